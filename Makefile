@@ -1,0 +1,55 @@
+# `make` lists the targets. Each says what it needs itself; on a fresh Debian or Ubuntu, root needs only
+# `make`.
+
+SHELL := bash
+MAKEFLAGS += --no-print-directory
+BIN := .venv/bin
+
+# More words for the program behind a target: make test ARGS="tests/unit -k redact"
+ARGS ?=
+
+.PHONY: help setup demo test check format schema bench wheel wheelhouse image lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## make .venv with the pinned dependencies and an editable install
+	@scripts/setup
+
+demo: setup ## watch real work run through a real PostgreSQL and a real Docker engine
+	@scripts/engine run deploy/demo/run $(ARGS)
+
+test: check ## the checks and all tests
+	@scripts/engine run $(BIN)/pytest -n auto --dist loadgroup --cov --cov-report term $(ARGS)
+
+check: setup ## lint, format, types, import direction
+	@$(BIN)/ruff check --quiet
+	@$(BIN)/ruff format --check --quiet
+	@$(BIN)/mypy --no-error-summary
+	@mkdir -p build && { $(BIN)/lint-imports > build/imports.log || { cat build/imports.log; exit 1; }; }
+
+format: setup ## put the Python files into the format that the check wants
+	@$(BIN)/ruff check --quiet --fix
+	@$(BIN)/ruff format --quiet
+
+schema: setup ## write what the tests and `db verify` expect of the schema; then review the diff
+	@$(BIN)/python -m tests.support.schema
+
+bench: setup ## measure what a run costs beyond the bare engine, and log lines per second
+	@scripts/engine run $(BIN)/python -m tests.bench $(ARGS)
+
+wheel: setup ## build the wheel into dist/
+	@$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	@ls dist/*.whl
+
+wheelhouse: setup ## collect in build/wheels what the image installs
+	@scripts/wheelhouse
+
+image: setup ## build the worker's image: make image BASE=python:3.12-slim ARGS=ops-worker:mine
+	@scripts/engine run scripts/image $(ARGS)
+
+lock: ## pin the newest dependencies into requirements/*.txt
+	@scripts/lock
+
+clean: ## remove what make made here (images stay)
+	rm -rf .venv build dist .coverage .coverage.* .*_cache .hypothesis

@@ -1,0 +1,72 @@
+# shellcheck shell=bash
+# What the scripts share; each sources it first. Messages go to stderr, so that stdout is the script's answer.
+
+set -euo pipefail
+
+# A root shell by `su`, or a service's, may lack these.
+PATH="${PATH:+$PATH:}/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+export PATH
+
+# shellcheck disable=SC2034  # the scripts use it
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+# What the worker's SDK uses; it knows no `docker context`, so the command line must not either.
+export DOCKER_HOST="${DOCKER_HOST:-unix:///var/run/docker.sock}"
+
+say() { printf '%s\n' "$*" >&2; }
+
+die() {
+    say "$(basename "$0"): $*"
+    exit 1
+}
+
+have() { command -v "$1" > /dev/null 2>&1; }
+
+is_root() { [ "$(id -u)" = 0 ]; }
+
+has_apt() { have apt-get && have dpkg; }
+
+# Where this user's scripts keep locks and remembered answers; two checkouts share it.
+state_folder() {
+    local folder
+    if is_root; then
+        folder=/run/ops-worker-dev
+    else
+        folder=${XDG_RUNTIME_DIR:-${TMPDIR:-/tmp}}/ops-worker-dev-$(id -u)
+    fi
+    [ -d "$folder" ] || mkdir -m 700 "$folder" 2> /dev/null || true
+    [ -O "$folder" ] || die "$folder belongs to somebody else"
+    printf '%s\n' "$folder"
+}
+
+# apt_install PACKAGE...: installs without recommends, and shows what apt said only when it failed.
+# The lists are fetched only where a package is not known or can no longer be downloaded.
+apt_install() {
+    local log
+    log=$(mktemp)
+    say "installing $* (apt)"
+    if ! apt_get "$log" install "$@"; then
+        if ! apt_get "$log" update || ! apt_get "$log" install "$@"; then
+            tail -n 20 "$log" >&2
+            rm -f "$log"
+            return 1
+        fi
+    fi
+    rm -f "$log"
+}
+
+apt_get() {
+    local log=$1
+    shift
+    DEBIAN_FRONTEND=noninteractive NEEDRESTART_MODE=l apt-get -q -y --no-install-recommends \
+        -o DPkg::Lock::Timeout=300 "$@" < /dev/null >> "$log" 2>&1 9>&-
+}
+
+# os_release FIELD: a value of os-release, empty where there is none.
+os_release() {
+    (
+        # shellcheck disable=SC1091
+        [ ! -r /etc/os-release ] || . /etc/os-release
+        printf '%s\n' "${!1:-}"
+    )
+}

@@ -1,0 +1,209 @@
+-- The nine tables of the control plane, and the machinery behind them.
+--
+-- A project has workflows; queueing a workflow makes a run, and one run is one attempt. Whatever a run tells
+-- goes into three tables of its own: run_events (what happened to it), run_logs (what its container printed),
+-- run_artifacts (what it left). tools says which image a workflow runs in, upgrade_advisories what to mind
+-- between two versions, project_memberships who may see and do what. The schema ops holds exactly these nine
+-- tables; counters, leases and the registry of workers live in ops_private, which no API exposes.
+
+create schema if not exists ops;
+create schema if not exists ops_private;
+
+create table ops.projects (
+    id uuid primary key default gen_random_uuid(),
+    workspace_key text not null unique,
+    slug text not null unique,
+    name text not null,
+    description text,
+    odoo_version text not null,
+    status text not null default 'active' check (status in ('active', 'archived')),
+    config jsonb not null default '{}' check (jsonb_typeof(config) = 'object'),
+    created_at timestamptz not null default now(),
+    updated_at timestamptz not null default now()
+);
+
+create table ops.workflows (
+    id uuid primary key default gen_random_uuid(),
+    project_id uuid not null references ops.projects (id) on delete cascade,
+    workflow_type text not null check (workflow_type in ('build', 'test', 'deploy', 'backup', 'upgrade')),
+    name text not null,
+    description text,
+    enabled boolean not null default true,
+    git_ref text,
+    git_commit text,
+    config jsonb not null default '{}' check (jsonb_typeof(config) = 'object'),
+    created_at timestamptz not null default now(),
+    updated_at timestamptz not null default now(),
+    unique (project_id, workflow_type, name),
+    unique (project_id, id)
+);
+
+create table ops.runs (
+    id uuid primary key default gen_random_uuid(),
+    project_id uuid not null references ops.projects (id) on delete cascade,
+    workflow_id uuid not null,
+    run_number integer not null check (run_number > 0),
+    idempotency_key text unique,
+    status text not null default 'queued'
+        check (status in ('queued', 'claimed', 'running', 'succeeded', 'failed', 'canceled')),
+    claimed_by text,
+    claimed_at timestamptz,
+    started_at timestamptz,
+    finished_at timestamptz,
+    exit_code integer,
+    error_message text,
+    metadata jsonb not null default '{}' check (jsonb_typeof(metadata) = 'object'),
+    created_at timestamptz not null default now(),
+    updated_at timestamptz not null default now(),
+    priority integer not null default 0,
+    labels text[] not null default '{}',
+    concurrency_key text,
+    scheduled_at timestamptz,
+    cancel_requested_at timestamptz,
+    claim_count integer not null default 0 check (claim_count >= 0),
+    claimed_instance uuid,
+    created_by uuid,
+    retry_of uuid references ops.runs (id) on delete set null,
+    attempt integer not null default 1 check (attempt > 0),
+    reason text,
+    unique (project_id, run_number),
+    constraint runs_workflow_of_project_fkey foreign key (project_id, workflow_id)
+        references ops.workflows (project_id, id) on delete cascade
+);
+
+comment on column ops.runs.run_number is 'Counts 1, 2, 3 and so on within the project, without gaps.';
+comment on column ops.runs.scheduled_at is 'Not before this time; null: due now. What is due is set to null.';
+comment on column ops.runs.claim_count is 'How often the run was claimed or adopted and not released.';
+comment on column ops.runs.created_by is 'The signed-in user who queued the run; null for machines.';
+comment on column ops.runs.reason is 'One word: why the last change of status happened.';
+
+-- project_id repeats what the run says, so that row policies need no join; a trigger fills it.
+create table ops.run_events (
+    id uuid primary key default gen_random_uuid(),
+    run_id uuid not null references ops.runs (id) on delete cascade,
+    event_type text not null check (event_type in ('state_change', 'error', 'warning', 'info')),
+    message text not null,
+    payload jsonb not null default '{}' check (jsonb_typeof(payload) = 'object'),
+    created_at timestamptz not null default now(),
+    seq bigint generated always as identity,
+    project_id uuid not null
+);
+
+create table ops.run_artifacts (
+    id uuid primary key default gen_random_uuid(),
+    run_id uuid not null references ops.runs (id) on delete cascade,
+    artifact_key text not null,
+    artifact_url text not null,
+    content_type text,
+    size_bytes bigint,
+    checksum text,
+    expires_at timestamptz,
+    metadata jsonb not null default '{}' check (jsonb_typeof(metadata) = 'object'),
+    created_at timestamptz not null default now(),
+    project_id uuid not null,
+    unique (run_id, artifact_key)
+);
+
+-- Lines of the container's journal are numbered from 1; lines that carry no number of their own take one from
+-- this sequence, whose first value no journal reaches (2^40).
+create sequence ops_private.run_log_seq as bigint start with 1099511627776 minvalue 1099511627776;
+
+create table ops.run_logs (
+    run_id uuid not null references ops.runs (id) on delete cascade,
+    seq bigint not null default nextval('ops_private.run_log_seq') check (seq > 0),
+    log_level text not null check (log_level in ('debug', 'info', 'warn', 'error')),
+    message text not null check (octet_length(message) <= 65600),
+    metadata jsonb not null default '{}' check (jsonb_typeof(metadata) = 'object'),
+    "timestamp" timestamptz not null default now(),
+    stream text check (stream in ('stdout', 'stderr')),
+    created_at timestamptz not null default now(),
+    project_id uuid not null,
+    primary key (run_id, seq)
+);
+
+comment on column ops.run_logs."timestamp" is 'When the line was written, not when it was stored.';
+comment on column ops.run_logs.seq is
+    'Number of the line in the container''s journal; from 2^40 on: of none.';
+
+create table ops.tools (
+    id uuid primary key default gen_random_uuid(),
+    tool_name text not null,
+    version text not null,
+    docker_image text not null,
+    config jsonb not null default '{}' check (jsonb_typeof(config) = 'object'),
+    created_at timestamptz not null default now(),
+    updated_at timestamptz not null default now(),
+    unique (tool_name, version)
+);
+
+create table ops.upgrade_advisories (
+    id uuid primary key default gen_random_uuid(),
+    from_version text not null,
+    to_version text not null,
+    severity text not null check (severity in ('low', 'medium', 'high', 'critical')),
+    title text not null,
+    description text,
+    migration_guide text,
+    affects_modules text[] not null default '{}',
+    created_at timestamptz not null default now(),
+    updated_at timestamptz not null default now()
+);
+
+create table ops.project_memberships (
+    id uuid primary key default gen_random_uuid(),
+    project_id uuid not null references ops.projects (id) on delete cascade,
+    user_id uuid not null,
+    role text not null check (role in ('owner', 'admin', 'developer', 'viewer')),
+    created_at timestamptz not null default now(),
+    updated_at timestamptz not null default now(),
+    unique (project_id, user_id)
+);
+
+-- A plain PostgreSQL has no auth.users.
+do $$
+begin
+    if pg_catalog.to_regclass('auth.users') is not null then
+        alter table ops.project_memberships
+            add constraint project_memberships_user_id_fkey
+            foreign key (user_id) references auth.users (id) on delete cascade;
+    end if;
+end
+$$;
+
+-- One row: which database this is, so that containers can be told apart on a shared engine.
+create table ops_private.control (
+    singleton boolean primary key default true check (singleton),
+    database_id uuid not null default gen_random_uuid()
+);
+
+insert into ops_private.control default values;
+
+-- The highest number given out, so that deleting a run never frees its number.
+create table ops_private.run_counters (
+    project_id uuid primary key references ops.projects (id) on delete cascade,
+    last integer not null check (last >= 0)
+);
+
+-- A row exists exactly while its run is claimed or running. Heartbeats change expires_at only, which no index
+-- holds, so they are cheap in-page updates.
+create table ops_private.leases (
+    run_id uuid primary key references ops.runs (id) on delete cascade,
+    worker_id text not null,
+    instance_id uuid,
+    db_role text not null,
+    engine_id text,
+    lease_seconds integer not null check (lease_seconds > 0),
+    expires_at timestamptz not null
+) with (fillfactor = 50);
+
+create table ops_private.workers (
+    worker_id text primary key,
+    instance_id uuid not null,
+    db_role text not null,
+    host_id text,
+    engine_id text,
+    version text,
+    labels text[] not null default '{}',
+    started_at timestamptz not null,
+    expires_at timestamptz not null
+) with (fillfactor = 50);

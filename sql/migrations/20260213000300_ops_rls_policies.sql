@@ -1,0 +1,165 @@
+-- Who may do what.
+--
+-- Four roles of the database meet here: anon may do nothing; authenticated, a signed-in user, sees the
+-- projects he is a member of and changes what his role there allows; ops_worker executes the worker functions
+-- and reads the two catalogues; service_role may do everything. Policies say which rows, column grants say
+-- which columns, function grants say which transitions. Policies ask ops_private.my_projects once per
+-- statement, not once per row: the form `= any (array(select ...))` is what makes that so.
+
+-- Supabase brings the first three roles. Two databases of one cluster may be migrated at once.
+do $$
+declare
+    v_role text;
+begin
+    foreach v_role in array '{anon,authenticated,service_role,ops_worker}'::text[] loop
+        if not exists (select from pg_catalog.pg_roles as r where r.rolname = v_role) then
+            begin
+                execute pg_catalog.format('create role %I nologin', v_role);
+            exception when duplicate_object or unique_violation then
+                null;
+            end;
+        end if;
+    end loop;
+end
+$$;
+
+-- Helper ----------------------------------------------------------------------------------------------------
+
+-- The projects in which the signed-in user has at least this role. It reads memberships with its owner's
+-- rights, so the policy of memberships can ask it without asking itself.
+create function ops_private.my_projects(p_role text default 'viewer') returns setof uuid
+language sql stable security definer set search_path = pg_catalog, pg_temp
+as $$
+    select m.project_id from ops.project_memberships as m
+    where m.user_id = ops.current_user_id()
+        and array_position('{viewer,developer,admin,owner}', m.role)
+            >= array_position('{viewer,developer,admin,owner}', p_role);
+$$;
+
+revoke execute on function ops_private.my_projects(text) from public;
+
+-- Policies: one permissive policy per table, action and role ------------------------------------------------
+
+alter table ops.projects enable row level security;
+alter table ops.workflows enable row level security;
+alter table ops.runs enable row level security;
+alter table ops.run_events enable row level security;
+alter table ops.run_artifacts enable row level security;
+alter table ops.run_logs enable row level security;
+alter table ops.tools enable row level security;
+alter table ops.upgrade_advisories enable row level security;
+alter table ops.project_memberships enable row level security;
+
+create policy members_read on ops.projects for select to authenticated
+    using (id = any (array(select ops_private.my_projects())));
+create policy owners_edit on ops.projects for update to authenticated
+    using (id = any (array(select ops_private.my_projects('owner'))))
+    with check (id = any (array(select ops_private.my_projects('owner'))));
+
+create policy members_read on ops.workflows for select to authenticated
+    using (project_id = any (array(select ops_private.my_projects())));
+create policy developers_create on ops.workflows for insert to authenticated
+    with check (project_id = any (array(select ops_private.my_projects('developer'))));
+create policy developers_edit on ops.workflows for update to authenticated
+    using (project_id = any (array(select ops_private.my_projects('developer'))))
+    with check (project_id = any (array(select ops_private.my_projects('developer'))));
+
+create policy members_read on ops.runs for select to authenticated
+    using (project_id = any (array(select ops_private.my_projects())));
+create policy developers_create on ops.runs for insert to authenticated
+    with check (status = 'queued' and project_id = any (array(select ops_private.my_projects('developer'))));
+
+create policy members_read on ops.run_events for select to authenticated
+    using (project_id = any (array(select ops_private.my_projects())));
+create policy members_read on ops.run_artifacts for select to authenticated
+    using (project_id = any (array(select ops_private.my_projects())));
+create policy members_read on ops.run_logs for select to authenticated
+    using (project_id = any (array(select ops_private.my_projects())));
+
+create policy users_read on ops.tools for select to authenticated using (true);
+create policy workers_read on ops.tools for select to ops_worker using (true);
+create policy users_read on ops.upgrade_advisories for select to authenticated using (true);
+create policy workers_read on ops.upgrade_advisories for select to ops_worker using (true);
+
+-- An admin manages everybody but owners, and makes none: neither of others nor of himself.
+create policy members_read on ops.project_memberships for select to authenticated
+    using (project_id = any (array(select ops_private.my_projects())));
+create policy admins_add on ops.project_memberships for insert to authenticated
+    with check (
+        project_id = any (array(select ops_private.my_projects('owner')))
+        or (role <> 'owner' and project_id = any (array(select ops_private.my_projects('admin')))));
+create policy admins_change on ops.project_memberships for update to authenticated
+    using (
+        project_id = any (array(select ops_private.my_projects('owner')))
+        or (role <> 'owner' and project_id = any (array(select ops_private.my_projects('admin')))))
+    with check (
+        project_id = any (array(select ops_private.my_projects('owner')))
+        or (role <> 'owner' and project_id = any (array(select ops_private.my_projects('admin')))));
+create policy admins_remove on ops.project_memberships for delete to authenticated
+    using (
+        project_id = any (array(select ops_private.my_projects('owner')))
+        or (role <> 'owner' and project_id = any (array(select ops_private.my_projects('admin')))));
+
+-- On Supabase service_role bypasses policies; on a plain PostgreSQL it need not.
+create policy service_all on ops.projects to service_role using (true) with check (true);
+create policy service_all on ops.workflows to service_role using (true) with check (true);
+create policy service_all on ops.runs to service_role using (true) with check (true);
+create policy service_all on ops.run_events to service_role using (true) with check (true);
+create policy service_all on ops.run_artifacts to service_role using (true) with check (true);
+create policy service_all on ops.run_logs to service_role using (true) with check (true);
+create policy service_all on ops.tools to service_role using (true) with check (true);
+create policy service_all on ops.upgrade_advisories to service_role using (true) with check (true);
+create policy service_all on ops.project_memberships to service_role using (true) with check (true);
+
+-- Grants ----------------------------------------------------------------------------------------------------
+
+revoke all on
+    ops.projects, ops.workflows, ops.runs, ops.run_events, ops.run_artifacts, ops.run_logs, ops.tools,
+    ops.upgrade_advisories, ops.project_memberships
+from public, anon, authenticated, service_role, ops_worker;
+
+grant usage on schema ops to authenticated, service_role, ops_worker;
+
+grant select on
+    ops.projects, ops.workflows, ops.runs, ops.run_events, ops.run_artifacts, ops.run_logs, ops.tools,
+    ops.upgrade_advisories, ops.project_memberships
+to authenticated;
+
+-- Never a column whose unique key, or whose move, would reach into other projects; never one that chooses a
+-- host.
+grant update (name, description, odoo_version, status, config) on ops.projects to authenticated;
+grant insert (project_id, workflow_type, name, description, enabled, git_ref, git_commit, config),
+    update (workflow_type, name, description, enabled, git_ref, git_commit, config)
+    on ops.workflows to authenticated;
+grant insert (project_id, workflow_id, status, metadata) on ops.runs to authenticated;
+grant insert (project_id, user_id, role), update (role), delete on ops.project_memberships to authenticated;
+
+grant select on ops.tools, ops.upgrade_advisories to ops_worker;
+
+grant select, insert, update, delete on
+    ops.projects, ops.workflows, ops.runs, ops.run_artifacts, ops.run_logs, ops.tools,
+    ops.upgrade_advisories, ops.project_memberships
+to service_role;
+grant select, insert on ops.run_events to service_role;
+grant usage on sequence ops_private.run_log_seq to service_role;
+
+grant execute on function
+    ops_private.my_projects(text), ops_private.cancel_run(uuid, text),
+    ops.current_user_id(), ops.current_user_role(uuid), ops.cancel_run(uuid, text), ops.list_queued_runs()
+to authenticated, service_role;
+
+grant execute on function
+    ops.claim_next_run(text, uuid, text[], integer, text),
+    ops.start_workflow_run(uuid, text, uuid),
+    ops.complete_workflow_run(uuid, integer, text, text, uuid, text, jsonb),
+    ops.release_run(uuid, text, uuid),
+    ops.append_run_log(uuid, text, text, jsonb, text, uuid),
+    ops.append_run_logs(uuid, text, uuid, bigint[], text[], text[], text[], timestamptz[]),
+    ops.add_run_artifact(uuid, text, text, text, bigint, text, timestamptz, jsonb, text, uuid),
+    ops.add_run_event(uuid, text, text, jsonb, text, uuid),
+    ops.register_worker(text, uuid, text, text, text, text[], integer, boolean),
+    ops.unregister_worker(text, uuid),
+    ops.heartbeat(text, uuid, integer),
+    ops.adopt_run(uuid, text, uuid, text, integer),
+    ops.reap()
+to ops_worker, service_role;

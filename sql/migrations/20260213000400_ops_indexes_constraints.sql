@@ -1,0 +1,356 @@
+-- What keeps the data true and fast: format constraints, invariants of a run, indexes, and the triggers.
+--
+-- Whoever inserts or updates a row of ops.runs, by a function or directly, passes the triggers below. Before
+-- an insert a run gets its number and what its workflow's configuration says of queueing; before a change of
+-- status the transition is checked and the columns that belong to the new state are filled; after either, the
+-- event is written, the lease row is kept in step, and sleeping workers are notified.
+--
+-- SQLSTATEs: OPS01 a transition that is not allowed, OPS02 an append-only table, OPS03 the last owner of a
+-- project.
+
+-- Formats ---------------------------------------------------------------------------------------------------
+
+alter table ops.projects
+    add constraint projects_workspace_key_format check (workspace_key ~ '^[a-z0-9_]+$'),
+    add constraint projects_slug_format check (slug ~ '^[a-z0-9-]+$'),
+    add constraint projects_odoo_version_format check (odoo_version ~ '^\d+\.\d+$');
+
+alter table ops.run_artifacts
+    add constraint run_artifacts_key_format check (
+        octet_length(artifact_key) <= 1024
+        and artifact_key !~ '[[:cntrl:]]'
+        and artifact_key !~ '(^|/)\.{0,2}(/|$)'),
+    add constraint run_artifacts_url_format check (artifact_url <> ''),
+    add constraint run_artifacts_checksum_format check (checksum ~ '^sha256:[0-9a-f]{64}$'),
+    add constraint run_artifacts_size_not_negative check (size_bytes >= 0);
+
+-- Invariants of a run ---------------------------------------------------------------------------------------
+
+alter table ops.runs
+    add constraint runs_finished_at_iff_final check (
+        (finished_at is not null) = (status in ('succeeded', 'failed', 'canceled'))),
+    add constraint runs_queued_is_unclaimed check (
+        status <> 'queued'
+        or (claimed_by is null and claimed_at is null and claimed_instance is null and started_at is null)),
+    add constraint runs_claimed_names_worker check (
+        status not in ('claimed', 'running') or (claimed_by is not null and claimed_at is not null)),
+    add constraint runs_claimed_not_started check (status <> 'claimed' or started_at is null),
+    add constraint runs_started_at check (
+        status not in ('running', 'succeeded', 'failed') or started_at is not null),
+    add constraint runs_exit_code_of_finished check (exit_code is null or finished_at is not null),
+    add constraint runs_succeeded_exited_zero check (
+        status <> 'succeeded' or exit_code is not distinct from 0),
+    add constraint runs_scheduled_is_unclaimed check (scheduled_at is null or claimed_at is null),
+    add constraint runs_claimed_by_not_empty check (claimed_by <> ''),
+    add constraint runs_labels_hold_no_null check (array_position(labels, null) is null),
+    add constraint runs_concurrency_key_length check (length(concurrency_key) between 1 and 200),
+    add constraint runs_reason_is_a_word check (reason ~ '^[a-z][a-z0-9_]{0,62}$'),
+    add constraint runs_retry_is_later_attempt check (retry_of is null or attempt > 1);
+
+-- Indexes ---------------------------------------------------------------------------------------------------
+
+-- The claim reads the first entry. Runs that are not due yet are not in it: a million of them would cost it
+-- 99 %.
+create index runs_claim_idx on ops.runs (priority desc, created_at, run_number)
+    where status = 'queued' and scheduled_at is null;
+create index runs_scheduled_idx on ops.runs (scheduled_at)
+    where status = 'queued' and scheduled_at is not null;
+-- At most one active run per concurrency key; runs without a key do not collide, since nulls are distinct.
+create unique index runs_concurrency_idx on ops.runs (project_id, concurrency_key)
+    where status in ('claimed', 'running');
+create index runs_workflow_idx on ops.runs (workflow_id);
+create index runs_retry_of_idx on ops.runs (retry_of) where retry_of is not null;
+create index run_events_run_idx on ops.run_events (run_id, seq);
+-- Only the beginning of a line: to_tsvector takes quadratic time for some texts (26 s for one of 64 KiB).
+create index run_logs_message_idx on ops.run_logs using gin (to_tsvector('simple', left(message, 1000)));
+create index project_memberships_user_idx on ops.project_memberships (user_id);
+
+-- updated_at ------------------------------------------------------------------------------------------------
+
+create function ops_private.touch_updated_at() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+    new.updated_at := ops_private.current_time();
+    return new;
+end
+$$;
+
+create trigger touch_updated_at before update on ops.projects
+    for each row execute function ops_private.touch_updated_at();
+create trigger touch_updated_at before update on ops.workflows
+    for each row execute function ops_private.touch_updated_at();
+create trigger touch_updated_at before update on ops.runs
+    for each row execute function ops_private.touch_updated_at();
+create trigger touch_updated_at before update on ops.tools
+    for each row execute function ops_private.touch_updated_at();
+create trigger touch_updated_at before update on ops.upgrade_advisories
+    for each row execute function ops_private.touch_updated_at();
+create trigger touch_updated_at before update on ops.project_memberships
+    for each row execute function ops_private.touch_updated_at();
+
+-- A run is queued -------------------------------------------------------------------------------------------
+
+-- Numbers the run and copies what its workflow says of queueing. What a before trigger writes stays written when
+-- `on conflict do nothing` then skips the row; so this one only locks the counter and looks, and count_runs moves
+-- the counter when the rows are there.
+create function ops_private.prepare_run() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_config jsonb;
+    v_last integer;
+begin
+    -- The policy says the same, but only after this trigger: without this check a stranger could tell from
+    -- the error or from a wait whether a project exists.
+    if not ops_private.trusted()
+        and new.project_id <> all (array(select ops_private.my_projects('developer'))) then
+        raise exception 'new row violates row-level security policy for table "runs"'
+            using errcode = 'insufficient_privilege';
+    end if;
+    if new.status <> 'queued' then
+        raise exception 'a run begins as queued, not as %', new.status using errcode = 'OPS01';
+    end if;
+    if ops_private.caller() = 'authenticated' then
+        new.created_by := ops.current_user_id();
+    end if;
+
+    perform from ops.projects as p where p.id = new.project_id for key share;
+    if not found then
+        new.run_number := 1;
+        return new;  -- and let the foreign key say so
+    end if;
+    select c.last into v_last from ops_private.run_counters as c
+    where c.project_id = new.project_id
+    for update;
+    if not found then
+        insert into ops_private.run_counters as c (project_id, last) values (new.project_id, 0)
+        on conflict (project_id) do update set last = c.last
+        returning c.last into v_last;
+    end if;
+    -- rows of the same statement are above the counter
+    select r.run_number into new.run_number from ops.runs as r
+    where r.project_id = new.project_id
+    order by r.run_number desc limit 1;
+    new.run_number := greatest(v_last, new.run_number) + 1;
+
+    select w.config into v_config from ops.workflows as w
+    where w.id = new.workflow_id and w.project_id = new.project_id;
+    if new.priority = 0 and jsonb_typeof(v_config -> 'priority') = 'number' then
+        new.priority := least(greatest((v_config ->> 'priority')::numeric, -2147483648), 2147483647);
+    end if;
+    if new.labels = '{}' and jsonb_typeof(v_config -> 'labels') = 'array' then
+        new.labels := array(
+            select e.label from jsonb_array_elements_text(v_config -> 'labels') as e (label)
+            where e.label is not null);
+    end if;
+    if new.concurrency_key is null and jsonb_typeof(v_config -> 'concurrency_key') = 'string' then
+        new.concurrency_key := nullif(left(v_config ->> 'concurrency_key', 200), '');
+    end if;
+    return new;
+end
+$$;
+
+create trigger prepare_run before insert on ops.runs
+    for each row execute function ops_private.prepare_run();
+
+-- Once per statement: moving the counter for each row would make an insert of many runs quadratic.
+create function ops_private.count_runs() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+    update ops_private.run_counters as c set last = f.last
+    from (select i.project_id, max(i.run_number) as last from inserted as i group by i.project_id) as f
+    where c.project_id = f.project_id;
+    return null;
+end
+$$;
+
+create trigger count_runs after insert on ops.runs
+    referencing new table as inserted
+    for each statement execute function ops_private.count_runs();
+
+-- The status changes ----------------------------------------------------------------------------------------
+
+-- An update that leaves the status alone passes, in final states too.
+create function ops_private.enforce_run_status_transition() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_now constant timestamptz := ops_private.current_time();
+begin
+    if new.project_id <> old.project_id or new.run_number <> old.run_number then
+        raise exception 'a run keeps its project and its number' using errcode = 'OPS01';
+    end if;
+    if new.status = old.status then
+        return new;
+    end if;
+    if (old.status, new.status) not in (
+        ('queued', 'claimed'), ('queued', 'canceled'),
+        ('claimed', 'running'), ('claimed', 'queued'), ('claimed', 'canceled'),
+        ('running', 'succeeded'), ('running', 'failed'), ('running', 'canceled')
+    ) then
+        raise exception 'run % may not change from % to %', old.id, old.status, new.status
+            using errcode = 'OPS01';
+    end if;
+
+    if new.status = 'queued' then
+        new.claimed_by := null;
+        new.claimed_at := null;
+        new.claimed_instance := null;
+    elsif new.status = 'claimed' then
+        new.claimed_by := coalesce(new.claimed_by, ops_private.caller());
+        new.claimed_at := coalesce(new.claimed_at, v_now);
+        new.claim_count := old.claim_count + 1;
+        new.scheduled_at := null;
+    elsif new.status = 'running' then
+        new.started_at := coalesce(new.started_at, v_now);
+    else
+        new.finished_at := coalesce(new.finished_at, v_now);
+        if new.status = 'succeeded' then
+            new.exit_code := coalesce(new.exit_code, 0);
+        end if;
+    end if;
+    if new.reason is not distinct from old.reason then
+        new.reason := case when ops_private.is_final(new.status) then new.status end;
+    end if;
+    return new;
+end
+$$;
+
+create trigger enforce_run_status_transition before update on ops.runs
+    for each row execute function ops_private.enforce_run_status_transition();
+
+-- Writes the event, keeps the lease row in step, and wakes whom it concerns: ops_queue when a run can be
+-- claimed that could not before, ops_cancel when the run's worker should stop it. Equal notifications of one
+-- transaction are one.
+create function ops_private.record_run_change() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if tg_op = 'INSERT' then
+        perform ops_private.add_event(
+            new.id, 'info', 'queued', jsonb_build_object('actor', ops_private.actor()));
+        if new.scheduled_at is null then
+            perform pg_notify('ops_queue', '');
+        end if;
+        return null;
+    end if;
+
+    if new.status <> old.status then
+        perform ops_private.add_event(
+            new.id, 'state_change', format('%s -> %s', old.status, new.status),
+            jsonb_strip_nulls(jsonb_build_object(
+                'previous_status', old.status, 'new_status', new.status, 'actor', ops_private.actor(),
+                'worker_id', coalesce(new.claimed_by, old.claimed_by), 'reason', new.reason,
+                'exit_code', new.exit_code)));
+        if new.status = 'claimed' then
+            -- a claim by function has written its lease already
+            insert into ops_private.leases
+                (run_id, worker_id, instance_id, db_role, lease_seconds, expires_at)
+            values (new.id, new.claimed_by, new.claimed_instance, ops_private.caller(), 300,
+                ops_private.current_time() + interval '300 seconds')
+            on conflict (run_id) do nothing;
+        elsif new.status <> 'running' then
+            delete from ops_private.leases as l where l.run_id = new.id;
+        end if;
+    end if;
+
+    if (new.status = 'queued' and new.scheduled_at is null)
+        or (old.status in ('claimed', 'running') and new.concurrency_key is not null
+            and new.status not in ('claimed', 'running')) then
+        perform pg_notify('ops_queue', '');
+    end if;
+    if old.status in ('claimed', 'running') and (
+        (new.status = 'running' and old.cancel_requested_at is null and new.cancel_requested_at is not null)
+        or (new.status = 'canceled' and old.cancel_requested_at is null)) then
+        perform pg_notify('ops_cancel', new.id::text);
+    end if;
+    return null;
+end
+$$;
+
+create trigger record_run_change
+    after insert or update of status, scheduled_at, cancel_requested_at on ops.runs
+    for each row execute function ops_private.record_run_change();
+
+-- What belongs to a run -------------------------------------------------------------------------------------
+
+create function ops_private.set_project_of_run() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+    select r.project_id into new.project_id from ops.runs as r where r.id = new.run_id;
+    if new.project_id is null then
+        raise exception 'there is no run %', new.run_id using errcode = 'foreign_key_violation';
+    end if;
+    return new;
+end
+$$;
+
+create trigger set_project_of_run before insert on ops.run_events
+    for each row execute function ops_private.set_project_of_run();
+create trigger set_project_of_run before insert or update of run_id, project_id on ops.run_artifacts
+    for each row execute function ops_private.set_project_of_run();
+-- the hot table: a batch names the project itself, and the trigger costs it nothing
+create trigger set_project_of_run before insert on ops.run_logs
+    for each row when (new.project_id is null) execute function ops_private.set_project_of_run();
+
+-- Events are append-only: they go with their run, or by ops_private.prune_run_events.
+create function ops_private.keep_run_events() returns trigger
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if tg_op = 'DELETE' and (
+        pg_trigger_depth() > 1
+        or (current_setting('ops.prune_run_events', true) = 'on'
+            and current_user = (select pg_get_userbyid(c.relowner) from pg_class as c where c.oid = tg_relid))
+    ) then
+        return old;
+    end if;
+    raise exception 'ops.run_events is append-only: % refused', lower(tg_op) using errcode = 'OPS02';
+end
+$$;
+
+create trigger keep_run_events before update or delete on ops.run_events
+    for each row execute function ops_private.keep_run_events();
+create trigger keep_all_run_events before truncate on ops.run_events
+    for each statement execute function ops_private.keep_run_events();
+
+-- Memberships -----------------------------------------------------------------------------------------------
+
+-- A project keeps an owner, unless it goes itself. The lock makes two owners who remove each other take
+-- turns.
+create function ops_private.keep_an_owner() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform from ops.projects as p where p.id = old.project_id for no key update;
+    if found and not exists (
+        select from ops.project_memberships as m where m.project_id = old.project_id and m.role = 'owner'
+    ) then
+        raise exception 'a project keeps at least one owner' using errcode = 'OPS03';
+    end if;
+    return null;
+end
+$$;
+
+create trigger keep_an_owner after delete or update on ops.project_memberships
+    for each row when (old.role = 'owner') execute function ops_private.keep_an_owner();
+
+revoke execute on all functions in schema ops_private from public;
+
+-- Realtime --------------------------------------------------------------------------------------------------
+
+-- Only where Supabase's publication exists and this role may change it.
+do $$
+begin
+    if exists (
+        select from pg_catalog.pg_publication as p
+        where p.pubname = 'supabase_realtime' and not p.puballtables
+            and pg_catalog.pg_has_role(current_user, p.pubowner, 'usage')
+    ) then
+        alter publication supabase_realtime add table ops.runs, ops.run_events;
+    end if;
+end
+$$;

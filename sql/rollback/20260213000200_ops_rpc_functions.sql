@@ -1,0 +1,35 @@
+-- Takes back the functions.
+--
+-- Lost: nothing that is stored. Workers and users cannot do anything until this migration is applied again.
+
+drop function
+    ops.current_user_role(uuid),
+    ops.claim_next_run(text, uuid, text[], integer, text),
+    ops.start_workflow_run(uuid, text, uuid),
+    ops.complete_workflow_run(uuid, integer, text, text, uuid, text, jsonb),
+    ops.release_run(uuid, text, uuid),
+    ops.append_run_log(uuid, text, text, jsonb, text, uuid),
+    ops.append_run_logs(uuid, text, uuid, bigint[], text[], text[], text[], timestamptz[]),
+    ops.add_run_artifact(uuid, text, text, text, bigint, text, timestamptz, jsonb, text, uuid),
+    ops.add_run_event(uuid, text, text, jsonb, text, uuid),
+    ops.register_worker(text, uuid, text, text, text, text[], integer, boolean),
+    ops.unregister_worker(text, uuid),
+    ops.heartbeat(text, uuid, integer),
+    ops.adopt_run(uuid, text, uuid, text, integer),
+    ops.reap(),
+    ops.cancel_run(uuid, text),
+    ops.list_queued_runs(),
+    ops.current_user_id(),
+    ops_private.cancel_run(uuid, text),
+    ops_private.prune_run_events(timestamptz),
+    ops_private.wake_scheduled_runs(),
+    ops_private.run_payload(uuid),
+    ops_private.check_run(uuid, text, uuid, text[], boolean),
+    ops_private.owns(ops_private.leases, text, uuid),
+    ops_private.add_event(uuid, text, text, jsonb),
+    ops_private.is_final(text),
+    ops_private.refusal(text, text),
+    ops_private.actor(),
+    ops_private.trusted(),
+    ops_private.caller(),
+    ops_private.current_time();

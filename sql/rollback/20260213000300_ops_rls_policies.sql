@@ -1,0 +1,59 @@
+-- Takes back the policies and the grants.
+--
+-- Lost: nothing that is stored, but nobody except the owner can use the schema until this migration is
+-- applied again. The roles anon, authenticated, service_role and ops_worker stay: roles belong to the whole
+-- cluster, and another database may use them. So do roles that were given ops_worker.
+
+revoke all on schema ops from authenticated, service_role, ops_worker;
+revoke all on
+    ops.projects, ops.workflows, ops.runs, ops.run_events, ops.run_artifacts, ops.run_logs, ops.tools,
+    ops.upgrade_advisories, ops.project_memberships
+from authenticated, service_role, ops_worker;
+revoke all on sequence ops_private.run_log_seq from service_role;
+revoke execute on all functions in schema ops_private from authenticated, service_role;
+revoke execute on function
+    ops.current_user_id(), ops.current_user_role(uuid), ops.cancel_run(uuid, text), ops.list_queued_runs()
+from authenticated, service_role;
+revoke execute on function
+    ops.claim_next_run(text, uuid, text[], integer, text),
+    ops.start_workflow_run(uuid, text, uuid),
+    ops.complete_workflow_run(uuid, integer, text, text, uuid, text, jsonb),
+    ops.release_run(uuid, text, uuid),
+    ops.append_run_log(uuid, text, text, jsonb, text, uuid),
+    ops.append_run_logs(uuid, text, uuid, bigint[], text[], text[], text[], timestamptz[]),
+    ops.add_run_artifact(uuid, text, text, text, bigint, text, timestamptz, jsonb, text, uuid),
+    ops.add_run_event(uuid, text, text, jsonb, text, uuid),
+    ops.register_worker(text, uuid, text, text, text, text[], integer, boolean),
+    ops.unregister_worker(text, uuid),
+    ops.heartbeat(text, uuid, integer),
+    ops.adopt_run(uuid, text, uuid, text, integer),
+    ops.reap()
+from ops_worker, service_role;
+
+do $$
+declare
+    v_policy record;
+begin
+    for v_policy in
+        select p.tablename, p.policyname
+        from pg_catalog.pg_policies as p
+        where p.schemaname = 'ops' and p.tablename in (
+            'projects', 'workflows', 'runs', 'run_events', 'run_artifacts', 'run_logs', 'tools',
+            'upgrade_advisories', 'project_memberships')
+    loop
+        execute pg_catalog.format('drop policy %I on ops.%I', v_policy.policyname, v_policy.tablename);
+    end loop;
+end
+$$;
+
+alter table ops.projects disable row level security;
+alter table ops.workflows disable row level security;
+alter table ops.runs disable row level security;
+alter table ops.run_events disable row level security;
+alter table ops.run_artifacts disable row level security;
+alter table ops.run_logs disable row level security;
+alter table ops.tools disable row level security;
+alter table ops.upgrade_advisories disable row level security;
+alter table ops.project_memberships disable row level security;
+
+drop function ops_private.my_projects(text);

@@ -1,0 +1,77 @@
+-- Takes back the constraints, indexes and triggers.
+--
+-- Lost: nothing that is stored. But from here on nothing numbers new runs, checks transitions, writes events
+-- or keeps leases, so no worker may run until this migration is applied again or the rest is rolled back too.
+
+do $$
+begin
+    if exists (
+        select from pg_catalog.pg_publication as p
+        join pg_catalog.pg_publication_rel as t on t.prpubid = p.oid and t.prrelid = 'ops.runs'::regclass
+        where p.pubname = 'supabase_realtime' and pg_catalog.pg_has_role(current_user, p.pubowner, 'usage')
+    ) then
+        alter publication supabase_realtime drop table ops.runs, ops.run_events;
+    end if;
+end
+$$;
+
+drop trigger keep_an_owner on ops.project_memberships;
+drop trigger keep_all_run_events on ops.run_events;
+drop trigger keep_run_events on ops.run_events;
+drop trigger set_project_of_run on ops.run_logs;
+drop trigger set_project_of_run on ops.run_artifacts;
+drop trigger set_project_of_run on ops.run_events;
+drop trigger record_run_change on ops.runs;
+drop trigger enforce_run_status_transition on ops.runs;
+drop trigger count_runs on ops.runs;
+drop trigger prepare_run on ops.runs;
+drop trigger touch_updated_at on ops.projects;
+drop trigger touch_updated_at on ops.workflows;
+drop trigger touch_updated_at on ops.runs;
+drop trigger touch_updated_at on ops.tools;
+drop trigger touch_updated_at on ops.upgrade_advisories;
+drop trigger touch_updated_at on ops.project_memberships;
+
+drop function ops_private.keep_an_owner();
+drop function ops_private.keep_run_events();
+drop function ops_private.set_project_of_run();
+drop function ops_private.record_run_change();
+drop function ops_private.enforce_run_status_transition();
+drop function ops_private.count_runs();
+drop function ops_private.prepare_run();
+drop function ops_private.touch_updated_at();
+
+drop index ops.project_memberships_user_idx;
+drop index ops.run_logs_message_idx;
+drop index ops.run_events_run_idx;
+drop index ops.runs_retry_of_idx;
+drop index ops.runs_workflow_idx;
+drop index ops.runs_concurrency_idx;
+drop index ops.runs_scheduled_idx;
+drop index ops.runs_claim_idx;
+
+alter table ops.runs
+    drop constraint runs_finished_at_iff_final,
+    drop constraint runs_queued_is_unclaimed,
+    drop constraint runs_claimed_names_worker,
+    drop constraint runs_claimed_not_started,
+    drop constraint runs_started_at,
+    drop constraint runs_exit_code_of_finished,
+    drop constraint runs_succeeded_exited_zero,
+    drop constraint runs_scheduled_is_unclaimed,
+    drop constraint runs_claimed_by_not_empty,
+    drop constraint runs_labels_hold_no_null,
+    drop constraint runs_concurrency_key_length,
+    drop constraint runs_reason_is_a_word,
+    drop constraint runs_retry_is_later_attempt;
+
+alter table ops.run_artifacts
+    drop constraint run_artifacts_key_format,
+    drop constraint run_artifacts_url_format,
+    drop constraint run_artifacts_checksum_format,
+    drop constraint run_artifacts_size_not_negative;
+
+alter table ops.projects
+    drop constraint projects_workspace_key_format,
+    drop constraint projects_slug_format,
+    drop constraint projects_odoo_version_format;

@@ -1,0 +1,79 @@
+"""Fixtures for every test directory: a database of its own for each test, on a real PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+import asyncpg
+import pytest
+import pytest_asyncio
+
+from tests.support.postgres import Cluster, Clusters
+
+Connect = Callable[..., Awaitable[asyncpg.Connection]]
+
+
+@pytest.fixture(scope="session")
+def clusters() -> Iterator[Clusters]:
+    """PostgreSQL servers by major version, one of each per test process at most."""
+    started = Clusters()
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="session")
+def cluster(clusters: Clusters) -> Cluster:
+    """The server that tests run on unless they ask for another: PostgreSQL 18, reached by socket."""
+    return clusters.get()
+
+
+@pytest.fixture(scope="session")
+def tcp_cluster() -> Iterator[Cluster]:
+    """A server on 127.0.0.1 and a free port, for tests that put something between themselves and it."""
+    with Cluster(listen="127.0.0.1") as started:
+        yield started
+
+
+@pytest.fixture
+def db_url(cluster: Cluster) -> Iterator[str]:
+    """URL of a new database that holds the migrations; dropped after the test."""
+    with cluster.database(cluster.template()) as name:
+        yield cluster.url(name)
+
+
+@pytest.fixture
+def empty_db_url(cluster: Cluster) -> Iterator[str]:
+    """URL of a new, empty database; dropped after the test."""
+    with cluster.database() as name:
+        yield cluster.url(name)
+
+
+@pytest_asyncio.fixture
+async def connect(request: pytest.FixtureRequest) -> AsyncIterator[Connect]:
+    """Open connections that end with the test.
+
+    ``await connect()`` is the superuser's on the test's database; ``url`` names another database, ``user``
+    logs in as another role, ``role`` switches to one that cannot log in; the rest is for ``asyncpg.connect``.
+    """
+    opened: list[asyncpg.Connection] = []
+
+    async def open_one(
+        url: str | None = None, *, user: str | None = None, role: str | None = None, **options: object
+    ) -> asyncpg.Connection:
+        target = url if url is not None else request.getfixturevalue("db_url")
+        login = {} if user is None else {"user": user}
+        connection = await asyncpg.connect(target, **login, **options)
+        opened.append(connection)
+        if role is not None:
+            await connection.execute(f'set role "{role}"')
+        return connection
+
+    yield open_one
+    for connection in opened:
+        connection.terminate()
+
+
+@pytest_asyncio.fixture
+async def db(db_url: str, connect: Connect) -> asyncpg.Connection:
+    """The superuser's connection to the test's database."""
+    return await connect(db_url)

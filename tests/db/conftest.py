@@ -1,0 +1,15 @@
+"""Fixtures for the tests of the SQL."""
+
+from __future__ import annotations
+
+import asyncpg
+import pytest_asyncio
+
+from tests.db.world import World, new_project, new_workflow
+
+
+@pytest_asyncio.fixture
+async def world(db: asyncpg.Connection) -> World:
+    """One project with one workflow in a database of its own."""
+    project = await new_project(db, "acme")
+    return World(db, project, await new_workflow(db, project))

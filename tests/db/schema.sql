@@ -1,0 +1,1638 @@
+-- What the migrations make, as pg_dump of PostgreSQL 18 shows it.
+-- Written by `make schema`; do not edit.
+
+CREATE SCHEMA ops;
+
+CREATE SCHEMA ops_private;
+
+CREATE FUNCTION ops.add_run_artifact(p_run_id uuid, p_artifact_key text, p_artifact_url text, p_content_type text DEFAULT NULL::text, p_size_bytes bigint DEFAULT NULL::bigint, p_checksum text DEFAULT NULL::text, p_expires_at timestamp with time zone DEFAULT NULL::timestamp with time zone, p_metadata jsonb DEFAULT '{}'::jsonb, p_worker_id text DEFAULT NULL::text, p_instance_id uuid DEFAULT NULL::uuid) RETURNS jsonb
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_refusal constant jsonb :=
+        ops_private.check_run(p_run_id, p_worker_id, p_instance_id, '{running}', true);
+    v_artifact_id uuid;
+begin
+    if v_refusal is not null then
+        return v_refusal;
+    end if;
+    begin
+        insert into ops.run_artifacts as a
+            (run_id, artifact_key, artifact_url, content_type, size_bytes, checksum, expires_at, metadata)
+        values (p_run_id, p_artifact_key, p_artifact_url, p_content_type, p_size_bytes, p_checksum,
+            p_expires_at, coalesce(p_metadata, '{}'))
+        on conflict (run_id, artifact_key) do update
+        set artifact_url = excluded.artifact_url, content_type = excluded.content_type,
+            size_bytes = excluded.size_bytes, checksum = excluded.checksum,
+            expires_at = excluded.expires_at, metadata = excluded.metadata
+        returning a.id into v_artifact_id;
+    exception when check_violation or not_null_violation then
+        return ops_private.refusal('bad_argument', sqlerrm);
+    end;
+    return jsonb_build_object('success', true, 'artifact_id', v_artifact_id);
+end
+$$;
+
+CREATE FUNCTION ops.add_run_event(p_run_id uuid, p_event_type text, p_message text, p_payload jsonb DEFAULT '{}'::jsonb, p_worker_id text DEFAULT NULL::text, p_instance_id uuid DEFAULT NULL::uuid) RETURNS jsonb
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_refusal jsonb;
+begin
+    if p_event_type is null or p_event_type not in ('error', 'warning', 'info') or p_message is null
+        or jsonb_typeof(coalesce(p_payload, '{}')) <> 'object' then
+        return ops_private.refusal(
+            'bad_argument', 'an event is an error, warning or info with a message and an object as payload');
+    end if;
+    v_refusal := ops_private.check_run(p_run_id, p_worker_id, p_instance_id, '{claimed,running}', true);
+    if v_refusal is not null then
+        return v_refusal;
+    end if;
+    return jsonb_build_object(
+        'success', true,
+        'event_id', ops_private.add_event(p_run_id, p_event_type, p_message, coalesce(p_payload, '{}')));
+end
+$$;
+
+CREATE FUNCTION ops.adopt_run(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_engine_id text, p_lease_seconds integer DEFAULT 300) RETURNS jsonb
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_now constant timestamptz := ops_private.current_time();
+    v_status text;
+    v_lease ops_private.leases;
+    v_code text;
+begin
+    select r.status into v_status from ops.runs as r where r.id = p_run_id for no key update;
+    select l.* into v_lease from ops_private.leases as l where l.run_id = p_run_id for update;
+    v_code := case
+        when coalesce(p_worker_id, '') = '' or p_instance_id is null
+            or (p_lease_seconds between 1 and 86400) is not true then 'bad_argument'
+        when v_status is null then 'not_found'
+        when ops_private.is_final(v_status) then 'final'
+        when v_status = 'queued' then 'not_claimed'
+        when v_lease.db_role <> ops_private.caller() and not ops_private.trusted() then 'not_owner'
+        when exists (
+            select from ops_private.workers as w
+            where w.worker_id = p_worker_id and w.instance_id <> p_instance_id and w.expires_at > v_now
+        ) then 'worker_id_taken'
+        when v_lease.worker_id = p_worker_id and v_lease.instance_id = p_instance_id then null
+        when v_lease.expires_at <= v_now
+            and (v_lease.engine_id = p_engine_id or v_lease.worker_id = p_worker_id) then null
+        when v_lease.worker_id = p_worker_id and v_lease.instance_id is not null and not exists (
+            select from ops_private.workers as w
+            where w.worker_id = v_lease.worker_id and w.instance_id = v_lease.instance_id
+                and w.expires_at > v_now
+        ) then null
+        else 'not_owner'
+    end;
+    if v_code is not null then
+        return jsonb_build_object(
+            'run_id', null, 'code', v_code, 'status', v_status,
+            'message', case v_code
+                when 'bad_argument' then 'a worker needs an id, an instance and a lease of 1 to 86400 seconds'
+                when 'not_found' then 'there is no such run'
+                when 'not_owner' then 'another worker holds the run'
+                when 'worker_id_taken' then 'another instance works under this worker id'
+                else format('the run is %s', v_status)
+            end);
+    end if;
+
+    update ops_private.leases as l
+    set worker_id = p_worker_id, instance_id = p_instance_id, db_role = ops_private.caller(),
+        engine_id = p_engine_id, lease_seconds = p_lease_seconds,
+        expires_at = v_now + make_interval(secs => p_lease_seconds)
+    where l.run_id = p_run_id;
+    if v_lease.instance_id is distinct from p_instance_id then
+        update ops.runs as r
+        set claimed_by = p_worker_id, claimed_instance = p_instance_id, claim_count = r.claim_count + 1
+        where r.id = p_run_id;
+        perform ops_private.add_event(p_run_id, 'info', 'adopted', jsonb_build_object(
+            'actor', ops_private.actor(), 'worker_id', p_worker_id,
+            'previous_worker_id', v_lease.worker_id));
+    end if;
+    return ops_private.run_payload(p_run_id);
+end
+$$;
+
+CREATE FUNCTION ops.append_run_log(p_run_id uuid, p_level text, p_message text, p_metadata jsonb DEFAULT '{}'::jsonb, p_worker_id text DEFAULT NULL::text, p_instance_id uuid DEFAULT NULL::uuid) RETURNS jsonb
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_refusal jsonb;
+    v_now constant timestamptz := ops_private.current_time();
+begin
+    if p_level is null or p_level not in ('debug', 'info', 'warn', 'error') then
+        return ops_private.refusal('bad_level', 'the level must be debug, info, warn or error');
+    end if;
+    if p_message is null or octet_length(p_message) > 65600
+        or jsonb_typeof(coalesce(p_metadata, '{}')) <> 'object' then
+        return ops_private.refusal(
+            'bad_argument', 'a log line has a message of at most 65600 bytes, and an object as metadata');
+    end if;
+    v_refusal := ops_private.check_run(p_run_id, p_worker_id, p_instance_id, '{running}', true);
+    if v_refusal is not null then
+        return v_refusal;
+    end if;
+    insert into ops.run_logs (run_id, project_id, log_level, message, metadata, "timestamp")
+    select r.id, r.project_id, p_level, p_message, coalesce(p_metadata, '{}'), v_now
+    from ops.runs as r where r.id = p_run_id;
+    return jsonb_build_object('success', true, 'timestamp', v_now);
+end
+$$;
+
+CREATE FUNCTION ops.append_run_logs(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_seqs bigint[], p_streams text[], p_levels text[], p_messages text[], p_timestamps timestamp with time zone[]) RETURNS jsonb
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_refusal constant jsonb :=
+        ops_private.check_run(p_run_id, p_worker_id, p_instance_id, '{running}', true);
+    v_count constant integer := cardinality(p_seqs);
+    v_project_id uuid;
+    v_stored integer;
+begin
+    if v_refusal is not null then
+        return v_refusal;
+    end if;
+    if (cardinality(p_streams) = v_count and cardinality(p_levels) = v_count
+        and cardinality(p_messages) = v_count and cardinality(p_timestamps) = v_count
+    ) is not true then
+        return ops_private.refusal(
+            'bad_argument', 'seqs, streams, levels, messages and timestamps differ in length');
+    end if;
+    if not p_levels <@ '{debug,info,warn,error}' then
+        return ops_private.refusal('bad_level', 'each level must be debug, info, warn or error');
+    end if;
+    if 1099511627776 <= any (p_seqs) then
+        return ops_private.refusal('bad_argument', 'line numbers end below 1099511627776');
+    end if;
+    select r.project_id into v_project_id from ops.runs as r where r.id = p_run_id;
+    begin
+        insert into ops.run_logs (run_id, project_id, seq, stream, log_level, message, "timestamp")
+        select p_run_id, v_project_id, u.seq, u.stream, u.log_level, u.message, u.written
+        from unnest(p_seqs, p_streams, p_levels, p_messages, p_timestamps)
+            as u (seq, stream, log_level, message, written)
+        on conflict (run_id, seq) do nothing;
+        get diagnostics v_stored = row_count;
+    exception when check_violation or not_null_violation then
+        return ops_private.refusal('bad_argument', sqlerrm);
+    end;
+    return jsonb_build_object(
+        'success', true, 'stored', v_stored,
+        'position', (
+            select coalesce(max(g.seq), 0) from ops.run_logs as g
+            where g.run_id = p_run_id and g.seq < 1099511627776));
+end
+$$;
+
+CREATE FUNCTION ops_private.cancel_run(p_run_id uuid, p_reason text) RETURNS jsonb
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_run ops.runs;
+    v_role text;
+begin
+    select r.* into v_run from ops.runs as r where r.id = p_run_id;
+    if not ops_private.trusted() then
+        v_role := ops.current_user_role(v_run.project_id);
+        if v_role is null then
+            return ops_private.refusal('not_found', 'there is no such run');
+        end if;
+        if v_role not in ('admin', 'owner')
+            and (v_role <> 'developer' or v_run.created_by is distinct from ops.current_user_id()) then
+            return ops_private.refusal('not_allowed', format('a %s may not cancel this run', v_role));
+        end if;
+    end if;
+    select r.* into v_run from ops.runs as r where r.id = p_run_id for no key update;
+    if v_run.id is null then
+        return ops_private.refusal('not_found', 'there is no such run');
+    end if;
+
+    if v_run.status in ('queued', 'claimed') then
+        update ops.runs as r
+        set status = 'canceled', cancel_requested_at = ops_private.current_time(),
+            error_message = left(p_reason, 10000)
+        where r.id = p_run_id;
+        return jsonb_build_object('success', true, 'status', 'canceled', 'message', 'the run is canceled');
+    elsif v_run.status = 'canceled' then
+        return jsonb_build_object('success', true, 'status', 'canceled', 'message', 'it already was');
+    elsif v_run.status <> 'running' then
+        return ops_private.refusal('final', format('the run is already %s', v_run.status));
+    end if;
+
+    if v_run.cancel_requested_at is null then
+        update ops.runs as r set cancel_requested_at = ops_private.current_time() where r.id = p_run_id;
+        perform ops_private.add_event(
+            p_run_id, 'info', 'cancel requested', jsonb_strip_nulls(jsonb_build_object(
+                'actor', ops_private.actor(), 'reason', left(p_reason, 10000))));
+    else
+        perform pg_notify('ops_cancel', p_run_id::text);
+    end if;
+    return jsonb_build_object(
+        'success', true, 'status', 'running', 'message', 'the worker is asked to stop the run');
+end
+$$;
+
+CREATE FUNCTION ops.cancel_run(p_run_id uuid, p_reason text DEFAULT NULL::text) RETURNS jsonb
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    RETURN ops_private.cancel_run(p_run_id, p_reason);
+
+CREATE FUNCTION ops.claim_next_run(p_worker_id text, p_instance_id uuid DEFAULT NULL::uuid, p_labels text[] DEFAULT '{}'::text[], p_lease_seconds integer DEFAULT 300, p_engine_id text DEFAULT NULL::text) RETURNS jsonb
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_labels constant text[] := coalesce(p_labels, '{}');
+    v_caller constant text := ops_private.caller();
+    v_run_id uuid;
+    v_waiting boolean;
+begin
+    if coalesce(p_worker_id, '') = '' or (p_lease_seconds between 1 and 86400) is not true then
+        return jsonb_build_object(
+            'run_id', null, 'waiting', false, 'code', 'bad_argument',
+            'message', 'a claim needs a worker id and a lease of 1 to 86400 seconds');
+    end if;
+    if p_instance_id is not null and exists (
+        select from ops_private.workers as w
+        where w.worker_id = p_worker_id and w.instance_id <> p_instance_id
+            and w.expires_at > ops_private.current_time()
+    ) then
+        return jsonb_build_object(
+            'run_id', null, 'waiting', false, 'code', 'worker_id_taken',
+            'message', 'another instance works under this worker id');
+    end if;
+
+    for v_try in 1 .. 20 loop
+        begin
+            with next as (
+                select r.id from ops.runs as r
+                where r.status = 'queued' and r.scheduled_at is null
+                    and r.labels <@ v_labels
+                    and (r.concurrency_key is null or not exists (
+                        select from ops.runs as a
+                        where a.project_id = r.project_id and a.concurrency_key = r.concurrency_key
+                            and a.status in ('claimed', 'running')))
+                order by r.priority desc, r.created_at, r.run_number
+                limit 1
+                for update of r skip locked
+            ), claimed as (
+                update ops.runs as r
+                set status = 'claimed', claimed_by = p_worker_id, claimed_instance = p_instance_id
+                from next where r.id = next.id
+                returning r.id
+            )
+            insert into ops_private.leases
+                (run_id, worker_id, instance_id, db_role, engine_id, lease_seconds, expires_at)
+            select c.id, p_worker_id, p_instance_id, v_caller, p_engine_id, p_lease_seconds,
+                ops_private.current_time() + make_interval(secs => p_lease_seconds)
+            from claimed as c
+            returning run_id into v_run_id;
+        exception when unique_violation then
+            -- somebody claimed a run with the same concurrency key at the same time: take the next one
+            continue;
+        end;
+        if v_run_id is not null then
+            return ops_private.run_payload(v_run_id);
+        end if;
+        exit when ops_private.wake_scheduled_runs() = 0;
+    end loop;
+
+    v_waiting := exists (
+        select from ops.runs as r
+        where r.status = 'queued' and r.scheduled_at is null and r.labels <@ v_labels
+    ) or exists (
+        select from ops.runs as r
+        where r.status = 'queued' and r.scheduled_at is not null and r.labels <@ v_labels
+    );
+    return jsonb_build_object(
+        'run_id', null, 'waiting', v_waiting,
+        'message', case when v_waiting then 'no run can be claimed yet' else 'no queued runs' end);
+end
+$$;
+
+CREATE FUNCTION ops.complete_workflow_run(p_run_id uuid, p_exit_code integer, p_error_message text DEFAULT NULL::text, p_worker_id text DEFAULT NULL::text, p_instance_id uuid DEFAULT NULL::uuid, p_reason text DEFAULT NULL::text, p_details jsonb DEFAULT '{}'::jsonb) RETURNS jsonb
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$
+declare
+    v_refusal constant jsonb := ops_private.check_run(p_run_id, p_worker_id, p_instance_id, '{running}');
+    v_run ops.runs;
+    v_status text;
+begin
+    if p_reason !~ '^[a-z][a-z0-9_]{0,62}$' or jsonb_typeof(coalesce(p_details, '{}')) <> 'object' then
+        return ops_private.refusal(
+            'bad_argument', 'the reason must be one lower-case word, and the details an object');
+    end if;
+    select r.* into v_run from ops.runs as r where r.id = p_run_id;
+    v_status := case
+        when p_reason = 'canceled' and v_run.cancel_requested_at is not null then 'canceled'
+        when p_exit_code = 0 then 'succeeded'
+        else 'failed'
+    end;
+    if v_refusal is not null then
+        -- the same instance repeats a call whose answer it lost
+        if v_refusal ->> 'code' <> 'final' or v_run.claimed_instance <> p_instance_id is not false
+            or v_run.claimed_by <> p_worker_id or v_run.started_at is null
+            or v_run.status <> v_status or v_run.exit_code is distinct from p_exit_code then
+            return v_refusal;
+        end if;
+    else
+        update ops.runs as r
+        set status = v_status, exit_code = p_exit_code, reason = p_reason,
+            error_message = left(p_error_message, 10000)
+        where r.id = p_run_id
+        returning r.* into v_run;
+        if v_status = 'failed' then
+            perform ops_private.add_event(
+                p_run_id, 'error',
+                coalesce(v_run.error_message, format('exit code %s', p_exit_code), 'no exit code'),
+                coalesce(p_details, '{}')
+                    || jsonb_build_object('reason', v_run.reason, 'exit_code', p_exit_code));
+        end if;
+    end if;
+    return jsonb_build_object(
+        'success', true, 'status', v_run.status, 'finished_at', v_run.finished_at,
+        'exit_code', v_run.exit_code);
+end
+$_$;
+
+CREATE FUNCTION ops.current_user_id() RETURNS uuid
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    RETURN (COALESCE(NULLIF(current_setting('request.jwt.claim.sub'::text, true), ''::text), ((NULLIF(current_setting('request.jwt.claims'::text, true), ''::text))::jsonb ->> 'sub'::text)))::uuid;
+
+CREATE TABLE ops.project_memberships (
+    id uuid DEFAULT gen_random_uuid() NOT NULL,
+    project_id uuid NOT NULL,
+    user_id uuid NOT NULL,
+    role text NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT project_memberships_role_check CHECK ((role = ANY (ARRAY['owner'::text, 'admin'::text, 'developer'::text, 'viewer'::text])))
+);
+
+CREATE FUNCTION ops.current_user_role(p_project_id uuid) RETURNS text
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    RETURN (SELECT m.role FROM ops.project_memberships m WHERE ((m.project_id = current_user_role.p_project_id) AND (m.user_id = ops.current_user_id())));
+
+CREATE FUNCTION ops.heartbeat(p_worker_id text, p_instance_id uuid, p_lease_seconds integer DEFAULT 300) RETURNS jsonb
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_caller constant text := ops_private.caller();
+    v_trusted constant boolean := ops_private.trusted();
+    v_expires_at constant timestamptz :=
+        ops_private.current_time() + make_interval(secs => p_lease_seconds);
+    v_runs jsonb;
+begin
+    if (p_lease_seconds between 1 and 86400) is not true then
+        return ops_private.refusal('bad_argument', 'a lease has 1 to 86400 seconds');
+    end if;
+    with held as (
+        select l.run_id from ops_private.leases as l
+        where l.worker_id = p_worker_id and l.instance_id = p_instance_id
+            and (l.db_role = v_caller or v_trusted)
+        order by l.run_id
+        for update
+    ), renewed as (
+        update ops_private.leases as l set expires_at = v_expires_at, lease_seconds = p_lease_seconds
+        from held where l.run_id = held.run_id
+        returning l.run_id
+    )
+    select coalesce(jsonb_agg(jsonb_build_object(
+        'run_id', r.id, 'status', r.status, 'cancel_requested', r.cancel_requested_at is not null)), '[]')
+    into v_runs
+    from renewed join ops.runs as r on r.id = renewed.run_id;
+
+    update ops_private.workers as w set expires_at = v_expires_at
+    where w.worker_id = p_worker_id and w.instance_id = p_instance_id and (w.db_role = v_caller or v_trusted);
+    return jsonb_build_object('success', true, 'registered', found, 'runs', v_runs);
+end
+$$;
+
+CREATE FUNCTION ops.list_queued_runs() RETURNS TABLE(run_id uuid, project_id uuid, workflow_id uuid, run_number integer, status text, created_at timestamp with time zone, claimed_by text, claimed_at timestamp with time zone)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+    select r.id, r.project_id, r.workflow_id, r.run_number, r.status, r.created_at, r.claimed_by, r.claimed_at
+    from ops.runs as r
+    where r.status = 'claimed'
+        or (r.status = 'queued' and r.scheduled_at is null)
+        or (r.status = 'queued' and r.scheduled_at is not null)
+    order by r.status = 'queued', r.scheduled_at nulls first, r.priority desc, r.created_at, r.run_number;
+$$;
+
+CREATE FUNCTION ops.reap() RETURNS jsonb
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_now constant timestamptz := ops_private.current_time();
+    v_lost record;
+    v_error text;
+    v_requeued uuid[] := '{}';
+    v_failed uuid[] := '{}';
+    v_set_aside uuid[] := '{}';
+begin
+    for v_lost in
+        select r.id, r.status, r.claim_count, l.worker_id, l.expires_at
+        from ops_private.leases as l
+        join ops.runs as r on r.id = l.run_id
+        where l.expires_at <= v_now and (
+            r.status = 'claimed' or l.engine_id is null
+            or l.expires_at + make_interval(secs => l.lease_seconds) <= v_now)
+        order by r.id
+        for update of r, l skip locked
+    loop
+        if v_lost.status = 'claimed' and v_lost.claim_count <= 5 then
+            update ops.runs as r set status = 'queued', reason = 'lease_expired' where r.id = v_lost.id;
+            v_requeued := v_requeued || v_lost.id;
+        elsif v_lost.status = 'claimed' then
+            v_error := format(
+                'set aside: %s workers were lost after claiming this run, the last one %s',
+                v_lost.claim_count, v_lost.worker_id);
+            update ops.runs as r set status = 'canceled', reason = 'poison', error_message = v_error
+            where r.id = v_lost.id;
+            v_set_aside := v_set_aside || v_lost.id;
+        else
+            v_error := format(
+                'worker lost: the lease of worker %s ran out and no worker took the run over',
+                v_lost.worker_id);
+            update ops.runs as r set status = 'failed', reason = 'worker_lost', error_message = v_error
+            where r.id = v_lost.id;
+            v_failed := v_failed || v_lost.id;
+        end if;
+        if v_error is not null then
+            perform ops_private.add_event(v_lost.id, 'error', v_error, jsonb_build_object(
+                'reason', case v_lost.status when 'claimed' then 'poison' else 'worker_lost' end,
+                'worker_id', v_lost.worker_id, 'lease_expired_at', v_lost.expires_at));
+            v_error := null;
+        end if;
+    end loop;
+    return jsonb_build_object(
+        'requeued', v_requeued, 'failed', v_failed, 'set_aside', v_set_aside,
+        'woken', ops_private.wake_scheduled_runs());
+end
+$$;
+
+CREATE FUNCTION ops.register_worker(p_worker_id text, p_instance_id uuid, p_host_id text DEFAULT NULL::text, p_engine_id text DEFAULT NULL::text, p_version text DEFAULT NULL::text, p_labels text[] DEFAULT '{}'::text[], p_lease_seconds integer DEFAULT 60, p_takeover boolean DEFAULT false) RETURNS jsonb
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_now constant timestamptz := ops_private.current_time();
+    v_caller constant text := ops_private.caller();
+    v_trusted constant boolean := ops_private.trusted();
+    v_registered boolean;
+begin
+    if coalesce(p_worker_id, '') = '' or p_instance_id is null
+        or (p_lease_seconds between 1 and 86400) is not true then
+        return ops_private.refusal(
+            'bad_argument', 'a worker needs an id, an instance and a lease of 1 to 86400 seconds');
+    end if;
+    insert into ops_private.workers as w
+        (worker_id, instance_id, db_role, host_id, engine_id, version, labels, started_at, expires_at)
+    values (p_worker_id, p_instance_id, v_caller, p_host_id, p_engine_id, p_version, coalesce(p_labels, '{}'),
+        v_now, v_now + make_interval(secs => p_lease_seconds))
+    on conflict (worker_id) do update
+    set instance_id = excluded.instance_id, db_role = excluded.db_role, host_id = excluded.host_id,
+        engine_id = excluded.engine_id, version = excluded.version, labels = excluded.labels,
+        started_at = case
+            when w.instance_id = excluded.instance_id then w.started_at else excluded.started_at end,
+        expires_at = excluded.expires_at
+    where w.expires_at <= v_now
+        or ((w.db_role = v_caller or v_trusted)
+            and (w.instance_id = p_instance_id or (p_takeover and w.host_id = p_host_id)))
+    returning true into v_registered;
+    if v_registered is null then
+        return ops_private.refusal('worker_id_taken', 'another instance works under this worker id')
+            || jsonb_build_object('expires_at', (
+                select w.expires_at from ops_private.workers as w where w.worker_id = p_worker_id));
+    end if;
+    return jsonb_build_object(
+        'success', true, 'database_id', (select c.database_id from ops_private.control as c));
+end
+$$;
+
+CREATE FUNCTION ops.release_run(p_run_id uuid, p_worker_id text, p_instance_id uuid) RETURNS jsonb
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_refusal constant jsonb := ops_private.check_run(p_run_id, p_worker_id, p_instance_id, '{claimed}');
+begin
+    if v_refusal is not null then
+        return v_refusal;
+    end if;
+    -- claim_count finds runs that kill their worker; one that was handed back did not
+    update ops.runs as r set status = 'queued', reason = 'released', claim_count = r.claim_count - 1
+    where r.id = p_run_id;
+    return jsonb_build_object('success', true);
+end
+$$;
+
+CREATE FUNCTION ops.start_workflow_run(p_run_id uuid, p_worker_id text, p_instance_id uuid DEFAULT NULL::uuid) RETURNS jsonb
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_refusal constant jsonb :=
+        ops_private.check_run(p_run_id, p_worker_id, p_instance_id, '{claimed,running}');
+    v_status text;
+    v_started_at timestamptz;
+begin
+    if v_refusal is not null then
+        return v_refusal;
+    end if;
+    select r.status, r.started_at into v_status, v_started_at from ops.runs as r where r.id = p_run_id;
+    if v_status = 'claimed' then
+        update ops.runs as r set status = 'running' where r.id = p_run_id
+        returning r.started_at into v_started_at;
+    elsif p_instance_id is null then
+        -- only an instance that names itself can be known to repeat a call whose answer it lost
+        return ops_private.refusal('not_claimed', 'the run is running');
+    end if;
+    return jsonb_build_object('success', true, 'started_at', v_started_at);
+end
+$$;
+
+CREATE FUNCTION ops.unregister_worker(p_worker_id text, p_instance_id uuid) RETURNS jsonb
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    delete from ops_private.workers as w
+    where w.worker_id = p_worker_id and w.instance_id = p_instance_id
+        and (w.db_role = ops_private.caller() or ops_private.trusted());
+    return jsonb_build_object('success', true);
+end
+$$;
+
+CREATE FUNCTION ops_private.actor() RETURNS text
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return case ops_private.caller()
+        when 'authenticated' then coalesce(ops.current_user_id()::text, 'authenticated')
+        else ops_private.caller() end;
+end
+$$;
+
+CREATE FUNCTION ops_private.add_event(p_run_id uuid, p_event_type text, p_message text, p_payload jsonb) RETURNS uuid
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_event_id uuid;
+begin
+    insert into ops.run_events (run_id, event_type, message, payload)
+    values (p_run_id, p_event_type, p_message, p_payload)
+    returning id into v_event_id;
+    return v_event_id;
+end
+$$;
+
+CREATE FUNCTION ops_private.caller() RETURNS text
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return case current_setting('role')
+        when 'none' then session_user::text else current_setting('role') end;
+end
+$$;
+
+CREATE FUNCTION ops_private.check_run(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_statuses text[], p_shared boolean DEFAULT false) RETURNS jsonb
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_status text;
+    v_lease ops_private.leases;
+begin
+    if p_shared then
+        select r.status into v_status from ops.runs as r where r.id = p_run_id for share;
+    else
+        select r.status into v_status from ops.runs as r where r.id = p_run_id for no key update;
+    end if;
+    if v_status is null then
+        return ops_private.refusal('not_found', 'there is no such run');
+    end if;
+    if ops_private.is_final(v_status) then
+        return ops_private.refusal('final', format('the run is already %s', v_status));
+    end if;
+    if v_status = 'queued' then
+        return ops_private.refusal(
+            case when 'claimed' = any (p_statuses) then 'not_claimed' else 'not_running' end,
+            'the run is queued');
+    end if;
+    select l.* into v_lease from ops_private.leases as l where l.run_id = p_run_id;
+    if not ops_private.owns(v_lease, p_worker_id, p_instance_id) then
+        return ops_private.refusal('not_owner', 'the run is not claimed by this worker');
+    end if;
+    if v_status <> all (p_statuses) then
+        return ops_private.refusal(
+            case v_status when 'running' then 'not_claimed' else 'not_running' end,
+            format('the run is %s', v_status));
+    end if;
+    return null;
+end
+$$;
+
+CREATE FUNCTION ops_private.count_runs() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    update ops_private.run_counters as c set last = f.last
+    from (select i.project_id, max(i.run_number) as last from inserted as i group by i.project_id) as f
+    where c.project_id = f.project_id;
+    return null;
+end
+$$;
+
+CREATE FUNCTION ops_private."current_time"() RETURNS timestamp with time zone
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return clock_timestamp();
+end
+$$;
+
+CREATE FUNCTION ops_private.enforce_run_status_transition() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_now constant timestamptz := ops_private.current_time();
+begin
+    if new.project_id <> old.project_id or new.run_number <> old.run_number then
+        raise exception 'a run keeps its project and its number' using errcode = 'OPS01';
+    end if;
+    if new.status = old.status then
+        return new;
+    end if;
+    if (old.status, new.status) not in (
+        ('queued', 'claimed'), ('queued', 'canceled'),
+        ('claimed', 'running'), ('claimed', 'queued'), ('claimed', 'canceled'),
+        ('running', 'succeeded'), ('running', 'failed'), ('running', 'canceled')
+    ) then
+        raise exception 'run % may not change from % to %', old.id, old.status, new.status
+            using errcode = 'OPS01';
+    end if;
+
+    if new.status = 'queued' then
+        new.claimed_by := null;
+        new.claimed_at := null;
+        new.claimed_instance := null;
+    elsif new.status = 'claimed' then
+        new.claimed_by := coalesce(new.claimed_by, ops_private.caller());
+        new.claimed_at := coalesce(new.claimed_at, v_now);
+        new.claim_count := old.claim_count + 1;
+        new.scheduled_at := null;
+    elsif new.status = 'running' then
+        new.started_at := coalesce(new.started_at, v_now);
+    else
+        new.finished_at := coalesce(new.finished_at, v_now);
+        if new.status = 'succeeded' then
+            new.exit_code := coalesce(new.exit_code, 0);
+        end if;
+    end if;
+    if new.reason is not distinct from old.reason then
+        new.reason := case when ops_private.is_final(new.status) then new.status end;
+    end if;
+    return new;
+end
+$$;
+
+CREATE FUNCTION ops_private.is_final(p_status text) RETURNS boolean
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return p_status in ('succeeded', 'failed', 'canceled');
+end
+$$;
+
+CREATE FUNCTION ops_private.keep_an_owner() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    perform from ops.projects as p where p.id = old.project_id for no key update;
+    if found and not exists (
+        select from ops.project_memberships as m where m.project_id = old.project_id and m.role = 'owner'
+    ) then
+        raise exception 'a project keeps at least one owner' using errcode = 'OPS03';
+    end if;
+    return null;
+end
+$$;
+
+CREATE FUNCTION ops_private.keep_run_events() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    if tg_op = 'DELETE' and (
+        pg_trigger_depth() > 1
+        or (current_setting('ops.prune_run_events', true) = 'on'
+            and current_user = (select pg_get_userbyid(c.relowner) from pg_class as c where c.oid = tg_relid))
+    ) then
+        return old;
+    end if;
+    raise exception 'ops.run_events is append-only: % refused', lower(tg_op) using errcode = 'OPS02';
+end
+$$;
+
+CREATE FUNCTION ops_private.my_projects(p_role text DEFAULT 'viewer'::text) RETURNS SETOF uuid
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+    select m.project_id from ops.project_memberships as m
+    where m.user_id = ops.current_user_id()
+        and array_position('{viewer,developer,admin,owner}', m.role)
+            >= array_position('{viewer,developer,admin,owner}', p_role);
+$$;
+
+CREATE TABLE ops_private.leases (
+    run_id uuid NOT NULL,
+    worker_id text NOT NULL,
+    instance_id uuid,
+    db_role text NOT NULL,
+    engine_id text,
+    lease_seconds integer NOT NULL,
+    expires_at timestamp with time zone NOT NULL,
+    CONSTRAINT leases_lease_seconds_check CHECK ((lease_seconds > 0))
+)
+WITH (fillfactor='50');
+
+CREATE FUNCTION ops_private.owns(p_lease ops_private.leases, p_worker_id text, p_instance_id uuid) RETURNS boolean
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return (p_lease.db_role = ops_private.caller() or ops_private.trusted())
+        and (p_worker_id is null or p_worker_id = p_lease.worker_id)
+        and (p_instance_id is null or p_instance_id is not distinct from p_lease.instance_id);
+end
+$$;
+
+CREATE FUNCTION ops_private.prepare_run() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_config jsonb;
+    v_last integer;
+begin
+    -- The policy says the same, but only after this trigger: without this check a stranger could tell from
+    -- the error or from a wait whether a project exists.
+    if not ops_private.trusted()
+        and new.project_id <> all (array(select ops_private.my_projects('developer'))) then
+        raise exception 'new row violates row-level security policy for table "runs"'
+            using errcode = 'insufficient_privilege';
+    end if;
+    if new.status <> 'queued' then
+        raise exception 'a run begins as queued, not as %', new.status using errcode = 'OPS01';
+    end if;
+    if ops_private.caller() = 'authenticated' then
+        new.created_by := ops.current_user_id();
+    end if;
+
+    perform from ops.projects as p where p.id = new.project_id for key share;
+    if not found then
+        new.run_number := 1;
+        return new;  -- and let the foreign key say so
+    end if;
+    select c.last into v_last from ops_private.run_counters as c
+    where c.project_id = new.project_id
+    for update;
+    if not found then
+        insert into ops_private.run_counters as c (project_id, last) values (new.project_id, 0)
+        on conflict (project_id) do update set last = c.last
+        returning c.last into v_last;
+    end if;
+    -- rows of the same statement are above the counter
+    select r.run_number into new.run_number from ops.runs as r
+    where r.project_id = new.project_id
+    order by r.run_number desc limit 1;
+    new.run_number := greatest(v_last, new.run_number) + 1;
+
+    select w.config into v_config from ops.workflows as w
+    where w.id = new.workflow_id and w.project_id = new.project_id;
+    if new.priority = 0 and jsonb_typeof(v_config -> 'priority') = 'number' then
+        new.priority := least(greatest((v_config ->> 'priority')::numeric, -2147483648), 2147483647);
+    end if;
+    if new.labels = '{}' and jsonb_typeof(v_config -> 'labels') = 'array' then
+        new.labels := array(
+            select e.label from jsonb_array_elements_text(v_config -> 'labels') as e (label)
+            where e.label is not null);
+    end if;
+    if new.concurrency_key is null and jsonb_typeof(v_config -> 'concurrency_key') = 'string' then
+        new.concurrency_key := nullif(left(v_config ->> 'concurrency_key', 200), '');
+    end if;
+    return new;
+end
+$$;
+
+CREATE FUNCTION ops_private.prune_run_events(p_before timestamp with time zone) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_pruned bigint;
+begin
+    perform set_config('ops.prune_run_events', 'on', true);
+    delete from ops.run_events as e using ops.runs as r
+    where r.id = e.run_id and r.finished_at < p_before;
+    get diagnostics v_pruned = row_count;
+    perform set_config('ops.prune_run_events', 'off', true);
+    return v_pruned;
+end
+$$;
+
+CREATE FUNCTION ops_private.record_run_change() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    if tg_op = 'INSERT' then
+        perform ops_private.add_event(
+            new.id, 'info', 'queued', jsonb_build_object('actor', ops_private.actor()));
+        if new.scheduled_at is null then
+            perform pg_notify('ops_queue', '');
+        end if;
+        return null;
+    end if;
+
+    if new.status <> old.status then
+        perform ops_private.add_event(
+            new.id, 'state_change', format('%s -> %s', old.status, new.status),
+            jsonb_strip_nulls(jsonb_build_object(
+                'previous_status', old.status, 'new_status', new.status, 'actor', ops_private.actor(),
+                'worker_id', coalesce(new.claimed_by, old.claimed_by), 'reason', new.reason,
+                'exit_code', new.exit_code)));
+        if new.status = 'claimed' then
+            -- a claim by function has written its lease already
+            insert into ops_private.leases
+                (run_id, worker_id, instance_id, db_role, lease_seconds, expires_at)
+            values (new.id, new.claimed_by, new.claimed_instance, ops_private.caller(), 300,
+                ops_private.current_time() + interval '300 seconds')
+            on conflict (run_id) do nothing;
+        elsif new.status <> 'running' then
+            delete from ops_private.leases as l where l.run_id = new.id;
+        end if;
+    end if;
+
+    if (new.status = 'queued' and new.scheduled_at is null)
+        or (old.status in ('claimed', 'running') and new.concurrency_key is not null
+            and new.status not in ('claimed', 'running')) then
+        perform pg_notify('ops_queue', '');
+    end if;
+    if old.status in ('claimed', 'running') and (
+        (new.status = 'running' and old.cancel_requested_at is null and new.cancel_requested_at is not null)
+        or (new.status = 'canceled' and old.cancel_requested_at is null)) then
+        perform pg_notify('ops_cancel', new.id::text);
+    end if;
+    return null;
+end
+$$;
+
+CREATE FUNCTION ops_private.refusal(p_code text, p_error text) RETURNS jsonb
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return jsonb_build_object('success', false, 'code', p_code, 'error', p_error);
+end
+$$;
+
+CREATE FUNCTION ops_private.run_payload(p_run_id uuid) RETURNS jsonb
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return (
+        select jsonb_build_object(
+            'run_id', r.id,
+            'project_id', r.project_id,
+            'workflow_id', r.workflow_id,
+            'run_number', r.run_number,
+            'claimed_at', r.claimed_at,
+            'started_at', r.started_at,
+            'status', r.status,
+            'claim_count', r.claim_count,
+            'lease_expires_at', l.expires_at,
+            'cancel_requested', r.cancel_requested_at is not null,
+            'log_position', (
+                select coalesce(max(g.seq), 0) from ops.run_logs as g
+                where g.run_id = r.id and g.seq < 1099511627776),
+            'metadata', r.metadata,
+            'project', jsonb_build_object(
+                'slug', p.slug, 'name', p.name, 'workspace_key', p.workspace_key,
+                'odoo_version', p.odoo_version, 'status', p.status),
+            'workflow', jsonb_build_object(
+                'workflow_type', w.workflow_type, 'name', w.name, 'enabled', w.enabled,
+                'git_ref', w.git_ref, 'git_commit', w.git_commit, 'config', w.config),
+            'tool', jsonb_build_object(
+                'tool_name', coalesce(w.config ->> 'tool', 'odoo'),
+                'version', coalesce(w.config ->> 'version', p.odoo_version),
+                'docker_image', t.docker_image, 'config', t.config))
+        from ops.runs as r
+        join ops.projects as p on p.id = r.project_id
+        join ops.workflows as w on w.id = r.workflow_id
+        left join ops_private.leases as l on l.run_id = r.id
+        left join ops.tools as t
+            on t.tool_name = coalesce(w.config ->> 'tool', 'odoo')
+            and t.version = coalesce(w.config ->> 'version', p.odoo_version)
+        where r.id = p_run_id
+    );
+end
+$$;
+
+CREATE FUNCTION ops_private.set_project_of_run() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    select r.project_id into new.project_id from ops.runs as r where r.id = new.run_id;
+    if new.project_id is null then
+        raise exception 'there is no run %', new.run_id using errcode = 'foreign_key_violation';
+    end if;
+    return new;
+end
+$$;
+
+CREATE FUNCTION ops_private.touch_updated_at() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    new.updated_at := ops_private.current_time();
+    return new;
+end
+$$;
+
+CREATE FUNCTION ops_private.trusted() RETURNS boolean
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return pg_has_role(
+            ops_private.caller()::name,
+            (select n.nspowner from pg_namespace as n where n.nspname = 'ops'), 'usage')
+        or exists (
+            select from pg_roles as r
+            where r.rolname = 'service_role' and pg_has_role(ops_private.caller()::name, r.oid, 'usage'));
+end
+$$;
+
+CREATE FUNCTION ops_private.wake_scheduled_runs() RETURNS integer
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_woken integer;
+begin
+    with due as (
+        select r.id from ops.runs as r
+        where r.status = 'queued' and r.scheduled_at <= (select ops_private.current_time())
+        order by r.scheduled_at
+        limit 1000
+        for update of r skip locked
+    ), woken as (
+        update ops.runs as r set scheduled_at = null from due where r.id = due.id returning r.id
+    )
+    select count(*) into v_woken from woken;
+    return v_woken;
+end
+$$;
+
+CREATE TABLE ops.projects (
+    id uuid DEFAULT gen_random_uuid() NOT NULL,
+    workspace_key text NOT NULL,
+    slug text NOT NULL,
+    name text NOT NULL,
+    description text,
+    odoo_version text NOT NULL,
+    status text DEFAULT 'active'::text NOT NULL,
+    config jsonb DEFAULT '{}'::jsonb NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT projects_config_check CHECK ((jsonb_typeof(config) = 'object'::text)),
+    CONSTRAINT projects_odoo_version_format CHECK ((odoo_version ~ '^\d+\.\d+$'::text)),
+    CONSTRAINT projects_slug_format CHECK ((slug ~ '^[a-z0-9-]+$'::text)),
+    CONSTRAINT projects_status_check CHECK ((status = ANY (ARRAY['active'::text, 'archived'::text]))),
+    CONSTRAINT projects_workspace_key_format CHECK ((workspace_key ~ '^[a-z0-9_]+$'::text))
+);
+
+CREATE TABLE ops.run_artifacts (
+    id uuid DEFAULT gen_random_uuid() NOT NULL,
+    run_id uuid NOT NULL,
+    artifact_key text NOT NULL,
+    artifact_url text NOT NULL,
+    content_type text,
+    size_bytes bigint,
+    checksum text,
+    expires_at timestamp with time zone,
+    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    project_id uuid NOT NULL,
+    CONSTRAINT run_artifacts_checksum_format CHECK ((checksum ~ '^sha256:[0-9a-f]{64}$'::text)),
+    CONSTRAINT run_artifacts_key_format CHECK (((octet_length(artifact_key) <= 1024) AND (artifact_key !~ '[[:cntrl:]]'::text) AND (artifact_key !~ '(^|/)\.{0,2}(/|$)'::text))),
+    CONSTRAINT run_artifacts_metadata_check CHECK ((jsonb_typeof(metadata) = 'object'::text)),
+    CONSTRAINT run_artifacts_size_not_negative CHECK ((size_bytes >= 0)),
+    CONSTRAINT run_artifacts_url_format CHECK ((artifact_url <> ''::text))
+);
+
+CREATE TABLE ops.run_events (
+    id uuid DEFAULT gen_random_uuid() NOT NULL,
+    run_id uuid NOT NULL,
+    event_type text NOT NULL,
+    message text NOT NULL,
+    payload jsonb DEFAULT '{}'::jsonb NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    seq bigint NOT NULL,
+    project_id uuid NOT NULL,
+    CONSTRAINT run_events_event_type_check CHECK ((event_type = ANY (ARRAY['state_change'::text, 'error'::text, 'warning'::text, 'info'::text]))),
+    CONSTRAINT run_events_payload_check CHECK ((jsonb_typeof(payload) = 'object'::text))
+);
+
+ALTER TABLE ops.run_events ALTER COLUMN seq ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME ops.run_events_seq_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+CREATE SEQUENCE ops_private.run_log_seq
+    START WITH 1099511627776
+    INCREMENT BY 1
+    MINVALUE 1099511627776
+    NO MAXVALUE
+    CACHE 1;
+
+CREATE TABLE ops.run_logs (
+    run_id uuid NOT NULL,
+    seq bigint DEFAULT nextval('ops_private.run_log_seq'::regclass) NOT NULL,
+    log_level text NOT NULL,
+    message text NOT NULL,
+    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
+    "timestamp" timestamp with time zone DEFAULT now() NOT NULL,
+    stream text,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    project_id uuid NOT NULL,
+    CONSTRAINT run_logs_log_level_check CHECK ((log_level = ANY (ARRAY['debug'::text, 'info'::text, 'warn'::text, 'error'::text]))),
+    CONSTRAINT run_logs_message_check CHECK ((octet_length(message) <= 65600)),
+    CONSTRAINT run_logs_metadata_check CHECK ((jsonb_typeof(metadata) = 'object'::text)),
+    CONSTRAINT run_logs_seq_check CHECK ((seq > 0)),
+    CONSTRAINT run_logs_stream_check CHECK ((stream = ANY (ARRAY['stdout'::text, 'stderr'::text])))
+);
+
+COMMENT ON COLUMN ops.run_logs.seq IS 'Number of the line in the container''s journal; from 2^40 on: of none.';
+
+COMMENT ON COLUMN ops.run_logs."timestamp" IS 'When the line was written, not when it was stored.';
+
+CREATE TABLE ops.runs (
+    id uuid DEFAULT gen_random_uuid() NOT NULL,
+    project_id uuid NOT NULL,
+    workflow_id uuid NOT NULL,
+    run_number integer NOT NULL,
+    idempotency_key text,
+    status text DEFAULT 'queued'::text NOT NULL,
+    claimed_by text,
+    claimed_at timestamp with time zone,
+    started_at timestamp with time zone,
+    finished_at timestamp with time zone,
+    exit_code integer,
+    error_message text,
+    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    priority integer DEFAULT 0 NOT NULL,
+    labels text[] DEFAULT '{}'::text[] NOT NULL,
+    concurrency_key text,
+    scheduled_at timestamp with time zone,
+    cancel_requested_at timestamp with time zone,
+    claim_count integer DEFAULT 0 NOT NULL,
+    claimed_instance uuid,
+    created_by uuid,
+    retry_of uuid,
+    attempt integer DEFAULT 1 NOT NULL,
+    reason text,
+    CONSTRAINT runs_attempt_check CHECK ((attempt > 0)),
+    CONSTRAINT runs_claim_count_check CHECK ((claim_count >= 0)),
+    CONSTRAINT runs_claimed_by_not_empty CHECK ((claimed_by <> ''::text)),
+    CONSTRAINT runs_claimed_names_worker CHECK (((status <> ALL (ARRAY['claimed'::text, 'running'::text])) OR ((claimed_by IS NOT NULL) AND (claimed_at IS NOT NULL)))),
+    CONSTRAINT runs_claimed_not_started CHECK (((status <> 'claimed'::text) OR (started_at IS NULL))),
+    CONSTRAINT runs_concurrency_key_length CHECK (((length(concurrency_key) >= 1) AND (length(concurrency_key) <= 200))),
+    CONSTRAINT runs_exit_code_of_finished CHECK (((exit_code IS NULL) OR (finished_at IS NOT NULL))),
+    CONSTRAINT runs_finished_at_iff_final CHECK (((finished_at IS NOT NULL) = (status = ANY (ARRAY['succeeded'::text, 'failed'::text, 'canceled'::text])))),
+    CONSTRAINT runs_labels_hold_no_null CHECK ((array_position(labels, NULL::text) IS NULL)),
+    CONSTRAINT runs_metadata_check CHECK ((jsonb_typeof(metadata) = 'object'::text)),
+    CONSTRAINT runs_queued_is_unclaimed CHECK (((status <> 'queued'::text) OR ((claimed_by IS NULL) AND (claimed_at IS NULL) AND (claimed_instance IS NULL) AND (started_at IS NULL)))),
+    CONSTRAINT runs_reason_is_a_word CHECK ((reason ~ '^[a-z][a-z0-9_]{0,62}$'::text)),
+    CONSTRAINT runs_retry_is_later_attempt CHECK (((retry_of IS NULL) OR (attempt > 1))),
+    CONSTRAINT runs_run_number_check CHECK ((run_number > 0)),
+    CONSTRAINT runs_scheduled_is_unclaimed CHECK (((scheduled_at IS NULL) OR (claimed_at IS NULL))),
+    CONSTRAINT runs_started_at CHECK (((status <> ALL (ARRAY['running'::text, 'succeeded'::text, 'failed'::text])) OR (started_at IS NOT NULL))),
+    CONSTRAINT runs_status_check CHECK ((status = ANY (ARRAY['queued'::text, 'claimed'::text, 'running'::text, 'succeeded'::text, 'failed'::text, 'canceled'::text]))),
+    CONSTRAINT runs_succeeded_exited_zero CHECK (((status <> 'succeeded'::text) OR (NOT (exit_code IS DISTINCT FROM 0))))
+);
+
+COMMENT ON COLUMN ops.runs.run_number IS 'Counts 1, 2, 3 and so on within the project, without gaps.';
+
+COMMENT ON COLUMN ops.runs.scheduled_at IS 'Not before this time; null: due now. What is due is set to null.';
+
+COMMENT ON COLUMN ops.runs.claim_count IS 'How often the run was claimed or adopted and not released.';
+
+COMMENT ON COLUMN ops.runs.created_by IS 'The signed-in user who queued the run; null for machines.';
+
+COMMENT ON COLUMN ops.runs.reason IS 'One word: why the last change of status happened.';
+
+CREATE TABLE ops.tools (
+    id uuid DEFAULT gen_random_uuid() NOT NULL,
+    tool_name text NOT NULL,
+    version text NOT NULL,
+    docker_image text NOT NULL,
+    config jsonb DEFAULT '{}'::jsonb NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT tools_config_check CHECK ((jsonb_typeof(config) = 'object'::text))
+);
+
+CREATE TABLE ops.upgrade_advisories (
+    id uuid DEFAULT gen_random_uuid() NOT NULL,
+    from_version text NOT NULL,
+    to_version text NOT NULL,
+    severity text NOT NULL,
+    title text NOT NULL,
+    description text,
+    migration_guide text,
+    affects_modules text[] DEFAULT '{}'::text[] NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT upgrade_advisories_severity_check CHECK ((severity = ANY (ARRAY['low'::text, 'medium'::text, 'high'::text, 'critical'::text])))
+);
+
+CREATE TABLE ops.workflows (
+    id uuid DEFAULT gen_random_uuid() NOT NULL,
+    project_id uuid NOT NULL,
+    workflow_type text NOT NULL,
+    name text NOT NULL,
+    description text,
+    enabled boolean DEFAULT true NOT NULL,
+    git_ref text,
+    git_commit text,
+    config jsonb DEFAULT '{}'::jsonb NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT workflows_config_check CHECK ((jsonb_typeof(config) = 'object'::text)),
+    CONSTRAINT workflows_workflow_type_check CHECK ((workflow_type = ANY (ARRAY['build'::text, 'test'::text, 'deploy'::text, 'backup'::text, 'upgrade'::text])))
+);
+
+CREATE TABLE ops_private.control (
+    singleton boolean DEFAULT true NOT NULL,
+    database_id uuid DEFAULT gen_random_uuid() NOT NULL,
+    CONSTRAINT control_singleton_check CHECK (singleton)
+);
+
+CREATE TABLE ops_private.run_counters (
+    project_id uuid NOT NULL,
+    last integer NOT NULL,
+    CONSTRAINT run_counters_last_check CHECK ((last >= 0))
+);
+
+CREATE TABLE ops_private.workers (
+    worker_id text NOT NULL,
+    instance_id uuid NOT NULL,
+    db_role text NOT NULL,
+    host_id text,
+    engine_id text,
+    version text,
+    labels text[] DEFAULT '{}'::text[] NOT NULL,
+    started_at timestamp with time zone NOT NULL,
+    expires_at timestamp with time zone NOT NULL
+)
+WITH (fillfactor='50');
+
+ALTER TABLE ONLY ops.project_memberships
+    ADD CONSTRAINT project_memberships_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY ops.project_memberships
+    ADD CONSTRAINT project_memberships_project_id_user_id_key UNIQUE (project_id, user_id);
+
+ALTER TABLE ONLY ops.projects
+    ADD CONSTRAINT projects_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY ops.projects
+    ADD CONSTRAINT projects_slug_key UNIQUE (slug);
+
+ALTER TABLE ONLY ops.projects
+    ADD CONSTRAINT projects_workspace_key_key UNIQUE (workspace_key);
+
+ALTER TABLE ONLY ops.run_artifacts
+    ADD CONSTRAINT run_artifacts_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY ops.run_artifacts
+    ADD CONSTRAINT run_artifacts_run_id_artifact_key_key UNIQUE (run_id, artifact_key);
+
+ALTER TABLE ONLY ops.run_events
+    ADD CONSTRAINT run_events_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY ops.run_logs
+    ADD CONSTRAINT run_logs_pkey PRIMARY KEY (run_id, seq);
+
+ALTER TABLE ONLY ops.runs
+    ADD CONSTRAINT runs_idempotency_key_key UNIQUE (idempotency_key);
+
+ALTER TABLE ONLY ops.runs
+    ADD CONSTRAINT runs_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY ops.runs
+    ADD CONSTRAINT runs_project_id_run_number_key UNIQUE (project_id, run_number);
+
+ALTER TABLE ONLY ops.tools
+    ADD CONSTRAINT tools_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY ops.tools
+    ADD CONSTRAINT tools_tool_name_version_key UNIQUE (tool_name, version);
+
+ALTER TABLE ONLY ops.upgrade_advisories
+    ADD CONSTRAINT upgrade_advisories_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY ops.workflows
+    ADD CONSTRAINT workflows_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY ops.workflows
+    ADD CONSTRAINT workflows_project_id_id_key UNIQUE (project_id, id);
+
+ALTER TABLE ONLY ops.workflows
+    ADD CONSTRAINT workflows_project_id_workflow_type_name_key UNIQUE (project_id, workflow_type, name);
+
+ALTER TABLE ONLY ops_private.control
+    ADD CONSTRAINT control_pkey PRIMARY KEY (singleton);
+
+ALTER TABLE ONLY ops_private.leases
+    ADD CONSTRAINT leases_pkey PRIMARY KEY (run_id);
+
+ALTER TABLE ONLY ops_private.run_counters
+    ADD CONSTRAINT run_counters_pkey PRIMARY KEY (project_id);
+
+ALTER TABLE ONLY ops_private.workers
+    ADD CONSTRAINT workers_pkey PRIMARY KEY (worker_id);
+
+CREATE INDEX project_memberships_user_idx ON ops.project_memberships USING btree (user_id);
+
+CREATE INDEX run_events_run_idx ON ops.run_events USING btree (run_id, seq);
+
+CREATE INDEX run_logs_message_idx ON ops.run_logs USING gin (to_tsvector('simple'::regconfig, "left"(message, 1000)));
+
+CREATE INDEX runs_claim_idx ON ops.runs USING btree (priority DESC, created_at, run_number) WHERE ((status = 'queued'::text) AND (scheduled_at IS NULL));
+
+CREATE UNIQUE INDEX runs_concurrency_idx ON ops.runs USING btree (project_id, concurrency_key) WHERE (status = ANY (ARRAY['claimed'::text, 'running'::text]));
+
+CREATE INDEX runs_retry_of_idx ON ops.runs USING btree (retry_of) WHERE (retry_of IS NOT NULL);
+
+CREATE INDEX runs_scheduled_idx ON ops.runs USING btree (scheduled_at) WHERE ((status = 'queued'::text) AND (scheduled_at IS NOT NULL));
+
+CREATE INDEX runs_workflow_idx ON ops.runs USING btree (workflow_id);
+
+CREATE TRIGGER count_runs AFTER INSERT ON ops.runs REFERENCING NEW TABLE AS inserted FOR EACH STATEMENT EXECUTE FUNCTION ops_private.count_runs();
+
+CREATE TRIGGER enforce_run_status_transition BEFORE UPDATE ON ops.runs FOR EACH ROW EXECUTE FUNCTION ops_private.enforce_run_status_transition();
+
+CREATE TRIGGER keep_all_run_events BEFORE TRUNCATE ON ops.run_events FOR EACH STATEMENT EXECUTE FUNCTION ops_private.keep_run_events();
+
+CREATE TRIGGER keep_an_owner AFTER DELETE OR UPDATE ON ops.project_memberships FOR EACH ROW WHEN ((old.role = 'owner'::text)) EXECUTE FUNCTION ops_private.keep_an_owner();
+
+CREATE TRIGGER keep_run_events BEFORE DELETE OR UPDATE ON ops.run_events FOR EACH ROW EXECUTE FUNCTION ops_private.keep_run_events();
+
+CREATE TRIGGER prepare_run BEFORE INSERT ON ops.runs FOR EACH ROW EXECUTE FUNCTION ops_private.prepare_run();
+
+CREATE TRIGGER record_run_change AFTER INSERT OR UPDATE OF status, scheduled_at, cancel_requested_at ON ops.runs FOR EACH ROW EXECUTE FUNCTION ops_private.record_run_change();
+
+CREATE TRIGGER set_project_of_run BEFORE INSERT OR UPDATE OF run_id, project_id ON ops.run_artifacts FOR EACH ROW EXECUTE FUNCTION ops_private.set_project_of_run();
+
+CREATE TRIGGER set_project_of_run BEFORE INSERT ON ops.run_events FOR EACH ROW EXECUTE FUNCTION ops_private.set_project_of_run();
+
+CREATE TRIGGER set_project_of_run BEFORE INSERT ON ops.run_logs FOR EACH ROW WHEN ((new.project_id IS NULL)) EXECUTE FUNCTION ops_private.set_project_of_run();
+
+CREATE TRIGGER touch_updated_at BEFORE UPDATE ON ops.project_memberships FOR EACH ROW EXECUTE FUNCTION ops_private.touch_updated_at();
+
+CREATE TRIGGER touch_updated_at BEFORE UPDATE ON ops.projects FOR EACH ROW EXECUTE FUNCTION ops_private.touch_updated_at();
+
+CREATE TRIGGER touch_updated_at BEFORE UPDATE ON ops.runs FOR EACH ROW EXECUTE FUNCTION ops_private.touch_updated_at();
+
+CREATE TRIGGER touch_updated_at BEFORE UPDATE ON ops.tools FOR EACH ROW EXECUTE FUNCTION ops_private.touch_updated_at();
+
+CREATE TRIGGER touch_updated_at BEFORE UPDATE ON ops.upgrade_advisories FOR EACH ROW EXECUTE FUNCTION ops_private.touch_updated_at();
+
+CREATE TRIGGER touch_updated_at BEFORE UPDATE ON ops.workflows FOR EACH ROW EXECUTE FUNCTION ops_private.touch_updated_at();
+
+ALTER TABLE ONLY ops.project_memberships
+    ADD CONSTRAINT project_memberships_project_id_fkey FOREIGN KEY (project_id) REFERENCES ops.projects(id) ON DELETE CASCADE;
+
+ALTER TABLE ONLY ops.run_artifacts
+    ADD CONSTRAINT run_artifacts_run_id_fkey FOREIGN KEY (run_id) REFERENCES ops.runs(id) ON DELETE CASCADE;
+
+ALTER TABLE ONLY ops.run_events
+    ADD CONSTRAINT run_events_run_id_fkey FOREIGN KEY (run_id) REFERENCES ops.runs(id) ON DELETE CASCADE;
+
+ALTER TABLE ONLY ops.run_logs
+    ADD CONSTRAINT run_logs_run_id_fkey FOREIGN KEY (run_id) REFERENCES ops.runs(id) ON DELETE CASCADE;
+
+ALTER TABLE ONLY ops.runs
+    ADD CONSTRAINT runs_project_id_fkey FOREIGN KEY (project_id) REFERENCES ops.projects(id) ON DELETE CASCADE;
+
+ALTER TABLE ONLY ops.runs
+    ADD CONSTRAINT runs_retry_of_fkey FOREIGN KEY (retry_of) REFERENCES ops.runs(id) ON DELETE SET NULL;
+
+ALTER TABLE ONLY ops.runs
+    ADD CONSTRAINT runs_workflow_of_project_fkey FOREIGN KEY (project_id, workflow_id) REFERENCES ops.workflows(project_id, id) ON DELETE CASCADE;
+
+ALTER TABLE ONLY ops.workflows
+    ADD CONSTRAINT workflows_project_id_fkey FOREIGN KEY (project_id) REFERENCES ops.projects(id) ON DELETE CASCADE;
+
+ALTER TABLE ONLY ops_private.leases
+    ADD CONSTRAINT leases_run_id_fkey FOREIGN KEY (run_id) REFERENCES ops.runs(id) ON DELETE CASCADE;
+
+ALTER TABLE ONLY ops_private.run_counters
+    ADD CONSTRAINT run_counters_project_id_fkey FOREIGN KEY (project_id) REFERENCES ops.projects(id) ON DELETE CASCADE;
+
+CREATE POLICY admins_add ON ops.project_memberships FOR INSERT TO authenticated WITH CHECK (((project_id = ANY (ARRAY( SELECT ops_private.my_projects('owner'::text) AS my_projects))) OR ((role <> 'owner'::text) AND (project_id = ANY (ARRAY( SELECT ops_private.my_projects('admin'::text) AS my_projects))))));
+
+CREATE POLICY admins_change ON ops.project_memberships FOR UPDATE TO authenticated USING (((project_id = ANY (ARRAY( SELECT ops_private.my_projects('owner'::text) AS my_projects))) OR ((role <> 'owner'::text) AND (project_id = ANY (ARRAY( SELECT ops_private.my_projects('admin'::text) AS my_projects)))))) WITH CHECK (((project_id = ANY (ARRAY( SELECT ops_private.my_projects('owner'::text) AS my_projects))) OR ((role <> 'owner'::text) AND (project_id = ANY (ARRAY( SELECT ops_private.my_projects('admin'::text) AS my_projects))))));
+
+CREATE POLICY admins_remove ON ops.project_memberships FOR DELETE TO authenticated USING (((project_id = ANY (ARRAY( SELECT ops_private.my_projects('owner'::text) AS my_projects))) OR ((role <> 'owner'::text) AND (project_id = ANY (ARRAY( SELECT ops_private.my_projects('admin'::text) AS my_projects))))));
+
+CREATE POLICY developers_create ON ops.runs FOR INSERT TO authenticated WITH CHECK (((status = 'queued'::text) AND (project_id = ANY (ARRAY( SELECT ops_private.my_projects('developer'::text) AS my_projects)))));
+
+CREATE POLICY developers_create ON ops.workflows FOR INSERT TO authenticated WITH CHECK ((project_id = ANY (ARRAY( SELECT ops_private.my_projects('developer'::text) AS my_projects))));
+
+CREATE POLICY developers_edit ON ops.workflows FOR UPDATE TO authenticated USING ((project_id = ANY (ARRAY( SELECT ops_private.my_projects('developer'::text) AS my_projects)))) WITH CHECK ((project_id = ANY (ARRAY( SELECT ops_private.my_projects('developer'::text) AS my_projects))));
+
+CREATE POLICY members_read ON ops.project_memberships FOR SELECT TO authenticated USING ((project_id = ANY (ARRAY( SELECT ops_private.my_projects() AS my_projects))));
+
+CREATE POLICY members_read ON ops.projects FOR SELECT TO authenticated USING ((id = ANY (ARRAY( SELECT ops_private.my_projects() AS my_projects))));
+
+CREATE POLICY members_read ON ops.run_artifacts FOR SELECT TO authenticated USING ((project_id = ANY (ARRAY( SELECT ops_private.my_projects() AS my_projects))));
+
+CREATE POLICY members_read ON ops.run_events FOR SELECT TO authenticated USING ((project_id = ANY (ARRAY( SELECT ops_private.my_projects() AS my_projects))));
+
+CREATE POLICY members_read ON ops.run_logs FOR SELECT TO authenticated USING ((project_id = ANY (ARRAY( SELECT ops_private.my_projects() AS my_projects))));
+
+CREATE POLICY members_read ON ops.runs FOR SELECT TO authenticated USING ((project_id = ANY (ARRAY( SELECT ops_private.my_projects() AS my_projects))));
+
+CREATE POLICY members_read ON ops.workflows FOR SELECT TO authenticated USING ((project_id = ANY (ARRAY( SELECT ops_private.my_projects() AS my_projects))));
+
+CREATE POLICY owners_edit ON ops.projects FOR UPDATE TO authenticated USING ((id = ANY (ARRAY( SELECT ops_private.my_projects('owner'::text) AS my_projects)))) WITH CHECK ((id = ANY (ARRAY( SELECT ops_private.my_projects('owner'::text) AS my_projects))));
+
+ALTER TABLE ops.project_memberships ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE ops.projects ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE ops.run_artifacts ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE ops.run_events ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE ops.run_logs ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE ops.runs ENABLE ROW LEVEL SECURITY;
+
+CREATE POLICY service_all ON ops.project_memberships TO service_role USING (true) WITH CHECK (true);
+
+CREATE POLICY service_all ON ops.projects TO service_role USING (true) WITH CHECK (true);
+
+CREATE POLICY service_all ON ops.run_artifacts TO service_role USING (true) WITH CHECK (true);
+
+CREATE POLICY service_all ON ops.run_events TO service_role USING (true) WITH CHECK (true);
+
+CREATE POLICY service_all ON ops.run_logs TO service_role USING (true) WITH CHECK (true);
+
+CREATE POLICY service_all ON ops.runs TO service_role USING (true) WITH CHECK (true);
+
+CREATE POLICY service_all ON ops.tools TO service_role USING (true) WITH CHECK (true);
+
+CREATE POLICY service_all ON ops.upgrade_advisories TO service_role USING (true) WITH CHECK (true);
+
+CREATE POLICY service_all ON ops.workflows TO service_role USING (true) WITH CHECK (true);
+
+ALTER TABLE ops.tools ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE ops.upgrade_advisories ENABLE ROW LEVEL SECURITY;
+
+CREATE POLICY users_read ON ops.tools FOR SELECT TO authenticated USING (true);
+
+CREATE POLICY users_read ON ops.upgrade_advisories FOR SELECT TO authenticated USING (true);
+
+CREATE POLICY workers_read ON ops.tools FOR SELECT TO ops_worker USING (true);
+
+CREATE POLICY workers_read ON ops.upgrade_advisories FOR SELECT TO ops_worker USING (true);
+
+ALTER TABLE ops.workflows ENABLE ROW LEVEL SECURITY;
+
+GRANT USAGE ON SCHEMA ops TO authenticated;
+GRANT USAGE ON SCHEMA ops TO service_role;
+GRANT USAGE ON SCHEMA ops TO ops_worker;
+
+REVOKE ALL ON FUNCTION ops.add_run_artifact(p_run_id uuid, p_artifact_key text, p_artifact_url text, p_content_type text, p_size_bytes bigint, p_checksum text, p_expires_at timestamp with time zone, p_metadata jsonb, p_worker_id text, p_instance_id uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.add_run_artifact(p_run_id uuid, p_artifact_key text, p_artifact_url text, p_content_type text, p_size_bytes bigint, p_checksum text, p_expires_at timestamp with time zone, p_metadata jsonb, p_worker_id text, p_instance_id uuid) TO ops_worker;
+GRANT ALL ON FUNCTION ops.add_run_artifact(p_run_id uuid, p_artifact_key text, p_artifact_url text, p_content_type text, p_size_bytes bigint, p_checksum text, p_expires_at timestamp with time zone, p_metadata jsonb, p_worker_id text, p_instance_id uuid) TO service_role;
+
+REVOKE ALL ON FUNCTION ops.add_run_event(p_run_id uuid, p_event_type text, p_message text, p_payload jsonb, p_worker_id text, p_instance_id uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.add_run_event(p_run_id uuid, p_event_type text, p_message text, p_payload jsonb, p_worker_id text, p_instance_id uuid) TO ops_worker;
+GRANT ALL ON FUNCTION ops.add_run_event(p_run_id uuid, p_event_type text, p_message text, p_payload jsonb, p_worker_id text, p_instance_id uuid) TO service_role;
+
+REVOKE ALL ON FUNCTION ops.adopt_run(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_engine_id text, p_lease_seconds integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.adopt_run(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_engine_id text, p_lease_seconds integer) TO ops_worker;
+GRANT ALL ON FUNCTION ops.adopt_run(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_engine_id text, p_lease_seconds integer) TO service_role;
+
+REVOKE ALL ON FUNCTION ops.append_run_log(p_run_id uuid, p_level text, p_message text, p_metadata jsonb, p_worker_id text, p_instance_id uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.append_run_log(p_run_id uuid, p_level text, p_message text, p_metadata jsonb, p_worker_id text, p_instance_id uuid) TO ops_worker;
+GRANT ALL ON FUNCTION ops.append_run_log(p_run_id uuid, p_level text, p_message text, p_metadata jsonb, p_worker_id text, p_instance_id uuid) TO service_role;
+
+REVOKE ALL ON FUNCTION ops.append_run_logs(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_seqs bigint[], p_streams text[], p_levels text[], p_messages text[], p_timestamps timestamp with time zone[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.append_run_logs(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_seqs bigint[], p_streams text[], p_levels text[], p_messages text[], p_timestamps timestamp with time zone[]) TO ops_worker;
+GRANT ALL ON FUNCTION ops.append_run_logs(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_seqs bigint[], p_streams text[], p_levels text[], p_messages text[], p_timestamps timestamp with time zone[]) TO service_role;
+
+REVOKE ALL ON FUNCTION ops_private.cancel_run(p_run_id uuid, p_reason text) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops_private.cancel_run(p_run_id uuid, p_reason text) TO authenticated;
+GRANT ALL ON FUNCTION ops_private.cancel_run(p_run_id uuid, p_reason text) TO service_role;
+
+REVOKE ALL ON FUNCTION ops.cancel_run(p_run_id uuid, p_reason text) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.cancel_run(p_run_id uuid, p_reason text) TO authenticated;
+GRANT ALL ON FUNCTION ops.cancel_run(p_run_id uuid, p_reason text) TO service_role;
+
+REVOKE ALL ON FUNCTION ops.claim_next_run(p_worker_id text, p_instance_id uuid, p_labels text[], p_lease_seconds integer, p_engine_id text) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.claim_next_run(p_worker_id text, p_instance_id uuid, p_labels text[], p_lease_seconds integer, p_engine_id text) TO ops_worker;
+GRANT ALL ON FUNCTION ops.claim_next_run(p_worker_id text, p_instance_id uuid, p_labels text[], p_lease_seconds integer, p_engine_id text) TO service_role;
+
+REVOKE ALL ON FUNCTION ops.complete_workflow_run(p_run_id uuid, p_exit_code integer, p_error_message text, p_worker_id text, p_instance_id uuid, p_reason text, p_details jsonb) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.complete_workflow_run(p_run_id uuid, p_exit_code integer, p_error_message text, p_worker_id text, p_instance_id uuid, p_reason text, p_details jsonb) TO ops_worker;
+GRANT ALL ON FUNCTION ops.complete_workflow_run(p_run_id uuid, p_exit_code integer, p_error_message text, p_worker_id text, p_instance_id uuid, p_reason text, p_details jsonb) TO service_role;
+
+REVOKE ALL ON FUNCTION ops.current_user_id() FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.current_user_id() TO authenticated;
+GRANT ALL ON FUNCTION ops.current_user_id() TO service_role;
+
+GRANT SELECT,DELETE ON TABLE ops.project_memberships TO authenticated;
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE ops.project_memberships TO service_role;
+
+GRANT INSERT(project_id) ON TABLE ops.project_memberships TO authenticated;
+
+GRANT INSERT(user_id) ON TABLE ops.project_memberships TO authenticated;
+
+GRANT INSERT(role),UPDATE(role) ON TABLE ops.project_memberships TO authenticated;
+
+REVOKE ALL ON FUNCTION ops.current_user_role(p_project_id uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.current_user_role(p_project_id uuid) TO authenticated;
+GRANT ALL ON FUNCTION ops.current_user_role(p_project_id uuid) TO service_role;
+
+REVOKE ALL ON FUNCTION ops.heartbeat(p_worker_id text, p_instance_id uuid, p_lease_seconds integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.heartbeat(p_worker_id text, p_instance_id uuid, p_lease_seconds integer) TO ops_worker;
+GRANT ALL ON FUNCTION ops.heartbeat(p_worker_id text, p_instance_id uuid, p_lease_seconds integer) TO service_role;
+
+REVOKE ALL ON FUNCTION ops.list_queued_runs() FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.list_queued_runs() TO authenticated;
+GRANT ALL ON FUNCTION ops.list_queued_runs() TO service_role;
+
+REVOKE ALL ON FUNCTION ops.reap() FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.reap() TO ops_worker;
+GRANT ALL ON FUNCTION ops.reap() TO service_role;
+
+REVOKE ALL ON FUNCTION ops.register_worker(p_worker_id text, p_instance_id uuid, p_host_id text, p_engine_id text, p_version text, p_labels text[], p_lease_seconds integer, p_takeover boolean) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.register_worker(p_worker_id text, p_instance_id uuid, p_host_id text, p_engine_id text, p_version text, p_labels text[], p_lease_seconds integer, p_takeover boolean) TO ops_worker;
+GRANT ALL ON FUNCTION ops.register_worker(p_worker_id text, p_instance_id uuid, p_host_id text, p_engine_id text, p_version text, p_labels text[], p_lease_seconds integer, p_takeover boolean) TO service_role;
+
+REVOKE ALL ON FUNCTION ops.release_run(p_run_id uuid, p_worker_id text, p_instance_id uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.release_run(p_run_id uuid, p_worker_id text, p_instance_id uuid) TO ops_worker;
+GRANT ALL ON FUNCTION ops.release_run(p_run_id uuid, p_worker_id text, p_instance_id uuid) TO service_role;
+
+REVOKE ALL ON FUNCTION ops.start_workflow_run(p_run_id uuid, p_worker_id text, p_instance_id uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.start_workflow_run(p_run_id uuid, p_worker_id text, p_instance_id uuid) TO ops_worker;
+GRANT ALL ON FUNCTION ops.start_workflow_run(p_run_id uuid, p_worker_id text, p_instance_id uuid) TO service_role;
+
+REVOKE ALL ON FUNCTION ops.unregister_worker(p_worker_id text, p_instance_id uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.unregister_worker(p_worker_id text, p_instance_id uuid) TO ops_worker;
+GRANT ALL ON FUNCTION ops.unregister_worker(p_worker_id text, p_instance_id uuid) TO service_role;
+
+REVOKE ALL ON FUNCTION ops_private.actor() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.add_event(p_run_id uuid, p_event_type text, p_message text, p_payload jsonb) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.caller() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.check_run(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_statuses text[], p_shared boolean) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.count_runs() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private."current_time"() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.enforce_run_status_transition() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.is_final(p_status text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.keep_an_owner() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.keep_run_events() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.my_projects(p_role text) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops_private.my_projects(p_role text) TO authenticated;
+GRANT ALL ON FUNCTION ops_private.my_projects(p_role text) TO service_role;
+
+REVOKE ALL ON FUNCTION ops_private.owns(p_lease ops_private.leases, p_worker_id text, p_instance_id uuid) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.prepare_run() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.prune_run_events(p_before timestamp with time zone) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.record_run_change() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.refusal(p_code text, p_error text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.run_payload(p_run_id uuid) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.set_project_of_run() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.touch_updated_at() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.trusted() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.wake_scheduled_runs() FROM PUBLIC;
+
+GRANT SELECT ON TABLE ops.projects TO authenticated;
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE ops.projects TO service_role;
+
+GRANT UPDATE(name) ON TABLE ops.projects TO authenticated;
+
+GRANT UPDATE(description) ON TABLE ops.projects TO authenticated;
+
+GRANT UPDATE(odoo_version) ON TABLE ops.projects TO authenticated;
+
+GRANT UPDATE(status) ON TABLE ops.projects TO authenticated;
+
+GRANT UPDATE(config) ON TABLE ops.projects TO authenticated;
+
+GRANT SELECT ON TABLE ops.run_artifacts TO authenticated;
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE ops.run_artifacts TO service_role;
+
+GRANT SELECT ON TABLE ops.run_events TO authenticated;
+GRANT SELECT,INSERT ON TABLE ops.run_events TO service_role;
+
+GRANT USAGE ON SEQUENCE ops_private.run_log_seq TO service_role;
+
+GRANT SELECT ON TABLE ops.run_logs TO authenticated;
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE ops.run_logs TO service_role;
+
+GRANT SELECT ON TABLE ops.runs TO authenticated;
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE ops.runs TO service_role;
+
+GRANT INSERT(project_id) ON TABLE ops.runs TO authenticated;
+
+GRANT INSERT(workflow_id) ON TABLE ops.runs TO authenticated;
+
+GRANT INSERT(status) ON TABLE ops.runs TO authenticated;
+
+GRANT INSERT(metadata) ON TABLE ops.runs TO authenticated;
+
+GRANT SELECT ON TABLE ops.tools TO authenticated;
+GRANT SELECT ON TABLE ops.tools TO ops_worker;
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE ops.tools TO service_role;
+
+GRANT SELECT ON TABLE ops.upgrade_advisories TO authenticated;
+GRANT SELECT ON TABLE ops.upgrade_advisories TO ops_worker;
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE ops.upgrade_advisories TO service_role;
+
+GRANT SELECT ON TABLE ops.workflows TO authenticated;
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE ops.workflows TO service_role;
+
+GRANT INSERT(project_id) ON TABLE ops.workflows TO authenticated;
+
+GRANT INSERT(workflow_type),UPDATE(workflow_type) ON TABLE ops.workflows TO authenticated;
+
+GRANT INSERT(name),UPDATE(name) ON TABLE ops.workflows TO authenticated;
+
+GRANT INSERT(description),UPDATE(description) ON TABLE ops.workflows TO authenticated;
+
+GRANT INSERT(enabled),UPDATE(enabled) ON TABLE ops.workflows TO authenticated;
+
+GRANT INSERT(git_ref),UPDATE(git_ref) ON TABLE ops.workflows TO authenticated;
+
+GRANT INSERT(git_commit),UPDATE(git_commit) ON TABLE ops.workflows TO authenticated;
+
+GRANT INSERT(config),UPDATE(config) ON TABLE ops.workflows TO authenticated;

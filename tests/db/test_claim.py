@@ -1,0 +1,283 @@
+"""Claiming: order, labels, concurrency keys, schedules, races, and what it costs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from collections import Counter
+
+import asyncpg
+import pytest
+
+from tests.conftest import Connect
+from tests.db.world import (
+    ENGINE,
+    INSTANCE,
+    OTHER_INSTANCE,
+    WORKER,
+    World,
+    call,
+    shift_clock,
+    until_blocked,
+)
+
+HOUR_AHEAD = "update ops.runs set scheduled_at = clock_timestamp() + interval '1 hour' where id = $1"
+
+
+async def test_an_empty_queue_says_so(world: World) -> None:
+    assert await call(world.db, "claim_next_run", WORKER) == {
+        "run_id": None, "message": "no queued runs", "waiting": False,
+    }  # fmt: skip
+
+
+async def test_the_answer_holds_all_that_a_worker_needs(world: World) -> None:
+    config = {"tool": "odoo", "version": "18.0", "env": {"A": "1"}}
+    await world.db.execute(
+        "update ops.workflows set config = $1, git_ref = 'main', git_commit = 'abc'", json.dumps(config)
+    )
+    await world.db.execute(
+        """insert into ops.tools (tool_name, version, docker_image, config)
+           values ('odoo', '18.0', 'odoo:18', '{"a": 1}'), ('odoo', '19.0', 'odoo:19', '{}')"""
+    )
+    run = await world.queue(metadata='{"args": ["-v"]}')
+    answer = await world.claim()
+    row = await world.row(run)
+    expires_at = await world.expires_at(run)
+    for name, stored in {"claimed_at": row["claimed_at"], "lease_expires_at": expires_at}.items():
+        assert answer.pop(name) == await world.db.fetchval("select to_jsonb($1::timestamptz) #>> '{}'", stored)
+    assert answer == {
+        "run_id": str(run), "project_id": str(world.project), "workflow_id": str(world.workflow),
+        "run_number": 1, "started_at": None, "status": "claimed", "claim_count": 1, "cancel_requested": False,
+        "log_position": 0,
+        "metadata": {"args": ["-v"]},
+        "project": {"slug": "acme", "name": "Acme", "workspace_key": "acme", "odoo_version": "19.0",
+                    "status": "active"},
+        "workflow": {"workflow_type": "build", "name": "build", "enabled": True, "git_ref": "main",
+                     "git_commit": "abc", "config": config},
+        "tool": {"tool_name": "odoo", "version": "18.0", "docker_image": "odoo:18", "config": {"a": 1}},
+    }  # fmt: skip
+
+
+async def test_without_a_tool_the_default_is_named_and_has_no_image(world: World) -> None:
+    await world.queue()
+    tool = (await world.claim())["tool"]
+    assert tool == {"tool_name": "odoo", "version": "19.0", "docker_image": None, "config": None}
+
+
+async def test_the_lease_says_who_and_for_how_long(world: World) -> None:
+    run = await world.claimed(p_lease_seconds=77)
+    lease = await world.lease(run)
+    assert lease is not None
+    claimed_at = (await world.row(run))["claimed_at"]
+    assert (lease["worker_id"], lease["instance_id"], lease["db_role"]) == (WORKER, INSTANCE, "postgres")
+    assert (lease["engine_id"], lease["lease_seconds"]) == (ENGINE, 77)
+    assert 76 < (lease["expires_at"] - claimed_at).total_seconds() < 78
+
+
+async def test_the_highest_priority_goes_first_then_the_oldest(world: World) -> None:
+    late = await world.queue()
+    early = await world.queue(created_at=await world.db.fetchval("select now() - interval '1 day'"))
+    urgent = await world.queue(priority=1)
+    last = await world.queue(priority=-1)
+    listed = await world.db.fetch("select run_id from ops.list_queued_runs()")
+    order = [uuid.UUID((await world.claim())["run_id"]) for _ in range(4)]
+    assert order == [urgent, early, late, last] == [row["run_id"] for row in listed]
+
+
+async def test_list_queued_runs_shows_claimed_ones_first_and_nothing_else(world: World) -> None:
+    await world.run_in("succeeded")
+    await world.run_in("running")
+    claimed = await world.claimed()
+    queued = await world.queue()
+    scheduled = await world.queue()
+    await world.db.execute(HOUR_AHEAD, scheduled)
+    rows = await world.db.fetch("select * from ops.list_queued_runs()")
+    assert [row["run_id"] for row in rows] == [claimed, queued, scheduled]
+    assert list(rows[0].keys()) == [
+        "run_id", "project_id", "workflow_id", "run_number", "status", "created_at", "claimed_by",
+        "claimed_at",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("wanted", "offered", "claimed"),
+    [
+        ([], [], True),
+        ([], ["a"], True),
+        (["a"], ["a", "b"], True),
+        (["a"], [], False),
+        (["a", "b"], ["a"], False),
+    ],
+)
+async def test_a_run_goes_to_a_worker_that_has_all_its_labels(
+    world: World, wanted: list[str], offered: list[str], *, claimed: bool
+) -> None:
+    await world.queue(labels=wanted)
+    answer = await world.claim(p_labels=offered)
+    assert (answer["run_id"] is not None) == claimed
+    # what only others can run is nothing to wait for
+    assert claimed or answer["waiting"] is False
+
+
+async def test_labels_that_are_null_are_no_labels(world: World) -> None:
+    await world.queue()
+    assert (await world.claim(p_labels=None))["run_id"] is not None
+
+
+async def test_one_run_per_concurrency_key_at_a_time(world: World, connect: Connect) -> None:
+    first = await world.queue(concurrency_key="prod")
+    second = await world.queue(concurrency_key="prod")
+    third = await world.queue()
+    assert (await world.claim())["run_id"] == str(first)
+    assert (await world.claim())["run_id"] == str(third)
+    blocked = await world.claim()
+    assert (blocked["run_id"], blocked["waiting"]) == (None, True)
+    woken = asyncio.Event()
+    await (await connect()).add_listener("ops_queue", lambda *_: woken.set())
+    await call(world.db, "start_workflow_run", first, WORKER)
+    assert (await world.claim())["run_id"] is None
+    await call(world.db, "complete_workflow_run", first, 0)
+    await asyncio.wait_for(woken.wait(), 10)
+    assert (await world.claim())["run_id"] == str(second)
+
+
+async def test_two_active_runs_of_one_key_cannot_be_stored(world: World) -> None:
+    first = await world.queue(concurrency_key="prod")
+    second = await world.queue(concurrency_key="prod")
+    await world.set_status(first, "claimed")
+    with pytest.raises(asyncpg.UniqueViolationError, match="runs_concurrency_idx"):
+        await world.set_status(second, "claimed")
+
+
+async def test_a_race_for_a_key_goes_on_to_the_next_run(world: World, connect: Connect) -> None:
+    first = await world.queue(concurrency_key="prod", priority=2)
+    await world.queue(concurrency_key="prod", priority=1)
+    free = await world.queue()
+    slow, fast = await connect(), await connect()
+    transaction = slow.transaction()
+    await transaction.start()
+    assert (await call(slow, "claim_next_run", "slow"))["run_id"] == str(first)
+    # the other sees the key as free, picks the second run, and waits for the first claim to end
+    racing = asyncio.create_task(call(fast, "claim_next_run", "fast"))
+    await until_blocked(world.db, fast)
+    await transaction.commit()
+    assert (await racing)["run_id"] == str(free)
+
+
+async def test_twenty_workers_claim_two_hundred_runs_once_each(world: World, connect: Connect) -> None:
+    await world.db.execute(
+        "insert into ops.runs (project_id, workflow_id, concurrency_key) "
+        "select $1, $2, case when i % 10 = 0 then 'key-' || i end from generate_series(1, 200) as i",
+        world.project, world.workflow,
+    )  # fmt: skip
+    connections = [await connect() for _ in range(20)]
+
+    async def work(connection: asyncpg.Connection, me: int) -> list[str]:
+        mine: list[str] = []
+        while (answer := await call(connection, "claim_next_run", f"worker-{me}", uuid.uuid4()))["run_id"]:
+            mine.append(answer["run_id"])
+        return mine
+
+    claims = await asyncio.gather(*(work(connection, me) for me, connection in enumerate(connections)))
+    counted = Counter(run for mine in claims for run in mine)
+    assert len(counted) == 200
+    assert set(counted.values()) == {1}
+    owners = {row["run_id"]: row["worker_id"] for row in await world.db.fetch("select * from ops_private.leases")}
+    assert owners == {uuid.UUID(run): f"worker-{me}" for me, mine in enumerate(claims) for run in mine}
+
+
+async def test_twenty_workers_never_hold_one_key_twice(world: World, connect: Connect) -> None:
+    keys = {str(await world.queue(concurrency_key=f"key-{n % 3}")): f"key-{n % 3}" for n in range(60)}
+    connections = [await connect() for _ in range(20)]
+    held: set[str] = set()
+
+    async def work(connection: asyncpg.Connection, worker: str) -> int:
+        done = 0
+        while True:
+            run = (answer := await call(connection, "claim_next_run", worker))["run_id"]
+            if run is not None:
+                assert keys[run] not in held
+                held.add(keys[run])
+                assert (await call(connection, "start_workflow_run", run, worker))["success"]
+                held.remove(keys[run])
+                assert (await call(connection, "complete_workflow_run", run, 0))["success"]
+                done += 1
+            elif not answer["waiting"]:
+                return done
+
+    done = await asyncio.gather(*(work(one, f"worker-{n}") for n, one in enumerate(connections)))
+    assert sum(done) == 60
+
+
+async def test_a_scheduled_run_waits_for_its_time(world: World) -> None:
+    run = await world.queue()
+    await world.db.execute(HOUR_AHEAD, run)
+    early = await world.claim()
+    assert (early["run_id"], early["waiting"]) == (None, True)
+    await shift_clock(world.db, 3601)
+    assert (await world.claim())["run_id"] == str(run)
+    assert (await world.row(run))["scheduled_at"] is None
+
+
+@pytest.mark.parametrize(
+    ("worker", "lease"), [("", 300), (None, 300), (WORKER, 0), (WORKER, -1), (WORKER, 86401), (WORKER, None)]
+)
+async def test_a_claim_that_makes_no_sense_is_refused(world: World, worker: str | None, lease: int | None) -> None:
+    run = await world.queue()
+    answer = await call(world.db, "claim_next_run", worker, p_lease_seconds=lease)
+    assert (answer["run_id"], answer["code"]) == (None, "bad_argument")
+    assert await world.status(run) == "queued"
+
+
+async def test_an_instance_that_was_replaced_claims_nothing(world: World) -> None:
+    await world.queue()
+    await call(world.db, "register_worker", WORKER, OTHER_INSTANCE)
+    answer = await world.claim(instance=INSTANCE)
+    assert (answer["run_id"], answer["code"]) == (None, "worker_id_taken")
+    assert (await world.claim(instance=OTHER_INSTANCE))["run_id"] is not None
+
+
+@pytest.mark.parametrize("planned", ["on an empty table", "on the full table"])
+async def test_a_claim_reads_its_index_and_nothing_else(world: World, planned: str) -> None:
+    """Neither ended runs, nor a great many that are not due, cost a claim anything.
+
+    A worker's session plans its claim once, maybe while the table is empty, and keeps the plan as it grows.
+    """
+    if planned == "on an empty table":
+        for _ in range(8):  # plans become generic after five
+            assert (await world.claim())["run_id"] is None
+    async with world.db.transaction():
+        # neither triggers, nor the new plans that turning them off would make
+        await world.db.execute("set local session_replication_role = replica")
+        await world.db.execute(
+            """insert into ops.runs (project_id, workflow_id, run_number, status, scheduled_at, claimed_by,
+                                     claimed_at, started_at, finished_at, exit_code)
+               select $1, $2, i, case when i <= 20000 then 'succeeded' else 'queued' end,
+                      case when i between 20001 and 40000 then now() + interval '1 day' end,
+                      case when i <= 20000 then 'w' end, case when i <= 20000 then now() end,
+                      case when i <= 20000 then now() end, case when i <= 20000 then now() end,
+                      case when i <= 20000 then 0 end
+               from generate_series(1, 42000) as i""",
+            world.project, world.workflow,
+        )  # fmt: skip
+    if planned == "on the full table":
+        await world.db.execute("analyze ops.runs")
+    async with world.db.transaction():
+        before = await reads(world.db)
+        for _ in range(8):
+            assert (await world.claim())["run_id"] is not None
+        rows, scans, entries = (b - a for a, b in zip(before, await reads(world.db), strict=True))
+    assert (rows, scans) == (0, 8)
+    assert entries <= 8 * 9  # a transaction's own claims are passed over again, nothing more
+
+
+async def reads(db: asyncpg.Connection) -> tuple[int, ...]:
+    """Rows of runs read by sequential scans, scans of the claim's index, and entries read from it, so far."""
+    return tuple(
+        await db.fetchrow(
+            """select pg_stat_get_xact_tuples_returned('ops.runs'::regclass),
+                      pg_stat_get_xact_numscans('ops.runs_claim_idx'::regclass),
+                      pg_stat_get_xact_tuples_returned('ops.runs_claim_idx'::regclass)"""
+        )
+    )

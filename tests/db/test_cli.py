@@ -1,0 +1,547 @@
+"""``ops-worker`` as a process: what it refuses, what it waits for, its verbs, its exit codes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from tests.support.docker import PATIENCE, ROOT, WorkerProcess
+from tests.support.postgres import Cluster
+from worker.settings import Settings
+
+SECRET = "hunter22"  # noqa: S105 - what must not be seen
+MIGRATIONS = [path.name for path in sorted((ROOT / "sql" / "migrations").glob("*.sql"))]
+
+
+def environ_of(**environ: str) -> dict[str, str]:
+    """The tests' environment without settings of a worker, and these."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("OPS_WORKER_")} | environ
+
+
+def ops_worker(*argv: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Runs the command to its end."""
+    command = [sys.executable, "-m", "worker", *argv]
+    return subprocess.run(
+        command, cwd=ROOT, env=environ_of(**environ), capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+
+
+@asynccontextmanager
+async def started(folder: Path, *argv: str, **environ: str) -> AsyncIterator[WorkerProcess]:
+    """A worker that stays, killed at the end of the block if it still lives."""
+    output = folder / "worker.log"
+    settings = {"OPS_WORKER_ARTIFACT_STORE": (folder / "store").as_uri(), "OPS_WORKER_LOG_FORMAT": "json"}
+    with output.open("wb") as sink:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "worker", *argv,
+            cwd=ROOT, env=environ_of(**settings, **environ), stdout=sink, stderr=sink,
+        )  # fmt: skip
+    try:
+        yield WorkerProcess(process, output)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def until_waits_for(worker: WorkerProcess, what: str) -> dict[str, Any]:
+    """Waits for the line that says what cannot be reached."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            for line in worker.said:
+                if "cannot be reached" in line["event"] and what in str(line):
+                    return line
+            assert worker.process.returncode is None, worker.output.read_text()
+            await asyncio.sleep(0.02)
+
+
+def complaints(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """What it printed to stderr, a problem a line, each with the program's name before it."""
+    assert done.stdout == ""
+    lines = done.stderr.splitlines()
+    assert all(line.startswith("ops-worker: ") for line in lines), done.stderr
+    return [line.removeprefix("ops-worker: ") for line in lines]
+
+
+class Surroundings:
+    """All that a worker touches when its settings are good: a database, an engine, a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.store = folder / "store"
+        self.database = socket.create_server(("127.0.0.1", 0))
+        self.engine = socket.socket(socket.AF_UNIX)
+        self.engine.bind(str(folder / "docker.sock"))
+        self.engine.listen()
+        self.settings = {
+            "database_url": f"postgresql://worker:{SECRET}@127.0.0.1:{self.database.getsockname()[1]}/ops",
+            "docker_host": f"unix://{folder / 'docker.sock'}",
+            "artifact_store": self.store.as_uri(),
+            "log_format": "json",
+        }
+
+    def environ(self, **changed: str | None) -> dict[str, str]:
+        values = self.settings | changed
+        return {f"OPS_WORKER_{name.upper()}": value for name, value in values.items() if value is not None}
+
+    @property
+    def touched(self) -> list[str]:
+        """What of it was."""
+        found = ["artifact store"] if self.store.exists() else []
+        for name, listener in (("database", self.database), ("engine", self.engine)):
+            listener.setblocking(False)
+            try:
+                listener.accept()[0].close()
+            except BlockingIOError:
+                continue
+            found.append(name)
+        return found
+
+    def close(self) -> None:
+        self.database.close()
+        self.engine.close()
+
+
+@pytest.fixture
+def surroundings() -> Iterator[Surroundings]:
+    with tempfile.TemporaryDirectory() as folder:  # a socket's path is short by law
+        made = Surroundings(Path(folder))
+        yield made
+        made.close()
+
+
+# --- what it refuses ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("concurrency", "0", "at least 1"),
+        ("concurrency", "many", "whole number"),
+        ("lease", "1", "at least 15"),
+        ("poll_interval", "0", "above 0"),
+        ("drain_timeout", "-1", "above 0"),
+        ("until_idle", "perhaps", "true or false"),
+        ("default_memory", "much", "such as 512m"),
+        ("max_pids", "1.5", "whole number"),
+        ("log_level", "loud", "'debug', 'info', 'warning' or 'error'"),
+        ("metrics_address", "nowhere", "host:port"),
+        ("artifact_store", "ftp://somewhere", "file:///folder"),
+        ("docker_host", "somewhere", ""),
+        ("database_url", f"mysql://worker:{SECRET}@127.0.0.1/ops", "postgresql://"),
+        ("database_url", f"postgresql://worker:{SECRET}@127.0.0.1:99999/ops", ""),
+        ("database_url", f"postgresql://worker:{SECRET}@127.0.0.1:port/ops", ""),
+        ("database_url", f"postgresql://worker:{SECRET}@127.0.0.1/ops?sslmode=perhaps", ""),
+    ],
+)
+def test_a_bad_value_is_one_line_and_nothing_is_touched(
+    surroundings: Surroundings, name: str, value: str, says: str
+) -> None:
+    done = ops_worker(**surroundings.environ(**{name: value}))
+    assert done.returncode == 2, done.stderr
+    (line,) = complaints(done)
+    assert f"--{name.replace('_', '-')} (OPS_WORKER_{name.upper()}): " in line
+    assert says in line
+    assert SECRET not in line
+    assert surroundings.touched == []
+
+
+def test_good_values_are_what_the_engine_sees_first(surroundings: Surroundings) -> None:
+    # The other side of the test above: the same surroundings, and somebody comes.
+    command = [sys.executable, "-m", "worker"]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environ_of(**surroundings.environ()), stderr=subprocess.PIPE
+    ) as process:
+        surroundings.engine.settimeout(PATIENCE)
+        surroundings.engine.accept()[0].close()
+        process.kill()
+        process.wait()
+    assert surroundings.store.exists()
+
+
+def test_all_bad_values_are_said_at_once_and_a_line_each(surroundings: Surroundings) -> None:
+    done = ops_worker("--concurrency", "0", "--lease", "soon", **surroundings.environ(log_level="loud", max_cpus="-1"))
+    assert done.returncode == 2
+    names = [line.split(" ")[0] for line in complaints(done)]
+    assert sorted(names) == ["--concurrency", "--lease", "--log-level", "--max-cpus"]
+    assert surroundings.touched == []
+
+
+def test_a_misspelt_flag_is_answered_with_the_nearest(surroundings: Surroundings) -> None:
+    done = ops_worker("--concurency", "3", **surroundings.environ())
+    assert done.returncode == 2
+    (line,) = complaints(done)
+    assert "--concurency" in line
+    assert "did you mean --concurrency?" in line
+    assert surroundings.touched == []
+
+
+def test_a_misspelt_variable_is_answered_with_the_nearest(surroundings: Surroundings) -> None:
+    done = ops_worker(OPS_WORKER_POL_INTERVAL="3", **surroundings.environ())
+    assert done.returncode == 2
+    (line,) = complaints(done)
+    assert "OPS_WORKER_POL_INTERVAL" in line
+    assert "did you mean OPS_WORKER_POLL_INTERVAL?" in line
+    assert surroundings.touched == []
+
+
+def test_a_misspelt_line_of_the_env_file_is_answered_with_the_nearest(
+    surroundings: Surroundings, tmp_path: Path
+) -> None:
+    env_file = tmp_path / "worker.env"
+    env_file.write_text("OPS_WORKER_LABLES=big\n")
+    done = ops_worker("--env-file", str(env_file), **surroundings.environ())
+    assert done.returncode == 2
+    (line,) = complaints(done)
+    assert f"OPS_WORKER_LABLES in {env_file}" in line
+    assert "did you mean OPS_WORKER_LABELS?" in line
+    assert surroundings.touched == []
+
+
+@pytest.mark.parametrize("argv", [(), ("db", "status")])
+def test_without_a_database_url_it_says_what_is_missing(surroundings: Surroundings, argv: tuple[str, ...]) -> None:
+    done = ops_worker(*argv, **surroundings.environ(database_url=None))
+    assert done.returncode == 2
+    assert complaints(done) == ["--database-url (OPS_WORKER_DATABASE_URL): required"]
+    assert surroundings.touched == []
+
+
+@pytest.mark.parametrize("argv", ["db", "db frobnicate", "frobnicate", "db migrate now", "db rollback 1 2"])
+def test_unknown_words_are_refused(surroundings: Surroundings, argv: str) -> None:
+    done = ops_worker(*argv.split(), **surroundings.environ())
+    assert done.returncode == 2
+    assert len(complaints(done)) == 1
+    assert surroundings.touched == []
+
+
+def test_the_help_names_each_setting_with_its_variable_and_needs_none() -> None:
+    done = ops_worker("--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    said = re.sub(r"\s+", " ", done.stdout)
+    for name in Settings.model_fields.keys() - {"verb", "version"}:
+        assert re.search(rf"--{name.replace('_', '-')}\b", said), name
+        assert f"OPS_WORKER_{name.upper()}" in said, name
+    assert "db migrate" in said
+
+
+def test_the_version_is_one_line_and_needs_nothing() -> None:
+    done = ops_worker("--version")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.fullmatch(r"ops-worker \S+\n", done.stdout)
+
+
+# --- what it waits for ----------------------------------------------------------------------------------------------
+
+
+def unreachable(cluster: Cluster, case: str) -> str:
+    """The URL of a database that there is no way into."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    return {
+        "no server": f"postgresql://worker:{SECRET}@127.0.0.1:{port}/ops",
+        "no such host": f"postgresql://worker:{SECRET}@no-such-host.invalid/ops",
+        "no such database": f"{cluster.url('nothing_here')}&password={SECRET}",
+        "no such role": f"{cluster.url(user='nobody_here')}&password={SECRET}",
+    }[case]
+
+
+@pytest.mark.parametrize("case", ["no server", "no such host", "no such database", "no such role"])
+@pytest.mark.parametrize("argv", [("--until-idle",), ("db", "status")])
+def test_a_database_out_of_reach_is_one_line_and_exit_code_one(
+    cluster: Cluster, tmp_path: Path, case: str, argv: tuple[str, ...]
+) -> None:
+    environ = {
+        "OPS_WORKER_DATABASE_URL": unreachable(cluster, case),
+        "OPS_WORKER_ARTIFACT_STORE": (tmp_path / "store").as_uri(),
+    }
+    done = ops_worker(*argv, **environ)
+    assert done.returncode == 1
+    (line,) = complaints(done)
+    assert "cannot connect to the database" in line
+    assert SECRET not in line
+
+
+async def test_a_wrong_password_is_not_repeated_in_the_answer(tcp_cluster: Cluster, tmp_path: Path) -> None:
+    url = tcp_cluster.url(host="127.0.0.1", password=SECRET)
+    store = (tmp_path / "store").as_uri()
+    done = ops_worker("--until-idle", "--artifact-store", store, OPS_WORKER_DATABASE_URL=url)
+    assert done.returncode == 1
+    (line,) = complaints(done)
+    assert "password authentication failed" in line
+    assert SECRET not in line
+
+
+async def test_a_database_that_comes_up_later_is_found(tmp_path: Path) -> None:
+    with Cluster() as cluster, cluster.database(cluster.template()) as name:
+        cluster.stop()
+        async with started(tmp_path, OPS_WORKER_DATABASE_URL=cluster.url(name)) as worker:
+            try:
+                await until_waits_for(worker, "the database")
+            finally:
+                cluster.start()
+            await worker.until_said("worker started")
+            worker.signal(signal.SIGTERM)
+            assert await worker.wait() == 0
+
+
+@pytest.mark.parametrize("address", ["unix:///no/such/docker.sock", "tcp://127.0.0.1:9"])
+def test_an_engine_out_of_reach_is_one_line_and_exit_code_one(db_url: str, tmp_path: Path, address: str) -> None:
+    argv = ("--until-idle", "--docker-host", address, "--artifact-store", (tmp_path / "store").as_uri())
+    done = ops_worker(*argv, OPS_WORKER_DATABASE_URL=db_url)
+    assert done.returncode == 1
+    (line,) = complaints(done)
+    assert "engine" in line
+    assert address in line
+
+
+async def test_an_engine_that_comes_up_later_is_found(db_url: str) -> None:
+    engine = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
+    if not engine.startswith("unix://"):
+        pytest.skip(f"the engine is not on this host: DOCKER_HOST={engine}")
+    with tempfile.TemporaryDirectory() as name:  # a socket's path is short by law
+        folder = Path(name)
+        address = folder / "docker.sock"
+        settings = {"OPS_WORKER_DATABASE_URL": db_url, "OPS_WORKER_DOCKER_HOST": f"unix://{address}"}
+        async with started(folder, **settings) as worker:
+            await until_waits_for(worker, "the container engine")
+            address.symlink_to(engine.removeprefix("unix://"))
+            await worker.until_said("worker started")
+            worker.signal(signal.SIGTERM)
+            assert await worker.wait() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_worker_that_waits_stops_at_the_first_signal_and_prints_no_traceback(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    url = f"postgresql://worker:{SECRET}@127.0.0.1:9/ops"
+    async with started(tmp_path, OPS_WORKER_DATABASE_URL=url) as worker:
+        await until_waits_for(worker, "the database")
+        worker.signal(number)
+        await worker.wait()
+        assert "Traceback" not in worker.output.read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_verb_that_is_interrupted_does_not_pass_for_done(surroundings: Surroundings, number: signal.Signals) -> None:
+    # Otherwise `ops-worker db migrate && ...` goes on without a schema.
+    command = [sys.executable, "-m", "worker", "db", "migrate"]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environ_of(**surroundings.environ()), stderr=subprocess.PIPE
+    ) as process:
+        surroundings.database.settimeout(PATIENCE)
+        connection, _ = surroundings.database.accept()  # and never answers
+        process.send_signal(number)
+        _, said = process.communicate(timeout=PATIENCE)
+        connection.close()
+    assert process.returncode != 0
+    assert b"Traceback" not in said
+
+
+async def test_an_idle_worker_whose_database_went_away_stops_at_the_first_signal(tmp_path: Path) -> None:
+    with Cluster() as cluster, cluster.database(cluster.template()) as name:
+        async with started(tmp_path, "--poll-interval", "0.2", OPS_WORKER_DATABASE_URL=cluster.url(name)) as worker:
+            await worker.until_said("worker started")
+            cluster.stop()
+            try:
+                await worker.until_said("database unavailable, retrying")
+                worker.signal(signal.SIGTERM)
+                async with asyncio.timeout(30):
+                    assert await worker.wait() == 0
+            finally:
+                cluster.start()
+
+
+# --- where settings come from, and what it says about itself --------------------------------------------------------
+
+
+async def test_a_flag_wins_over_the_environment_and_that_over_the_env_file(db_url: str, tmp_path: Path) -> None:
+    env_file = tmp_path / "worker.env"
+    env_file.write_text(
+        "OPS_WORKER_WORKER_ID=from-file\nOPS_WORKER_CONCURRENCY=7\n"
+        f"OPS_WORKER_LABELS=from-file\nOPS_WORKER_DATABASE_URL={db_url}\n"
+    )
+    environ = {
+        "OPS_WORKER_ENV_FILE": str(env_file),
+        "OPS_WORKER_WORKER_ID": "from-environment",
+        "OPS_WORKER_CONCURRENCY": "5",
+    }
+    async with started(tmp_path, "--worker-id", "from-flag", **environ) as worker:
+        said = await worker.until_said("worker started")
+        assert (said["worker_id"], said["concurrency"]) == ("from-flag", 5)
+        connection = await asyncpg.connect(db_url)
+        try:
+            labels = await connection.fetchval("select labels from ops_private.workers where worker_id = 'from-flag'")
+        finally:
+            await connection.close()
+        assert labels == ["from-file"]
+
+
+def fetched(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        text: str = answer.read().decode()
+        return text
+
+
+async def test_the_metrics_address_serves_metrics(db_url: str, tmp_path: Path) -> None:
+    port = free_port()
+    flags = ("--metrics-address", f"127.0.0.1:{port}")
+    async with started(tmp_path, *flags, OPS_WORKER_DATABASE_URL=db_url) as worker:
+        await worker.until_said("worker started")
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                said = await asyncio.to_thread(fetched, f"http://127.0.0.1:{port}/metrics")
+                if re.search(r"^ops_worker_last_heartbeat_timestamp_seconds 1\.\d+e\+09$", said, re.MULTILINE):
+                    break
+                await asyncio.sleep(0.05)
+        assert "ops_worker_active_runs 0.0" in said
+
+
+def test_a_taken_metrics_port_is_one_line_and_exit_code_one(surroundings: Surroundings) -> None:
+    # It may be free again a moment later, so it is no wrong setting.
+    taken = surroundings.database.getsockname()[1]
+    done = ops_worker("--metrics-address", f"127.0.0.1:{taken}", **surroundings.environ())
+    assert done.returncode == 1
+    (line,) = complaints(done)
+    assert "--metrics-address (OPS_WORKER_METRICS_ADDRESS)" in line
+    assert "in use" in line.lower()
+    assert surroundings.touched == []
+
+
+async def test_systemd_is_told_when_the_worker_is_ready_alive_and_stopping(db_url: str) -> None:
+    with tempfile.TemporaryDirectory() as name, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        folder = Path(name)
+        systemd.bind(str(folder / "notify"))
+        systemd.settimeout(PATIENCE)
+        environ = {"NOTIFY_SOCKET": str(folder / "notify"), "WATCHDOG_USEC": "300000"}
+
+        async def until_told(state: str) -> list[str]:
+            told: list[str] = []
+            while state not in told:
+                told += (await asyncio.to_thread(systemd.recv, 4096)).decode().splitlines()
+            return told
+
+        async with started(folder, OPS_WORKER_DATABASE_URL=db_url, **environ) as worker:
+            before = await until_told("READY=1")
+            assert "worker started" in [line["event"] for line in worker.said]
+            assert "STOPPING=1" not in before
+            for _ in range(3):
+                await until_told("WATCHDOG=1")
+            worker.signal(signal.SIGTERM)
+            await until_told("STOPPING=1")
+            assert await worker.wait() == 0
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+# --- the verbs ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def db_verb(empty_db_url: str) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """``ops-worker db ...`` on an empty database."""
+
+    def call(*words: str) -> subprocess.CompletedProcess[str]:
+        return ops_worker("db", *words, OPS_WORKER_DATABASE_URL=empty_db_url)
+
+    return call
+
+
+Verb = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def listed(done: subprocess.CompletedProcess[str]) -> list[tuple[str, str]]:
+    """The lines of the answer that name a migration: what is said of it, and its file."""
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = [line.rpartition("  ") for line in done.stdout.splitlines() if line.endswith(".sql")]
+    return [(word.strip(), file) for word, _, file in lines]
+
+
+def test_migrate_says_what_it_applied_and_the_second_time_that_there_is_nothing_to_do(db_verb: Verb) -> None:
+    assert listed(db_verb("migrate")) == [("applied", file) for file in MIGRATIONS]
+    again = db_verb("migrate")
+    assert listed(again) == []
+    assert "nothing to do" in again.stdout
+
+
+def test_status_lists_what_is_pending_and_what_is_applied(db_verb: Verb) -> None:
+    assert listed(db_verb("status")) == [("pending", file) for file in MIGRATIONS]
+    db_verb("migrate")
+    assert listed(db_verb("status")) == [("applied", file) for file in MIGRATIONS]
+
+
+def test_rollback_takes_back_the_last_one_or_down_to_a_version(db_verb: Verb) -> None:
+    db_verb("migrate")
+    assert listed(db_verb("rollback")) == [("taken back", MIGRATIONS[-1])]
+    second = MIGRATIONS[1].partition("_")[0]
+    assert listed(db_verb("rollback", second)) == [("taken back", file) for file in reversed(MIGRATIONS[1:-1])]
+    expected = [("applied", MIGRATIONS[0]), *(("pending", file) for file in MIGRATIONS[1:])]
+    assert listed(db_verb("status")) == expected
+    db_verb("rollback")
+    assert "nothing to do" in db_verb("rollback").stdout
+
+
+def test_rollback_to_a_version_that_is_none_is_refused(db_verb: Verb) -> None:
+    db_verb("migrate")
+    done = db_verb("rollback", "20010101000000")
+    assert done.returncode == 1
+    (line,) = complaints(done)
+    assert "20010101000000" in line
+    assert listed(db_verb("status")) == [("applied", file) for file in MIGRATIONS]
+
+
+def test_verify_says_that_all_is_there(db_verb: Verb) -> None:
+    db_verb("migrate")
+    done = db_verb("verify")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "complete" in done.stdout
+
+
+async def test_verify_names_what_is_missing(db_verb: Verb, empty_db_url: str) -> None:
+    db_verb("migrate")
+    connection = await asyncpg.connect(empty_db_url)
+    try:
+        await connection.execute("drop function ops.list_queued_runs()")
+    finally:
+        await connection.close()
+    done = db_verb("verify")
+    assert done.returncode == 1
+    assert "missing function ops.list_queued_runs()" in done.stderr
+    assert done.stdout == "1 problems\n"
+
+
+def test_verify_of_an_empty_database_names_its_tables(db_verb: Verb) -> None:
+    done = db_verb("verify")
+    assert done.returncode == 1
+    assert "missing table ops.runs\n" in done.stderr
+
+
+async def test_a_migration_that_fails_is_one_line_that_says_where(db_verb: Verb, empty_db_url: str) -> None:
+    connection = await asyncpg.connect(empty_db_url)
+    try:
+        await connection.execute("create schema ops; create table ops.projects (id int)")
+    finally:
+        await connection.close()
+    done = db_verb("migrate")
+    assert done.returncode == 1
+    line = done.stderr.splitlines()[-1]
+    assert re.match(r"ops-worker: \d{14}_\w+\.sql:\d+: ", line), done.stderr
+    assert "Traceback" not in done.stderr

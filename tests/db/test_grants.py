@@ -1,0 +1,76 @@
+"""What roles may execute, and what every function and table is protected by."""
+
+from __future__ import annotations
+
+from tests.conftest import Connect
+from tests.db.world import World, call
+
+
+async def test_who_executes_what(world: World) -> None:
+    rows = await world.db.fetch(
+        """select p.proname as name, r.rolname as role
+           from pg_proc as p cross join pg_roles as r
+           where p.pronamespace = 'ops'::regnamespace
+             and r.rolname in ('anon', 'authenticated', 'ops_worker', 'service_role')
+             and has_function_privilege(r.oid, p.oid, 'execute')"""
+    )
+    user = {"current_user_id", "current_user_role", "cancel_run", "list_queued_runs"}
+    worker = {
+        "claim_next_run", "start_workflow_run", "complete_workflow_run", "release_run", "append_run_log",
+        "append_run_logs", "add_run_artifact", "add_run_event", "register_worker", "unregister_worker",
+        "heartbeat", "adopt_run", "reap",
+    }  # fmt: skip
+    may: dict[str, set[str]] = {
+        "anon": set(),
+        "authenticated": set(),
+        "ops_worker": set(),
+        "service_role": set(),
+    }
+    for row in rows:
+        may[row["role"]].add(row["name"])
+    assert may == {"anon": set(), "authenticated": user, "ops_worker": worker, "service_role": user | worker}
+
+
+async def test_no_function_is_left_to_everybody(world: World) -> None:
+    rows = await world.db.fetch(
+        """select p.oid::regprocedure::text as name from pg_proc as p, aclexplode(
+               coalesce(p.proacl, acldefault('f', p.proowner))) as a
+           where p.pronamespace in ('ops'::regnamespace, 'ops_private'::regnamespace) and a.grantee = 0"""
+    )
+    assert [row["name"] for row in rows] == []
+
+
+async def test_every_function_looks_in_pg_temp_last(world: World) -> None:
+    rows = await world.db.fetch(
+        """select p.oid::regprocedure::text as name from pg_proc as p
+           where p.pronamespace in ('ops'::regnamespace, 'ops_private'::regnamespace)
+             and not coalesce('search_path=pg_catalog, pg_temp' = any (p.proconfig), false)"""
+    )
+    assert [row["name"] for row in rows] == []
+
+
+async def test_a_planted_type_does_not_run_with_the_owners_rights(world: World, connect: Connect) -> None:
+    """With an empty search_path PostgreSQL would look for types in pg_temp first."""
+    await world.db.execute("create role ops_host login in role ops_worker")
+    host = await connect(user="ops_host")
+    await host.execute(
+        """create function pg_temp.spy(p_value pg_catalog.text) returns boolean language plpgsql as $$
+               begin raise exception 'runs as %', current_user; end $$;
+           create domain pg_temp.text as pg_catalog.text check (pg_temp.spy(value))"""
+    )
+    await world.queue()
+    assert (await call(host, "claim_next_run", "w"))["run_id"] is not None
+
+
+async def test_one_permissive_policy_per_table_action_and_role(world: World) -> None:
+    rows = await world.db.fetch(
+        """select tablename, role, action, count(*)
+           from pg_policies
+           cross join unnest(roles) as role
+           cross join unnest(
+               case cmd when 'ALL' then '{SELECT,INSERT,UPDATE,DELETE}'::text[] else array[cmd] end) as action
+           where schemaname = 'ops' group by 1, 2, 3 having count(*) > 1"""
+    )
+    assert rows == []
+    unprotected = await world.db.fetch("select tablename from pg_tables where schemaname = 'ops' and not rowsecurity")
+    assert unprotected == []

@@ -1,0 +1,160 @@
+"""Queueing: the number of a run, its idempotency key, and what it takes from its workflow."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+
+import asyncpg
+import pytest
+
+from tests.conftest import Connect
+from tests.db.world import World, new_project, new_workflow
+
+INSERT = "insert into ops.runs (project_id, workflow_id, status) values ($1, $2, 'queued')"
+WITH_KEY = "insert into ops.runs (project_id, workflow_id, idempotency_key) values ($1, $2, $3)"
+
+
+async def numbers(world: World) -> list[int]:
+    rows = await world.db.fetch(
+        "select run_number from ops.runs where project_id = $1 order by run_number", world.project
+    )
+    return [row["run_number"] for row in rows]
+
+
+async def test_numbers_count_within_each_project(world: World) -> None:
+    other = await new_project(world.db, "other")
+    workflow = await new_workflow(world.db, other)
+    for _ in range(2):
+        await world.queue()
+        await world.queue(project_id=other, workflow_id=workflow)
+    assert await numbers(world) == [1, 2]
+
+
+async def test_twenty_at_once_leave_no_gap(world: World, connect: Connect) -> None:
+    connections = [await connect() for _ in range(20)]
+
+    async def insert(connection: asyncpg.Connection, me: int) -> None:
+        for turn in range(10):
+            await connection.execute(INSERT, world.project, world.workflow)
+            # all twenty meet at one key
+            await connection.execute(
+                WITH_KEY + " on conflict (idempotency_key) do nothing",
+                world.project,
+                world.workflow,
+                f"key-{turn}",
+            )
+            transaction = connection.transaction()
+            await transaction.start()
+            await connection.execute(INSERT, world.project, world.workflow)
+            await (transaction.rollback() if (me + turn) % 2 else transaction.commit())
+
+    await asyncio.gather(*(insert(connection, me) for me, connection in enumerate(connections)))
+    assert await numbers(world) == list(range(1, 20 * 10 + 10 + 100 + 1))
+
+
+async def test_one_statement_numbers_its_rows_in_order(world: World) -> None:
+    await world.db.execute(
+        "insert into ops.runs (project_id, workflow_id) select $1, $2 from generate_series(1, 50)",
+        world.project, world.workflow,
+    )  # fmt: skip
+    await world.queue()
+    assert await numbers(world) == list(range(1, 52))
+
+
+@pytest.mark.parametrize(
+    "conflict",
+    ["on conflict (idempotency_key) do nothing", "on conflict do nothing",
+     "on conflict (idempotency_key) do update set metadata = excluded.metadata"],
+)  # fmt: skip
+async def test_a_key_that_is_taken_counts_nothing(world: World, conflict: str) -> None:
+    for _ in range(3):
+        await world.db.execute(f"{WITH_KEY} {conflict}", world.project, world.workflow, "same")
+    await world.queue()
+    assert await numbers(world) == [1, 2]
+
+
+async def test_a_key_twice_in_one_statement_counts_once(world: World) -> None:
+    await world.db.execute(
+        "insert into ops.runs (project_id, workflow_id, idempotency_key) values ($1, $2, 'k'), ($1, $2, 'k') "
+        "on conflict (idempotency_key) do nothing", world.project, world.workflow,
+    )  # fmt: skip
+    await world.queue()
+    assert await numbers(world) == [1, 2]
+
+
+async def test_an_id_that_is_taken_counts_nothing(world: World) -> None:
+    run = await world.queue()
+    await world.db.execute(
+        "insert into ops.runs (id, project_id, workflow_id) values ($1, $2, $3) on conflict do nothing",
+        run, world.project, world.workflow,
+    )  # fmt: skip
+    await world.queue()
+    assert await numbers(world) == [1, 2]
+
+
+async def test_a_key_without_on_conflict_is_an_error(world: World) -> None:
+    await world.queue(idempotency_key="same")
+    with pytest.raises(asyncpg.UniqueViolationError):
+        await world.queue(idempotency_key="same")
+
+
+async def test_a_deleted_run_does_not_free_its_number(world: World) -> None:
+    await world.db.execute("delete from ops.runs where id = $1", await world.queue())
+    await world.queue()
+    assert await numbers(world) == [2]
+
+
+async def test_a_number_that_the_client_gives_is_not_taken(world: World) -> None:
+    await world.queue(run_number=99)
+    assert await numbers(world) == [1]
+
+
+async def test_the_workflow_must_belong_to_the_project(world: World) -> None:
+    other = await new_project(world.db, "other")
+    with pytest.raises(asyncpg.ForeignKeyViolationError, match="runs_workflow_of_project_fkey"):
+        await world.queue(project_id=other)
+
+
+async def test_a_project_that_is_not_there_is_a_foreign_key_error(world: World) -> None:
+    with pytest.raises(asyncpg.ForeignKeyViolationError, match="runs_"):
+        await world.queue(project_id=uuid.uuid4())
+
+
+async def test_the_workflow_says_how_its_runs_queue(world: World) -> None:
+    config: dict[str, object] = {"priority": 7, "labels": ["gpu", "big"], "concurrency_key": "prod"}
+    workflow = await new_workflow(world.db, world.project, "deploy", config)
+    row = await world.row(await world.queue(workflow_id=workflow))
+    assert (row["priority"], row["labels"], row["concurrency_key"]) == (7, ["gpu", "big"], "prod")
+    row = await world.row(await world.queue(workflow_id=workflow, priority=1, labels=["x"], concurrency_key="y"))
+    assert (row["priority"], row["labels"], row["concurrency_key"]) == (1, ["x"], "y")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"priority": "high", "labels": "gpu", "concurrency_key": 3},
+        {"priority": None, "labels": {"a": 1}, "concurrency_key": ""},
+        {"priority": [], "labels": [None], "concurrency_key": None},
+    ],
+)
+async def test_a_configuration_that_is_wrong_does_not_stop_queueing(world: World, config: dict[str, object]) -> None:
+    workflow = await new_workflow(world.db, world.project, "wrong", config)
+    row = await world.row(await world.queue(workflow_id=workflow))
+    assert (row["priority"], row["labels"], row["concurrency_key"]) == (0, [], None)
+
+
+@pytest.mark.parametrize(("priority", "stored"), [(10**12, 2**31 - 1), (-(10**12), -(2**31)), (1.5, 2)])
+async def test_a_priority_out_of_range_is_brought_into_it(world: World, priority: float, stored: int) -> None:
+    workflow = await new_workflow(world.db, world.project, "eager", {"priority": priority})
+    assert (await world.row(await world.queue(workflow_id=workflow)))["priority"] == stored
+
+
+async def test_a_new_run_has_an_event_and_wakes_a_worker(world: World, connect: Connect) -> None:
+    heard: asyncio.Queue[str] = asyncio.Queue()
+    listener = await connect()
+    await listener.add_listener("ops_queue", lambda *args: heard.put_nowait(args[3]))
+    run = await world.queue()
+    assert await world.events(run, "info") == [{"actor": "postgres"}]
+    assert await world.events(run, "state_change") == []
+    assert await asyncio.wait_for(heard.get(), 10) == ""

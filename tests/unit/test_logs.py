@@ -1,0 +1,393 @@
+"""From the bytes of the engine's log endpoint to lines, whatever the bytes and wherever the reader cuts them."""
+
+from __future__ import annotations
+
+import base64
+import struct
+import tracemalloc
+import zlib
+from datetime import UTC, datetime
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.logs import MAX_FRAME_BYTES, MAX_LINE_BYTES, Batcher, LineAssembler
+from worker.models import LogLine
+
+STAMP = b"2026-11-23T10:11:12.123456789Z"
+TIME = datetime(2026, 11, 23, 10, 11, 12, 123456, UTC)
+ODOO = "2026-01-01 00:00:00,000 12"
+OUT, ERR, ENGINE = 1, 2, 3
+
+
+def frame(kind: int, text: bytes, stamp: bytes = STAMP) -> bytes:
+    """What the endpoint sends for one entry of the log file."""
+    body = stamp + b" " + text
+    return struct.pack(">BxxxL", kind, len(body)) + body
+
+
+def entries(kind: int, line: bytes) -> bytes:
+    """A line as the engine stores it: in entries of at most 16 KiB, each with the same timestamp."""
+    pieces = [line[at : at + 16_384] for at in range(0, len(line), 16_384)]
+    return b"".join(frame(kind, piece) for piece in pieces)
+
+
+def read(data: bytes, *cuts: int, skip: int = 0) -> list[LogLine]:
+    """All lines of a log that arrives in pieces cut at those places."""
+    assembler = LineAssembler(skip)
+    places = [0, *sorted(cut for cut in cuts if cut <= len(data)), len(data)]
+    lines = [line for start, end in pairwise(places) for line in assembler.feed(data[start:end])]
+    return lines + assembler.flush()
+
+
+def messages(data: bytes) -> list[str]:
+    return [line.message for line in read(data)]
+
+
+# What Docker 20.10 sent for a container that wrote to both streams: lines over 16 KiB, one of exactly 16 KiB, \r\n,
+# invalid UTF-8, NUL, a line of stdout that stderr interrupts, and no newline at the end.
+RECORDED = zlib.decompress(base64.b85decode(
+    "c-rmUL5dSW7>41@ECYH43kDIv300l0>h7!*7vg3XA`J9yVp<SlBF>1eJ&#uq@8Si#f-!MchB&)yo`>G`SN{>-lhM{$6{~Wd(s?y~"
+    "o#L!6v$~m-l&c)8w&}xqHH=Sp)62cnlBZ3sbJvIM@0d1Uh;g?4p2QeKs>0>7R~IiYUWCOwtQYI`<o$Z_X*pca!g{$FpKPx`eX#F*"
+    "lX4StjCCKb0000000000000000001hquXTy?mw3a0002s4t{?9cDOiKN{rLGuKMr=0000000000000000000ux?Lt<6#kP5_?r_L"
+    "J>0izQ%O0+w&}y0kIT3B#)ppn88^A9>dn#9-R{xeT`AMHtxE30uOHt>^LML*NrNtx(v~iDefR(X0000000000000000011_p{hVv"
+    "N}IbX=041ao6o~=TNM~RzEf3TSS@ZJoc;Ttoun9Jvr+o6yt=;m4ek0Bq5"
+))  # fmt: skip
+
+
+def test_a_recorded_log() -> None:
+    lines = read(RECORDED)
+    assert [(line.seq, line.stream, line.level) for line in lines] == [
+        (1, "stdout", "info"),
+        (2, "stderr", "warn"),
+        (3, "stdout", "info"),
+        (4, "stdout", "info"),
+        (5, "stdout", "info"),
+        (6, "stdout", "info"),
+        (7, "stderr", "warn"),
+        (8, "stderr", "warn"),
+        (9, "stdout", "info"),
+        (10, "stdout", "info"),
+    ]
+    assert [line.message for line in lines] == [
+        "one",
+        f"{ODOO} WARNING db odoo.modules: old",
+        "a" * 20_000 + "€",
+        "x" * 16_384,
+        "crlf",
+        "",
+        "��bin",
+        "between",
+        "p" * 16_390 + "end",
+        "last",
+    ]
+    assert lines[0].timestamp == datetime(2026, 11, 23, 10, 46, 47, 615250, UTC)
+    assert lines[8].timestamp == datetime(2026, 11, 23, 10, 46, 47, 916686, UTC), "that of its first fragment"
+
+
+@given(cuts=st.lists(st.integers(0, len(RECORDED)), max_size=20))
+def test_a_recorded_log_is_the_same_however_it_arrives(cuts: list[int]) -> None:
+    assert read(RECORDED, *cuts) == read(RECORDED)
+
+
+MIXED = b"".join(
+    [
+        frame(OUT, b"one\n"),
+        frame(ERR, f"{ODOO} ERROR db odoo.sql_db: bad\n".encode()),
+        frame(ERR, "Traceback €\n".encode()),
+        frame(OUT, b"frag"),
+        frame(ERR, b"\n"),
+        frame(OUT, b"ment\xe2"),
+        frame(ENGINE, b"not a line\n"),
+        frame(OUT, b"\x82\xac\r\n"),
+        frame(OUT, b"two\nlines\n", b"2026-11-23T10:11:12Z"),
+        struct.pack(">BxxxL", OUT, 9) + b"no stamp\n",
+        struct.pack(">BxxxL", OUT, 0),
+        frame(OUT, b"open"),
+        frame(ERR, b"end"),
+    ]
+)
+
+
+def test_every_split_point_gives_the_same_lines() -> None:
+    whole = read(MIXED)
+    assert [(line.stream, line.message) for line in whole] == [
+        ("stdout", "one"),
+        ("stderr", f"{ODOO} ERROR db odoo.sql_db: bad"),
+        ("stderr", "Traceback €"),
+        ("stderr", ""),
+        ("stdout", "fragment€"),
+        ("stdout", "two"),
+        ("stdout", "lines"),
+        ("stdout", "no stamp"),
+        ("stdout", "open"),
+        ("stderr", "end"),
+    ]
+    for first in range(len(MIXED) + 1):
+        assert read(MIXED, first) == whole
+    assert read(MIXED, *range(len(MIXED))) == whole, "byte by byte"
+
+
+@given(cuts=st.lists(st.integers(0, len(MIXED))), skip=st.integers(0, 12))
+def test_lines_that_are_stored_already_are_counted_and_left_out(cuts: list[int], skip: int) -> None:
+    assert read(MIXED, *cuts, skip=skip) == read(MIXED)[skip:]
+
+
+@given(
+    lines=st.lists(
+        st.tuples(st.sampled_from([OUT, ERR]), st.text(st.characters(exclude_characters="\n\r\0", codec="utf-8")))
+    ),
+    cuts=st.lists(st.integers(0, 5_000)),
+)
+def test_any_text_comes_through_unchanged(lines: list[tuple[int, str]], cuts: list[int]) -> None:
+    data = b"".join(frame(kind, text.encode() + b"\n") for kind, text in lines)
+    got = read(data, *cuts)
+    assert [(line.seq, line.message) for line in got] == list(enumerate((text for _, text in lines), 1))
+    assert [line.stream for line in got] == [("", "stdout", "stderr")[kind] for kind, _ in lines]
+
+
+@given(data=st.binary(max_size=400), cuts=st.lists(st.integers(0, 400)))
+def test_random_bytes_never_raise(data: bytes, cuts: list[int]) -> None:
+    assert read(data, *cuts) == read(data)
+
+
+@given(
+    pieces=st.lists(
+        st.tuples(
+            st.integers(0, 4), st.binary(max_size=60), st.sampled_from([STAMP, b"", STAMP[:-1], b"x" * 29 + b"Z"])
+        )
+    ),
+    cuts=st.lists(st.integers(0, 3_000)),
+)
+def test_random_contents_of_frames_never_raise(pieces: list[tuple[int, bytes, bytes]], cuts: list[int]) -> None:
+    data = b"".join(frame(*piece) for piece in pieces)
+    lines = read(data, *cuts)
+    assert lines == read(data)
+    assert all(line.timestamp.tzinfo is not None for line in lines)
+    assert not any("\0" in line.message or "\n" in line.message for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"\n", ""),
+        (b"a\r\n", "a"),
+        (b"a\r\r\n", "a"),
+        (b"a\rb\n", "a\rb"),
+        (b"\r\n", ""),
+        (b" a \n", " a "),
+        (b"a\0b\n", "a�b"),
+        (b"\xff\xfe\n", "��"),
+        ("café\n".encode(), "café"),
+        ("café\n".encode("latin-1"), "caf�"),
+        (b"\xe2\x82\n", "�"),
+        (b"\xed\xa0\x80\n", "���"),
+    ],
+)
+def test_bytes_that_postgresql_cannot_store_are_replaced(text: bytes, message: str) -> None:
+    assert messages(frame(OUT, text)) == [message]
+
+
+@pytest.mark.parametrize(
+    ("line", "kept"),
+    [
+        (b"a" * MAX_LINE_BYTES, "a" * MAX_LINE_BYTES),
+        (b"a" * MAX_LINE_BYTES + b"\r", "a" * MAX_LINE_BYTES),
+        (b"a" * (MAX_LINE_BYTES + 1), "a" * MAX_LINE_BYTES + " … [line cut, 65537 bytes]"),
+        ("a€".encode() * 16_384, "a€" * 16_384),
+        ("€".encode() * 21_846, "€" * 21_845 + " … [line cut, 65538 bytes]"),
+        (b"a" + "€".encode() * 400_000, "a" + "€" * 21_845 + " … [line cut, 1200001 bytes]"),
+        (b"\xff" * 30_000, "�" * 21_845 + " … [line cut, 30000 bytes]"),
+        (b"\0" * 30_000, "�" * 21_845 + " … [line cut, 30000 bytes]"),
+        (b"\0" * 21_845, "�" * 21_845),
+        ("😀".encode() * 100_000, "😀" * 16_384 + " … [line cut, 400000 bytes]"),
+    ],
+)
+def test_a_long_line_is_cut_between_characters_and_says_so(line: bytes, kept: str) -> None:
+    for ending in (b"\n", b""):
+        [message] = messages(entries(OUT, line + ending))
+        assert message == kept
+        assert len(message.encode()) <= 65_600
+
+
+@given(pattern=st.binary(min_size=1, max_size=8), size=st.integers(20_000, 70_000))
+def test_no_line_is_longer_than_the_database_takes(pattern: bytes, size: int) -> None:
+    line = (pattern.replace(b"\n", b" ") * size)[:size]
+    [message] = messages(entries(ERR, line))
+    assert len(message.encode()) <= 65_600
+
+
+def test_a_line_of_a_gigabyte_is_never_in_memory() -> None:
+    assembler = LineAssembler()
+    piece = frame(OUT, b"x" * 16_384) * 64
+    tracemalloc.start()
+    for _ in range(1_024):
+        assert assembler.feed(piece) == []
+    [line] = assembler.feed(frame(OUT, b"\n"))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert line.message.endswith(f" … [line cut, {1 << 30} bytes]")
+    assert peak < 8 << 20
+
+
+def test_a_frame_that_claims_a_gigabyte_is_never_in_memory() -> None:
+    assembler = LineAssembler()
+    size = 1 << 30
+    head = struct.pack(">BxxxL", OUT, len(STAMP) + 1 + size) + STAMP + b" "
+    piece = b"x" * 65_536
+    tracemalloc.start()
+    assert assembler.feed(head) == []
+    for _ in range(size // len(piece)):
+        assert assembler.feed(piece) == []
+    [line] = assembler.flush()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert line.message.endswith(f" … [line cut, {size} bytes]")
+    assert line.timestamp == TIME
+    assert peak < 8 << 20
+    assert [line.message for line in assembler.feed(frame(OUT, b"next\n"))] == ["next"]
+
+
+@given(cuts=st.lists(st.integers(0, MAX_FRAME_BYTES + 200), max_size=5))
+def test_lines_in_a_very_long_frame_are_the_same_however_it_arrives(cuts: list[int]) -> None:
+    data = frame(OUT, b"one\n" + b"x" * MAX_FRAME_BYTES + b"\ntwo\n") + frame(ERR, b"three\n")
+    lines = read(data, *cuts)
+    assert lines == read(data)
+    assert [line.message for line in lines if line.seq != 2] == ["one", "two", "three"]
+    assert {line.timestamp for line in lines} == {TIME}
+
+
+@pytest.mark.parametrize(
+    ("stamp", "time"),
+    [
+        (b"2026-11-23T10:11:12.123456789Z", TIME),
+        (b"2026-11-23T10:11:12.1Z", datetime(2026, 11, 23, 10, 11, 12, 100_000, UTC)),
+        (b"2026-11-23T12:11:12.123456+02:00", TIME),
+        (b"2026-13-23T10:11:12.123456789Z", datetime(1970, 1, 1, tzinfo=UTC)),
+    ],
+)
+def test_a_line_has_the_time_at_which_it_was_written(stamp: bytes, time: datetime) -> None:
+    [line] = read(frame(OUT, b"x\n", stamp))
+    assert (line.message, line.timestamp) == ("x", time)
+
+
+@pytest.mark.parametrize(
+    ("line", "level"),
+    [
+        (f"{ODOO} DEBUG db odoo.http: x", "debug"),
+        (f"{ODOO} INFO ? odoo: x", "info"),
+        (f"{ODOO} WARNING db odoo.modules: x", "warn"),
+        (f"{ODOO} ERROR db odoo.sql_db: x", "error"),
+        (f"{ODOO} CRITICAL db odoo.service: x", "error"),
+        (f"{ODOO} \x1b[1;31m\x1b[1;49mERROR\x1b[0m db odoo: x", "error"),
+        (f"{ODOO} INFORMAL db odoo: x", None),
+        (f"x {ODOO} ERROR db odoo: x", None),
+        ("2026-01-01 ERROR", None),
+        ("٣٣٣٣-01-01 00:00:00,000 1 ERROR db", None),
+        ('{"level": "debug"}', "debug"),
+        ('{"levelname": "WARNING", "msg": "x"}', "warn"),
+        ('{"severity": "Critical"}', "error"),
+        ('{"level": "notice"}', "info"),
+        ('{"level": 30, "severity": "fatal"}', "error"),
+        ('{"level": 30}', None),
+        ('{"level": {"a": 1}}', None),
+        ('{"level": "error"', None),
+        ('{"msg": "level"}', None),
+        ('{"a": ' + "[" * 20_000, None),
+        ('{"a": ' + "9" * 5_000 + "}", None),
+        ("error: it broke", None),
+        ("", None),
+    ],
+)
+def test_the_level_is_what_the_line_says_else_the_stream_s(line: str, level: str | None) -> None:
+    levels = [read(frame(kind, line.encode() + b"\n"))[0].level for kind in (OUT, ERR)]
+    assert levels == ([level, level] if level else ["info", "warn"])
+
+
+def test_a_traceback_has_the_level_of_the_line_that_it_belongs_to() -> None:
+    script = [
+        (ERR, "starting", "warn"),
+        (ERR, f"{ODOO} INFO db odoo: x", "info"),
+        (ERR, "more of it", "info"),
+        (ERR, f"{ODOO} ERROR db odoo: x", "error"),
+        (OUT, "beside", "info"),
+        (ERR, "Traceback (most recent call last):", "error"),
+        (ERR, '{"level": "debug"}', "debug"),
+        (ERR, "ValueError: x", "error"),
+        (ERR, f"{ODOO} DEBUG db odoo: x", "debug"),
+    ]
+    data = b"".join(frame(kind, line.encode() + b"\n") for kind, line, _ in script)
+    assert [line.level for line in read(data)] == [level for *_, level in script]
+    assert [line.level for line in read(data, skip=5)] == [level for *_, level in script[5:]], "after a restart too"
+
+
+def test_the_last_frame_is_kept_to_compare_it_with_the_log_s_end() -> None:
+    assembler = LineAssembler()
+    first, second = frame(OUT, b"one\n"), frame(ERR, b"two")
+    assembler.feed(first + second[:-1])
+    assert assembler.last_frame == first
+    assembler.feed(second[-1:])
+    assert assembler.last_frame == second
+    assembler.feed(b"")
+    assert assembler.last_frame == second
+    assert assembler.position == 1
+    assembler.flush()
+    assert assembler.position == 2
+    assert assembler.flush() == []
+
+
+def test_what_the_engine_itself_says_is_no_line() -> None:
+    assembler = LineAssembler()
+    said = b"Error grabbing logs: invalid character 'l' after object key:value pair\n"
+    data = frame(OUT, b"one\n") + struct.pack(">BxxxL", ENGINE, len(said)) + said
+    assert [line.message for line in assembler.feed(data)] == ["one"]
+    assert assembler.fault == "Error grabbing logs: invalid character 'l' after object key:value pair"
+    assert assembler.last_frame != frame(OUT, b"one\n"), "so that the end is not taken for the log's"
+
+
+def line(seq: int, message: str = "x") -> LogLine:
+    return LogLine(seq, "stdout", "info", message, TIME)
+
+
+def test_a_batch_is_due_when_its_oldest_line_is() -> None:
+    batcher = Batcher(max_lines=3, max_bytes=100, linger=0.2)
+    assert batcher.due_in(0.0) is None
+    batcher.add([line(1)], 10.0)
+    batcher.add([line(2)], 10.125)
+    assert batcher.due_in(10.125) == pytest.approx(0.075)
+    assert batcher.due_in(11.0) == 0.0
+    assert [each.seq for each in batcher.take()] == [1, 2]
+    assert batcher.due_in(11.0) is None
+    assert batcher.take() == []
+
+
+def test_a_batch_is_due_when_it_is_full() -> None:
+    batcher = Batcher(max_lines=3, max_bytes=100, linger=0.2)
+    batcher.add([line(seq) for seq in range(1, 5)], 0.0)
+    assert batcher.due_in(0.0) == 0.0
+    assert [each.seq for each in batcher.take()] == [1, 2, 3]
+    assert batcher.due_in(0.125) == pytest.approx(0.075), "what stayed keeps its age"
+    batcher.add([line(5, "€" * 33)], 0.15)
+    assert batcher.bytes == 100
+    assert batcher.due_in(0.15) == 0.0
+
+
+@given(
+    sizes=st.lists(st.integers(0, 70), max_size=40),
+    max_lines=st.integers(1, 5),
+    max_bytes=st.integers(1, 100),
+)
+def test_batches_keep_order_and_bounds(sizes: list[int], max_lines: int, max_bytes: int) -> None:
+    batcher = Batcher(max_lines, max_bytes)
+    lines = [line(seq, "é" * size) for seq, size in enumerate(sizes)]
+    batcher.add(lines, 0.0)
+    assert len(batcher) == len(lines)
+    taken = []
+    while batch := batcher.take():
+        assert len(batch) <= max_lines
+        assert len(batch) == 1 or sum(len(each.message.encode()) for each in batch) <= max_bytes
+        taken += batch
+    assert taken == lines
+    assert (len(batcher), batcher.bytes) == (0, 0)

@@ -1,0 +1,678 @@
+"""One run between a scripted engine, queue and store: what goes wrong on the way, and what is said in the end."""
+
+from __future__ import annotations
+
+import struct
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import anyio
+import pytest
+from anyio import wait_all_tasks_blocked
+from anyio.lowlevel import checkpoint
+
+from tests.unit.claims import IMAGE, make_claim
+from worker import runner as module
+from worker.containers import ContainerState, Image
+from worker.errors import ArtifactError, EngineError, EngineUnavailable, ImageMissing, LeaseLost
+from worker.models import Artifact, LogLine
+from worker.outcome import Outcome, Stop
+from worker.runner import Host, Run
+from worker.spec import ArtifactRule, HostPolicy, RunSpec
+
+AWAY = EngineUnavailable("cannot be reached")
+RUN_ID = uuid.UUID(int=7)
+NAME = f"ops-run-{RUN_ID}"
+CONTAINER = "c0ffee"
+PATIENCE = 30.0
+LINES = [(1, "one"), (2, "two"), (1, "three"), (1, ""), (2, "fünf"), (1, "six")]
+
+
+def frame(stream: int, text: bytes) -> bytes:
+    """An entry of the journal as the engine's endpoint sends it."""
+    payload = b"2026-01-01T00:00:00.000000000Z " + text
+    return struct.pack(">BxxxL", stream, len(payload)) + payload
+
+
+FRAMES = [frame(stream, f"{text}\n".encode()) for stream, text in LINES]
+JOURNAL = b"".join(FRAMES)
+SAID = [(n, text) for n, (_, text) in enumerate(LINES, 1)]
+
+
+class Quiet:
+    """A stream that says nothing more, and does not end."""
+
+
+QUIET, END = Quiet(), b""
+Step = bytes | Exception | Quiet | anyio.Event
+"""What a stream does next; an event is waited for."""
+
+
+class ScriptedEngine:
+    """An engine with one image and one container, whose program has ended by the time that anybody looks.
+
+    ``faults`` are raised by the call of that name, one each time, before it does anything. ``readings`` are the
+    log streams to come; beyond them each is the whole journal.
+    """
+
+    def __init__(self, story: list[str]) -> None:
+        self.story = story
+        self.faults: dict[str, list[Exception]] = {}
+        self.readings: list[list[Step]] = []
+        self.frames = FRAMES
+        self.exit_code = 0
+        self.lasts = False
+        self.here = True
+        self.pulls: Callable[[], Awaitable[None]] | None = None
+        self.status: str | None = None
+        self.started_at: datetime | None = None
+        self.follows = 0
+        self._changed = anyio.Event()
+
+    async def _call(self, call: str) -> None:
+        await checkpoint()
+        self._reached(call)
+
+    def _reached(self, call: str) -> None:
+        self.story.append(call)
+        if faults := self.faults.get(call):
+            raise faults.pop(0)
+
+    def become(self, status: str | None) -> None:
+        self.status = status
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    async def image(self, reference: str) -> Image | None:
+        await self._call("image")
+        return Image(reference, "sha256:1", None, root=True) if self.here else None
+
+    async def pull(self, reference: str) -> None:
+        await self._call("pull")
+        if self.pulls is not None:
+            await self.pulls()
+        self.here = True
+
+    async def create(self, name: str, image: Image, spec: RunSpec, labels: Mapping[str, str]) -> str:
+        await self._call("create")
+        assert name == NAME
+        if self.status is None:
+            self.become("created")
+        return CONTAINER
+
+    async def start(self, container_id: str) -> None:
+        await self._call("start")
+        if self.status == "created":
+            self.started_at = datetime.now(UTC)
+            self.become("running" if self.lasts else "exited")
+
+    async def inspect(self, container_id: str) -> ContainerState | None:
+        await self._call("inspect")
+        if self.status is None:
+            return None
+        return ContainerState(self.status, self.exit_code, False, "", self.started_at)
+
+    async def stop(self, container_id: str, grace_seconds: float) -> None:
+        await self._call("stop")
+        assert grace_seconds == 3
+        if self.status == "running":
+            self.exit_code = 143
+            self.become("exited")
+
+    async def remove(self, container_id: str) -> None:
+        await self._call("remove")
+        assert container_id == NAME
+        self.become(None)
+
+    async def last_entry(self, container_id: str) -> bytes:
+        await self._call("last_entry")
+        return self.frames[-1] if self.frames and self.started_at is not None else b""
+
+    @asynccontextmanager
+    async def follow(self, container_id: str) -> AsyncIterator[Reading]:
+        self.follows += 1
+        await self._call("follow")
+        yield Reading(self, self.readings.pop(0) if self.readings else None)
+
+    @contextmanager
+    def archive(self, container_id: str) -> Iterator[Iterator[bytes]]:
+        self._reached("archive")
+        yield iter(())
+
+
+class Reading:
+    """One stream of the journal."""
+
+    def __init__(self, engine: ScriptedEngine, script: list[Step] | None) -> None:
+        self._engine = engine
+        started = engine.started_at is not None
+        self._steps: list[Step] = (list(engine.frames) if started else []) if script is None else script
+
+    async def receive(self) -> bytes:
+        if not self._steps:
+            while self._engine.status == "running":
+                await self._engine._changed.wait()
+            return END
+        if isinstance(self._steps[0], anyio.Event):
+            await self._steps[0].wait()
+            self._steps.pop(0)
+        if isinstance(self._steps[0], Quiet):
+            await anyio.sleep_forever()
+        step = self._steps.pop(0)
+        if isinstance(step, Exception):
+            raise step
+        assert isinstance(step, bytes)
+        return step
+
+
+class ScriptedQueue:
+    """Takes what a run says; ``faults`` as the engine's."""
+
+    def __init__(self, story: list[str]) -> None:
+        self.story = story
+        self.faults: dict[str, list[Exception]] = {}
+        self.lines: list[LogLine] = []
+        self.events: list[tuple[str, str, dict[str, Any]]] = []
+        self.artifacts: list[Artifact] = []
+        self.outcome: Outcome | None = None
+        self.storing: Callable[[], Awaitable[None]] | None = None
+
+    async def _call(self, call: str) -> None:
+        await checkpoint()
+        self.story.append(call)
+        if faults := self.faults.get(call):
+            raise faults.pop(0)
+
+    async def start(self, run_id: uuid.UUID) -> None:
+        await self._call("claim→running")
+
+    async def complete(self, run_id: uuid.UUID, outcome: Outcome) -> str:
+        await self._call("complete")
+        assert self.outcome is None
+        self.outcome = outcome
+        if outcome.reason == "canceled":
+            return "canceled"
+        return "succeeded" if outcome.exit_code == 0 else "failed"
+
+    async def append_logs(self, run_id: uuid.UUID, lines: Sequence[LogLine]) -> None:
+        await self._call("append_logs")
+        if self.storing is not None:
+            await self.storing()
+        self.lines += lines
+
+    async def add_artifact(self, run_id: uuid.UUID, artifact: Artifact) -> None:
+        await self._call("add_artifact")
+        self.artifacts.append(artifact)
+
+    async def add_event(self, run_id: uuid.UUID, event_type: str, message: str, payload: dict[str, Any]) -> None:
+        await self._call("add_event")
+        self.events.append((event_type, message, payload))
+
+
+class ScriptedStore:
+    """Finds one artifact, then does what the test wants."""
+
+    def __init__(self) -> None:
+        self.errors: list[Exception] = []
+        self.warns: list[str] = []
+        self.prefix = ""
+
+    async def collect(
+        self,
+        archive: Callable[[], AbstractContextManager[Iterator[bytes]]],
+        rules: Sequence[ArtifactRule],
+        key_prefix: str,
+        on_artifact: Callable[[Artifact], Awaitable[None]],
+        on_warning: Callable[[str], Awaitable[None]],
+    ) -> int:
+        self.prefix = key_prefix
+        with archive():
+            for message in self.warns:
+                await on_warning(message)
+            if self.errors:
+                raise self.errors.pop(0)
+            key = f"{key_prefix}a.txt"
+            await on_artifact(Artifact("a.txt", key, f"file:///{key}", "text/plain", 1, "sha256:00", None))
+        return 1
+
+
+class World:
+    """A run's neighbours, and all that they were asked for, in order."""
+
+    def __init__(self) -> None:
+        self.story: list[str] = []
+        self.engine = ScriptedEngine(self.story)
+        self.queue = ScriptedQueue(self.story)
+        self.store = ScriptedStore()
+
+    def run(self, **claim: Any) -> Run:
+        host = Host(self.queue, self.engine, self.store, HostPolicy(), "host-a", uuid.UUID(int=99), 3)
+        return Run(make_claim(RUN_ID, **claim), host)
+
+    async def execute(self, run: Run | None = None, **claim: Any) -> str | None:
+        with anyio.fail_after(PATIENCE):
+            return await (run or self.run(**claim)).execute()
+
+    @asynccontextmanager
+    async def executing(self, run: Run) -> AsyncIterator[list[str | None]]:
+        """Executes while the block goes on; the list gets the status. The block waits for the end."""
+        result: list[str | None] = []
+
+        async def execute() -> None:
+            result.append(await run.execute())
+
+        with anyio.fail_after(PATIENCE):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(execute)
+                await wait_all_tasks_blocked()
+                yield result
+
+    @property
+    def said(self) -> list[tuple[int, str]]:
+        return [(line.seq, line.message) for line in self.queue.lines]
+
+    @property
+    def outcome(self) -> tuple[str, int | None]:
+        assert self.queue.outcome is not None
+        return str(self.queue.outcome.reason), self.queue.outcome.exit_code
+
+    @property
+    def message(self) -> str:
+        assert self.queue.outcome is not None
+        return self.queue.outcome.message or ""
+
+    def did(self, *calls: str) -> list[str]:
+        """Those of the calls that were made, in order."""
+        return [call for call in self.story if call in calls]
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    monkeypatch.setattr(module, "QUIET_SECONDS", 0.01)
+    monkeypatch.setattr(module, "backoff", lambda _: 0.0)
+    return World()
+
+
+# --- the way it goes ------------------------------------------------------------------------------------------------
+
+
+async def test_when_a_run_is_complete_its_log_and_artifacts_are_there_and_then_the_container_goes(world: World) -> None:
+    assert await world.execute() == "succeeded"
+    assert world.outcome == ("succeeded", 0)
+    assert world.said == SAID
+    assert [artifact.path for artifact in world.queue.artifacts] == ["a.txt"]
+    assert world.store.prefix == f"acme/{RUN_ID}/"
+    steps = ("claim→running", "create", "start", "append_logs", "add_artifact", "complete", "remove")
+    assert world.did(*steps) == list(steps)
+    assert [(kind, message) for kind, message, _ in world.queue.events] == [("info", "container created")]
+
+
+async def test_an_exit_code_is_the_run_s(world: World) -> None:
+    world.engine.exit_code = 3
+    assert await world.execute() == "failed"
+    assert world.outcome == ("exit_code", 3)
+
+
+async def test_a_run_without_output_has_no_log(world: World) -> None:
+    world.engine.frames = []
+    assert await world.execute() == "succeeded"
+    assert world.did("append_logs") == []
+
+
+async def test_a_last_line_without_a_newline_is_a_line(world: World) -> None:
+    world.engine.frames = [frame(1, b"one\n"), frame(1, b"two")]
+    assert await world.execute() == "succeeded"
+    assert world.said == [(1, "one"), (2, "two")]
+
+
+async def test_an_image_that_is_not_here_is_pulled_and_that_is_said_before(world: World) -> None:
+    world.engine.here = False
+    assert await world.execute() == "succeeded"
+    assert world.did("image", "add_event", "pull", "create")[:5] == ["image", "add_event", "pull", "image", "create"]
+    assert world.queue.events[0][1] == f"pulling image {IMAGE}"
+
+
+# --- the log stream -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", [AWAY, END], ids=["broken", "clean but short"])
+async def test_a_stream_cut_anywhere_is_read_again_and_no_line_is_lost_or_doubled(end: Step, world: World) -> None:
+    for cut in range(len(JOURNAL)):
+        world.__init__()  # type: ignore[misc]
+        world.engine.readings = [[JOURNAL[:cut], end]] if cut else [[end]]
+        assert await world.execute() == "succeeded"
+        assert world.said == SAID, cut
+        assert world.engine.follows == 2, cut
+
+
+async def test_a_stream_that_is_cut_again_and_again_is_read_until_it_is_whole(world: World) -> None:
+    world.engine.readings = [[JOURNAL[:cut], AWAY] for cut in (100, 30, 150, 150)]
+    assert await world.execute() == "succeeded"
+    assert world.said == SAID
+    assert world.engine.follows == 5
+
+
+async def test_a_stream_that_broke_after_its_last_byte_is_read_again(world: World) -> None:
+    world.engine.readings = [[JOURNAL, AWAY]]
+    assert await world.execute() == "succeeded"
+    assert world.said == SAID
+
+
+async def test_a_cut_stream_of_a_container_that_goes_on_is_read_again(world: World) -> None:
+    world.engine.lasts = True
+    world.engine.readings = [[FRAMES[0], END], [FRAMES[0], FRAMES[1], AWAY]]
+    run = world.run()
+    async with world.executing(run) as result:
+        assert result == []
+        assert world.engine.follows == 3
+        world.engine.become("exited")
+    assert result == ["succeeded"]
+    assert world.said == SAID
+
+
+async def test_a_quiet_stream_of_a_container_that_has_ended_is_read_again(world: World) -> None:
+    world.engine.readings = [[JOURNAL[:100], QUIET]]
+    assert await world.execute() == "succeeded"
+    assert world.said == SAID
+    assert world.engine.follows == 2
+
+
+async def test_a_quiet_stream_of_a_container_that_goes_on_is_waited_for(world: World) -> None:
+    world.engine.lasts = True
+    gate = anyio.Event()
+    world.engine.readings = [[FRAMES[0], gate, *FRAMES[1:]]]
+    run = world.run()
+    async with world.executing(run):
+        while len(world.did("inspect")) < 5:
+            await anyio.sleep(0.01)
+        gate.set()
+        while len(world.queue.lines) < len(SAID):
+            await anyio.sleep(0.01)
+        assert world.engine.follows == 1
+        world.engine.become("exited")
+    assert world.said == SAID
+
+
+async def test_a_damaged_log_is_not_read_for_ever_and_is_told(world: World) -> None:
+    broken = struct.pack(">BxxxL", 3, 23) + b"error reading log file\n"
+    world.engine.readings = [[FRAMES[0], broken, END] for _ in range(50)]
+    assert await world.execute() == "succeeded"
+    assert world.engine.follows < 50
+    (warning,) = [event for event in world.queue.events if event[0] == "warning"]
+    assert "error reading log file" in warning[1]
+    assert warning[2] == {"reason": "log_damaged"}
+
+
+@pytest.mark.parametrize("script", [[JOURNAL[:100], END], [JOURNAL[:100], AWAY], [JOURNAL[:100], QUIET]])
+async def test_a_container_that_vanished_ends_the_run_with_what_was_read(world: World, script: list[Step]) -> None:
+    world.engine.lasts = True
+    gate = anyio.Event()
+    world.engine.readings = [[gate, *script]]
+    run = world.run()
+    async with world.executing(run) as result:
+        world.engine.become(None)
+        gate.set()
+    assert result == ["failed"]
+    assert world.outcome == ("engine_lost", None)
+    assert world.said == SAID[:2]
+    assert world.queue.artifacts == []
+
+
+# --- the engine is away ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("call", ["image", "create", "start", "inspect", "follow", "last_entry", "archive", "remove"])
+async def test_a_call_that_the_engine_is_away_for_is_made_again(world: World, call: str) -> None:
+    await world.execute()
+    usual = len(world.did(call))
+    world.__init__()  # type: ignore[misc]
+    world.engine.faults = {call: [AWAY] * 4}
+    assert await world.execute() == "succeeded"
+    assert world.said == SAID
+    assert len(world.did(call)) >= usual + 4
+    assert len(world.queue.artifacts) == 1
+    assert world.engine.status is None
+
+
+async def test_a_pull_that_breaks_is_made_again(world: World) -> None:
+    world.engine.here = False
+    world.engine.faults = {"pull": [AWAY] * 4}
+    assert await world.execute() == "succeeded"
+    assert len(world.did("pull")) == 5
+
+
+async def test_a_stop_that_the_engine_is_away_for_is_made_again(world: World) -> None:
+    world.engine.lasts = True
+    world.engine.faults = {"stop": [AWAY] * 4}
+    run = world.run()
+    async with world.executing(run) as result:
+        run.stop(Stop.CANCEL)
+    assert result == ["canceled"]
+    assert len(world.did("stop")) == 5
+
+
+@pytest.mark.parametrize("error", [AWAY, EngineError(500, "busy")])
+async def test_a_container_that_cannot_be_removed_holds_no_place(
+    world: World, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr(module, "CLEANUP_SECONDS", 0.05)
+    world.engine.faults = {"remove": [error] * 1_000_000}
+    assert await world.execute() == "succeeded"
+
+
+# --- stopping -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_cancel_ends_the_container_and_keeps_log_and_artifacts(world: World) -> None:
+    world.engine.lasts = True
+    run = world.run()
+    async with world.executing(run) as result:
+        run.stop(Stop.CANCEL)
+    assert result == ["canceled"]
+    assert world.outcome == ("canceled", 143)
+    assert world.said == SAID
+    assert len(world.queue.artifacts) == 1
+    assert world.engine.status is None
+
+
+async def test_a_cancel_before_the_container_is_created_starts_nothing(world: World) -> None:
+    run = world.run()
+    run.stop(Stop.CANCEL)
+    assert await world.execute(run) == "canceled"
+    assert world.did("start", "archive", "append_logs") == []
+    assert world.engine.status is None
+
+
+async def test_a_cancel_during_a_pull_does_not_wait_for_its_end(world: World) -> None:
+    world.engine.here = False
+    world.engine.pulls = anyio.sleep_forever
+    run = world.run()
+    async with world.executing(run) as result:
+        assert world.story[-1] == "pull"
+        run.stop(Stop.CANCEL)
+    assert result == ["canceled"]
+    assert world.did("create") == []
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "reason"),
+    [(Stop.CANCEL, Stop.TIMEOUT, "canceled"), (Stop.TIMEOUT, Stop.CANCEL, "timeout")],
+)
+async def test_the_first_reason_to_stop_is_the_one_that_is_told(
+    world: World, first: Stop, second: Stop, reason: str
+) -> None:
+    world.engine.lasts = True
+    run = world.run()
+    async with world.executing(run):
+        run.stop(first)
+        run.stop(second)
+    assert world.outcome[0] == reason
+    assert len(world.did("stop")) == 1
+
+
+async def test_a_run_over_its_time_is_stopped(world: World) -> None:
+    world.engine.lasts = True
+    assert await world.execute(config={"timeout_seconds": 0.05}) == "failed"
+    assert world.outcome == ("timeout", 143)
+    assert world.said == SAID
+
+
+async def test_the_time_of_an_adopted_run_counts_from_its_start(world: World) -> None:
+    world.engine.lasts = True
+    world.engine.become("running")
+    world.engine.started_at = datetime.now(UTC) - timedelta(hours=1)
+    assert await world.execute(status="running", config={"timeout_seconds": 3000}) == "failed"
+    assert world.outcome[0] == "timeout"
+
+
+async def test_a_run_that_ended_in_time_is_no_timeout_however_long_its_log_takes(world: World) -> None:
+    async def slow() -> None:
+        await anyio.sleep(0.2)
+
+    world.queue.storing = slow
+    assert await world.execute(config={"timeout_seconds": 0.05}) == "succeeded"
+    assert world.did("stop") == []
+
+
+# --- not ours any more, and detached --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("call", ["claim→running", "add_event", "append_logs", "add_artifact", "complete"])
+async def test_a_lost_lease_ends_the_work_at_that_call_and_leaves_the_container(world: World, call: str) -> None:
+    world.queue.faults = {call: [LeaseLost(RUN_ID)]}
+    assert await world.execute() is None
+    assert world.queue.outcome is None
+    assert world.did("stop", "remove") == []
+    said = ("claim→running", "add_event", "append_logs", "add_artifact", "complete")
+    assert world.did(*said)[-1] == call
+
+
+async def test_losing_a_run_ends_the_work_at_once_and_leaves_the_container(world: World) -> None:
+    world.engine.lasts = True
+    run = world.run()
+    async with world.executing(run) as result:
+        run.lose()
+    assert result == [None]
+    assert world.engine.status == "running"
+    assert world.did("stop", "remove", "complete", "add_artifact") == []
+
+
+async def test_a_run_that_is_lost_before_it_begins_does_nothing(world: World) -> None:
+    run = world.run()
+    run.lose()
+    assert await world.execute(run) is None
+    assert world.did("create", "start", "complete") == []
+
+
+async def test_a_detached_run_leaves_its_container_and_says_nothing(world: World) -> None:
+    world.engine.lasts = True
+    run = world.run()
+    with anyio.CancelScope() as scope:
+        async with world.executing(run) as result:
+            scope.cancel()
+    assert result == []
+    assert world.engine.status == "running"
+    assert world.did("stop", "remove", "complete") == []
+
+
+@pytest.mark.parametrize("position", range(len(LINES) + 1))
+async def test_an_adopted_run_goes_on_where_its_log_ended(world: World, position: int) -> None:
+    world.engine.become("exited")
+    world.engine.started_at = datetime.now(UTC)
+    assert await world.execute(status="running", log_position=position) == "succeeded"
+    assert world.said == SAID[position:]
+    assert world.did("claim→running") == []
+    assert world.queue.events == []  # what was said of its container was said already
+
+
+# --- failures -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "reason"),
+    [
+        ("pull", ImageMissing(IMAGE, "no such tag"), "image_missing"),
+        ("create", ImageMissing(IMAGE, "removed meanwhile"), "image_missing"),
+        ("create", EngineError(400, "invalid mount"), "engine_error"),
+        ("start", EngineError(400, "exec: not found"), "engine_error"),
+        ("create", EngineError(500, "write: no space left on device"), "disk_full"),
+        ("create", KeyError("Id"), "worker_error"),
+        ("start", ValueError("a bug"), "worker_error"),
+        ("follow", RuntimeError("a bug"), "worker_error"),
+        ("last_entry", RuntimeError("a bug"), "worker_error"),
+    ],
+)
+async def test_whatever_goes_wrong_ends_the_run_with_a_word_and_takes_its_container_away(
+    world: World, call: str, error: Exception, reason: str
+) -> None:
+    world.engine.here = call != "pull"
+    world.engine.faults = {call: [error]}
+    assert await world.execute() == "failed"
+    assert world.outcome == (reason, None)
+    assert str(error) in world.message
+    assert world.engine.status is None
+    assert world.story[-1] == "remove"
+
+
+async def test_an_invalid_configuration_never_reaches_the_engine(world: World) -> None:
+    assert await world.execute(config={"comand": ["true"]}) == "failed"
+    assert world.outcome == ("invalid_config", None)
+    assert "comand" in world.message
+    assert world.did("image", "create") == []
+
+
+async def test_an_image_that_a_pull_did_not_bring_is_missing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.engine.here = False
+
+    async def nothing(reference: str) -> None:
+        world.story.append("pull")
+
+    monkeypatch.setattr(world.engine, "pull", nothing)
+    assert await world.execute() == "failed"
+    assert world.outcome == ("image_missing", None)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ArtifactError("access denied"), "artifacts_failed"),
+        (EngineError(500, "cannot read the volume"), "artifacts_failed"),
+        (ArtifactError("No space left on device"), "disk_full"),
+        (RuntimeError("a bug"), "worker_error"),
+    ],
+)
+async def test_a_success_whose_artifacts_cannot_be_stored_is_none(world: World, error: Exception, reason: str) -> None:
+    world.store.errors = [error]
+    assert await world.execute() == "failed"
+    assert world.outcome == (reason, None)
+    assert str(error) in world.message
+    assert world.said == SAID
+
+
+async def test_a_failure_whose_artifacts_cannot_be_stored_keeps_its_own_reason(world: World) -> None:
+    world.engine.exit_code = 3
+    world.store.errors = [ArtifactError("access denied")]
+    assert await world.execute() == "failed"
+    assert world.outcome == ("exit_code", 3)
+    assert world.queue.outcome is not None
+    assert world.queue.outcome.details["artifacts_error"] == "access denied"
+
+
+async def test_artifacts_are_collected_again_when_the_engine_went_away_meanwhile(world: World) -> None:
+    world.store.errors = [AWAY, AWAY]
+    assert await world.execute() == "succeeded"
+    assert len(world.queue.artifacts) == 1
+
+
+async def test_a_run_that_wants_no_artifacts_is_not_searched_for_any(world: World) -> None:
+    assert await world.execute(config={"artifacts": []}) == "succeeded"
+    assert world.did("archive") == []
+
+
+async def test_what_the_store_refuses_is_a_warning(world: World) -> None:
+    world.store.warns = ["../../etc/passwd: leads out of /artifacts"]
+    assert await world.execute() == "succeeded"
+    assert ("warning", world.store.warns[0], {"reason": "artifact_refused"}) in world.queue.events

@@ -1,0 +1,122 @@
+"""The worker's own log lines and figures."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Iterator
+from typing import Literal
+
+import pytest
+import structlog
+
+from worker.telemetry import Metrics, configure_logging
+
+SECRET = "hunter22"  # noqa: S105 - what must not be seen
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def _restored() -> Iterator[None]:
+    yield
+    structlog.reset_defaults()
+
+
+def fail_with(password: str) -> None:
+    """Raises while frames hold a secret: as an argument, and as a local below another."""
+    token = {"password": password}
+    try:
+        int("".join(["not", " a number"]))
+    except ValueError as error:
+        raise RuntimeError(f"broken in {len(token)} place") from error
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_a_traceback_shows_where_and_why_but_no_variables(
+    log_format: Literal["json", "console"], capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure_logging("info", log_format)
+    try:
+        fail_with("".join(["hunter", "22"]))
+    except RuntimeError:
+        structlog.get_logger().exception("it failed")
+    said = capsys.readouterr().err
+    assert SECRET not in said
+    for expected in ("it failed", "broken in 1 place", "ValueError", "fail_with"):
+        assert expected in said
+
+
+def test_json_is_one_object_a_line_also_with_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("info", "json")
+    log = structlog.get_logger().bind(run_id="r1")
+    log.info("run claimed", run_number=7, text="two\nlines")
+    try:
+        fail_with(SECRET)
+    except RuntimeError:
+        log.exception("it failed")
+    first, second = (json.loads(line) for line in capsys.readouterr().err.splitlines())
+    assert first | {"timestamp": ""} == {
+        "event": "run claimed", "level": "info", "run_id": "r1", "run_number": 7, "text": "two\nlines", "timestamp": "",
+    }  # fmt: skip
+    assert first["timestamp"].endswith("Z")
+    assert second["exception"][0]["exc_type"] == "RuntimeError"
+
+
+def test_what_json_does_not_know_does_not_stop_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("info", "json")
+    structlog.get_logger().info("odd", value=object(), error=ValueError("x"))
+    assert json.loads(capsys.readouterr().err)["event"] == "odd"
+
+
+@pytest.mark.parametrize(
+    ("log_format", "sink", "is_json"),
+    [
+        ("auto", io.StringIO, True),
+        ("auto", Terminal, False),
+        ("json", Terminal, True),
+        ("console", io.StringIO, False),
+    ],
+)
+def test_a_terminal_gets_lines_for_a_person_unless_told_otherwise(
+    log_format: Literal["auto", "json", "console"],
+    sink: type[io.StringIO],
+    is_json: bool,  # noqa: FBT001 - a table's column
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    target = sink()
+    monkeypatch.setattr(sys, "stderr", target)
+    configure_logging("info", log_format)
+    structlog.get_logger().info("hello")
+    assert target.getvalue().startswith("{") == is_json
+    assert "hello" in target.getvalue()
+
+
+@pytest.mark.parametrize("level", ["debug", "info", "warning", "error"])
+def test_less_than_the_level_is_not_said(level: str, capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(level, "json")
+    levels = ["debug", "info", "warning", "error"]
+    for name in levels:
+        getattr(structlog.get_logger(), name)("said")
+    assert [json.loads(line)["level"] for line in capsys.readouterr().err.splitlines()] == levels[levels.index(level) :]
+
+
+def test_figures_count_runs_by_type_and_status() -> None:
+    metrics = Metrics()
+    metrics.active.set(2)
+    metrics.finished("build", "succeeded", active=1)
+    metrics.finished("build", "succeeded", active=0)
+    metrics.finished("deploy", "failed", active=0)
+    value = metrics.registry.get_sample_value
+    assert value("ops_worker_runs_total", {"workflow_type": "build", "status": "succeeded"}) == 2
+    assert value("ops_worker_runs_total", {"workflow_type": "deploy", "status": "failed"}) == 1
+    assert value("ops_worker_active_runs") == 0
+
+
+def test_two_workers_in_one_process_do_not_share_figures() -> None:
+    Metrics().finished("build", "succeeded", active=5)
+    assert Metrics().registry.get_sample_value("ops_worker_active_runs") == 0

@@ -1,0 +1,215 @@
+"""The composition root: settings → resources → daemon, and the other verbs.
+
+Exit codes: 0 done; 1 something could not be reached or went wrong; 2 a setting is wrong, and trying again is useless
+(the systemd unit does not).
+"""
+
+from __future__ import annotations
+
+import resource
+import signal
+import socket
+import sys
+import uuid
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import TypeVar
+
+import anyio
+import structlog
+
+from worker import __version__, database_cli, systemd
+from worker.artifacts import ArtifactStore
+from worker.containers import Engine
+from worker.daemon import Daemon, Pace
+from worker.errors import ConfigurationError, DatabaseUnavailable, EngineUnavailable, OpsError, Refused
+from worker.models import WorkerIdentity
+from worker.queue import Queue
+from worker.runner import Host
+from worker.settings import Settings, flag, load
+from worker.spec import HostPolicy
+from worker.tasks import backoff
+from worker.telemetry import Metrics, configure_logging
+
+T = TypeVar("T")
+log = structlog.get_logger()
+
+TAKEN_RETRY_SECONDS = 5.0
+"""How often a worker asks again whose id another live worker holds."""
+
+NO_SCHEMA = frozenset({"3F000", "42883", "42P01"})
+"""SQLSTATEs of a database that lacks our functions."""
+
+UNREGISTER_SECONDS = 5.0
+"""How long a worker that leaves tries to give its id up; otherwise its registration runs out by itself."""
+
+
+def main() -> None:
+    """The entry point of the command ``ops-worker``."""
+    try:
+        settings = load(sys.argv[1:])
+        if settings.version:
+            print(f"ops-worker {__version__}")
+            return
+        configure_logging(settings.log_level, settings.log_format)
+        for number in (signal.SIGTERM, signal.SIGINT):  # until the daemon takes them: process 1 of a container
+            signal.signal(number, lambda n, _: sys.exit(128 + n if settings.verb else 0))  # would not die of them
+        sys.exit(anyio.run(_carry_out, settings))
+    except ConfigurationError as error:
+        for problem in error.problems:
+            print(f"ops-worker: {problem}", file=sys.stderr)
+        sys.exit(2)
+    except OpsError as error:
+        print(f"ops-worker: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+async def _carry_out(settings: Settings) -> int:
+    if settings.database_url is None:
+        raise ConfigurationError(f"{flag('database_url')}: required")
+    dsn = settings.database_url.get_secret_value()
+    return await (database_cli.run(dsn, settings.verb) if settings.verb else work(settings, dsn))
+
+
+async def work(settings: Settings, dsn: str) -> int:
+    """Works until it has drained or, with ``--until-idle``, until the queue holds nothing for this worker."""
+    _raise_file_limit()
+    metrics = Metrics()
+    if settings.metrics_address is not None:
+        try:
+            metrics.serve(*settings.metrics_address)
+        except OSError as error:
+            raise OpsError(f"{flag('metrics_address')}: cannot listen: {error}") from error
+    store = ArtifactStore.from_url(settings.artifact_store)
+    await store.check()
+
+    async with AsyncExitStack() as resources:
+        engine = Engine(settings.docker_host, streams=settings.concurrency)
+        resources.callback(engine.close)
+        facts = await _patiently("the container engine", engine.info, settings)
+        alone = resources.enter_context(_only_one_of(settings.worker_id, dsn))
+        identity = WorkerIdentity(
+            worker_id=settings.worker_id,
+            instance_id=uuid.uuid4(),
+            host_id=_host_id(),
+            engine_id=facts.engine_id,
+            version=__version__,
+            labels=settings.labels,
+        )
+        connect = partial(Queue.connected, dsn, identity, lease_seconds=settings.lease)
+        queue = await _patiently("the database", connect, settings)
+        resources.push_async_callback(queue.close)
+        database_id = await _register(queue, takeover=alone)
+        log.info(
+            "worker started",
+            worker_id=identity.worker_id,
+            version=__version__,
+            concurrency=settings.concurrency,
+            engine=facts.version,
+            database_id=str(database_id),
+        )
+        host = Host(
+            queue=queue,
+            engine=engine,
+            store=store,
+            policy=_policy(settings),
+            worker_id=identity.worker_id,
+            database_id=database_id,
+            stop_grace_seconds=settings.stop_grace,
+        )
+        await Daemon(host, queue, engine, metrics, _pace(settings)).run()
+        with anyio.move_on_after(UNREGISTER_SECONDS):
+            await queue.unregister()
+    log.info("worker stopped")
+    return 0
+
+
+async def _patiently(what: str, call: Callable[[], Awaitable[T]], settings: Settings) -> T:
+    """Waits for a resource that is not there yet; with ``--until-idle`` its absence is an error at once."""
+    attempt = 0
+    while True:
+        try:
+            return await call()
+        except (DatabaseUnavailable, EngineUnavailable) as error:
+            if settings.until_idle:
+                raise
+            log.warning("cannot be reached, trying again", what=what, error=str(error))
+            systemd.notify(f"STATUS=waiting for {what}")
+            await anyio.sleep(backoff(attempt, first=1, cap=30))
+            attempt += 1
+
+
+async def _register(queue: Queue, *, takeover: bool) -> uuid.UUID:
+    """Takes the worker id; waits, saying so, while another live worker holds it."""
+    while True:
+        try:
+            return await queue.register(takeover=takeover)
+        except Refused as error:
+            if error.code in NO_SCHEMA:
+                raise DatabaseUnavailable(f"{error}: run `ops-worker db migrate` on this database first") from error
+            if error.code != "worker_id_taken":
+                raise
+            log.warning("waiting: another worker works under this id (--worker-id)", error=str(error))
+            systemd.notify("STATUS=waiting: another worker has this worker id")
+            await anyio.sleep(TAKEN_RETRY_SECONDS)
+
+
+@contextmanager
+def _only_one_of(worker_id: str, dsn: str) -> Iterator[bool]:
+    """Whether this is the only process on this host with that worker id and database.
+
+    It binds a name that the kernel frees when the process ends, however it ends: so the successor of a killed worker
+    knows at once that its predecessor is gone, and need not wait for its registration to run out.
+    """
+    name = sha256(f"{worker_id}\n{dsn}".encode()).hexdigest()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as holder:
+        try:
+            holder.bind(f"\0ops-worker/{name}")
+        except OSError:
+            yield False
+        else:
+            yield True
+
+
+def _raise_file_limit() -> None:
+    """Each run keeps a handful of sockets open; the usual soft limit of 1024 is for programs that use select()."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _host_id() -> str:
+    """The boot of this host, or of this container: within which the name above is unique."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return f"{boot}:{Path('/proc/self/ns/net').stat().st_ino}"
+
+
+def _pace(settings: Settings) -> Pace:
+    return Pace(
+        concurrency=settings.concurrency,
+        until_idle=settings.until_idle,
+        lease=settings.lease,
+        poll=settings.poll_interval,
+        drain=settings.drain_timeout,
+    )
+
+
+def _policy(settings: Settings) -> HostPolicy:
+    return HostPolicy(
+        allowed_images=settings.allowed_images,
+        allowed_networks=settings.allowed_networks,
+        default_cpus=settings.default_cpus,
+        max_cpus=settings.max_cpus,
+        default_memory=settings.default_memory,
+        max_memory=settings.max_memory,
+        default_pids=settings.default_pids,
+        max_pids=settings.max_pids,
+        default_timeout=settings.default_timeout,
+        max_timeout=settings.max_timeout,
+    )
+
+
+if __name__ == "__main__":
+    main()

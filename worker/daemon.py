@@ -1,0 +1,284 @@
+"""The worker: claims runs while it has room, keeps their leases, and stops in an orderly way.
+
+    register → adopt what an earlier process left on this engine → claim and run … → drain → unregister
+
+Each run is one task. A heartbeat renews all leases at once and brings back what the database wants stopped; a
+notification brings the same within milliseconds where the connection allows it. Neither is ever relied on alone.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import uuid
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+import anyio
+import structlog
+from anyio.abc import TaskGroup
+
+from worker import systemd
+from worker.containers import Engine
+from worker.errors import EngineError, EngineUnavailable, LeaseLost, Refused
+from worker.models import Claim
+from worker.outcome import Stop
+from worker.queue import Queue, is_transient
+from worker.runner import Host, Run, container_name
+from worker.tasks import backoff, task_group
+from worker.telemetry import Metrics
+
+log = structlog.get_logger()
+
+CLAIM_SECONDS = 2.0
+"""How long a claim that is under way may take once the worker drains."""
+
+SWEEP_SECONDS = 60.0
+"""How often leftovers are looked for: dead workers' leases in the database, containers on the engine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How much the daemon does at once, and its times in seconds."""
+
+    concurrency: int
+    until_idle: bool
+    lease: float
+    poll: float
+    drain: float | None
+
+    @property
+    def heartbeat(self) -> float:
+        """A third of the lease, so that two renewals may fail; at most 10 s, so that a cancel is never far away."""
+        return min(self.lease / 3, 10.0)
+
+
+class Daemon:
+    """One worker process. ``run`` returns when it has drained or detached, or, until idle, when the queue is empty."""
+
+    def __init__(self, host: Host, queue: Queue, engine: Engine, metrics: Metrics, pace: Pace) -> None:
+        self._host = host
+        self._queue = queue
+        self._engine = engine
+        self._metrics = metrics
+        self._pace = pace
+        self._runs: dict[uuid.UUID, Run] = {}
+        self._unknown: set[uuid.UUID] = set()
+        self._wake = anyio.Event()
+        self._draining = anyio.Event()
+        self._claiming = anyio.CancelScope()
+
+    async def run(self) -> None:
+        """The worker's life. Runs still going when it is cancelled are detached: their containers run on."""
+        async with task_group() as background:
+            background.start_soon(self._signals, background.cancel_scope)
+            background.start_soon(self._heartbeats, background.cancel_scope)
+            for loop in (self._listen, self._sweeps, self._watchdog, self._end_claims):
+                background.start_soon(loop)
+            await self.look_around()
+            systemd.notify("READY=1", "STATUS=waiting for runs")
+            async with task_group() as runs:
+                await self._claims(runs)
+            background.cancel_scope.cancel()
+
+    # --- claiming ---------------------------------------------------------------------------------------------------
+
+    async def _claims(self, runs: TaskGroup) -> None:
+        while not self._draining.is_set():
+            self._wake = anyio.Event()  # before the look: what comes up from now on wakes the wait below
+            while self._unknown:
+                await self._take_up(runs, self._unknown.pop())
+            claim, waiting = None, True
+            if len(self._runs) < self._pace.concurrency:
+                with anyio.CancelScope() as self._claiming:
+                    claim, waiting = await self._claim()
+            if claim is not None:
+                log.info("run claimed", run_id=str(claim.run_id), project=claim.project.slug, number=claim.run_number)
+                self._begin(runs, claim)
+                continue
+            if self._pace.until_idle and not waiting and not self._runs:
+                return
+            with anyio.move_on_after(self._pace.poll * random.uniform(0.75, 1.25)):  # noqa: S311 - jitter
+                await self._wake.wait()
+
+    async def _claim(self) -> tuple[Claim | None, bool]:
+        """The next run, if there is one and the worker is not draining; else whether one may become due."""
+        try:
+            claim, waiting = await self._queue.claim()
+        except Refused as error:
+            log.warning("claim refused", error=str(error), code=error.code)
+            return None, True
+        if claim is not None and self._draining.is_set():
+            with suppress(LeaseLost):
+                await self._queue.release(claim.run_id)
+            return None, False
+        return claim, waiting
+
+    async def _take_up(self, runs: TaskGroup, run_id: uuid.UUID) -> None:
+        """Goes on with a run that nobody looks after; removes what is left of one that has ended elsewhere."""
+        if run_id in self._runs:
+            return
+        found = await self._queue.adopt(run_id)
+        if isinstance(found, Claim):
+            log.info("run adopted", run_id=str(run_id), status=found.status)
+            self._begin(runs, found)
+        elif found == "final":
+            await self._clear(run_id)
+
+    def _begin(self, runs: TaskGroup, claim: Claim) -> None:
+        """Starts the task of a run that this instance owns."""
+        run = Run(claim, self._host)
+        self._runs[claim.run_id] = run
+        self._metrics.active.set(len(self._runs))
+        if claim.cancel_requested:
+            run.stop(Stop.CANCEL)
+        runs.start_soon(self._execute, run, name=f"run {claim.run_id}")
+
+    async def _execute(self, run: Run) -> None:
+        status = "detached"
+        try:
+            status = await run.execute() or "lost"
+            if status == "lost":
+                await self._let_go(run.claim.run_id)
+        except Exception:  # the edge of a run: nothing of it may end the others
+            log.exception("run failed inside the worker", run_id=str(run.claim.run_id))
+            status = "crashed"
+        finally:
+            del self._runs[run.claim.run_id]
+            self._metrics.finished(run.claim.workflow.workflow_type, status, active=len(self._runs))
+            self._wake_up()
+
+    async def _let_go(self, run_id: uuid.UUID) -> None:
+        """Ends the container of a run that was lost, unless another worker on this engine goes on with it."""
+        found = await self._queue.adopt(run_id)
+        ours_again = isinstance(found, Claim)
+        log.warning("lease lost, nothing more is written for this run", run_id=str(run_id), ours_again=ours_again)
+        if ours_again:
+            self._unknown.add(run_id)  # nobody took it meanwhile: it goes on from where its log ended
+        elif found in ("final", "not_found"):
+            await self._clear(run_id)
+
+    async def _clear(self, run_id: uuid.UUID) -> None:
+        """Ends and removes the container of a run, if there is one."""
+        try:
+            await self._engine.stop(container_name(run_id), self._host.stop_grace_seconds)
+            await self._engine.remove(container_name(run_id))
+        except (EngineUnavailable, EngineError) as error:
+            log.warning("cannot remove a leftover container yet", run_id=str(run_id), error=str(error))
+
+    # --- keeping what is ours ---------------------------------------------------------------------------------------
+
+    async def _heartbeats(self, everything: anyio.CancelScope) -> None:
+        try:
+            await _every(self._pace.heartbeat, self.heartbeat)
+        except Refused as error:
+            log.warning("detaching: another worker has this worker id now (--worker-id)", error=str(error))
+            everything.cancel()
+
+    async def heartbeat(self) -> None:
+        """One renewal; stops the runs that were cancelled or are no longer this instance's."""
+        mine = dict(self._runs)  # a run claimed while the answer is under way is not in it
+        with anyio.fail_after(self._pace.heartbeat):
+            answer = await self._queue.heartbeat()
+        self._metrics.heartbeat.set_to_current_time()
+        if not answer.registered:
+            await self._queue.register(takeover=False)  # refused: see _heartbeats
+        for run_id, run in mine.items():
+            if run_id in answer.cancel_requested:
+                run.stop(Stop.CANCEL)
+            elif run_id not in answer.runs and run_id in self._runs:
+                run.lose()
+        # Runs that are ours and nobody knows of: the answer to their claim was lost. The claim loop picks them up.
+        self._unknown |= answer.runs - mine.keys() - self._runs.keys()
+        if self._unknown:
+            self._wake_up()
+
+    async def look_around(self) -> None:
+        """Finds the containers of this database on this engine that no task of ours looks after."""
+        self._unknown |= await self._engine.owned(self._host.database_id) - self._runs.keys()
+        if self._unknown:
+            self._wake_up()
+
+    async def _sweeps(self) -> None:
+        """Looks after what dead workers left: their leases in the database, their containers on this engine."""
+
+        async def sweep() -> None:
+            swept = await self._queue.reap()
+            if swept is None:  # too early after an outage to tell the dead from the living
+                return
+            if any(swept.values()):
+                log.info("dead workers' runs swept up", **swept)
+            await self.look_around()
+
+        await _every(min(SWEEP_SECONDS, self._pace.lease / 3), sweep)
+
+    async def _listen(self) -> None:
+        """Subscribes, and again whenever the connection was lost; polling goes on all the while."""
+
+        async def once() -> None:
+            if not self._queue.listening:
+                if not await self._queue.listen(self._wake_up, self._cancel):
+                    log.warning(
+                        "notifications do not arrive (a transaction pooler?), polling",
+                        seconds=self._pace.poll,
+                    )
+                self._wake_up()
+
+        await _every(self._pace.poll, once)
+
+    def _wake_up(self) -> None:
+        self._wake.set()
+
+    def _cancel(self, run_id: uuid.UUID) -> None:
+        if run_id in self._runs:
+            self._runs[run_id].stop(Stop.CANCEL)
+
+    # --- stopping ---------------------------------------------------------------------------------------------------
+
+    async def _signals(self, everything: anyio.CancelScope) -> None:
+        """The first signal drains; the second, or the end of the drain timeout, detaches."""
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            await anext(signals)
+            log.info("stopping: no more claims, waiting for the runs; once more to leave them to the next worker")
+            systemd.notify("STOPPING=1", f"STATUS=waiting for {len(self._runs)} runs to end")
+            self._draining.set()
+            self._wake_up()
+            with anyio.move_on_after(self._pace.drain):
+                await anext(signals)
+        log.warning("detaching: the containers run on", runs=len(self._runs))
+        everything.cancel()
+
+    async def _end_claims(self) -> None:
+        """While draining, nobody waits for a claim that a database which is away does not answer."""
+        await self._draining.wait()
+        await anyio.sleep(CLAIM_SECONDS)
+        self._claiming.cancel()
+
+    async def _watchdog(self) -> None:
+        """Tells systemd that the event loop turns."""
+        seconds = systemd.watchdog_seconds()
+        while seconds is not None:
+            systemd.notify("WATCHDOG=1", f"STATUS={len(self._runs)} runs")
+            await anyio.sleep(seconds / 3)
+
+
+async def _every(seconds: float, once: Callable[[], Awaitable[object]]) -> None:
+    """Calls ``once`` for ever; passing faults are logged and waited out, with backoff up to the same interval."""
+    attempt = 0
+    while True:
+        try:
+            await once()
+        except Exception as error:
+            if not (is_transient(error) or isinstance(error, (EngineUnavailable, EngineError))):
+                raise
+            log.warning(
+                "background task failed, trying again",
+                task=once.__qualname__,
+                error=str(error) or repr(error),
+            )
+            await anyio.sleep(min(seconds, backoff(attempt)))
+            attempt += 1
+        else:
+            attempt = 0
+            await anyio.sleep(seconds)

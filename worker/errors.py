@@ -1,0 +1,100 @@
+"""Every error that the worker raises on purpose. What a caller must tell apart is a class or an attribute."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+
+class OpsError(Exception):
+    """The root of the worker's own errors; its text is meant for a person."""
+
+
+class ConfigurationError(OpsError):
+    """One or more settings are wrong; ``problems`` has a line for each."""
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class SpecError(OpsError):
+    """A run cannot be carried out as configured; ``reason`` is the word for it, ``field`` what is wrong."""
+
+    def __init__(self, reason: str, field: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.field = field
+
+
+class DatabaseUnavailable(OpsError):
+    """The control plane cannot be reached."""
+
+
+class Refused(OpsError):
+    """A function of the control plane answered ``success: false``; ``code`` says why."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class LeaseLost(OpsError):
+    """The run is no longer this worker's: nothing may be written for it any more."""
+
+    def __init__(self, run_id: uuid.UUID) -> None:
+        super().__init__(f"the lease of run {run_id} is lost")
+        self.run_id = run_id
+
+
+class EngineUnavailable(OpsError):
+    """The container engine cannot be reached, or the connection to it broke."""
+
+
+class EngineError(OpsError):
+    """The container engine answered with an error; ``status`` is its HTTP status, 0 for none."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class ImageMissing(OpsError):
+    """The image is neither on the engine nor to be had from its registry."""
+
+    def __init__(self, image: str, why: str) -> None:
+        super().__init__(f"image {image} is not on this host and could not be pulled: {why}")
+        self.image = image
+        self.why = why
+
+
+class ArtifactError(OpsError):
+    """An artifact could not be read from the container or stored."""
+
+
+def expected(problem: Mapping[str, Any]) -> str:
+    """What an entry of pydantic's ``ValidationError.errors()`` asks for, in plain words. Quotes no value."""
+    kind = problem["type"]
+    if (words := _EXPECTED.get(kind)) is not None:
+        return "expected " + words.format(**problem.get("ctx", {}))
+    said = str(problem["msg"]).removeprefix("Value error, ").replace("Input should be", "expected")
+    return said[:1].lower() + said[1:]
+
+
+_EXPECTED = {
+    **dict.fromkeys(("int_type", "int_parsing", "int_parsing_size", "int_from_float"), "a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing", "finite_number"), "a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
+    **dict.fromkeys(("dict_type", "mapping_type", "model_type", "model_attributes_type"), "an object"),
+    **dict.fromkeys(("list_type", "tuple_type"), "a list"),
+    "string_type": "text",
+    "string_too_short": "at least {min_length} character(s)",
+    "string_too_long": "at most {max_length} characters",
+    "too_long": "at most {max_length} entries",
+    "greater_than": "more than {gt:.12g}",
+    "greater_than_equal": "at least {ge:.12g}",
+    "less_than": "less than {lt:.12g}",
+    "less_than_equal": "at most {le:.12g}",
+    "literal_error": "one of {expected}",
+}

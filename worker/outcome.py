@@ -1,0 +1,131 @@
+"""How a run ended, decided from what is known of its container. Pure."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from worker.errors import EngineError
+
+
+class Stop(StrEnum):
+    """Why the worker ended a container."""
+
+    CANCEL = "cancel"
+    TIMEOUT = "timeout"
+
+
+class Reason(StrEnum):
+    """The one word for how a run ended; ``ops.runs.reason`` and ``payload.reason`` of its events.
+
+    The database itself adds ``worker_lost`` and ``poison``, when leases run out.
+    """
+
+    SUCCEEDED = "succeeded"
+    EXIT_CODE = "exit_code"
+    SIGNAL = "signal"
+    OUT_OF_MEMORY = "out_of_memory"
+    TIMEOUT = "timeout"
+    CANCELED = "canceled"
+    WORKFLOW_DISABLED = "workflow_disabled"
+    PROJECT_ARCHIVED = "project_archived"
+    TOOL_MISSING = "tool_missing"
+    INVALID_CONFIG = "invalid_config"
+    IMAGE_NOT_ALLOWED = "image_not_allowed"
+    IMAGE_MISSING = "image_missing"
+    ARTIFACTS_FAILED = "artifacts_failed"
+    DISK_FULL = "disk_full"
+    ENGINE_ERROR = "engine_error"
+    ENGINE_LOST = "engine_lost"
+    WORKER_ERROR = "worker_error"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What is reported to the database.
+
+    ``exit_code`` 0 means succeeded, and nothing else does; None stands where no process's exit code tells the
+    outcome.
+    """
+
+    exit_code: int | None
+    reason: Reason
+    message: str | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What is known of a container that has ended."""
+
+    exit_code: int
+    oom_killed: bool
+    engine_error: str
+    memory_bytes: int
+    timeout_seconds: float
+    artifacts_error: str | None
+
+
+def decide(ending: Ending, stop: Stop | None) -> Outcome:
+    """The first of these that holds: stopped, out of memory, engine, exit code, artifacts, success.
+
+    A container that ended well before the request to stop reached it is stopped all the same: who cancels a
+    run must not find it succeeded.
+    """
+    details: dict[str, Any] = {"container_exit_code": ending.exit_code}
+    if ending.artifacts_error is not None:
+        details["artifacts_error"] = ending.artifacts_error
+    code = ending.exit_code or None
+    if stop is Stop.CANCEL:
+        return Outcome(code, Reason.CANCELED, "canceled on request", details)
+    if stop is Stop.TIMEOUT:
+        message = f"stopped after its time limit of {ending.timeout_seconds:.12g} s (timeout_seconds)"
+        return Outcome(code, Reason.TIMEOUT, message, details)
+    if ending.oom_killed:
+        # The kernel may kill a child while the main process goes on to exit 0 (docs/run-lifecycle.md).
+        details["memory_bytes"] = ending.memory_bytes
+        limit = f"{ending.memory_bytes / 2**20:.12g} MiB"
+        message = f"out of memory: a process was killed at the limit of {limit}; raise resources.memory"
+        return Outcome(code or 137, Reason.OUT_OF_MEMORY, message, details)
+    if ending.engine_error:
+        failure = engine_failure(EngineError(0, ending.engine_error))
+        return Outcome(None, failure.reason, failure.message, {**details, **failure.details})
+    if code is not None:
+        return _exited(code, details)
+    if ending.artifacts_error is not None:
+        reason = Reason.DISK_FULL if _disk_full(ending.artifacts_error) else Reason.ARTIFACTS_FAILED
+        message = f"the program succeeded, but its artifacts could not be stored: {ending.artifacts_error}"
+        return Outcome(None, reason, message, details)
+    return Outcome(0, Reason.SUCCEEDED)
+
+
+def engine_failure(error: EngineError) -> Outcome:
+    """The engine refused to create or start the container, or says that it failed."""
+    reason = Reason.DISK_FULL if _disk_full(str(error)) else Reason.ENGINE_ERROR
+    return Outcome(None, reason, f"the container engine says: {error}", {"status": error.status})
+
+
+def _exited(code: int, details: Mapping[str, Any]) -> Outcome:
+    """A program that ended by itself, not well. Shells and the engine say 128 + n for an end by signal n."""
+    if (name := _signal(code - 128)) is not None:
+        hint = ", from outside: the host out of memory, or somebody" if name == "SIGKILL" else ""
+        message = f"ended by signal {name} (exit code {code}){hint}"
+        return Outcome(code, Reason.SIGNAL, message, {**details, "signal": name})
+    return Outcome(code, Reason.EXIT_CODE, f"exit code {code}{_EXIT_CODES.get(code, '')}", details)
+
+
+_EXIT_CODES = {126: " (the command could not be executed)", 127: " (command not found)"}
+
+
+def _signal(number: int) -> str | None:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return None
+
+
+def _disk_full(said: str) -> bool:
+    return "no space left on device" in said.lower()

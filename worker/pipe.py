@@ -1,0 +1,74 @@
+"""Bytes from a thread that blocks on them to the event loop."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import anyio
+import anyio.from_thread
+
+
+class Pipe:
+    """Bounded, and many small pieces cross in one step: a wake-up of the event loop costs more than a line of log.
+
+    ``opened``, ``put`` and ``end`` are the thread's, ``receive`` and ``close`` the event loop's.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._buffer = bytearray()
+        self._lock = threading.Condition()
+        self._ended = False
+        self._error: Exception | None = None
+        self._closed = False
+        self._cut: Callable[[], None] = lambda: None
+        self._data = anyio.Event()
+
+    def opened(self, cut: Callable[[], None]) -> None:
+        """Says how a read that waits is ended from outside."""
+        with self._lock:
+            self._cut = cut
+            closed = self._closed
+        if closed:
+            cut()
+
+    def put(self, chunk: bytes) -> None:
+        """Hands a piece over; waits while ``limit`` bytes are pending and nobody has closed the pipe."""
+        with self._lock:
+            while len(self._buffer) >= self._limit and not self._closed:
+                self._lock.wait()
+            if self._closed:
+                return
+            wake = not self._buffer
+            self._buffer += chunk
+        if wake:
+            anyio.from_thread.run_sync(self._wake)
+
+    def end(self, error: Exception | None) -> None:
+        """Says that no more will come, and why, if it should not have ended."""
+        with self._lock:
+            self._ended, self._error = True, error
+        anyio.from_thread.run_sync(self._wake)
+
+    async def receive(self) -> bytes:
+        """Waits for the next bytes; empty at the end. Raises the error of ``end`` once all before it is received."""
+        await self._data.wait()
+        with self._lock:
+            chunk, self._buffer = bytes(self._buffer), bytearray()
+            if chunk and not self._ended:
+                self._data = anyio.Event()
+            self._lock.notify()
+        if not chunk and self._error is not None:
+            raise self._error
+        return chunk
+
+    def close(self) -> None:
+        """Ends the thread's reading: whoever receives is not interested any more."""
+        with self._lock:
+            self._closed = True
+            self._lock.notify()
+        self._cut()
+
+    def _wake(self) -> None:
+        self._data.set()

@@ -1,0 +1,319 @@
+"""One run, from its claim to its completion.
+
+    start → resolve → image → create → start the container → pump the log until the container has exited
+    → log stored → artifacts uploaded → complete → remove the container
+
+The order at the end is the promise of the whole program: when a run is succeeded, its log and its artifacts are
+already there. Whatever goes wrong on the way ends the run as failed with a reason; nothing of it reaches the daemon.
+
+Two things end a run from outside. A request to stop (cancel or timeout; the first wins) ends the container, and then
+the run finishes as above. The cancellation of its task (detach, or the lease lost) leaves the container as it is; when
+the next worker adopts it, each step finds what an earlier attempt at it already did.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+import anyio
+import structlog
+
+from worker.containers import LABEL_DATABASE, LABEL_RUN, LABEL_WORKER, ContainerState, Image, Journal
+from worker.errors import ArtifactError, EngineError, EngineUnavailable, ImageMissing, LeaseLost, SpecError
+from worker.log_writer import LogWriter
+from worker.logs import LineAssembler
+from worker.models import Artifact, Claim, LogLine
+from worker.outcome import Ending, Outcome, Reason, Stop, decide, engine_failure
+from worker.spec import ArtifactRule, HostPolicy, RunSpec, resolve
+from worker.tasks import backoff, task_group
+
+T = TypeVar("T")
+
+QUIET_SECONDS = 5.0
+"""After this long without a byte of log the container is looked at: a half-open stream never ends by itself."""
+
+CLEANUP_SECONDS = 30.0
+"""How long a finished run's task may take to remove its container; what is left over is removed by the next sweep."""
+
+
+class RunQueue(Protocol):
+    """What a run needs of the control plane; every method is repeated over faults and raises ``LeaseLost``."""
+
+    async def start(self, run_id: uuid.UUID) -> None: ...
+    async def complete(self, run_id: uuid.UUID, outcome: Outcome) -> str: ...
+    async def append_logs(self, run_id: uuid.UUID, lines: Sequence[LogLine]) -> None: ...
+    async def add_artifact(self, run_id: uuid.UUID, artifact: Artifact) -> None: ...
+    async def add_event(self, run_id: uuid.UUID, event_type: str, message: str, payload: dict[str, Any]) -> None: ...
+
+
+class RunEngine(Protocol):
+    """What a run needs of the container engine."""
+
+    async def image(self, reference: str) -> Image | None: ...
+    async def pull(self, reference: str) -> None: ...
+    async def create(self, name: str, image: Image, spec: RunSpec, labels: Mapping[str, str]) -> str: ...
+    async def start(self, container_id: str) -> None: ...
+    async def inspect(self, container_id: str) -> ContainerState | None: ...
+    async def stop(self, container_id: str, grace_seconds: float) -> None: ...
+    async def remove(self, container_id: str) -> None: ...
+    async def last_entry(self, container_id: str) -> bytes: ...
+    def follow(self, container_id: str) -> AbstractAsyncContextManager[Journal]: ...
+    def archive(self, container_id: str) -> AbstractContextManager[Iterator[bytes]]: ...
+
+
+class RunStore(Protocol):
+    """Where artifacts go."""
+
+    async def collect(
+        self,
+        archive: Callable[[], AbstractContextManager[Iterator[bytes]]],
+        rules: Sequence[ArtifactRule],
+        key_prefix: str,
+        on_artifact: Callable[[Artifact], Awaitable[None]],
+        on_warning: Callable[[str], Awaitable[None]],
+    ) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What all runs of this worker share."""
+
+    queue: RunQueue
+    engine: RunEngine
+    store: RunStore
+    policy: HostPolicy
+    worker_id: str
+    database_id: uuid.UUID
+    stop_grace_seconds: float
+
+
+def container_name(run_id: uuid.UUID) -> str:
+    """The same for every attempt to create it, so that a run's container exists at most once."""
+    return f"ops-run-{run_id}"
+
+
+class Run:
+    """One attempt at a run. ``execute`` is its whole life; ``stop`` may be called at any moment of it."""
+
+    def __init__(self, claim: Claim, host: Host) -> None:
+        self.claim = claim
+        self._host = host
+        self._engine = host.engine
+        self._why: Stop | None = None
+        self._stopping = anyio.Event()
+        self._scope = anyio.CancelScope()
+        self.container_name = container_name(claim.run_id)
+        self._log = structlog.get_logger().bind(run_id=str(claim.run_id), run_number=claim.run_number)
+
+    def stop(self, why: Stop) -> None:
+        """Asks the run to end. Only the first reason counts."""
+        if self._why is None:
+            self._why = why
+            self._stopping.set()
+
+    def lose(self) -> None:
+        """Ends the work on it at once and leaves its container as it is: the run is no longer ours."""
+        self._scope.cancel()
+
+    async def execute(self) -> str | None:
+        """Runs it to the end and returns the final status; None when the run turned out not to be ours any more."""
+        status = None
+        with self._scope, suppress(LeaseLost):
+            status = await self._work()
+        if status is not None:
+            # What cannot be removed now is found by the next look around.
+            with anyio.move_on_after(CLEANUP_SECONDS), suppress(EngineError):
+                await self._patiently(self._engine.remove, self.container_name)
+        return status
+
+    async def _work(self) -> str:
+        if self.claim.status == "claimed":
+            await self._host.queue.start(self.claim.run_id)
+        outcome = await self._attempt()
+        status = await self._host.queue.complete(self.claim.run_id, outcome)
+        self._log.info("run finished", status=status, reason=outcome.reason, exit_code=outcome.exit_code)
+        return status
+
+    async def _attempt(self) -> Outcome:
+        """Everything between start and complete. Raises ``LeaseLost`` only."""
+        try:
+            spec = resolve(self.claim, self._host.policy)
+            image = await self._image(spec.image)
+            if image is None:
+                return Outcome(None, Reason.CANCELED, "canceled before its container was created")
+            container = await self._create(spec, image)
+            if self._why is None:
+                await self._patiently(self._engine.start, container)
+            return await self._supervise(spec, container)
+        except SpecError as error:
+            return Outcome(None, Reason(error.reason), str(error), {"field": error.field})
+        except ImageMissing as error:
+            return Outcome(None, Reason.IMAGE_MISSING, str(error), {"image": error.image})
+        except EngineError as error:
+            return engine_failure(error)
+        except LeaseLost:
+            raise
+        except Exception as error:  # noqa: BLE001 - a run must end and say why, whatever the worker did wrong
+            self._log.exception("the worker failed at this run")
+            return Outcome(None, Reason.WORKER_ERROR, f"an error in the worker itself: {error!r}")
+
+    async def _image(self, reference: str) -> Image | None:
+        """The image, pulled if the engine does not have it; None when the run was stopped meanwhile."""
+        image = await self._patiently(self._engine.image, reference)
+        if image is not None:
+            return image
+        await self._event("info", f"pulling image {reference}", {"image": reference})
+
+        async def give_up(scope: anyio.CancelScope) -> None:
+            await self._stopping.wait()
+            scope.cancel()
+
+        async with task_group() as tasks:
+            tasks.start_soon(give_up, tasks.cancel_scope)
+            await self._patiently(self._engine.pull, reference)
+            image = await self._patiently(self._engine.image, reference)
+            if image is None:
+                raise ImageMissing(reference, "the registry's answer did not contain it")
+            tasks.cancel_scope.cancel()
+        return image
+
+    async def _create(self, spec: RunSpec, image: Image) -> str:
+        labels = {
+            LABEL_RUN: str(self.claim.run_id),
+            LABEL_DATABASE: str(self._host.database_id),
+            LABEL_WORKER: self._host.worker_id,
+        }
+        container = await self._patiently(self._engine.create, self.container_name, image, spec, labels)
+        if self.claim.status != "claimed":
+            return container  # adopted: it was said already
+        details = {"image": image.reference, "image_id": image.image_id, "digest": image.digest}
+        limits = {
+            "cpus": spec.cpus,
+            "memory_bytes": spec.memory_bytes,
+            "pids": spec.pids,
+            "network": spec.network,
+        }
+        await self._event("info", "container created", {"container_id": container, **details, **limits})
+        return container
+
+    async def _supervise(self, spec: RunSpec, container: str) -> Outcome:
+        """The container's life from its start on, with the log and the artifacts it leaves."""
+        async with task_group() as tasks:
+            tasks.start_soon(self._end_when_asked, container, spec.timeout_seconds)
+            state = await self._pump(container)
+            tasks.cancel_scope.cancel()
+        if state is None:
+            return Outcome(None, Reason.ENGINE_LOST, "the container is gone from the engine")
+        artifacts_error = None
+        if spec.artifacts and state.started_at is not None:
+            artifacts_error = await self._collect(spec, container)
+        ending = Ending(
+            exit_code=state.exit_code,
+            oom_killed=state.oom_killed,
+            engine_error=state.error,
+            memory_bytes=spec.memory_bytes,
+            timeout_seconds=spec.timeout_seconds,
+            artifacts_error=artifacts_error,
+        )
+        return decide(ending, self._why)
+
+    async def _end_when_asked(self, container: str, timeout_seconds: float) -> None:
+        """Ends the container once the run is to stop, or has taken longer than it may (an adopted one included)."""
+        state = await self._patiently(self._engine.inspect, container)
+        left = timeout_seconds
+        if state is not None and state.started_at is not None:
+            left = max(0.0, left - (datetime.now(UTC) - state.started_at).total_seconds())
+        with anyio.move_on_after(left) as waiting:
+            await self._stopping.wait()
+        if waiting.cancelled_caught:
+            state = await self._patiently(self._engine.inspect, container)
+            if state is None or not state.running:
+                return  # it ended in time; what takes long is storing what it said
+            self.stop(Stop.TIMEOUT)
+        self._log.info("stopping the container", why=self._why)
+        await self._patiently(self._engine.stop, container, self._host.stop_grace_seconds)
+
+    async def _pump(self, container: str) -> ContainerState | None:
+        """Stores the journal until the container has exited and its last line is stored; None when it is gone."""
+        position = self.claim.log_position
+
+        async def store(lines: Sequence[LogLine]) -> None:
+            await self._host.queue.append_logs(self.claim.run_id, lines)
+
+        async with LogWriter(store).running() as writer:
+            attempt = 0
+            while True:
+                lines = LineAssembler(skip=position)
+                try:
+                    complete = await self._read(container, lines, writer)
+                except EngineUnavailable as error:
+                    self._log.warning("log stream broken, reading again", error=str(error))
+                    complete = False
+                state = await self._patiently(self._engine.inspect, container)
+                if state is None or (complete and not state.running):
+                    await writer.put(lines.flush())
+                    if lines.fault:
+                        message = f"the log may be incomplete, the engine says: {lines.fault}"
+                        await self._event("warning", message, {"reason": "log_damaged"})
+                    return state
+                position = max(position, lines.position)  # a reading that is cut early saw less than the one before
+                await anyio.sleep(backoff(attempt))
+                attempt += 1
+
+    async def _read(self, container: str, lines: LineAssembler, writer: LogWriter) -> bool:
+        """Reads the journal from its first byte; True when it was read to its end and the container has ended."""
+        async with self._engine.follow(container) as journal:
+            while True:
+                chunk = None
+                with anyio.move_on_after(QUIET_SECONDS):
+                    chunk = await journal.receive()
+                if chunk:
+                    await writer.put(lines.feed(chunk))
+                elif chunk is None:  # quiet: is there anything left that could still speak?
+                    state = await self._patiently(self._engine.inspect, container)
+                    if state is None or not state.running:
+                        return False
+                else:
+                    # The SDK and proxies can show a cut stream as a clean end, so the last entry is compared.
+                    last = await self._patiently(self._engine.last_entry, container)
+                    return last == lines.last_frame or bool(lines.fault)
+
+    async def _collect(self, spec: RunSpec, container: str) -> str | None:
+        """Uploads what the container left; returns what went wrong, if anything did."""
+
+        async def on_artifact(artifact: Artifact) -> None:
+            await self._host.queue.add_artifact(self.claim.run_id, artifact)
+
+        async def on_warning(message: str) -> None:
+            await self._event("warning", message, {"reason": "artifact_refused"})
+
+        prefix = f"{self.claim.project.workspace_key}/{self.claim.run_id}/"
+        try:
+            # Repeated as a whole when the engine goes away meanwhile: the same key is the same artifact.
+            archive = partial(self._engine.archive, container)
+            collect = self._host.store.collect
+            await self._patiently(collect, archive, spec.artifacts, prefix, on_artifact, on_warning)
+        except (ArtifactError, EngineError) as error:
+            return str(error)
+        return None
+
+    async def _event(self, event_type: str, message: str, payload: dict[str, Any]) -> None:
+        await self._host.queue.add_event(self.claim.run_id, event_type, message, payload)
+
+    async def _patiently(self, call: Callable[..., Awaitable[T]], *args: object) -> T:
+        """Makes a call of the engine, again and again while the engine is away. Every such call can be repeated."""
+        attempt = 0
+        while True:
+            try:
+                return await call(*args)
+            except EngineUnavailable as error:
+                if attempt == 0:
+                    self._log.warning("engine unavailable, retrying", error=str(error))
+                await anyio.sleep(backoff(attempt))
+                attempt += 1

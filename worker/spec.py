@@ -1,0 +1,312 @@
+"""Tool, workflow and run configuration → one validated specification of a container. Pure.
+
+The three merge, later wins, ``env`` name by name. Tool and workflow may say everything below; who may merely start a
+run says ``env`` and ``args`` and no more, so that starting a run never means choosing an image, a user or privileges.
+What the host does not allow is an error that says so, never silently less.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import Annotated, Any, ClassVar, TypeVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from worker.errors import SpecError, expected
+from worker.models import Claim
+from worker.settings import Size
+from worker.units import shown_size
+
+ARTIFACTS_DIR = "/artifacts"
+DEFAULT_EXPIRY_DAYS = 30
+_CONTENT_TYPE = re.compile(r"[\w.+-]+/[\w.+-]+(; ?[\x20-\x7e]+)?", re.ASCII)
+MIN_MEMORY = 6 * 2**20
+"""Below it the engine refuses to make a container."""
+
+
+def _env_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        raise ValueError("expected a name of letters, digits and underscores")
+    if name.startswith("OPS_"):
+        raise ValueError("names that begin with OPS_ belong to the worker")
+    return name
+
+
+def _no_nul(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("a NUL character is not possible here")
+    return text
+
+
+def _below_artifacts(path: str) -> str:
+    """The path relative to /artifacts; a folder with a trailing slash stands for all that is in it."""
+    absolute = path.startswith("/")
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    if not path or ".." in parts or (absolute and parts[:1] != [ARTIFACTS_DIR.lstrip("/")]):
+        raise ValueError(f"expected a path or pattern below {ARTIFACTS_DIR}")
+    if absolute:
+        del parts[0]
+    if not parts or path.endswith("/"):
+        parts.append("**")
+    return "/".join(parts)
+
+
+def _enough_memory(size: int) -> int:
+    if size < MIN_MEMORY:
+        raise ValueError(f"expected at least {shown_size(MIN_MEMORY)}")
+    return size
+
+
+def _unsupported(value: object) -> object:
+    if value:
+        raise ValueError("not supported by this version")
+    return value
+
+
+M = TypeVar("M", bound=BaseModel)
+N = TypeVar("N", int, float)
+Text = Annotated[str, AfterValidator(_no_nul)]
+Word = Annotated[str, Field(min_length=1), AfterValidator(_no_nul)]
+Env = dict[Annotated[str, AfterValidator(_env_name)], Text]
+Later = Annotated[list[Any] | dict[str, Any], BeforeValidator(_unsupported)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Resources(_Strict):
+    """``resources``: the limits of the container. CPUs have the engine's own lower bound."""
+
+    cpus: float | None = Field(None, ge=0.01, le=1024)
+    memory: Annotated[Size, AfterValidator(_enough_memory)] | None = None
+    pids: int | None = Field(None, ge=1, le=2**22)
+
+
+class ArtifactRule(_Strict):
+    """``artifacts``: which files below /artifacts are kept (a glob; ``**`` crosses folders), how and how long."""
+
+    path: Annotated[Text, AfterValidator(_below_artifacts)] = "**"
+    content_type: str | None = None
+    expires_in_days: int | None = Field(DEFAULT_EXPIRY_DAYS, ge=1, le=36_500)
+
+
+def _content_type(rule: ArtifactRule) -> ArtifactRule:
+    if rule.content_type is not None and not _CONTENT_TYPE.fullmatch(rule.content_type):
+        raise ValueError("expected a content_type such as text/plain")
+    return rule
+
+
+class Config(_Strict):
+    """What the ``config`` of a tool may say, and that of a workflow over it."""
+
+    command: list[Text] | None = None
+    env: Env = {}
+    timeout_seconds: float | None = Field(None, gt=0)
+    resources: Resources = Resources()
+    network: Word | None = None
+    user: Word | None = None
+    read_only: bool = False
+    artifacts: list[Annotated[ArtifactRule, AfterValidator(_content_type)]] = [ArtifactRule()]
+    secrets: Later = []
+    services: Later = []
+    retry: Later = {}
+
+
+class WorkflowConfig(Config):
+    """What the ``config`` of a workflow may say beyond that. The database reads these; here they are only checked."""
+
+    tool: Word | None = None
+    version: Word | None = None
+    labels: list[Word] = []
+    priority: int = Field(0, ge=-(2**31), lt=2**31)
+    concurrency_key: Annotated[Text, Field(max_length=200)] | None = None
+
+
+class RunOptions(_Strict):
+    """What the ``metadata`` of a run may say; its other keys are notes of whoever queued it."""
+
+    env: Env = {}
+    args: list[Text] = []
+
+    reserved: ClassVar[frozenset[str]] = frozenset(WorkflowConfig.model_fields) - {"env"}
+
+
+@dataclass(frozen=True, slots=True)
+class HostPolicy:
+    """What this host allows, and what it gives to runs that do not say: of the networks, the first."""
+
+    allowed_images: tuple[str, ...] = ("*",)
+    allowed_networks: tuple[str, ...] = ("bridge", "none")
+    default_cpus: float = 2.0
+    max_cpus: float | None = None
+    default_memory: int = 2 * 2**30
+    max_memory: int | None = None
+    default_pids: int = 1024
+    max_pids: int | None = None
+    default_timeout: float = 3600.0
+    max_timeout: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunSpec:
+    """A container to run: CPUs in cores, memory in bytes, times in seconds."""
+
+    image: str
+    command: tuple[str, ...]
+    env: Mapping[str, str]
+    timeout_seconds: float
+    cpus: float
+    memory_bytes: int
+    pids: int
+    network: str
+    user: str | None
+    read_only: bool
+    artifacts: tuple[ArtifactRule, ...]
+
+
+def resolve(claim: Claim, policy: HostPolicy) -> RunSpec:
+    """The container for a claimed run. Raises ``SpecError``."""
+    project, workflow, tool = claim.project, claim.workflow, claim.tool
+    fresh = claim.status == "claimed"  # what is switched off later does not end a run that has begun
+    if fresh and project.status != "active":
+        raise SpecError("project_archived", "project.status", f"project {project.slug} is {project.status}")
+    if fresh and not workflow.enabled:
+        raise SpecError("workflow_disabled", "workflow.enabled", f"workflow {workflow.name!r} is disabled")
+    if tool.docker_image is None:
+        name = f"{tool.tool_name} {tool.version}"
+        raise SpecError("tool_missing", "tool", f"ops.tools has no {name}, which workflow {workflow.name!r} asks for")
+    if not any(fnmatchcase(tool.docker_image, pattern) for pattern in policy.allowed_images):
+        message = f"image {tool.docker_image} matches none of this host's allowed images"
+        raise SpecError("image_not_allowed", "tool.docker_image", message)
+
+    base = _read(Config, "tool config", tool.config or {})
+    own = _read(WorkflowConfig, "workflow config", workflow.config)
+    options = _run_options(claim.metadata)
+    merged = _read(WorkflowConfig, "merged config", _merge(base, own))
+    command = merged.command if merged.command is not None else [workflow.workflow_type]
+    network = merged.network or next(iter(policy.allowed_networks), "none")
+    if network not in policy.allowed_networks:
+        allowed = ", ".join(policy.allowed_networks)
+        raise SpecError("invalid_config", "network", f"network {network!r} is not one of this host's: {allowed}")
+    limits = merged.resources
+    return RunSpec(
+        image=tool.docker_image,
+        command=(*command, *options.args),
+        env={**merged.env, **options.env, **_context(claim)},
+        timeout_seconds=_limit("timeout_seconds", merged.timeout_seconds, policy.default_timeout, policy.max_timeout),
+        cpus=_limit("resources.cpus", limits.cpus, policy.default_cpus, policy.max_cpus),
+        memory_bytes=_limit("resources.memory", limits.memory, policy.default_memory, policy.max_memory),
+        pids=_limit("resources.pids", limits.pids, policy.default_pids, policy.max_pids),
+        network=network,
+        user=merged.user,
+        read_only=merged.read_only,
+        artifacts=tuple(merged.artifacts),
+    )
+
+
+def _run_options(metadata: Mapping[str, Any]) -> RunOptions:
+    for key in metadata:
+        if key in RunOptions.reserved:
+            message = f"run metadata, {key}: a run may set env and args only; {key} belongs into the workflow's config"
+            raise SpecError("invalid_config", key, message)
+    return _read(RunOptions, "run metadata", {k: v for k, v in metadata.items() if k in RunOptions.model_fields})
+
+
+def _merge(base: Config, own: Config) -> dict[str, Any]:
+    lower, upper = base.model_dump(exclude_unset=True), own.model_dump(exclude_unset=True)
+    nested: dict[str, Any] = {
+        k: {**lower.get(k, {}), **upper.get(k, {})} for k in ("env", "resources") if k in lower or k in upper
+    }
+    return {**lower, **upper, **nested}
+
+
+def _context(claim: Claim) -> dict[str, str]:
+    return {
+        "OPS_RUN_ID": str(claim.run_id),
+        "OPS_RUN_NUMBER": str(claim.run_number),
+        "OPS_PROJECT": claim.project.slug,
+        "OPS_WORKSPACE_KEY": claim.project.workspace_key,
+        "OPS_WORKFLOW_TYPE": claim.workflow.workflow_type,
+        "OPS_WORKFLOW_NAME": claim.workflow.name,
+        "OPS_ODOO_VERSION": claim.project.odoo_version,
+        "OPS_GIT_REF": claim.workflow.git_ref or "",
+        "OPS_GIT_COMMIT": claim.workflow.git_commit or "",
+        "OPS_ARTIFACTS_DIR": ARTIFACTS_DIR,
+    }
+
+
+def _limit(field: str, asked: N | None, default: N, maximum: N | None) -> N:
+    """What was asked for, else the host's default; a maximum is never met in silence."""
+    if asked is None:
+        return default if maximum is None else min(default, maximum)
+    if maximum is not None and asked > maximum:
+        size = shown_size if field == "resources.memory" else "{:.12g}".format
+        message = f"{field}: {size(asked)} is more than this host allows, {size(maximum)}"
+        raise SpecError("invalid_config", field, message)
+    return asked
+
+
+def _read(model: type[M], where: str, data: Mapping[str, Any]) -> M:
+    """Validates; the error names the place, what was expected and what was found."""
+    try:
+        return model.model_validate(dict(data))
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        field = ".".join(_printable(str(part)) for part in problem["loc"] if part not in _PYDANTIC_S_OWN)
+        raise SpecError("invalid_config", field, f"{where}, {field}: {_explain(problem, model)}") from None
+
+
+_PYDANTIC_S_OWN = ("[key]", "list[any]", "dict[str,any]")
+"""Steps of an error's location that are no step in the data."""
+
+
+def _explain(problem: Mapping[str, Any], model: type[BaseModel]) -> str:
+    place = problem["loc"]
+    if problem["type"] == "extra_forbidden":
+        near = get_close_matches(str(place[-1]), _keys(model, place[:-1]), n=1)
+        return "unknown key" + (f"; did you mean {near[0]}?" if near else "")
+    said = expected(problem)
+    if not said.startswith("expected"):
+        return said
+    if place[0] == "env":  # the value of a variable may be a secret; its type is not
+        return f"{said}, got {_kind(problem['input'])}" if place[-1] != "[key]" else said
+    return f"{said}, got {_shown(problem['input'])}"
+
+
+def _keys(model: type[BaseModel], place: Iterable[object]) -> Iterable[str]:
+    """The keys that are known at a place."""
+    nested: dict[object, type[BaseModel]] = {"resources": Resources, "artifacts": ArtifactRule}
+    return next((nested[step] for step in place if step in nested), model).model_fields
+
+
+def _kind(value: object) -> str:
+    return _KINDS.get(type(value), "something else")
+
+
+_KINDS: dict[type, str] = {
+    str: "text",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    list: "a list",
+    dict: "an object",
+    type(None): "null",
+}
+
+
+def _printable(key: str) -> str:
+    return (key if key.isprintable() else ascii(key)[1:-1])[:_SHOWN]
+
+
+def _shown(value: object) -> str:
+    text = repr(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=repr)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
+
+
+_SHOWN = 60

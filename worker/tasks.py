@@ -1,0 +1,27 @@
+"""Structured concurrency, with errors that can be caught by their class; and how long to wait before trying again."""
+
+import math
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+from anyio.abc import TaskGroup
+
+
+@asynccontextmanager
+async def task_group() -> AsyncIterator[TaskGroup]:
+    """A task group whose first error comes out as itself, not wrapped in an ``ExceptionGroup``."""
+    try:
+        async with anyio.create_task_group() as tasks:
+            yield tasks
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from error.__cause__
+
+
+def backoff(attempt: int, *, first: float = 0.1, cap: float = 5.0) -> float:
+    """Seconds to wait before attempt ``attempt`` (from 0): exponential with jitter, at most ``cap``."""
+    return random.uniform(first / 2, min(cap, first * math.pow(2, min(attempt, 16))))  # noqa: S311 - not a secret
