@@ -6,17 +6,18 @@ Exit codes: 0 done; 1 something could not be reached or went wrong; 2 a setting 
 
 from __future__ import annotations
 
+import os
 import resource
 import signal
 import socket
 import sys
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import anyio
 import structlog
@@ -56,8 +57,8 @@ def main() -> None:
             return
         configure_logging(settings.log_level, settings.log_format)
         for number in (signal.SIGTERM, signal.SIGINT):  # until the daemon takes them: process 1 of a container
-            signal.signal(number, lambda n, _: sys.exit(128 + n if settings.verb else 0))  # would not die of them
-        sys.exit(anyio.run(_carry_out, settings))
+            signal.signal(number, lambda n, _: _leave(128 + n if settings.verb else 0))  # would not die of them
+        _leave(anyio.run(_carry_out, settings))
     except ConfigurationError as error:
         for problem in error.problems:
             print(f"ops-worker: {problem}", file=sys.stderr)
@@ -65,6 +66,14 @@ def main() -> None:
     except OpsError as error:
         print(f"ops-worker: {error}", file=sys.stderr)
         sys.exit(1)
+
+
+def _leave(status: int) -> NoReturn:
+    """Ends the process without waiting for threads: one may wait minutes for an engine that does not answer."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, RuntimeError):  # nobody reads it any more; or the signal came within a write
+            stream.flush()
+    os._exit(status)
 
 
 async def _carry_out(settings: Settings) -> int:

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -113,13 +113,17 @@ class Engine:
 
     async def info(self) -> EngineInfo:
         """Raises ``EngineUnavailable``."""
-        facts = await self._call(lambda client: client.info())
+        facts = await self._call(lambda client: client.info(), abandon=True)
         return EngineInfo(facts["ID"], facts["ServerVersion"])
 
     async def image(self, reference: str) -> Image | None:
         """The local image of that name, None when the engine does not have it."""
+
+        def inspect(client: docker.APIClient) -> Any:
+            return client.inspect_image(reference)  # type: ignore[no-untyped-call]
+
         try:
-            facts = await self._call(lambda client: client.inspect_image(reference))  # type: ignore[no-untyped-call]
+            facts = await self._call(inspect, abandon=True)
         except ImageMissing:
             return None
         user = (facts["Config"].get("User") or "").partition(":")[0]
@@ -200,7 +204,7 @@ class Engine:
     async def inspect(self, container_id: str) -> ContainerState | None:
         """The container's state, None when it is gone."""
         try:
-            facts = await self._call(lambda client: client.inspect_container(container_id))
+            facts = await self._call(lambda client: client.inspect_container(container_id), abandon=True)
         except EngineError as error:
             if error.status == requests.codes.not_found:
                 return None
@@ -239,12 +243,16 @@ class Engine:
     async def owned(self, database_id: uuid.UUID) -> set[uuid.UUID]:
         """The runs of that database that have a container on this engine, running or not."""
         filters = {"label": [f"{LABEL_DATABASE}={database_id}", LABEL_RUN]}
-        found = await self._call(lambda client: client.containers(all=True, filters=filters))
+        found = await self._call(lambda client: client.containers(all=True, filters=filters), abandon=True)
         return {uuid.UUID(item["Labels"][LABEL_RUN]) for item in found}
 
     async def last_entry(self, container_id: str) -> bytes:
         """The last entry of the journal as the log endpoint frames it, to check that a reader saw the end."""
-        return await self._call(lambda client: b"".join(_logs(client, container_id, {"tail": 1}).iter_content(None)))
+
+        def last_entry(client: docker.APIClient) -> bytes:
+            return b"".join(_logs(client, container_id, {"tail": 1}).iter_content(None))
+
+        return await self._call(last_entry, abandon=True)
 
     @asynccontextmanager
     async def follow(self, container_id: str) -> AsyncIterator[Journal]:
@@ -297,6 +305,8 @@ class Engine:
     # --- threads and clients ----------------------------------------------------------------------------------------
 
     async def _call(self, function: Callable[[docker.APIClient], T], *, abandon: bool = False) -> T:
+        """One call in a thread. Cancelled, it is abandoned where that is said, which it is of what changes nothing."""
+
         def call() -> T:
             try:
                 with self._client() as client:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 import signal
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -71,20 +71,22 @@ class Daemon:
 
     async def run(self) -> None:
         """The worker's life. Runs still going when it is cancelled are detached: their containers run on."""
-        async with task_group() as background:
-            background.start_soon(self._signals, background.cancel_scope)
-            background.start_soon(self._heartbeats, background.cancel_scope)
-            for loop in (self._listen, self._sweeps, self._watchdog, self._end_claims):
-                background.start_soon(loop)
-            await self.look_around()
-            systemd.notify("READY=1", "STATUS=waiting for runs")
-            async with task_group() as runs:
-                await self._claims(runs)
-            background.cancel_scope.cancel()
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async with task_group() as background:
+                background.start_soon(self._stop_on, signals, background.cancel_scope)
+                background.start_soon(self._heartbeats, background.cancel_scope)
+                for loop in (self._listen, self._sweeps, self._watchdog, self._end_claims):
+                    background.start_soon(loop)
+                systemd.notify("READY=1", "STATUS=waiting for runs")
+                async with task_group() as runs:
+                    await self._claims(runs)
+                background.cancel_scope.cancel()
 
     # --- claiming ---------------------------------------------------------------------------------------------------
 
     async def _claims(self, runs: TaskGroup) -> None:
+        with anyio.CancelScope() as self._claiming:
+            await _until_done(self.look_around)
         while not self._draining.is_set():
             self._wake = anyio.Event()  # before the look: what comes up from now on wakes the wait below
             while self._unknown:
@@ -236,21 +238,20 @@ class Daemon:
 
     # --- stopping ---------------------------------------------------------------------------------------------------
 
-    async def _signals(self, everything: anyio.CancelScope) -> None:
+    async def _stop_on(self, signals: AsyncIterator[signal.Signals], everything: anyio.CancelScope) -> None:
         """The first signal drains; the second, or the end of the drain timeout, detaches."""
-        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        await anext(signals)
+        log.info("stopping: no more claims, waiting for the runs; once more to leave them to the next worker")
+        systemd.notify("STOPPING=1", f"STATUS=waiting for {len(self._runs)} runs to end")
+        self._draining.set()
+        self._wake_up()
+        with anyio.move_on_after(self._pace.drain):
             await anext(signals)
-            log.info("stopping: no more claims, waiting for the runs; once more to leave them to the next worker")
-            systemd.notify("STOPPING=1", f"STATUS=waiting for {len(self._runs)} runs to end")
-            self._draining.set()
-            self._wake_up()
-            with anyio.move_on_after(self._pace.drain):
-                await anext(signals)
         log.warning("detaching: the containers run on", runs=len(self._runs))
         everything.cancel()
 
     async def _end_claims(self) -> None:
-        """While draining, nobody waits for a claim that a database which is away does not answer."""
+        """While draining, nobody waits for a claim, or a look at the engine, that is not answered."""
         await self._draining.wait()
         await anyio.sleep(CLAIM_SECONDS)
         self._claiming.cancel()
@@ -264,7 +265,14 @@ class Daemon:
 
 
 async def _every(seconds: float, once: Callable[[], Awaitable[object]]) -> None:
-    """Calls ``once`` for ever; passing faults are logged and waited out, with backoff up to the same interval."""
+    """Calls ``once`` for ever; passing faults are waited out with backoff up to the same interval."""
+    while True:
+        await _until_done(once, cap=min(seconds, 5.0))
+        await anyio.sleep(seconds)
+
+
+async def _until_done(once: Callable[[], Awaitable[object]], *, cap: float = 5.0) -> None:
+    """Calls ``once`` until it meets no passing fault; those are logged."""
     attempt = 0
     while True:
         try:
@@ -277,8 +285,7 @@ async def _every(seconds: float, once: Callable[[], Awaitable[object]]) -> None:
                 task=once.__qualname__,
                 error=str(error) or repr(error),
             )
-            await anyio.sleep(min(seconds, backoff(attempt)))
+            await anyio.sleep(min(cap, backoff(attempt)))
             attempt += 1
         else:
-            attempt = 0
-            await anyio.sleep(seconds)
+            return

@@ -198,9 +198,9 @@ class Plane:
         return docker("ps", "-aq", "--filter", f"label=ops-worker.database-id={identity}").split()
 
 
-def docker(*words: str) -> str:
+def docker(*words: str, check: bool = True) -> str:
     """What the ``docker`` command prints."""
-    return subprocess.run(["docker", *words], check=True, capture_output=True, text=True).stdout
+    return subprocess.run(["docker", *words], check=check, capture_output=True, text=True).stdout
 
 
 def base_image(*packages: str) -> str:
