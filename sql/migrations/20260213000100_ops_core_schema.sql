@@ -170,11 +170,17 @@ begin
 end
 $$;
 
--- One row: which database this is, so that containers can be told apart on a shared engine.
+-- One row: which database this is, so that containers can be told apart on a shared engine. A copy of it, restored
+-- elsewhere, has another fingerprint, and gets an identity of its own when its first worker registers.
 create table ops_private.control (
     singleton boolean primary key default true check (singleton),
-    database_id uuid not null default gen_random_uuid()
+    database_id uuid not null default gen_random_uuid(),
+    fingerprint text,
+    max_lost_leases integer not null default 5 check (max_lost_leases > 0)
 );
+
+comment on column ops_private.control.max_lost_leases is
+    'A run is set aside when more workers than this were lost with it, one after the other.';
 
 insert into ops_private.control default values;
 
@@ -193,8 +199,16 @@ create table ops_private.leases (
     db_role text not null,
     engine_id text,
     lease_seconds integer not null check (lease_seconds > 0),
-    expires_at timestamptz not null
+    expires_at timestamptz not null,
+    renewed boolean not null default false,
+    log_position bigint not null default 0,
+    lost integer not null default 0
 ) with (fillfactor = 50);
+
+comment on column ops_private.leases.renewed is 'Whether the present holder has renewed it, or left in peace.';
+comment on column ops_private.leases.log_position is 'The last journal line that was stored when the holder took it.';
+comment on column ops_private.leases.lost is
+    'How many holders in a row were gone before they renewed the lease or stored a line.';
 
 create table ops_private.workers (
     worker_id text primary key,

@@ -164,6 +164,116 @@ begin
 end
 $$;
 
+-- The last line of the container's journal that is stored.
+create function ops_private.log_position(p_run_id uuid) returns bigint
+language plpgsql stable set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return (
+        select coalesce(max(g.seq), 0) from ops.run_logs as g
+        where g.run_id = p_run_id and g.seq < 1099511627776);
+end
+$$;
+
+-- Retry -----------------------------------------------------------------------------------------------------
+
+-- Which word of a workflow's retry.on stands for a run that failed for that reason. Null: it would fail again, as with
+-- a configuration that is wrong, or it has been set aside.
+create function ops_private.retry_class(p_reason text) returns text
+language plpgsql immutable set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return case p_reason
+        when 'worker_lost' then 'worker_lost'
+        when 'timeout' then 'timeout'
+        when 'out_of_memory' then 'oom'
+        else case when p_reason in (
+            'failed', 'exit_code', 'signal', 'image_missing', 'engine_error', 'engine_lost', 'disk_full',
+            'artifacts_failed') then 'failed' end
+    end;
+end
+$$;
+
+-- Locks what the insert of a retry takes before the run itself is locked: the order of locks is projects,
+-- run_counters, runs. p_wait false is for who holds the run already; false then says that somebody else has them.
+create function ops_private.lock_for_retry(p_run_id uuid, p_wait boolean default true) returns boolean
+language plpgsql volatile set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_project_id uuid;
+begin
+    select r.project_id into v_project_id
+    from ops.runs as r
+    join ops.workflows as w on w.id = r.workflow_id
+    where r.id = p_run_id and jsonb_typeof(w.config -> 'retry') = 'object';
+    if v_project_id is null then
+        return true;
+    end if;
+    if p_wait then
+        perform from ops.projects as p where p.id = v_project_id for key share;
+        perform from ops_private.run_counters as c where c.project_id = v_project_id for update;
+        return true;
+    end if;
+    perform from ops.projects as p where p.id = v_project_id for key share skip locked;
+    if not found then
+        return false;
+    end if;
+    perform from ops_private.run_counters as c where c.project_id = v_project_id for update skip locked;
+    return found;
+end
+$$;
+
+-- A new run that does what another did.
+create function ops_private.queue_retry(p_run_id uuid, p_delay interval default null) returns uuid
+language plpgsql volatile set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_retry_id uuid;
+begin
+    insert into ops.runs (
+        project_id, workflow_id, status, metadata, priority, labels, concurrency_key, created_by, retry_of, attempt,
+        scheduled_at)
+    select r.project_id, r.workflow_id, 'queued', r.metadata, r.priority, r.labels, r.concurrency_key, r.created_by,
+        r.id, r.attempt + 1, ops_private.current_time() + p_delay
+    from ops.runs as r where r.id = p_run_id
+    returning id into v_retry_id;
+    return v_retry_id;
+end
+$$;
+
+-- Queues a retry of a failed run where its workflow's retry {max_attempts, on, delay_seconds} says so. The wait doubles
+-- with each attempt up to an hour, and a random part of up to a half is taken off. A config that makes no sense means
+-- none; the worker has refused such a run already.
+create function ops_private.retry_if_asked(p_run_id uuid) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_run ops.runs;
+    v_retry jsonb;
+    v_delay interval;
+    v_retry_id uuid;
+begin
+    select r.* into v_run from ops.runs as r where r.id = p_run_id;
+    select w.config -> 'retry' into v_retry
+    from ops.workflows as w
+    join ops.projects as p on p.id = w.project_id
+    where w.id = v_run.workflow_id and w.enabled and p.status = 'active';
+    if v_run.status <> 'failed' or v_run.cancel_requested_at is not null
+        or (v_retry -> 'on' ? ops_private.retry_class(v_run.reason)) is not true
+        or jsonb_typeof(v_retry -> 'max_attempts') is distinct from 'number'
+        or v_run.attempt >= (v_retry ->> 'max_attempts')::numeric then
+        return;
+    end if;
+    v_delay := make_interval(secs => (1 - random() / 2) * least(3600, power(2, least(v_run.attempt, 20) - 1)
+        * case jsonb_typeof(v_retry -> 'delay_seconds')
+            when 'number' then greatest(0, least(3600, (v_retry ->> 'delay_seconds')::numeric)) else 10 end));
+    v_retry_id := ops_private.queue_retry(p_run_id, v_delay);
+    perform ops_private.add_event(p_run_id, 'info', format('queued again as attempt %s', v_run.attempt + 1),
+        jsonb_build_object('reason', 'retry', 'retry_run_id', v_retry_id, 'attempt', v_run.attempt + 1,
+            'after_seconds', round(extract(epoch from v_delay))));
+end
+$$;
+
 -- Claim -----------------------------------------------------------------------------------------------------
 
 -- Everything that a worker needs to execute a run, in one answer.
@@ -183,9 +293,7 @@ begin
             'claim_count', r.claim_count,
             'lease_expires_at', l.expires_at,
             'cancel_requested', r.cancel_requested_at is not null,
-            'log_position', (
-                select coalesce(max(g.seq), 0) from ops.run_logs as g
-                where g.run_id = r.id and g.seq < 1099511627776),
+            'log_position', ops_private.log_position(r.id),
             'metadata', r.metadata,
             'project', jsonb_build_object(
                 'slug', p.slug, 'name', p.name, 'workspace_key', p.workspace_key,
@@ -348,10 +456,14 @@ create function ops.complete_workflow_run(
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_refusal constant jsonb := ops_private.check_run(p_run_id, p_worker_id, p_instance_id, '{running}');
+    v_refusal jsonb;
     v_run ops.runs;
     v_status text;
 begin
+    if p_exit_code is distinct from 0 then
+        perform ops_private.lock_for_retry(p_run_id);
+    end if;
+    v_refusal := ops_private.check_run(p_run_id, p_worker_id, p_instance_id, '{running}');
     if p_reason !~ '^[a-z][a-z0-9_]{0,62}$' or jsonb_typeof(coalesce(p_details, '{}')) <> 'object' then
         return ops_private.refusal(
             'bad_argument', 'the reason must be one lower-case word, and the details an object');
@@ -381,6 +493,7 @@ begin
                 coalesce(v_run.error_message, format('exit code %s', p_exit_code), 'no exit code'),
                 coalesce(p_details, '{}')
                     || jsonb_build_object('reason', v_run.reason, 'exit_code', p_exit_code));
+            perform ops_private.retry_if_asked(p_run_id);
         end if;
     end if;
     return jsonb_build_object(
@@ -488,10 +601,7 @@ begin
         return ops_private.refusal('bad_argument', sqlerrm);
     end;
     return jsonb_build_object(
-        'success', true, 'stored', v_stored,
-        'position', (
-            select coalesce(max(g.seq), 0) from ops.run_logs as g
-            where g.run_id = p_run_id and g.seq < 1099511627776));
+        'success', true, 'stored', v_stored, 'position', ops_private.log_position(p_run_id));
 end
 $$;
 
@@ -564,6 +674,44 @@ $$;
 
 -- Workers and leases ----------------------------------------------------------------------------------------
 
+-- Who this database is. In a copy of it, restored on another server or under another name, whatever was under way is
+-- under way at the original: there it goes on, here it has failed, and is not retried.
+create function ops_private.database_identity() returns uuid
+language plpgsql volatile set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_control ops_private.control;
+    v_fingerprint constant text := (
+        select format('%s/%s', s.system_identifier, d.oid)
+        from pg_control_system() as s, pg_database as d where d.datname = current_database());
+    v_run_id uuid;
+begin
+    select c.* into v_control from ops_private.control as c;
+    if v_control.fingerprint is not distinct from v_fingerprint then
+        return v_control.database_id;
+    end if;
+    select c.* into v_control from ops_private.control as c for update;
+    if v_control.fingerprint is null then
+        update ops_private.control as c set fingerprint = v_fingerprint;
+    elsif v_control.fingerprint <> v_fingerprint then
+        for v_run_id in
+            select r.id from ops.runs as r where r.status in ('claimed', 'running') order by r.id for update
+        loop
+            perform ops_private.add_event(v_run_id, 'error', 'under way in the database of which this one is a copy',
+                jsonb_build_object('reason', 'database_copied', 'database_id', v_control.database_id));
+            update ops.runs as r
+            set status = case r.status when 'claimed' then 'canceled' else 'failed' end, reason = 'database_copied',
+                error_message = 'this database is a copy; the run was under way when it was made'
+            where r.id = v_run_id;
+        end loop;
+        delete from ops_private.workers;
+        update ops_private.control as c set database_id = gen_random_uuid(), fingerprint = v_fingerprint
+        returning c.* into v_control;
+    end if;
+    return v_control.database_id;
+end
+$$;
+
 create function ops.register_worker(
     p_worker_id text,
     p_instance_id uuid,
@@ -580,6 +728,7 @@ declare
     v_now constant timestamptz := ops_private.current_time();
     v_caller constant text := ops_private.caller();
     v_trusted constant boolean := ops_private.trusted();
+    v_database_id constant uuid := ops_private.database_identity();
     v_registered boolean;
 begin
     if coalesce(p_worker_id, '') = '' or p_instance_id is null
@@ -606,8 +755,7 @@ begin
             || jsonb_build_object('expires_at', (
                 select w.expires_at from ops_private.workers as w where w.worker_id = p_worker_id));
     end if;
-    return jsonb_build_object(
-        'success', true, 'database_id', (select c.database_id from ops_private.control as c));
+    return jsonb_build_object('success', true, 'database_id', v_database_id);
 end
 $$;
 
@@ -615,6 +763,10 @@ create function ops.unregister_worker(p_worker_id text, p_instance_id uuid) retu
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
+    -- what it leaves to its successor, it leaves in peace
+    update ops_private.leases as l set renewed = true
+    where l.worker_id = p_worker_id and l.instance_id = p_instance_id
+        and (l.db_role = ops_private.caller() or ops_private.trusted());
     delete from ops_private.workers as w
     where w.worker_id = p_worker_id and w.instance_id = p_instance_id
         and (w.db_role = ops_private.caller() or ops_private.trusted());
@@ -646,7 +798,8 @@ begin
         order by l.run_id
         for update
     ), renewed as (
-        update ops_private.leases as l set expires_at = v_expires_at, lease_seconds = p_lease_seconds
+        update ops_private.leases as l
+        set expires_at = v_expires_at, lease_seconds = p_lease_seconds, renewed = true
         from held where l.run_id = held.run_id
         returning l.run_id
     )
@@ -662,7 +815,8 @@ end
 $$;
 
 -- A worker that came back finds its containers, and takes their runs over from the instance that it was
--- before. Any worker on the same engine may do so once the lease ran out.
+-- before. Any worker on the same engine may do so once the lease ran out. A run whose holders are lost one after the
+-- other, before they renewed the lease once or stored one line, fails as poison.
 create function ops.adopt_run(
     p_run_id uuid,
     p_worker_id text,
@@ -677,6 +831,8 @@ declare
     v_status text;
     v_lease ops_private.leases;
     v_code text;
+    v_position bigint;
+    v_lost integer;
 begin
     select r.status into v_status from ops.runs as r where r.id = p_run_id for no key update;
     select l.* into v_lease from ops_private.leases as l where l.run_id = p_run_id for update;
@@ -713,10 +869,23 @@ begin
             end);
     end if;
 
+    if v_lease.instance_id is distinct from p_instance_id then
+        v_position := ops_private.log_position(p_run_id);
+        v_lost := case when v_lease.renewed or v_position > v_lease.log_position then 0 else v_lease.lost + 1 end;
+        if v_status = 'running' and v_lost > (select c.max_lost_leases from ops_private.control as c) then
+            perform ops_private.set_aside(p_run_id, 'failed', v_lost, v_lease);
+            return jsonb_build_object(
+                'run_id', null, 'code', 'final', 'status', 'failed', 'message', 'the run is set aside');
+        end if;
+        v_lease.renewed := false;
+        v_lease.log_position := v_position;
+        v_lease.lost := v_lost;
+    end if;
     update ops_private.leases as l
     set worker_id = p_worker_id, instance_id = p_instance_id, db_role = ops_private.caller(),
         engine_id = p_engine_id, lease_seconds = p_lease_seconds,
-        expires_at = v_now + make_interval(secs => p_lease_seconds)
+        expires_at = v_now + make_interval(secs => p_lease_seconds),
+        renewed = v_lease.renewed, log_position = v_lease.log_position, lost = v_lease.lost
     where l.run_id = p_run_id;
     if v_lease.instance_id is distinct from p_instance_id then
         update ops.runs as r
@@ -730,15 +899,32 @@ begin
 end
 $$;
 
+-- Ends a run with which too many workers were lost.
+create function ops_private.set_aside(
+    p_run_id uuid, p_status text, p_lost integer, p_lease ops_private.leases
+) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_error constant text := format(
+        'set aside: %s workers in a row were lost with this run, the last one %s', p_lost, p_lease.worker_id);
+begin
+    update ops.runs as r set status = p_status, reason = 'poison', error_message = v_error where r.id = p_run_id;
+    perform ops_private.add_event(p_run_id, 'error', v_error, jsonb_build_object(
+        'reason', 'poison', 'worker_id', p_lease.worker_id, 'lease_expired_at', p_lease.expires_at));
+end
+$$;
+
 -- Ends what nobody holds any more. Harmless when all workers call it at once: each skips what another has
--- locked. A claimed run goes back to the queue, or is set aside when its claim was lost more than five times.
+-- locked. A claimed run goes back to the queue, or is set aside when too many claims of it were lost.
 -- A running one stays adoptable for the length of another lease, if a worker on its engine could come back,
--- and fails after that.
+-- fails after that, and is queued again where its workflow says so.
 create function ops.reap() returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_now constant timestamptz := ops_private.current_time();
+    v_max_lost constant integer := (select c.max_lost_leases from ops_private.control as c);
     v_lost record;
     v_error text;
     v_requeued uuid[] := '{}';
@@ -746,7 +932,7 @@ declare
     v_set_aside uuid[] := '{}';
 begin
     for v_lost in
-        select r.id, r.status, r.claim_count, l.worker_id, l.expires_at
+        select r.id, r.status, r.claim_count, l as lease
         from ops_private.leases as l
         join ops.runs as r on r.id = l.run_id
         where l.expires_at <= v_now and (
@@ -755,29 +941,23 @@ begin
         order by r.id
         for update of r, l skip locked
     loop
-        if v_lost.status = 'claimed' and v_lost.claim_count <= 5 then
+        if v_lost.status = 'claimed' and v_lost.claim_count <= v_max_lost then
             update ops.runs as r set status = 'queued', reason = 'lease_expired' where r.id = v_lost.id;
             v_requeued := v_requeued || v_lost.id;
         elsif v_lost.status = 'claimed' then
-            v_error := format(
-                'set aside: %s workers were lost after claiming this run, the last one %s',
-                v_lost.claim_count, v_lost.worker_id);
-            update ops.runs as r set status = 'canceled', reason = 'poison', error_message = v_error
-            where r.id = v_lost.id;
+            perform ops_private.set_aside(v_lost.id, 'canceled', v_lost.claim_count, v_lost.lease);
             v_set_aside := v_set_aside || v_lost.id;
-        else
+        elsif ops_private.lock_for_retry(v_lost.id, p_wait => false) then
             v_error := format(
                 'worker lost: the lease of worker %s ran out and no worker took the run over',
-                v_lost.worker_id);
+                (v_lost.lease).worker_id);
             update ops.runs as r set status = 'failed', reason = 'worker_lost', error_message = v_error
             where r.id = v_lost.id;
-            v_failed := v_failed || v_lost.id;
-        end if;
-        if v_error is not null then
             perform ops_private.add_event(v_lost.id, 'error', v_error, jsonb_build_object(
-                'reason', case v_lost.status when 'claimed' then 'poison' else 'worker_lost' end,
-                'worker_id', v_lost.worker_id, 'lease_expired_at', v_lost.expires_at));
-            v_error := null;
+                'reason', 'worker_lost', 'worker_id', (v_lost.lease).worker_id,
+                'lease_expired_at', (v_lost.lease).expires_at));
+            perform ops_private.retry_if_asked(v_lost.id);
+            v_failed := v_failed || v_lost.id;
         end if;
     end loop;
     return jsonb_build_object(

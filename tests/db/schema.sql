@@ -65,6 +65,8 @@ declare
     v_status text;
     v_lease ops_private.leases;
     v_code text;
+    v_position bigint;
+    v_lost integer;
 begin
     select r.status into v_status from ops.runs as r where r.id = p_run_id for no key update;
     select l.* into v_lease from ops_private.leases as l where l.run_id = p_run_id for update;
@@ -101,10 +103,23 @@ begin
             end);
     end if;
 
+    if v_lease.instance_id is distinct from p_instance_id then
+        v_position := ops_private.log_position(p_run_id);
+        v_lost := case when v_lease.renewed or v_position > v_lease.log_position then 0 else v_lease.lost + 1 end;
+        if v_status = 'running' and v_lost > (select c.max_lost_leases from ops_private.control as c) then
+            perform ops_private.set_aside(p_run_id, 'failed', v_lost, v_lease);
+            return jsonb_build_object(
+                'run_id', null, 'code', 'final', 'status', 'failed', 'message', 'the run is set aside');
+        end if;
+        v_lease.renewed := false;
+        v_lease.log_position := v_position;
+        v_lease.lost := v_lost;
+    end if;
     update ops_private.leases as l
     set worker_id = p_worker_id, instance_id = p_instance_id, db_role = ops_private.caller(),
         engine_id = p_engine_id, lease_seconds = p_lease_seconds,
-        expires_at = v_now + make_interval(secs => p_lease_seconds)
+        expires_at = v_now + make_interval(secs => p_lease_seconds),
+        renewed = v_lease.renewed, log_position = v_lease.log_position, lost = v_lease.lost
     where l.run_id = p_run_id;
     if v_lease.instance_id is distinct from p_instance_id then
         update ops.runs as r
@@ -183,10 +198,7 @@ begin
         return ops_private.refusal('bad_argument', sqlerrm);
     end;
     return jsonb_build_object(
-        'success', true, 'stored', v_stored,
-        'position', (
-            select coalesce(max(g.seq), 0) from ops.run_logs as g
-            where g.run_id = p_run_id and g.seq < 1099511627776));
+        'success', true, 'stored', v_stored, 'position', ops_private.log_position(p_run_id));
 end
 $$;
 
@@ -322,10 +334,14 @@ CREATE FUNCTION ops.complete_workflow_run(p_run_id uuid, p_exit_code integer, p_
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
 declare
-    v_refusal constant jsonb := ops_private.check_run(p_run_id, p_worker_id, p_instance_id, '{running}');
+    v_refusal jsonb;
     v_run ops.runs;
     v_status text;
 begin
+    if p_exit_code is distinct from 0 then
+        perform ops_private.lock_for_retry(p_run_id);
+    end if;
+    v_refusal := ops_private.check_run(p_run_id, p_worker_id, p_instance_id, '{running}');
     if p_reason !~ '^[a-z][a-z0-9_]{0,62}$' or jsonb_typeof(coalesce(p_details, '{}')) <> 'object' then
         return ops_private.refusal(
             'bad_argument', 'the reason must be one lower-case word, and the details an object');
@@ -355,6 +371,7 @@ begin
                 coalesce(v_run.error_message, format('exit code %s', p_exit_code), 'no exit code'),
                 coalesce(p_details, '{}')
                     || jsonb_build_object('reason', v_run.reason, 'exit_code', p_exit_code));
+            perform ops_private.retry_if_asked(p_run_id);
         end if;
     end if;
     return jsonb_build_object(
@@ -404,7 +421,8 @@ begin
         order by l.run_id
         for update
     ), renewed as (
-        update ops_private.leases as l set expires_at = v_expires_at, lease_seconds = p_lease_seconds
+        update ops_private.leases as l
+        set expires_at = v_expires_at, lease_seconds = p_lease_seconds, renewed = true
         from held where l.run_id = held.run_id
         returning l.run_id
     )
@@ -437,6 +455,7 @@ CREATE FUNCTION ops.reap() RETURNS jsonb
     AS $$
 declare
     v_now constant timestamptz := ops_private.current_time();
+    v_max_lost constant integer := (select c.max_lost_leases from ops_private.control as c);
     v_lost record;
     v_error text;
     v_requeued uuid[] := '{}';
@@ -444,7 +463,7 @@ declare
     v_set_aside uuid[] := '{}';
 begin
     for v_lost in
-        select r.id, r.status, r.claim_count, l.worker_id, l.expires_at
+        select r.id, r.status, r.claim_count, l as lease
         from ops_private.leases as l
         join ops.runs as r on r.id = l.run_id
         where l.expires_at <= v_now and (
@@ -453,29 +472,23 @@ begin
         order by r.id
         for update of r, l skip locked
     loop
-        if v_lost.status = 'claimed' and v_lost.claim_count <= 5 then
+        if v_lost.status = 'claimed' and v_lost.claim_count <= v_max_lost then
             update ops.runs as r set status = 'queued', reason = 'lease_expired' where r.id = v_lost.id;
             v_requeued := v_requeued || v_lost.id;
         elsif v_lost.status = 'claimed' then
-            v_error := format(
-                'set aside: %s workers were lost after claiming this run, the last one %s',
-                v_lost.claim_count, v_lost.worker_id);
-            update ops.runs as r set status = 'canceled', reason = 'poison', error_message = v_error
-            where r.id = v_lost.id;
+            perform ops_private.set_aside(v_lost.id, 'canceled', v_lost.claim_count, v_lost.lease);
             v_set_aside := v_set_aside || v_lost.id;
-        else
+        elsif ops_private.lock_for_retry(v_lost.id, p_wait => false) then
             v_error := format(
                 'worker lost: the lease of worker %s ran out and no worker took the run over',
-                v_lost.worker_id);
+                (v_lost.lease).worker_id);
             update ops.runs as r set status = 'failed', reason = 'worker_lost', error_message = v_error
             where r.id = v_lost.id;
-            v_failed := v_failed || v_lost.id;
-        end if;
-        if v_error is not null then
             perform ops_private.add_event(v_lost.id, 'error', v_error, jsonb_build_object(
-                'reason', case v_lost.status when 'claimed' then 'poison' else 'worker_lost' end,
-                'worker_id', v_lost.worker_id, 'lease_expired_at', v_lost.expires_at));
-            v_error := null;
+                'reason', 'worker_lost', 'worker_id', (v_lost.lease).worker_id,
+                'lease_expired_at', (v_lost.lease).expires_at));
+            perform ops_private.retry_if_asked(v_lost.id);
+            v_failed := v_failed || v_lost.id;
         end if;
     end loop;
     return jsonb_build_object(
@@ -492,6 +505,7 @@ declare
     v_now constant timestamptz := ops_private.current_time();
     v_caller constant text := ops_private.caller();
     v_trusted constant boolean := ops_private.trusted();
+    v_database_id constant uuid := ops_private.database_identity();
     v_registered boolean;
 begin
     if coalesce(p_worker_id, '') = '' or p_instance_id is null
@@ -518,8 +532,7 @@ begin
             || jsonb_build_object('expires_at', (
                 select w.expires_at from ops_private.workers as w where w.worker_id = p_worker_id));
     end if;
-    return jsonb_build_object(
-        'success', true, 'database_id', (select c.database_id from ops_private.control as c));
+    return jsonb_build_object('success', true, 'database_id', v_database_id);
 end
 $$;
 
@@ -570,6 +583,10 @@ CREATE FUNCTION ops.unregister_worker(p_worker_id text, p_instance_id uuid) RETU
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 begin
+    -- what it leaves to its successor, it leaves in peace
+    update ops_private.leases as l set renewed = true
+    where l.worker_id = p_worker_id and l.instance_id = p_instance_id
+        and (l.db_role = ops_private.caller() or ops_private.trusted());
     delete from ops_private.workers as w
     where w.worker_id = p_worker_id and w.instance_id = p_instance_id
         and (w.db_role = ops_private.caller() or ops_private.trusted());
@@ -670,6 +687,43 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.database_identity() RETURNS uuid
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_control ops_private.control;
+    v_fingerprint constant text := (
+        select format('%s/%s', s.system_identifier, d.oid)
+        from pg_control_system() as s, pg_database as d where d.datname = current_database());
+    v_run_id uuid;
+begin
+    select c.* into v_control from ops_private.control as c;
+    if v_control.fingerprint is not distinct from v_fingerprint then
+        return v_control.database_id;
+    end if;
+    select c.* into v_control from ops_private.control as c for update;
+    if v_control.fingerprint is null then
+        update ops_private.control as c set fingerprint = v_fingerprint;
+    elsif v_control.fingerprint <> v_fingerprint then
+        for v_run_id in
+            select r.id from ops.runs as r where r.status in ('claimed', 'running') order by r.id for update
+        loop
+            perform ops_private.add_event(v_run_id, 'error', 'under way in the database of which this one is a copy',
+                jsonb_build_object('reason', 'database_copied', 'database_id', v_control.database_id));
+            update ops.runs as r
+            set status = case r.status when 'claimed' then 'canceled' else 'failed' end, reason = 'database_copied',
+                error_message = 'this database is a copy; the run was under way when it was made'
+            where r.id = v_run_id;
+        end loop;
+        delete from ops_private.workers;
+        update ops_private.control as c set database_id = gen_random_uuid(), fingerprint = v_fingerprint
+        returning c.* into v_control;
+    end if;
+    return v_control.database_id;
+end
+$$;
+
 CREATE FUNCTION ops_private.enforce_run_status_transition() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -756,6 +810,45 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.lock_for_retry(p_run_id uuid, p_wait boolean DEFAULT true) RETURNS boolean
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_project_id uuid;
+begin
+    select r.project_id into v_project_id
+    from ops.runs as r
+    join ops.workflows as w on w.id = r.workflow_id
+    where r.id = p_run_id and jsonb_typeof(w.config -> 'retry') = 'object';
+    if v_project_id is null then
+        return true;
+    end if;
+    if p_wait then
+        perform from ops.projects as p where p.id = v_project_id for key share;
+        perform from ops_private.run_counters as c where c.project_id = v_project_id for update;
+        return true;
+    end if;
+    perform from ops.projects as p where p.id = v_project_id for key share skip locked;
+    if not found then
+        return false;
+    end if;
+    perform from ops_private.run_counters as c where c.project_id = v_project_id for update skip locked;
+    return found;
+end
+$$;
+
+CREATE FUNCTION ops_private.log_position(p_run_id uuid) RETURNS bigint
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return (
+        select coalesce(max(g.seq), 0) from ops.run_logs as g
+        where g.run_id = p_run_id and g.seq < 1099511627776);
+end
+$$;
+
 CREATE FUNCTION ops_private.my_projects(p_role text DEFAULT 'viewer'::text) RETURNS SETOF uuid
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -774,9 +867,18 @@ CREATE TABLE ops_private.leases (
     engine_id text,
     lease_seconds integer NOT NULL,
     expires_at timestamp with time zone NOT NULL,
+    renewed boolean DEFAULT false NOT NULL,
+    log_position bigint DEFAULT 0 NOT NULL,
+    lost integer DEFAULT 0 NOT NULL,
     CONSTRAINT leases_lease_seconds_check CHECK ((lease_seconds > 0))
 )
 WITH (fillfactor='50');
+
+COMMENT ON COLUMN ops_private.leases.renewed IS 'Whether the present holder has renewed it, or left in peace.';
+
+COMMENT ON COLUMN ops_private.leases.log_position IS 'The last journal line that was stored when the holder took it.';
+
+COMMENT ON COLUMN ops_private.leases.lost IS 'How many holders in a row were gone before they renewed the lease or stored a line.';
 
 CREATE FUNCTION ops_private.owns(p_lease ops_private.leases, p_worker_id text, p_instance_id uuid) RETURNS boolean
     LANGUAGE plpgsql STABLE
@@ -863,6 +965,24 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.queue_retry(p_run_id uuid, p_delay interval DEFAULT NULL::interval) RETURNS uuid
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_retry_id uuid;
+begin
+    insert into ops.runs (
+        project_id, workflow_id, status, metadata, priority, labels, concurrency_key, created_by, retry_of, attempt,
+        scheduled_at)
+    select r.project_id, r.workflow_id, 'queued', r.metadata, r.priority, r.labels, r.concurrency_key, r.created_by,
+        r.id, r.attempt + 1, ops_private.current_time() + p_delay
+    from ops.runs as r where r.id = p_run_id
+    returning id into v_retry_id;
+    return v_retry_id;
+end
+$$;
+
 CREATE FUNCTION ops_private.record_run_change() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -919,6 +1039,53 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.retry_class(p_reason text) RETURNS text
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return case p_reason
+        when 'worker_lost' then 'worker_lost'
+        when 'timeout' then 'timeout'
+        when 'out_of_memory' then 'oom'
+        else case when p_reason in (
+            'failed', 'exit_code', 'signal', 'image_missing', 'engine_error', 'engine_lost', 'disk_full',
+            'artifacts_failed') then 'failed' end
+    end;
+end
+$$;
+
+CREATE FUNCTION ops_private.retry_if_asked(p_run_id uuid) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_run ops.runs;
+    v_retry jsonb;
+    v_delay interval;
+    v_retry_id uuid;
+begin
+    select r.* into v_run from ops.runs as r where r.id = p_run_id;
+    select w.config -> 'retry' into v_retry
+    from ops.workflows as w
+    join ops.projects as p on p.id = w.project_id
+    where w.id = v_run.workflow_id and w.enabled and p.status = 'active';
+    if v_run.status <> 'failed' or v_run.cancel_requested_at is not null
+        or (v_retry -> 'on' ? ops_private.retry_class(v_run.reason)) is not true
+        or jsonb_typeof(v_retry -> 'max_attempts') is distinct from 'number'
+        or v_run.attempt >= (v_retry ->> 'max_attempts')::numeric then
+        return;
+    end if;
+    v_delay := make_interval(secs => (1 - random() / 2) * least(3600, power(2, least(v_run.attempt, 20) - 1)
+        * case jsonb_typeof(v_retry -> 'delay_seconds')
+            when 'number' then greatest(0, least(3600, (v_retry ->> 'delay_seconds')::numeric)) else 10 end));
+    v_retry_id := ops_private.queue_retry(p_run_id, v_delay);
+    perform ops_private.add_event(p_run_id, 'info', format('queued again as attempt %s', v_run.attempt + 1),
+        jsonb_build_object('reason', 'retry', 'retry_run_id', v_retry_id, 'attempt', v_run.attempt + 1,
+            'after_seconds', round(extract(epoch from v_delay))));
+end
+$$;
+
 CREATE FUNCTION ops_private.run_payload(p_run_id uuid) RETURNS jsonb
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -936,9 +1103,7 @@ begin
             'claim_count', r.claim_count,
             'lease_expires_at', l.expires_at,
             'cancel_requested', r.cancel_requested_at is not null,
-            'log_position', (
-                select coalesce(max(g.seq), 0) from ops.run_logs as g
-                where g.run_id = r.id and g.seq < 1099511627776),
+            'log_position', ops_private.log_position(r.id),
             'metadata', r.metadata,
             'project', jsonb_build_object(
                 'slug', p.slug, 'name', p.name, 'workspace_key', p.workspace_key,
@@ -959,6 +1124,20 @@ begin
             and t.version = coalesce(w.config ->> 'version', p.odoo_version)
         where r.id = p_run_id
     );
+end
+$$;
+
+CREATE FUNCTION ops_private.set_aside(p_run_id uuid, p_status text, p_lost integer, p_lease ops_private.leases) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_error constant text := format(
+        'set aside: %s workers in a row were lost with this run, the last one %s', p_lost, p_lease.worker_id);
+begin
+    update ops.runs as r set status = p_status, reason = 'poison', error_message = v_error where r.id = p_run_id;
+    perform ops_private.add_event(p_run_id, 'error', v_error, jsonb_build_object(
+        'reason', 'poison', 'worker_id', p_lease.worker_id, 'lease_expired_at', p_lease.expires_at));
 end
 $$;
 
@@ -1208,8 +1387,13 @@ CREATE TABLE ops.workflows (
 CREATE TABLE ops_private.control (
     singleton boolean DEFAULT true NOT NULL,
     database_id uuid DEFAULT gen_random_uuid() NOT NULL,
+    fingerprint text,
+    max_lost_leases integer DEFAULT 5 NOT NULL,
+    CONSTRAINT control_max_lost_leases_check CHECK ((max_lost_leases > 0)),
     CONSTRAINT control_singleton_check CHECK (singleton)
 );
+
+COMMENT ON COLUMN ops_private.control.max_lost_leases IS 'A run is set aside when more workers than this were lost with it, one after the other.';
 
 CREATE TABLE ops_private.run_counters (
     project_id uuid NOT NULL,
@@ -1543,6 +1727,8 @@ REVOKE ALL ON FUNCTION ops_private.count_runs() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private."current_time"() FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.database_identity() FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.enforce_run_status_transition() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.is_final(p_status text) FROM PUBLIC;
@@ -1550,6 +1736,10 @@ REVOKE ALL ON FUNCTION ops_private.is_final(p_status text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION ops_private.keep_an_owner() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.keep_run_events() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.lock_for_retry(p_run_id uuid, p_wait boolean) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.log_position(p_run_id uuid) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.my_projects(p_role text) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops_private.my_projects(p_role text) TO authenticated;
@@ -1561,11 +1751,19 @@ REVOKE ALL ON FUNCTION ops_private.prepare_run() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.prune_run_events(p_before timestamp with time zone) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.queue_retry(p_run_id uuid, p_delay interval) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.record_run_change() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.refusal(p_code text, p_error text) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.retry_class(p_reason text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.retry_if_asked(p_run_id uuid) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.run_payload(p_run_id uuid) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.set_aside(p_run_id uuid, p_status text, p_lost integer, p_lease ops_private.leases) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.set_project_of_run() FROM PUBLIC;
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from datetime import UTC, datetime
 from typing import Any
 
 import asyncpg
@@ -300,6 +301,74 @@ async def test_a_run_that_keeps_losing_its_worker_is_set_aside(world: World) -> 
     assert (row["status"], row["reason"]) == ("canceled", "poison")
     (event,) = await world.events(run, "error")
     assert event["reason"] == "poison"
+
+
+async def new_holder(world: World, run: uuid.UUID) -> dict[str, Any]:
+    """The holder is killed, and its successor finds the container."""
+    return await adopt(world, run, instance=uuid.uuid4())
+
+
+async def test_a_run_whose_holders_are_lost_one_after_the_other_fails(world: World) -> None:
+    run = await world.running()
+    for _ in range(5):
+        assert (await new_holder(world, run))["run_id"] == str(run)
+    assert (await new_holder(world, run))["code"] == "final"
+    row = await world.row(run)
+    assert (row["status"], row["reason"]) == ("failed", "poison")
+    assert "6 workers" in row["error_message"]
+    assert [event["reason"] for event in await world.events(run, "error")] == ["poison"]
+
+
+@pytest.mark.parametrize("sign", ["line", "renewal", "leave"])
+async def test_a_holder_that_gave_a_sign_of_life_does_not_count_as_lost(world: World, sign: str) -> None:
+    run = await world.running()
+    for n in range(20):
+        answer = await new_holder(world, run)
+        assert answer["run_id"] == str(run)
+        instance = (await world.row(run))["claimed_instance"]
+        if sign == "line":
+            line = ([n + 1], ["stdout"], ["info"], ["on it goes"], [datetime.now(UTC)])
+            assert (await call(world.db, "append_run_logs", run, WORKER, instance, *line))["success"]
+        elif sign == "renewal":
+            await call(world.db, "heartbeat", WORKER, instance)
+        else:
+            await call(world.db, "unregister_worker", WORKER, instance)
+
+
+# A copy of the database -------------------------------------------------------------------------------------
+
+
+async def test_a_copy_of_the_database_has_an_identity_of_its_own_and_ends_what_it_does_not_run(world: World) -> None:
+    original = (await register(world.db))["database_id"]
+    claimed, running, queued = await world.claimed(), await world.running(), await world.queue()
+    assert (await register(world.db))["database_id"] == original
+    # what a restore elsewhere looks like: the same rows under another server or another database
+    await world.db.execute("update ops_private.control set fingerprint = 'another server/5'")
+    copy = (await register(world.db, OTHER_INSTANCE))["database_id"]
+    assert copy != original
+    assert [await world.status(run) for run in (claimed, running, queued)] == ["canceled", "failed", "queued"]
+    for run in (claimed, running):
+        assert (await world.events(run, "error"))[-1]["reason"] == "database_copied"
+    assert (await register(world.db, OTHER_INSTANCE))["database_id"] == copy
+
+
+async def test_a_dump_that_is_restored_beside_the_original_is_another_database(
+    db_url: str, db: asyncpg.Connection
+) -> None:
+    original = (await register(db))["database_id"]
+    name = f"copy_{uuid.uuid4().hex[:8]}"
+    source = await db.fetchval("select current_database()")
+    server, other = db_url.replace(f"/{source}?", "/postgres?"), db_url.replace(f"/{source}?", f"/{name}?")
+    await db.close()  # nobody may be connected to a template
+    admin = await asyncpg.connect(server)
+    await admin.execute(f"create database {name} template {source}")
+    copy = await asyncpg.connect(other)
+    try:
+        assert (await register(copy, OTHER_INSTANCE))["database_id"] != original
+    finally:
+        await copy.close()
+        await admin.execute(f"drop database {name}")
+        await admin.close()
 
 
 async def test_reaping_wakes_scheduled_runs_that_are_due(world: World) -> None:

@@ -1,0 +1,162 @@
+"""Automatic retries: a new run exactly where the workflow's configuration says so."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from typing import Any
+
+import asyncpg
+import pytest
+
+from tests.conftest import Connect
+from tests.db.world import WORKER, World, call, new_workflow, shift_clock
+
+EVERYTHING = ["worker_lost", "failed", "timeout", "oom"]
+
+
+async def retrying(world: World, **retry: object) -> World:
+    """The same project with a workflow that retries."""
+    workflow = await new_workflow(world.db, world.project, f"w{uuid.uuid4().hex[:8]}", {"retry": retry})
+    return World(world.db, world.project, workflow)
+
+
+async def fail(world: World, run: uuid.UUID, reason: str = "exit_code", code: int | None = 1) -> dict[str, Any]:
+    return await call(world.db, "complete_workflow_run", run, code, p_reason=reason)
+
+
+async def retries(world: World, run: uuid.UUID) -> list[asyncpg.Record]:
+    rows: list[asyncpg.Record] = await world.db.fetch("select * from ops.runs where retry_of = $1", run)
+    return rows
+
+
+async def test_a_run_that_failed_is_queued_again_as_a_run_that_names_it(world: World) -> None:
+    world = await retrying(world, max_attempts=2, on=["failed"], delay_seconds=0)
+    run = await world.queue(metadata='{"env": {"A": "1"}}', priority=3, labels=["gpu"])
+    await world.claim(p_labels=["gpu"])
+    await call(world.db, "start_workflow_run", run, WORKER)
+    await fail(world, run)
+    (retry,) = await retries(world, run)
+    assert (retry["status"], retry["attempt"], retry["priority"], retry["labels"]) == ("queued", 2, 3, ["gpu"])
+    assert (retry["metadata"], retry["workflow_id"]) == ('{"env": {"A": "1"}}', world.workflow)
+    assert (await world.events(run, "info"))[-1]["retry_run_id"] == str(retry["id"])
+    await world.claim(p_labels=["gpu"])
+    await call(world.db, "start_workflow_run", retry["id"], WORKER)
+    await fail(world, retry["id"])
+    assert await retries(world, retry["id"]) == []  # two attempts were asked for
+
+
+@pytest.mark.parametrize(
+    ("reason", "word"),
+    [
+        ("exit_code", "failed"), ("signal", "failed"), ("engine_lost", "failed"), ("image_missing", "failed"),
+        ("timeout", "timeout"), ("out_of_memory", "oom"),
+    ],
+)  # fmt: skip
+async def test_only_what_the_workflow_names_is_retried(world: World, reason: str, word: str) -> None:
+    for on, expected in (([word], 1), ([other for other in EVERYTHING if other != word], 0)):
+        here = await retrying(world, max_attempts=3, on=on)
+        run = await here.running()
+        await fail(here, run, reason)
+        assert len(await retries(here, run)) == expected
+        await here.db.execute("delete from ops.runs")
+
+
+@pytest.mark.parametrize("reason", ["invalid_config", "tool_missing", "image_not_allowed", "workflow_disabled"])
+async def test_what_would_fail_again_is_not_retried(world: World, reason: str) -> None:
+    world = await retrying(world, max_attempts=3, on=EVERYTHING)
+    run = await world.running()
+    await fail(world, run, reason, None)
+    assert await retries(world, run) == []
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {}, {"retry": {}}, {"retry": []}, {"retry": "yes"}, {"retry": {"max_attempts": 3}},
+        {"retry": {"on": ["failed"]}}, {"retry": {"max_attempts": "3", "on": ["failed"]}},
+        {"retry": {"max_attempts": 1, "on": ["failed"]}}, {"retry": {"max_attempts": 3, "on": {}}},
+    ],
+)  # fmt: skip
+async def test_nothing_is_retried_unless_it_is_asked_for(world: World, config: dict[str, object]) -> None:
+    workflow = await new_workflow(world.db, world.project, "odd", config)
+    here = World(world.db, world.project, workflow)
+    run = await here.running()
+    assert (await fail(here, run))["success"]
+    assert await retries(here, run) == []
+
+
+async def test_success_cancel_and_a_disabled_workflow_are_not_retried(world: World) -> None:
+    world = await retrying(world, max_attempts=3, on=EVERYTHING)
+    good, stopped, disabled = await world.running(), await world.running(), await world.running()
+    await fail(world, good, "succeeded", 0)
+    await call(world.db, "cancel_run", stopped)
+    await fail(world, stopped, "exit_code", 1)  # it failed before the request reached it
+    await world.db.execute("update ops.workflows set enabled = false")
+    await fail(world, disabled)
+    assert await world.db.fetchval("select count(*) from ops.runs where retry_of is not null") == 0
+
+
+async def test_an_answer_that_was_lost_does_not_retry_twice(world: World) -> None:
+    world = await retrying(world, max_attempts=5, on=EVERYTHING)
+    run = await world.running()
+    row = await world.row(run)
+    for _ in range(2):
+        answer = await call(
+            world.db, "complete_workflow_run", run, 1, None, WORKER, row["claimed_instance"], "exit_code"
+        )
+        assert answer["success"]
+    assert len(await retries(world, run)) == 1
+
+
+async def test_a_lost_worker_is_retried_where_that_is_asked_for(world: World) -> None:
+    asked, not_asked = await retrying(world, max_attempts=2, on=["worker_lost"]), world
+    runs = [await asked.running(), await not_asked.running()]
+    await shift_clock(world.db, 601)
+    reaped = await call(world.db, "reap")
+    assert set(reaped["failed"]) == {str(run) for run in runs}
+    assert [len(await retries(world, run)) for run in runs] == [1, 0]
+
+
+async def test_the_wait_doubles_up_to_an_hour_and_varies(world: World) -> None:
+    world = await retrying(world, max_attempts=100, on=EVERYTHING, delay_seconds=60)
+    for attempt, most in ((1, 60), (2, 120), (3, 240), (20, 3600), (60, 3600)):
+        waits = set()
+        for _ in range(5):
+            run = await world.running()
+            await world.db.execute("update ops.runs set attempt = $2 where id = $1", run, attempt)
+            await fail(world, run)
+            (retry,) = await retries(world, run)
+            waits.add((retry["scheduled_at"] - retry["created_at"]).total_seconds())
+            await world.db.execute("delete from ops.runs")
+        assert all(most / 2 - 1 <= wait <= most + 1 for wait in waits)
+        assert len(waits) > 1
+
+
+async def test_a_failed_run_and_a_client_that_queues_never_wait_for_each_other(world: World, connect: Connect) -> None:
+    world = await retrying(world, max_attempts=2, on=EVERYTHING)
+    run = await world.running()
+    client = await connect()
+    queueing = client.transaction()
+    await queueing.start()
+    await World(client, world.project, world.workflow).queue()  # has the counter of the project's runs
+    failing = asyncio.create_task(fail(world, run))
+    while not await client.fetchval("select count(*) from pg_locks where not granted"):
+        await asyncio.sleep(0.01)
+    await call(client, "cancel_run", run)  # wants the run, which whoever waits must not hold
+    await queueing.commit()
+    assert (await failing)["success"]
+
+
+async def test_to_reap_does_not_wait_for_a_client_that_queues(world: World, connect: Connect) -> None:
+    world = await retrying(world, max_attempts=2, on=EVERYTHING)
+    run = await world.running()
+    await shift_clock(world.db, 601)
+    client = await connect()
+    queueing = client.transaction()
+    await queueing.start()
+    await World(client, world.project, world.workflow).queue()
+    assert (await asyncio.wait_for(call(world.db, "reap"), 10))["failed"] == []  # the next one does it
+    await queueing.commit()
+    assert (await call(world.db, "reap"))["failed"] == [str(run)]
+    assert len(await retries(world, run)) == 1
