@@ -23,7 +23,7 @@ pytestmark = pytest.mark.xdist_group("packaging")  # one process builds the whee
 ROOT = Path(__file__).resolve().parents[1]
 UNIT = ROOT / "deploy" / "ops-worker.service"
 EXAMPLE = ROOT / "deploy" / "worker.env.example"
-FLAGS_ONLY = {"verb", "version", "env_file"}
+FLAGS_ONLY = {"verb", "version", "dry_run", "env_file"}
 SINCE_254 = {"RestartSteps", "RestartMaxDelaySec"}
 """What the unit says to newer versions of systemd; older ones pass it over."""
 

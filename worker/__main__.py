@@ -26,9 +26,11 @@ from worker import __version__, database_cli, systemd
 from worker.artifacts import ArtifactStore
 from worker.containers import Engine
 from worker.daemon import Daemon, Pace
+from worker.disk import shortage
 from worker.errors import ConfigurationError, DatabaseUnavailable, EngineUnavailable, OpsError, Refused
 from worker.models import WorkerIdentity
 from worker.queue import Queue
+from worker.retention import Retention, prune
 from worker.runner import Host
 from worker.settings import Settings, flag, load
 from worker.spec import HostPolicy
@@ -80,6 +82,12 @@ async def _carry_out(settings: Settings) -> int:
     if settings.database_url is None:
         raise ConfigurationError(f"{flag('database_url')}: required")
     dsn = settings.database_url.get_secret_value()
+    if settings.verb[:1] == ("prune",):
+        if len(settings.verb) > 1:
+            raise ConfigurationError(f"too many words: {' '.join(settings.verb)}")
+        store = ArtifactStore.from_url(settings.artifact_store)
+        kept = Retention(settings.keep_logs, settings.keep_events)
+        return await prune(dsn, store, settings.worker_id, kept, dry_run=settings.dry_run)
     return await (database_cli.run(dsn, settings.verb) if settings.verb else work(settings, dsn))
 
 
@@ -128,8 +136,11 @@ async def work(settings: Settings, dsn: str) -> int:
             worker_id=identity.worker_id,
             database_id=database_id,
             stop_grace_seconds=settings.stop_grace,
+            max_log_bytes=settings.max_log,
         )
-        await Daemon(host, queue, engine, metrics, _pace(settings)).run()
+        disks = [folder for folder in (store.folder, engine.local_folder(facts)) if folder is not None]
+        short = partial(shortage, disks, settings.min_free_disk)
+        await Daemon(host, queue, engine, metrics, _pace(settings), short).run()
         with anyio.move_on_after(UNREGISTER_SECONDS):
             await queue.unregister()
     log.info("worker stopped")
@@ -217,6 +228,8 @@ def _policy(settings: Settings) -> HostPolicy:
         max_pids=settings.max_pids,
         default_timeout=settings.default_timeout,
         max_timeout=settings.max_timeout,
+        default_output=settings.default_output,
+        max_output=settings.max_output,
     )
 
 

@@ -82,7 +82,7 @@ class ArtifactStore:
         self.url = url
         self._store = store
         self._impatient = impatient
-        self._root = root
+        self.folder = root
         self._max_bytes = max_bytes
         self._max_files = max_files
         self._threads = anyio.CapacityLimiter(8)
@@ -102,7 +102,7 @@ class ArtifactStore:
             if parts.scheme == "file" and parts.netloc in ("", "localhost") and parts.path.startswith("/"):
                 root = Path(os.path.normpath(unquote(parts.path)))
                 root.mkdir(mode=0o750, parents=True, exist_ok=True)
-                folder = LocalStore(root)
+                folder = LocalStore(root, automatic_cleanup=True)  # of folders that are empty
                 return cls(folder, folder, root.as_uri(), root, **limits)
             prefix = parts.path.strip("/")
             straight = not prefix or {"", ".", ".."}.isdisjoint(prefix.split("/"))
@@ -142,6 +142,15 @@ class ArtifactStore:
             what = f"{flag('artifact_store')}: cannot write to {self.url}"
             raise ArtifactError(f"{what}: {self._explain(error)}") from None
 
+    async def delete(self, key: str) -> None:
+        """Deletes an object; one that is gone is fine. Raises ``ArtifactError``."""
+        try:
+            await obstore.delete_async(self._store, key)
+        except FileNotFoundError:
+            pass
+        except (BaseError, OSError) as error:
+            raise ArtifactError(f"cannot delete {shown(key)} from {self.url}: {self._explain(error)}") from None
+
     async def collect(
         self,
         archive: Archive,
@@ -162,8 +171,8 @@ class ArtifactStore:
             key_prefix,
             max_bytes=self._max_bytes,
             max_files=self._max_files,
-            max_key=MAX_KEY if self._root else MAX_KEY - len(urlsplit(self.url).path),
-            in_folder=self._root is not None,
+            max_key=MAX_KEY if self.folder else MAX_KEY - len(urlsplit(self.url).path),
+            in_folder=self.folder is not None,
         )
         reader = ArchiveReader(archive, selection)
         failure: Exception | None = None
@@ -239,7 +248,7 @@ class ArtifactStore:
 
     async def _put(self, file: ArchivedFile, data: bytes | _Pieces) -> None:
         options: dict[str, Any] = {"chunk_size": max(PART, -(-file.size // MAX_PARTS))}
-        if self._root is None:  # LocalFileSystem refuses attributes
+        if self.folder is None:  # LocalFileSystem refuses attributes
             options["attributes"] = {"Content-Type": file.content_type}
         try:
             await obstore.put_async(self._store, file.key, data, max_concurrency=PARTS_AT_ONCE, **options)
@@ -251,7 +260,7 @@ class ArtifactStore:
         return Artifact(
             path=file.path,
             key=file.key,
-            url=(self._root / file.key).as_uri() if self._root is not None else f"{self.url}/{file.key}",
+            url=(self.folder / file.key).as_uri() if self.folder is not None else f"{self.url}/{file.key}",
             content_type=file.content_type,
             size_bytes=file.size,
             checksum=f"sha256:{sha256}",

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import anyio
@@ -51,10 +52,11 @@ STREAM_BUFFER = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """Who and what the engine is; ``engine_id`` outlives its restarts."""
+    """Who and what the engine is; ``engine_id`` outlives its restarts, ``folder`` is where it keeps its data."""
 
     engine_id: str
     version: str
+    folder: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +116,12 @@ class Engine:
     async def info(self) -> EngineInfo:
         """Raises ``EngineUnavailable``."""
         facts = await self._call(lambda client: client.info(), abandon=True)
-        return EngineInfo(facts["ID"], facts["ServerVersion"])
+        return EngineInfo(facts["ID"], facts["ServerVersion"], facts["DockerRootDir"])
+
+    def local_folder(self, facts: EngineInfo) -> Path | None:
+        """Where the engine keeps its data, if that is on this host."""
+        host = self._host or os.environ.get("DOCKER_HOST") or "unix://"
+        return Path(facts.folder) if host.startswith("unix://") else None
 
     async def image(self, reference: str) -> Image | None:
         """The local image of that name, None when the engine does not have it."""

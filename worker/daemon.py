@@ -21,7 +21,7 @@ from anyio.abc import TaskGroup
 
 from worker import systemd
 from worker.containers import Engine
-from worker.errors import EngineError, EngineUnavailable, LeaseLost, Refused
+from worker.errors import DiskShort, EngineError, EngineUnavailable, LeaseLost, Refused
 from worker.models import Claim
 from worker.outcome import Stop
 from worker.queue import Queue, is_transient
@@ -57,12 +57,22 @@ class Pace:
 class Daemon:
     """One worker process. ``run`` returns when it has drained or detached, or, until idle, when the queue is empty."""
 
-    def __init__(self, host: Host, queue: Queue, engine: Engine, metrics: Metrics, pace: Pace) -> None:
+    def __init__(
+        self,
+        host: Host,
+        queue: Queue,
+        engine: Engine,
+        metrics: Metrics,
+        pace: Pace,
+        shortage: Callable[[], str | None],
+    ) -> None:
         self._host = host
         self._queue = queue
         self._engine = engine
         self._metrics = metrics
         self._pace = pace
+        self._shortage = shortage
+        self._short = False
         self._runs: dict[uuid.UUID, Run] = {}
         self._unknown: set[uuid.UUID] = set()
         self._wake = anyio.Event()
@@ -92,7 +102,7 @@ class Daemon:
             while self._unknown:
                 await self._take_up(runs, self._unknown.pop())
             claim, waiting = None, True
-            if len(self._runs) < self._pace.concurrency:
+            if len(self._runs) < self._pace.concurrency and self._has_disk():
                 with anyio.CancelScope() as self._claiming:
                     claim, waiting = await self._claim()
             if claim is not None:
@@ -103,6 +113,20 @@ class Daemon:
                 return
             with anyio.move_on_after(self._pace.poll * random.uniform(0.75, 1.25)):  # noqa: S311 - jitter
                 await self._wake.wait()
+
+    def _has_disk(self) -> bool:
+        """Whether there is room for another run. Raises ``DiskShort`` where nobody would wait for it."""
+        why = self._shortage()
+        if why is not None and self._pace.until_idle and not self._runs:
+            raise DiskShort(f"nothing is claimed: {why}")
+        if why is not None and not self._short:
+            log.warning("claiming nothing: the disk is short", why=why)
+            systemd.notify(f"STATUS=claiming nothing: {why}")
+        elif why is None and self._short:
+            log.info("claiming again: the disk has room")
+        self._short = why is not None
+        self._metrics.disk_short.set(self._short)
+        return not self._short
 
     async def _claim(self) -> tuple[Claim | None, bool]:
         """The next run, if there is one and the worker is not draining; else whether one may become due."""
@@ -125,7 +149,7 @@ class Daemon:
         if isinstance(found, Claim):
             log.info("run adopted", run_id=str(run_id), status=found.status)
             self._begin(runs, found)
-        elif found == "final":
+        elif found in ("final", "not_found"):
             await self._clear(run_id)
 
     def _begin(self, runs: TaskGroup, claim: Claim) -> None:

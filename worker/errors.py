@@ -32,6 +32,10 @@ class DatabaseUnavailable(OpsError):
     """The control plane cannot be reached."""
 
 
+class DiskShort(OpsError):
+    """The disk has no room for another run."""
+
+
 class Refused(OpsError):
     """A function of the control plane answered ``success: false``; ``code`` says why."""
 

@@ -20,6 +20,12 @@ from worker.models import LogLine
 MAX_LINE_BYTES = 65_536
 """A longer line is cut here, and says how long it was."""
 
+TAIL_BYTES = 1 << 20
+"""How much of the end of a log is kept when its middle is left out."""
+
+LINE_BYTES = 64
+"""What a line counts beside its text: an empty one takes room in the database too."""
+
 MAX_FRAME_BYTES = 1 << 20
 """The engine sends 16 KiB a frame at most; one that claims more than this is never whole in memory."""
 
@@ -73,16 +79,31 @@ class LineAssembler:
     or ``severity``. Odoo writes tracebacks and other long messages as further lines, so a line that says
     nothing has the level of the last Odoo line on its stream. Before the first of those, stdout is info and
     stderr warn: what a program says there is worth a look, and no error.
+
+    Of a log beyond ``max_bytes`` (``LINE_BYTES`` a line included) the last ``TAIL_BYTES`` come with ``flush``, after a
+    line in the place of the first one left out that says how many those are. What is left out depends on the journal
+    alone, so another reading of it, from another ``skip``, comes to the same.
     """
 
-    def __init__(self, skip: int = 0) -> None:
+    def __init__(self, skip: int = 0, max_bytes: int = 1 << 62) -> None:
         self.position = 0
         """How many lines were complete so far."""
+        self.bytes = 0
+        """How long those were."""
+        self.delivered = skip
+        """The number of the last line that was returned."""
+        self.omitted = 0
+        """How many lines ``flush`` left out."""
         self.last_frame = b""
         """The last whole frame, as ``tail=1`` of the endpoint would return it."""
         self.fault = ""
         """What the engine itself said instead of a line, as when its log file is damaged."""
         self._skip = skip
+        self._room = max_bytes
+        self._head = 0  # the last line within max_bytes
+        # What may turn out to be the end of the log, each line with what it counts.
+        self._tail: deque[tuple[LogLine, int]] = deque()
+        self._tail_bytes = 0
         self._rest = b""
         self._streams = {_STDOUT: _Stream("stdout", "info"), _STDERR: _Stream("stderr", "warn")}
         # The last frame: where its text belongs, and, if it is very long, how many bytes are missing.
@@ -113,13 +134,22 @@ class LineAssembler:
         if frame >= 0:
             self.last_frame = b"" if self._missing else data[frame:at]
         self._rest = data[at:]
+        self.delivered = lines[-1].seq if lines else self.delivered
         return lines
 
     def flush(self) -> list[LogLine]:
-        """The lines that the end of the log leaves without a newline."""
+        """What the end of the log brings: lines without a newline, and the tail of a log that is too long."""
         lines: list[LogLine] = []
         for stream in sorted((s for s in self._streams.values() if s.open), key=lambda s: s.stamp):
             self._end(stream, lines)
+        if self._tail:
+            first = self._tail[0][0]
+            self.omitted = first.seq - self._head - 1
+            if self.omitted:
+                message = f"[{self.omitted:,} lines left out here: the log is longer than this host keeps]"
+                self._tail.appendleft((first._replace(seq=self._head + 1, level="warn", message=message), 0))
+            lines += [line for line, _ in self._tail if line.seq > self._skip]
+        self.delivered = lines[-1].seq if lines else self.delivered
         return lines
 
     def _entry(self, kind: int, data: bytes, start: int, after: int, lines: list[LogLine]) -> None:
@@ -168,10 +198,13 @@ class LineAssembler:
     def _line(self, stream: _Stream, stamp: bytes, raw: bytes, size: int, lines: list[LogLine]) -> None:
         """A complete line of ``size`` bytes, of which at least the first ``_KEPT_BYTES`` are in ``raw``."""
         self.position += 1
+        self.bytes += size
+        self._room -= min(size, MAX_LINE_BYTES) + LINE_BYTES
         first = raw[0] if raw else 0
         if _ZERO <= first <= _NINE and (odoo := _ODOO.match(raw)):
             stream.level = _ODOO_LEVELS[odoo[1]]
-        if self.position <= self._skip:
+        if self.position <= self._skip and self._room >= 0:
+            self._head = self.position
             return
         level = stream.level
         if size < MAX_LINE_BYTES // 3 and b"\0" not in raw:  # a byte that is replaced takes three
@@ -184,7 +217,18 @@ class LineAssembler:
             time = datetime.fromisoformat(stamp.decode("ascii"))
         except ValueError:
             time = _UNKNOWN
-        lines.append(LogLine(self.position, stream.name, level, message, time))
+        line = LogLine(self.position, stream.name, level, message, time)
+        if self._room >= 0:
+            self._head = self.position
+            lines.append(line)
+        else:
+            self._keep_end(line, min(size, MAX_LINE_BYTES) + LINE_BYTES)
+
+    def _keep_end(self, line: LogLine, size: int) -> None:
+        self._tail.append((line, size))
+        self._tail_bytes += size
+        while self._tail_bytes > TAIL_BYTES:
+            self._tail_bytes -= self._tail.popleft()[1]
 
 
 class Batcher:

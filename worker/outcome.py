@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from worker.errors import EngineError
+from worker.units import shown_size
 
 
 class Stop(StrEnum):
@@ -16,12 +17,13 @@ class Stop(StrEnum):
 
     CANCEL = "cancel"
     TIMEOUT = "timeout"
+    OUTPUT = "output"
 
 
 class Reason(StrEnum):
     """The one word for how a run ended; ``ops.runs.reason`` and ``payload.reason`` of its events.
 
-    The database itself adds ``worker_lost`` and ``poison``, when leases run out.
+    The database itself adds ``worker_lost``, ``poison`` and ``database_copied``.
     """
 
     SUCCEEDED = "succeeded"
@@ -29,6 +31,7 @@ class Reason(StrEnum):
     SIGNAL = "signal"
     OUT_OF_MEMORY = "out_of_memory"
     TIMEOUT = "timeout"
+    OUTPUT_LIMIT = "output_limit"
     CANCELED = "canceled"
     WORKFLOW_DISABLED = "workflow_disabled"
     PROJECT_ARCHIVED = "project_archived"
@@ -66,6 +69,7 @@ class Ending:
     engine_error: str
     memory_bytes: int
     timeout_seconds: float
+    output_bytes: int
     artifacts_error: str | None
 
 
@@ -84,6 +88,9 @@ def decide(ending: Ending, stop: Stop | None) -> Outcome:
     if stop is Stop.TIMEOUT:
         message = f"stopped after its time limit of {ending.timeout_seconds:.12g} s (timeout_seconds)"
         return Outcome(code, Reason.TIMEOUT, message, details)
+    if stop is Stop.OUTPUT:
+        message = f"stopped: it printed more than {shown_size(ending.output_bytes)} (resources.output)"
+        return Outcome(code, Reason.OUTPUT_LIMIT, message, details)
     if ending.oom_killed:
         # The kernel may kill a child while the main process goes on to exit 0 (docs/run-lifecycle.md).
         details["memory_bytes"] = ending.memory_bytes

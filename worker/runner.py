@@ -91,6 +91,7 @@ class Host:
     worker_id: str
     database_id: uuid.UUID
     stop_grace_seconds: float
+    max_log_bytes: int
 
 
 def container_name(run_id: uuid.UUID) -> str:
@@ -206,7 +207,7 @@ class Run:
         """The container's life from its start on, with the log and the artifacts it leaves."""
         async with task_group() as tasks:
             tasks.start_soon(self._end_when_asked, container, spec.timeout_seconds)
-            state = await self._pump(container)
+            state = await self._pump(spec, container)
             tasks.cancel_scope.cancel()
         if state is None:
             return Outcome(None, Reason.ENGINE_LOST, "the container is gone from the engine")
@@ -219,6 +220,7 @@ class Run:
             engine_error=state.error,
             memory_bytes=spec.memory_bytes,
             timeout_seconds=spec.timeout_seconds,
+            output_bytes=spec.output_bytes,
             artifacts_error=artifacts_error,
         )
         return decide(ending, self._why)
@@ -237,9 +239,10 @@ class Run:
                 return  # it ended in time; what takes long is storing what it said
             self.stop(Stop.TIMEOUT)
         self._log.info("stopping the container", why=self._why)
-        await self._patiently(self._engine.stop, container, self._host.stop_grace_seconds)
+        grace = 0 if self._why is Stop.OUTPUT else self._host.stop_grace_seconds  # every second of it fills the disk
+        await self._patiently(self._engine.stop, container, grace)
 
-    async def _pump(self, container: str) -> ContainerState | None:
+    async def _pump(self, spec: RunSpec, container: str) -> ContainerState | None:
         """Stores the journal until the container has exited and its last line is stored; None when it is gone."""
         position = self.claim.log_position
 
@@ -249,9 +252,9 @@ class Run:
         async with LogWriter(store).running() as writer:
             attempt = 0
             while True:
-                lines = LineAssembler(skip=position)
+                lines = LineAssembler(position, self._host.max_log_bytes)
                 try:
-                    complete = await self._read(container, lines, writer)
+                    complete = await self._read(spec, container, lines, writer)
                 except EngineUnavailable as error:
                     self._log.warning("log stream broken, reading again", error=str(error))
                     complete = False
@@ -261,12 +264,19 @@ class Run:
                     if lines.fault:
                         message = f"the log may be incomplete, the engine says: {lines.fault}"
                         await self._event("warning", message, {"reason": "log_damaged"})
+                    if lines.omitted:
+                        await self._log_was_cut(lines)
                     return state
-                position = max(position, lines.position)  # a reading that is cut early saw less than the one before
+                position = lines.delivered
                 await anyio.sleep(backoff(attempt))
                 attempt += 1
 
-    async def _read(self, container: str, lines: LineAssembler, writer: LogWriter) -> bool:
+    async def _log_was_cut(self, lines: LineAssembler) -> None:
+        message = f"the log is cut: {lines.omitted:,} of {lines.position:,} lines are left out in its middle"
+        counts = {"omitted_lines": lines.omitted, "lines": lines.position, "bytes": lines.bytes}
+        await self._event("warning", message, {"reason": "log_cut", **counts})
+
+    async def _read(self, spec: RunSpec, container: str, lines: LineAssembler, writer: LogWriter) -> bool:
         """Reads the journal from its first byte; True when it was read to its end and the container has ended."""
         async with self._engine.follow(container) as journal:
             while True:
@@ -275,6 +285,8 @@ class Run:
                     chunk = await journal.receive()
                 if chunk:
                     await writer.put(lines.feed(chunk))
+                    if lines.bytes > spec.output_bytes:
+                        self.stop(Stop.OUTPUT)
                 elif chunk is None:  # quiet: is there anything left that could still speak?
                     state = await self._patiently(self._engine.inspect, container)
                     if state is None or not state.running:

@@ -33,7 +33,7 @@ from worker.units import parse_size, shown_size
 PREFIX = "OPS_WORKER_"
 _MOST_PORT = 65_535
 _SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
-COMMANDS = "db migrate | db status | db verify | db rollback [VERSION]"
+COMMANDS = "db migrate | db status | db verify | db rollback [VERSION] | prune"
 
 
 def _words(value: object) -> object:
@@ -73,7 +73,7 @@ def _docker_host(value: str | None) -> str | None:
 
 
 def _command(words: tuple[str, ...]) -> tuple[str, ...]:
-    if words and words[0] != "db":
+    if words and words[0] not in ("db", "prune"):
         raise ValueError(f"there are these: {COMMANDS}")
     return words
 
@@ -108,7 +108,8 @@ class Settings(BaseSettings):
     verb: Command = _setting(
         (),
         "COMMAND",
-        "applies migrations; lists them; checks the schema; takes back the last one, or VERSION and all later",
+        "applies migrations; lists them; checks the schema; takes back the last one, or VERSION and all later; deletes"
+        " expired artifacts and old logs",
     )
     env_file: Path | None = _setting(None, "FILE", "lines of OPS_WORKER_NAME=value")
     version: bool = _setting(False, "", "show the version and exit")
@@ -145,12 +146,20 @@ class Settings(BaseSettings):
     max_memory: Size | None = _setting(None, "SIZE", "that a workflow may ask for at most")
     default_pids: Count = _setting(1024, "N", "processes for a run that does not say")
     max_pids: Count | None = _setting(None, "N", "processes that a workflow may ask for at most")
+    default_output: Size = _setting(2 * 2**30, "SIZE", "that a run which does not say may print before it is stopped")
+    max_output: Size | None = _setting(None, "SIZE", "that a workflow may ask for at most")
+    max_log: Size = _setting(64 * 2**20, "SIZE", "of a run's output that is stored, and its end; the rest is counted")
+    min_free_disk: Size = _setting(2**30, "SIZE", "below which, on the disk of engine or artifacts, nothing is claimed")
 
     artifact_store: str = _setting(
         "file:///var/lib/ops-worker/artifacts",
         "URL",
         "file:///folder or s3://bucket/prefix, with the credentials of AWS_* variables",
     )
+
+    keep_logs: Count | None = _setting(None, "DAYS", "after which prune deletes the log of a run that has ended")
+    keep_events: Count | None = _setting(None, "DAYS", "after which prune deletes the events of a run that has ended")
+    dry_run: bool = _setting(False, "", "prune only says what it would delete")
 
     log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "LEVEL", "debug, info, warning or error")
     log_format: Literal["auto", "console", "json"] = _setting(
@@ -177,11 +186,13 @@ _SECTIONS = {
     "database_url": "the queue",
     "docker_host": "containers",
     "artifact_store": "artifacts",
+    "keep_logs": "prune",
     "log_level": "what the worker says",
 }
 """The headings of the help, each above the setting that it names."""
 
-_FLAG_ONLY = frozenset({"verb", "version"})
+_SIZES = frozenset({"default_memory", "max_memory", "default_output", "max_output", "max_log", "min_free_disk"})
+_FLAG_ONLY = frozenset({"verb", "version", "dry_run"})
 _SECRET = frozenset({"database_url"})
 
 
@@ -319,7 +330,7 @@ _BOUNDS = {"minimum": "of at least {}", "exclusiveMinimum": "above {:g}", "maxim
 
 def _contradictions(settings: Settings) -> Iterator[str]:
     """A default that was set above the maximum; one that was not set follows the maximum."""
-    for what in ("timeout", "cpus", "memory", "pids"):
+    for what in ("timeout", "cpus", "memory", "pids", "output"):
         default, most = getattr(settings, f"default_{what}"), getattr(settings, f"max_{what}")
         if most is not None and default > most and f"default_{what}" in settings.model_fields_set:
             shown = _shown(f"max_{what}", default), _shown(f"max_{what}", most)
@@ -346,7 +357,7 @@ def _variable(name: str) -> str:
 
 def _shown(name: str, value: object) -> str:
     """A value as one would write it; empty for none."""
-    if name.endswith("_memory") and isinstance(value, int):
+    if name in _SIZES and isinstance(value, int):
         return shown_size(value)
     if isinstance(value, tuple):
         return ",".join(value)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -86,6 +86,7 @@ class Resources(_Strict):
     cpus: float | None = Field(None, ge=0.01, le=1024)
     memory: Annotated[Size, AfterValidator(_enough_memory)] | None = None
     pids: int | None = Field(None, ge=1, le=2**22)
+    output: Size | None = None
 
 
 class ArtifactRule(_Strict):
@@ -94,6 +95,14 @@ class ArtifactRule(_Strict):
     path: Annotated[Text, AfterValidator(_below_artifacts)] = "**"
     content_type: str | None = None
     expires_in_days: int | None = Field(DEFAULT_EXPIRY_DAYS, ge=1, le=36_500)
+
+
+class Retry(_Strict):
+    """``retry``: after which failures the database queues the workflow again, and how often. Only checked here."""
+
+    max_attempts: int = Field(ge=2, le=100)
+    on: list[Literal["worker_lost", "failed", "timeout", "oom"]] = Field(min_length=1)
+    delay_seconds: float = Field(10, ge=0, le=3600)
 
 
 def _content_type(rule: ArtifactRule) -> ArtifactRule:
@@ -115,7 +124,6 @@ class Config(_Strict):
     artifacts: list[Annotated[ArtifactRule, AfterValidator(_content_type)]] = [ArtifactRule()]
     secrets: Later = []
     services: Later = []
-    retry: Later = {}
 
 
 class WorkflowConfig(Config):
@@ -126,6 +134,7 @@ class WorkflowConfig(Config):
     labels: list[Word] = []
     priority: int = Field(0, ge=-(2**31), lt=2**31)
     concurrency_key: Annotated[Text, Field(max_length=200)] | None = None
+    retry: Retry | None = None
 
 
 class RunOptions(_Strict):
@@ -151,6 +160,8 @@ class HostPolicy:
     max_pids: int | None = None
     default_timeout: float = 3600.0
     max_timeout: float | None = None
+    default_output: int = 2 * 2**30
+    max_output: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +175,7 @@ class RunSpec:
     cpus: float
     memory_bytes: int
     pids: int
+    output_bytes: int
     network: str
     user: str | None
     read_only: bool
@@ -203,6 +215,7 @@ def resolve(claim: Claim, policy: HostPolicy) -> RunSpec:
         cpus=_limit("resources.cpus", limits.cpus, policy.default_cpus, policy.max_cpus),
         memory_bytes=_limit("resources.memory", limits.memory, policy.default_memory, policy.max_memory),
         pids=_limit("resources.pids", limits.pids, policy.default_pids, policy.max_pids),
+        output_bytes=_limit("resources.output", limits.output, policy.default_output, policy.max_output),
         network=network,
         user=merged.user,
         read_only=merged.read_only,
@@ -246,7 +259,7 @@ def _limit(field: str, asked: N | None, default: N, maximum: N | None) -> N:
     if asked is None:
         return default if maximum is None else min(default, maximum)
     if maximum is not None and asked > maximum:
-        size = shown_size if field == "resources.memory" else "{:.12g}".format
+        size = shown_size if field in ("resources.memory", "resources.output") else "{:.12g}".format
         message = f"{field}: {size(asked)} is more than this host allows, {size(maximum)}"
         raise SpecError("invalid_config", field, message)
     return asked
@@ -281,7 +294,7 @@ def _explain(problem: Mapping[str, Any], model: type[BaseModel]) -> str:
 
 def _keys(model: type[BaseModel], place: Iterable[object]) -> Iterable[str]:
     """The keys that are known at a place."""
-    nested: dict[object, type[BaseModel]] = {"resources": Resources, "artifacts": ArtifactRule}
+    nested: dict[object, type[BaseModel]] = {"resources": Resources, "artifacts": ArtifactRule, "retry": Retry}
     return next((nested[step] for step in place if step in nested), model).model_fields
 
 

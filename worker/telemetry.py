@@ -46,6 +46,9 @@ class Metrics:
             registry=self.registry,
         )
         self.active = Gauge("ops_worker_active_runs", "Runs under way", registry=self.registry)
+        self.disk_short = Gauge(
+            "ops_worker_disk_short", "1 while nothing is claimed because the disk is short", registry=self.registry
+        )
         self.heartbeat = Gauge(
             "ops_worker_last_heartbeat_timestamp_seconds",
             "When the leases were last renewed",

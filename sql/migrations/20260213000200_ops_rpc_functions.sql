@@ -1045,26 +1045,6 @@ as $$
     order by r.status = 'queued', r.scheduled_at nulls first, r.priority desc, r.created_at, r.run_number;
 $$;
 
--- Retention -------------------------------------------------------------------------------------------------
-
--- Deletes the events of runs that ended before p_before: the only way to delete events and keep their run.
--- The trigger that guards them looks for this setting and for the owner, whose rights only this function
--- lends.
-create function ops_private.prune_run_events(p_before timestamptz) returns bigint
-language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
-as $$
-declare
-    v_pruned bigint;
-begin
-    perform set_config('ops.prune_run_events', 'on', true);
-    delete from ops.run_events as e using ops.runs as r
-    where r.id = e.run_id and r.finished_at < p_before;
-    get diagnostics v_pruned = row_count;
-    perform set_config('ops.prune_run_events', 'off', true);
-    return v_pruned;
-end
-$$;
-
 -- Functions are executable by everybody from birth; the next file says who may execute which. The schema ops
 -- may hold functions of others, so ours are named.
 revoke execute on all functions in schema ops_private from public;

@@ -28,7 +28,6 @@ drop function
     ops_private.lock_for_retry(uuid, boolean),
     ops_private.retry_class(text),
     ops_private.log_position(uuid),
-    ops_private.prune_run_events(timestamptz),
     ops_private.wake_scheduled_runs(),
     ops_private.run_payload(uuid),
     ops_private.check_run(uuid, text, uuid, text[], boolean),

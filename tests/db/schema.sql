@@ -770,6 +770,29 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.expired_artifacts(p_store text, p_worker_id text) RETURNS TABLE(artifact_id uuid, artifact_key text, artifact_url text, size_bytes bigint, claimed_by text)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+    select a.id, a.artifact_key, a.artifact_url, a.size_bytes, r.claimed_by
+    from ops.run_artifacts as a
+    join ops.runs as r on r.id = a.run_id
+    join ops.projects as p on p.id = r.project_id
+    where a.expires_at <= (select ops_private.current_time()) and r.finished_at is not null
+        and a.artifact_url = p_store || '/' || a.artifact_key
+        and starts_with(a.artifact_key, p.workspace_key || '/' || r.id || '/')
+        and (p_worker_id is null or r.claimed_by = p_worker_id);
+$$;
+
+CREATE FUNCTION ops_private.forget_artifacts(p_artifact_ids uuid[]) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    delete from ops_private.retired_artifacts as t where t.artifact_id = any (p_artifact_ids);
+end
+$$;
+
 CREATE FUNCTION ops_private.is_final(p_status text) RETURNS boolean
     LANGUAGE plpgsql IMMUTABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -949,6 +972,21 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.prunable(p_store text, p_worker_id text, p_logs_before timestamp with time zone, p_events_before timestamp with time zone) RETURNS TABLE(artifacts bigint, bytes numeric, lines bigint, events bigint)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+    select e.artifacts, e.bytes,
+        (select count(*) from ops.run_logs as g join ops.runs as r on r.id = g.run_id
+         where r.finished_at < p_logs_before),
+        (select count(*) from ops.run_events as v join ops.runs as r on r.id = v.run_id
+         where r.finished_at < p_events_before)
+    from (
+        select count(*) as artifacts, coalesce(sum(x.size_bytes), 0) as bytes
+        from ops_private.expired_artifacts(p_store, p_worker_id) as x
+    ) as e;
+$$;
+
 CREATE FUNCTION ops_private.prune_run_events(p_before timestamp with time zone) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -962,6 +1000,23 @@ begin
     get diagnostics v_pruned = row_count;
     perform set_config('ops.prune_run_events', 'off', true);
     return v_pruned;
+end
+$$;
+
+CREATE FUNCTION ops_private.prune_run_logs(p_before timestamp with time zone, p_runs integer DEFAULT 20) RETURNS TABLE(lines bigint, runs bigint)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return query
+        with old as (
+            select r.id from ops.runs as r
+            where r.finished_at < p_before and exists (select from ops.run_logs as g where g.run_id = r.id)
+            limit p_runs
+        ), gone as (
+            delete from ops.run_logs as g using old where g.run_id = old.id returning g.run_id
+        )
+        select count(*), count(distinct gone.run_id) from gone;
 end
 $$;
 
@@ -1036,6 +1091,28 @@ CREATE FUNCTION ops_private.refusal(p_code text, p_error text) RETURNS jsonb
     AS $$
 begin
     return jsonb_build_object('success', false, 'code', p_code, 'error', p_error);
+end
+$$;
+
+CREATE FUNCTION ops_private.retire_artifacts(p_store text, p_worker_id text, p_limit integer DEFAULT 1000) RETURNS TABLE(artifact_id uuid, artifact_key text, size_bytes bigint)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    with expired as (
+        select e.* from ops_private.expired_artifacts(p_store, p_worker_id) as e limit p_limit
+    ), gone as (
+        delete from ops.run_artifacts as a using expired as e where a.id = e.artifact_id
+    )
+    insert into ops_private.retired_artifacts as t
+    select e.* from expired as e
+    on conflict on constraint retired_artifacts_pkey do nothing;
+    return query
+        select t.artifact_id, t.artifact_key, t.size_bytes
+        from ops_private.retired_artifacts as t
+        where t.artifact_url = p_store || '/' || t.artifact_key
+            and (p_worker_id is null or t.claimed_by = p_worker_id)
+        limit p_limit;
 end
 $$;
 
@@ -1395,6 +1472,14 @@ CREATE TABLE ops_private.control (
 
 COMMENT ON COLUMN ops_private.control.max_lost_leases IS 'A run is set aside when more workers than this were lost with it, one after the other.';
 
+CREATE TABLE ops_private.retired_artifacts (
+    artifact_id uuid NOT NULL,
+    artifact_key text NOT NULL,
+    artifact_url text NOT NULL,
+    size_bytes bigint,
+    claimed_by text
+);
+
 CREATE TABLE ops_private.run_counters (
     project_id uuid NOT NULL,
     last integer NOT NULL,
@@ -1474,6 +1559,9 @@ ALTER TABLE ONLY ops_private.control
 ALTER TABLE ONLY ops_private.leases
     ADD CONSTRAINT leases_pkey PRIMARY KEY (run_id);
 
+ALTER TABLE ONLY ops_private.retired_artifacts
+    ADD CONSTRAINT retired_artifacts_pkey PRIMARY KEY (artifact_id);
+
 ALTER TABLE ONLY ops_private.run_counters
     ADD CONSTRAINT run_counters_pkey PRIMARY KEY (project_id);
 
@@ -1481,6 +1569,8 @@ ALTER TABLE ONLY ops_private.workers
     ADD CONSTRAINT workers_pkey PRIMARY KEY (worker_id);
 
 CREATE INDEX project_memberships_user_idx ON ops.project_memberships USING btree (user_id);
+
+CREATE INDEX run_artifacts_expires_idx ON ops.run_artifacts USING btree (expires_at) WHERE (expires_at IS NOT NULL);
 
 CREATE INDEX run_events_run_idx ON ops.run_events USING btree (run_id, seq);
 
@@ -1731,6 +1821,11 @@ REVOKE ALL ON FUNCTION ops_private.database_identity() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.enforce_run_status_transition() FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.expired_artifacts(p_store text, p_worker_id text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.forget_artifacts(p_artifact_ids uuid[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops_private.forget_artifacts(p_artifact_ids uuid[]) TO service_role;
+
 REVOKE ALL ON FUNCTION ops_private.is_final(p_status text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.keep_an_owner() FROM PUBLIC;
@@ -1749,13 +1844,23 @@ REVOKE ALL ON FUNCTION ops_private.owns(p_lease ops_private.leases, p_worker_id 
 
 REVOKE ALL ON FUNCTION ops_private.prepare_run() FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.prunable(p_store text, p_worker_id text, p_logs_before timestamp with time zone, p_events_before timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops_private.prunable(p_store text, p_worker_id text, p_logs_before timestamp with time zone, p_events_before timestamp with time zone) TO service_role;
+
 REVOKE ALL ON FUNCTION ops_private.prune_run_events(p_before timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops_private.prune_run_events(p_before timestamp with time zone) TO service_role;
+
+REVOKE ALL ON FUNCTION ops_private.prune_run_logs(p_before timestamp with time zone, p_runs integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops_private.prune_run_logs(p_before timestamp with time zone, p_runs integer) TO service_role;
 
 REVOKE ALL ON FUNCTION ops_private.queue_retry(p_run_id uuid, p_delay interval) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.record_run_change() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.refusal(p_code text, p_error text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.retire_artifacts(p_store text, p_worker_id text, p_limit integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops_private.retire_artifacts(p_store text, p_worker_id text, p_limit integer) TO service_role;
 
 REVOKE ALL ON FUNCTION ops_private.retry_class(p_reason text) FROM PUBLIC;
 

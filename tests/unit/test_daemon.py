@@ -16,7 +16,7 @@ from anyio import wait_all_tasks_blocked
 from tests.unit.claims import make_claim
 from worker import daemon as module
 from worker.daemon import Daemon, Pace
-from worker.errors import EngineError, EngineUnavailable, LeaseLost, Refused
+from worker.errors import DiskShort, EngineError, EngineUnavailable, LeaseLost, Refused
 from worker.models import Claim, Heartbeat
 from worker.outcome import Stop
 from worker.runner import Host, container_name
@@ -148,6 +148,7 @@ class World:
         self.queue = ScriptedQueue()
         self.engine = ScriptedEngine()
         self.metrics = Metrics()
+        self.short: str | None = None
         self.runs = runs
         self.finished = False
 
@@ -155,9 +156,11 @@ class World:
         host = Host(
             queue=cast("Any", self.queue), engine=cast("Any", self.engine), store=cast("Any", None),
             policy=cast("Any", None), worker_id="host-a", database_id=DATABASE, stop_grace_seconds=1,
+            max_log_bytes=2**20,
         )  # fmt: skip
         values = {"concurrency": 2, "until_idle": False, "lease": FOREVER, "poll": FOREVER, "drain": None} | changed
-        return Daemon(host, cast("Any", self.queue), cast("Any", self.engine), self.metrics, Pace(**values))
+        engine = cast("Any", self.engine)
+        return Daemon(host, cast("Any", self.queue), engine, self.metrics, Pace(**values), lambda: self.short)
 
     @asynccontextmanager
     async def working(self, **pace: Any) -> AsyncIterator[Daemon]:
@@ -408,7 +411,8 @@ async def test_containers_found_at_the_start_are_taken_up_or_removed(world: Worl
     }
     async with world.working():
         assert world.runs.keys() == {running}
-        assert world.engine.done == [("stop", container_name(ended)), ("remove", container_name(ended))]
+        gone = {container_name(run_id) for run_id in (ended, unknown)}
+        assert sorted(world.engine.done) == sorted((what, name) for what in ("stop", "remove") for name in gone)
 
 
 async def test_more_may_be_taken_up_than_there_is_room_for_but_nothing_more_is_claimed_then(world: World) -> None:
@@ -450,6 +454,34 @@ async def test_too_early_after_an_outage_nothing_is_swept(world: World) -> None:
         world.engine.containers = {uuid.uuid4()}
         await until(lambda: world.queue.reaps > 3)
         assert world.queue.adopted == []
+
+
+# --- the disk -------------------------------------------------------------------------------------------------------
+
+
+async def test_while_the_disk_is_short_nothing_is_claimed_and_the_worker_says_why(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    why = world.short = "10m left on the disk of /var/lib/docker"
+    run_id = world.push()
+    async with world.working(poll=0.01):
+        await until(lambda: why in capsys.readouterr().out)
+        await anyio.sleep(0.05)
+        assert world.runs == {}
+        assert world.metrics.registry.get_sample_value("ops_worker_disk_short") == 1
+        assert capsys.readouterr().out.count("the disk") == 0, "it says so once"
+        world.short = None
+        await until(lambda: run_id in world.runs)
+        assert world.metrics.registry.get_sample_value("ops_worker_disk_short") == 0
+
+
+async def test_a_worker_that_runs_until_idle_does_not_wait_for_the_disk(world: World) -> None:
+    world.short = "10m left"
+    world.push()
+    with pytest.raises(ExceptionGroup) as raised:
+        async with world.working(until_idle=True):
+            await until(lambda: world.finished)
+    assert raised.group_contains(DiskShort, match="10m left")
 
 
 # --- stopping -------------------------------------------------------------------------------------------------------

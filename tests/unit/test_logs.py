@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.logs import MAX_FRAME_BYTES, MAX_LINE_BYTES, Batcher, LineAssembler
+from worker.logs import LINE_BYTES, MAX_FRAME_BYTES, MAX_LINE_BYTES, TAIL_BYTES, Batcher, LineAssembler
 from worker.models import LogLine
 
 STAMP = b"2026-11-23T10:11:12.123456789Z"
@@ -345,6 +345,68 @@ def test_what_the_engine_itself_says_is_no_line() -> None:
     assert [line.message for line in assembler.feed(data)] == ["one"]
     assert assembler.fault == "Error grabbing logs: invalid character 'l' after object key:value pair"
     assert assembler.last_frame != frame(OUT, b"one\n"), "so that the end is not taken for the log's"
+
+
+# --- a log that is too long ----------------------------------------------------------------------------------------
+
+LONG = [f"{n:06}".encode() + b"." * 994 for n in range(1, 4_001)]
+"""4,000 lines of 1,000 bytes: about four times the tail."""
+
+
+def bounded(lines: list[bytes], max_bytes: int, skip: int = 0) -> tuple[LineAssembler, list[LogLine], list[LogLine]]:
+    """The assembler, what it gave while it read, and what the end brought."""
+    assembler = LineAssembler(skip, max_bytes)
+    given = [got for text in lines for got in assembler.feed(frame(OUT, text + b"\n"))]
+    return assembler, given, assembler.flush()
+
+
+def test_of_a_log_that_is_too_long_head_and_tail_are_kept_and_the_middle_is_counted() -> None:
+    assembler, head, tail = bounded(LONG, 500 * (1000 + LINE_BYTES))
+    kept = TAIL_BYTES // (1000 + LINE_BYTES)
+    left_out = 4000 - 500 - kept
+    assert [each.seq for each in head] == list(range(1, 501))
+    assert [each.seq for each in tail] == [501, *range(4001 - kept, 4001)]
+    assert tail[0].message == f"[{left_out:,} lines left out here: the log is longer than this host keeps]"
+    assert tail[0].level == "warn"
+    assert all(each.message.startswith(f"{each.seq:06}.") for each in [*head, *tail[1:]])
+    assert (assembler.omitted, assembler.position, assembler.bytes) == (left_out, 4000, 4_000_000)
+
+
+def test_a_log_that_fits_with_its_tail_is_kept_whole() -> None:
+    assembler, head, tail = bounded(LONG[:600], 500 * (1000 + LINE_BYTES))
+    assert [each.seq for each in [*head, *tail]] == list(range(1, 601))
+    assert len(head) == 500
+    assert assembler.omitted == 0
+
+
+@pytest.mark.parametrize("skip", [0, 1, 499, 500, 501, 3500, 3999, 4000])
+def test_another_reading_goes_on_where_the_first_one_ended(skip: int) -> None:
+    _, head, tail = bounded(LONG, 500 * (1000 + LINE_BYTES))
+    _, *again = bounded(LONG, 500 * (1000 + LINE_BYTES), skip)
+    assert [*again[0], *again[1]] == [each for each in [*head, *tail] if each.seq > skip]
+
+
+def test_what_was_delivered_is_what_a_second_reading_may_skip() -> None:
+    assembler, head, _ = bounded([], 500 * (1000 + LINE_BYTES))
+    for text in LONG[:1000]:
+        head += assembler.feed(frame(OUT, text + b"\n"))
+    assert (assembler.position, assembler.delivered, head[-1].seq) == (1000, 500, 500), "the rest waits for the end"
+    assert [each.seq for each in assembler.flush()] == list(range(501, 1001))
+    assert assembler.delivered == 1000
+
+
+def test_an_endless_log_takes_no_more_memory_than_its_tail() -> None:
+    data = frame(OUT, b"\n") * 1_000
+    assembler = LineAssembler(0, 1_000)
+    tracemalloc.start()
+    try:
+        for _ in range(200):
+            assert len(assembler.feed(data)) < 16
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 20 * 2**20
+    assert assembler.position == 200_000
 
 
 def line(seq: int, message: str = "x") -> LogLine:

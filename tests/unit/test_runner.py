@@ -70,6 +70,7 @@ class ScriptedEngine:
         self.status: str | None = None
         self.started_at: datetime | None = None
         self.follows = 0
+        self.grace_seconds: float | None = None
         self._changed = anyio.Event()
 
     async def _call(self, call: str) -> None:
@@ -117,7 +118,7 @@ class ScriptedEngine:
 
     async def stop(self, container_id: str, grace_seconds: float) -> None:
         await self._call("stop")
-        assert grace_seconds == 3
+        self.grace_seconds = grace_seconds
         if self.status == "running":
             self.exit_code = 143
             self.become("exited")
@@ -247,9 +248,11 @@ class World:
         self.engine = ScriptedEngine(self.story)
         self.queue = ScriptedQueue(self.story)
         self.store = ScriptedStore()
+        self.output_bytes = self.log_bytes = 2**30
 
     def run(self, **claim: Any) -> Run:
-        host = Host(self.queue, self.engine, self.store, HostPolicy(), "host-a", uuid.UUID(int=99), 3)
+        policy = HostPolicy(default_output=self.output_bytes)
+        host = Host(self.queue, self.engine, self.store, policy, "host-a", uuid.UUID(int=99), 3, self.log_bytes)
         return Run(make_claim(RUN_ID, **claim), host)
 
     async def execute(self, run: Run | None = None, **claim: Any) -> str | None:
@@ -473,9 +476,32 @@ async def test_a_cancel_ends_the_container_and_keeps_log_and_artifacts(world: Wo
         run.stop(Stop.CANCEL)
     assert result == ["canceled"]
     assert world.outcome == ("canceled", 143)
+    assert world.engine.grace_seconds == 3
     assert world.said == SAID
     assert len(world.queue.artifacts) == 1
     assert world.engine.status is None
+
+
+async def test_a_run_that_prints_too_much_is_ended_without_grace(world: World) -> None:
+    world.engine.lasts = True
+    world.output_bytes = 3
+    assert await world.execute() == "failed"
+    assert world.outcome == ("output_limit", 143)
+    assert world.engine.grace_seconds == 0
+    assert world.said == SAID
+
+
+async def test_a_log_beyond_its_bound_is_cut_and_an_event_says_so(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.logs.TAIL_BYTES", 80)  # one line
+    world.log_bytes = 80
+    assert await world.execute() == "succeeded"
+    assert [seq for seq, _ in world.said] == [1, 2, len(SAID)]
+    assert "left out here" in world.said[1][1]
+    [(kind, message, payload)] = [event for event in world.queue.events if event[2].get("reason") == "log_cut"]
+    assert (kind, payload["omitted_lines"], payload["lines"]) == ("warning", len(SAID) - 2, len(SAID))
+    assert message == f"the log is cut: {len(SAID) - 2} of {len(SAID)} lines are left out in its middle"
 
 
 async def test_a_cancel_before_the_container_is_created_starts_nothing(world: World) -> None:

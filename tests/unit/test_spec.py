@@ -98,6 +98,7 @@ def test_a_run_that_says_nothing_gets_the_defaults_of_its_host() -> None:
         cpus=2.0,
         memory_bytes=2 * 2**30,
         pids=1024,
+        output_bytes=2 * 2**30,
         network="bridge",
         user=None,
         read_only=False,
@@ -240,7 +241,6 @@ def test_images_match_the_patterns_of_the_host(image: str, patterns: tuple[str, 
         ({"services": {"db": {"image": "postgres"}}}, "services: not supported by this version"),
         ({"services": [{"image": "postgres"}]}, "services: not supported by this version"),
         ({"services": 1}, "services: not supported by this version"),
-        ({"retry": {"max_attempts": 2}}, "retry: not supported by this version"),
     ],
 )
 @pytest.mark.parametrize("place", ["workflow", "tool"])
@@ -261,6 +261,18 @@ def test_a_bad_configuration_is_one_sentence_that_names_the_place(
         ({"priority": 2**31}, "priority: expected less than 2147483648, got 2147483648"),
         ({"priority": "high"}, "priority: expected a whole number, got 'high'"),
         ({"concurrency_key": 5}, "concurrency_key: expected text, got 5"),
+        ({"retry": True}, "retry: expected an object, got true"),
+        ({"retry": {"max_attempts": 2}}, "retry.on: field required"),
+        ({"retry": {"on": ["oom"]}}, "retry.max_attempts: field required"),
+        ({"retry": {"max_attempts": 1, "on": ["oom"]}}, "retry.max_attempts: expected at least 2, got 1"),
+        (
+            {"retry": {"max_attempts": 2, "on": ["always"]}},
+            "retry.on.0: expected one of 'worker_lost', 'failed', 'timeout' or 'oom', got 'always'",
+        ),
+        (
+            {"retry": {"max_attempts": 2, "on": ["oom"], "delays": 1}},
+            "retry.delays: unknown key; did you mean delay_seconds?",
+        ),
     ],
 )
 def test_what_the_database_reads_is_checked_in_a_workflow_and_unknown_to_a_tool(
@@ -274,11 +286,13 @@ def test_what_the_database_reads_is_checked_in_a_workflow_and_unknown_to_a_tool(
 @pytest.mark.parametrize(
     ("config", "kept"),
     [
-        ({"secrets": [], "services": [], "retry": {}, "labels": [], "concurrency_key": None}, {}),
+        ({"secrets": [], "services": [], "retry": None, "labels": [], "concurrency_key": None}, {}),
         ({"services": {}, "priority": -5}, {}),
         ({"tool": "odoo", "version": "18.0", "labels": ["arm64"], "concurrency_key": "prod"}, {}),
         ({"command": None, "timeout_seconds": None, "user": None}, {}),
         ({"resources": {"cpus": 1, "memory": 2**30, "pids": 10}}, {"cpus": 1, "memory_bytes": 2**30, "pids": 10}),
+        ({"resources": {"output": "10m"}}, {"output_bytes": 10 * 2**20}),
+        ({"retry": {"max_attempts": 3, "on": ["failed", "oom"], "delay_seconds": 0.5}}, {}),
         ({"resources": {"memory": "64KiB"}}, None),
         ({"resources": {"memory": "65536KiB"}}, {"memory_bytes": 2**26}),
         ({"resources": {"memory": "1.5g"}}, {"memory_bytes": 3 * 2**29}),
@@ -355,6 +369,11 @@ def test_who_starts_a_run_sets_env_and_args_only(metadata: dict[str, Any], messa
             "resources.memory: 4g is more than this host allows, 1g",
         ),
         ({"resources": {"pids": 101}}, {"max_pids": 100}, "resources.pids: 101 is more than this host allows, 100"),
+        (
+            {"resources": {"output": "2g"}},
+            {"max_output": 2**30},
+            "resources.output: 2g is more than this host allows, 1g",
+        ),
         ({"timeout_seconds": 7200}, {"max_timeout": 600.0}, "timeout_seconds: 7200 is more than this host allows, 600"),
     ],
 )
