@@ -20,7 +20,7 @@ from tests.support.postgres import NEWEST, Cluster
 from tests.support.supabase import OWNER, supabase_cluster, supabase_database
 from worker import migrations, roles
 
-PASSWORD = "correct-horse-battery"
+PASSWORD = "correct-horse-battery"  # noqa: S105 - of roles that live as long as a test
 NAME = "ops_worker_test_host"
 
 
