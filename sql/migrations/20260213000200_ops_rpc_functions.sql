@@ -54,10 +54,14 @@ $$;
 
 -- The user of a JWT, in either form that PostgREST passes claims.
 create function ops.current_user_id() returns uuid
-language sql stable set search_path = pg_catalog, pg_temp
-return coalesce(
-    nullif(current_setting('request.jwt.claim.sub', true), ''),
-    nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'sub')::uuid;
+language plpgsql stable set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return coalesce(
+        nullif(current_setting('request.jwt.claim.sub', true), ''),
+        nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'sub')::uuid;
+end
+$$;
 
 create function ops.current_user_role(p_project_id uuid) returns text
 language sql stable set search_path = pg_catalog, pg_temp

@@ -116,7 +116,7 @@ async def compare_logs(plane: Plane, rounds: int, count: int) -> Iterator[Compar
     whole = Comparison("log lines, container to table (against COPY)", "lines/s", count)
     workflow = await plane.workflow({"artifacts": []})
     identity = WorkerIdentity("bench", uuid.uuid4(), "bench", "bench", "0", ())
-    queue = await Queue.connected(plane.url, identity, lease_seconds=86_400)
+    queue = await Queue.connected(plane.login(plane.url), identity, lease_seconds=86_400)
     text = lines(count)
 
     async def claimed() -> uuid.UUID:

@@ -408,9 +408,15 @@ end
 $_$;
 
 CREATE FUNCTION ops.current_user_id() RETURNS uuid
-    LANGUAGE sql STABLE
+    LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
-    RETURN (COALESCE(NULLIF(current_setting('request.jwt.claim.sub'::text, true), ''::text), ((NULLIF(current_setting('request.jwt.claims'::text, true), ''::text))::jsonb ->> 'sub'::text)))::uuid;
+    AS $$
+begin
+    return coalesce(
+        nullif(current_setting('request.jwt.claim.sub', true), ''),
+        nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'sub')::uuid;
+end
+$$;
 
 CREATE TABLE ops.project_memberships (
     id uuid DEFAULT gen_random_uuid() NOT NULL,
@@ -1049,13 +1055,18 @@ end
 $$;
 
 CREATE FUNCTION ops_private.my_projects(p_role text DEFAULT 'viewer'::text) RETURNS SETOF uuid
-    LANGUAGE sql STABLE SECURITY DEFINER
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
+declare
+    v_user_id constant uuid := ops.current_user_id();
+begin
+    return query
     select m.project_id from ops.project_memberships as m
-    where m.user_id = ops.current_user_id()
+    where m.user_id = v_user_id
         and array_position('{viewer,developer,admin,owner}', m.role)
             >= array_position('{viewer,developer,admin,owner}', p_role);
+end
 $$;
 
 CREATE TABLE ops_private.leases (
@@ -1725,7 +1736,7 @@ CREATE POLICY members_read ON ops.run_artifacts FOR SELECT TO authenticated USIN
 
 CREATE POLICY members_read ON ops.run_events FOR SELECT TO authenticated USING ((project_id = ANY (ARRAY( SELECT ops_private.my_projects() AS my_projects))));
 
-CREATE POLICY members_read ON ops.run_logs FOR SELECT TO authenticated USING ((project_id = ANY (ARRAY( SELECT ops_private.my_projects() AS my_projects))));
+CREATE POLICY members_read ON ops.run_logs FOR SELECT TO authenticated USING ((array_position(ARRAY( SELECT ops_private.my_projects() AS my_projects), project_id) IS NOT NULL));
 
 CREATE POLICY members_read ON ops.runs FOR SELECT TO authenticated USING ((project_id = ANY (ARRAY( SELECT ops_private.my_projects() AS my_projects))));
 
