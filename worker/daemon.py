@@ -240,11 +240,17 @@ class Daemon:
         await _every(min(SWEEP_SECONDS, self._pace.lease / 3), sweep)
 
     async def _listen(self) -> None:
-        """Subscribes, and again whenever the connection was lost; polling goes on all the while."""
+        """Subscribes, and again whenever the connection was lost; polling goes on all the while.
+
+        That nothing arrives is said once, not at each connection: a pooler may close one as often as it likes.
+        """
+        heard = True
 
         async def once() -> None:
+            nonlocal heard
             if not self._queue.listening:
-                if not await self._queue.listen(self._wake_up, self._cancel):
+                before, heard = heard, await self._queue.listen(self._wake_up, self._cancel)
+                if before and not heard:
                     log.warning(
                         "notifications do not arrive (a transaction pooler?), polling",
                         seconds=self._pace.poll,

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 import asyncpg
 
-from worker import catalog, migrations
+from worker import catalog, migrations, roles
 from worker.errors import ConfigurationError
 from worker.settings import COMMANDS
 
 
 async def run(dsn: str, words: Sequence[str]) -> int:
     """Carries out ``words`` and returns the exit code. Raises ``ConfigurationError`` for unknown words."""
+    verbs: dict[str, Callable[..., Awaitable[int]]] = {**_VERBS, "db create-worker": partial(_create_worker, dsn)}
+    name, arguments = " ".join(words[:2]), words[2:]
     try:
-        verb, arguments = _VERBS[" ".join(words[:2])], words[2:]
+        verb = verbs[name]
     except KeyError:
         raise ConfigurationError(f"unknown command {' '.join(words)!r}; there are: {COMMANDS}") from None
-    if len(arguments) > (1 if verb is _rollback else 0):
-        raise ConfigurationError(f"too many words: {' '.join(words)}")
+    least, most = _ARGUMENTS.get(name, (0, 0))
+    if not least <= len(arguments) <= most:
+        few_or_many = "few" if len(arguments) < least else "many"
+        raise ConfigurationError(f"too {few_or_many} words: {' '.join(words)}; there are: {COMMANDS}")
     async with migrations.connect(dsn) as connection:
         return await verb(connection, *arguments)
 
@@ -54,6 +59,22 @@ async def _rollback(connection: asyncpg.Connection, version: str | None = None) 
         print("nothing to do: no migration is applied")
     return 0
 
+
+async def _create_worker(dsn: str, connection: asyncpg.Connection, name: str, source: str | None = None) -> int:
+    if source not in (None, "-"):
+        raise ConfigurationError("after the name stands nothing, or - for a password on standard input")
+    password = roles.new_password() if source is None else sys.stdin.readline().rstrip("\r\n")
+    created = await roles.create_worker(connection, name, password)
+    if source is None:  # one line of an env file, and nothing else, so that it can be passed on as it is
+        user = await connection.fetchval("select session_user")
+        print(f"OPS_WORKER_DATABASE_URL={roles.login_url(dsn, user, name, password)}")
+    else:
+        print(f"role {name} is created" if created else f"role {name} has a new password")
+    return 0
+
+
+_ARGUMENTS = {"db rollback": (0, 1), "db create-worker": (1, 2)}
+"""The least and the most words that follow a command; none where it is not named."""
 
 _VERBS: dict[str, Callable[..., Awaitable[int]]] = {
     "db migrate": _migrate,

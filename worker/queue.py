@@ -264,7 +264,8 @@ class Queue:
     async def listen(self, on_queue: Callable[[], None], on_cancel: Callable[[uuid.UUID], None]) -> bool:
         """Subscribes the control connection; False where notifications do not arrive, as through a transaction pooler.
 
-        It proves itself by a notification of its own: a pooler accepts LISTEN and then delivers nothing.
+        It proves itself by a notification of its own: a pooler accepts LISTEN and then delivers nothing. That one is
+        sent on another connection: on the same one, such a pooler may use the same session twice, and deliver it.
         """
         heard = anyio.Event()
         probe = f"ops_probe_{self._me.instance_id.hex}"
@@ -272,8 +273,8 @@ class Queue:
             await connection.add_listener("ops_queue", lambda *_: on_queue())
             await connection.add_listener("ops_cancel", lambda *args: on_cancel(uuid.UUID(args[3])))
             await connection.add_listener(probe, lambda *_: heard.set())
-            await connection.execute("select pg_notify($1, '')", probe)
             self._subscribed = connection
+        await self._pool.execute("select pg_notify($1, '')", probe)
         with anyio.move_on_after(3):
             await heard.wait()
         return heard.is_set()

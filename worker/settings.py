@@ -33,7 +33,7 @@ from worker.units import parse_size, shown_size
 PREFIX = "OPS_WORKER_"
 _MOST_PORT = 65_535
 _SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
-COMMANDS = "db migrate | db status | db verify | db rollback [VERSION] | prune"
+COMMANDS = "db migrate | db status | db verify | db rollback [VERSION] | db create-worker NAME [-] | prune"
 
 
 def _words(value: object) -> object:
@@ -108,8 +108,9 @@ class Settings(BaseSettings):
     verb: Command = _setting(
         (),
         "COMMAND",
-        "applies migrations; lists them; checks the schema; takes back the last one, or VERSION and all later; deletes"
-        " expired artifacts and old logs",
+        f"{COMMANDS}: applies migrations; lists them; checks the schema; takes back the last one, or VERSION and all "
+        "later; makes a role for a build host, or gives it a new password: one that is printed, or, with a dash, the "
+        "line on standard input; deletes expired artifacts and old logs",
     )
     env_file: Path | None = _setting(None, "FILE", "lines of OPS_WORKER_NAME=value")
     version: bool = _setting(False, "", "show the version and exit")
@@ -237,7 +238,7 @@ class _Parser(argparse.ArgumentParser):
     def __init__(self) -> None:
         super().__init__(
             prog="ops-worker",
-            usage=f"ops-worker [SETTING ...] [{COMMANDS}]",
+            usage="ops-worker [SETTING ...] [COMMAND]",
             description=Settings.__doc__,
             epilog="A setting is a flag, else the environment variable in brackets, else a line of the env file.",
             allow_abbrev=False,

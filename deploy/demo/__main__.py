@@ -131,7 +131,7 @@ async def demo(state: State, screen: Screen) -> bool:
         flags = worker_flags(state.artifacts, services.network)
         screen.heading(f"$ ops-worker {' '.join(flags[:2])}")
         with screen.following():
-            await work(show, flags, url, state.worker_log)
+            await work(show, flags, await control_plane.worker_url(url), state.worker_log)
         return await report(state, screen, show)
 
 

@@ -17,9 +17,10 @@ from typing import Any
 
 import asyncpg
 
-from worker import migrations
+from worker import migrations, roles
 
 DATABASE = "ops"
+WORKER = "demo_worker"
 FINAL = ("succeeded", "failed", "canceled")
 NEXT_VERSION = "19.0"
 JOURNAL_END = 2**40
@@ -168,6 +169,15 @@ async def prepare(server: str, url: str) -> tuple[int, str | None]:
         await admin.close()
     async with migrations.connect(url) as connection:
         return len(await migrations.migrate(connection)), dropped
+
+
+async def worker_url(url: str) -> str:
+    """The database's URL for the worker, which logs in with a role of its own as on any build host."""
+    password = roles.new_password()
+    async with migrations.connect(url) as connection:
+        await roles.create_worker(connection, WORKER, password)
+        owner = await connection.fetchval("select current_user")
+    return roles.login_url(url, owner, WORKER, password)
 
 
 async def _outdated(url: str) -> str | None:

@@ -54,10 +54,14 @@ $$;
 
 -- The user of a JWT, in either form that PostgREST passes claims.
 create function ops.current_user_id() returns uuid
-language sql stable set search_path = pg_catalog, pg_temp
-return coalesce(
-    nullif(current_setting('request.jwt.claim.sub', true), ''),
-    nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'sub')::uuid;
+language plpgsql stable set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return coalesce(
+        nullif(current_setting('request.jwt.claim.sub', true), ''),
+        nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'sub')::uuid;
+end
+$$;
 
 create function ops.current_user_role(p_project_id uuid) returns text
 language sql stable set search_path = pg_catalog, pg_temp
@@ -210,8 +214,7 @@ begin
         return true;
     end if;
     if p_wait then
-        perform from ops.projects as p where p.id = v_project_id for key share;
-        perform from ops_private.run_counters as c where c.project_id = v_project_id for update;
+        perform ops_private.lock_queue(v_project_id);
         return true;
     end if;
     perform from ops.projects as p where p.id = v_project_id for key share skip locked;
@@ -223,7 +226,9 @@ begin
 end
 $$;
 
--- A new run that does what another did.
+-- Queues the next attempt of a run, due after p_delay, and returns its id; null when there is no such run. For
+-- a signed-in user the new run is his own, for machines it stays with whoever queued the first. The insert
+-- locks the project and its counter: a caller that locks runs too calls ops_private.lock_queue first.
 create function ops_private.queue_retry(p_run_id uuid, p_delay interval default null) returns uuid
 language plpgsql volatile set search_path = pg_catalog, pg_temp
 as $$
@@ -231,12 +236,18 @@ declare
     v_retry_id uuid;
 begin
     insert into ops.runs (
-        project_id, workflow_id, status, metadata, priority, labels, concurrency_key, created_by, retry_of, attempt,
-        scheduled_at)
-    select r.project_id, r.workflow_id, 'queued', r.metadata, r.priority, r.labels, r.concurrency_key, r.created_by,
-        r.id, r.attempt + 1, ops_private.current_time() + p_delay
+        project_id, workflow_id, metadata, priority, labels, concurrency_key, scheduled_at, created_by,
+        retry_of, attempt)
+    select r.project_id, r.workflow_id, r.metadata, r.priority, r.labels, r.concurrency_key,
+        ops_private.current_time() + p_delay, r.created_by, r.id, r.attempt + 1
     from ops.runs as r where r.id = p_run_id
+    for key share
     returning id into v_retry_id;
+    if v_retry_id is not null then
+        perform ops_private.add_event(p_run_id, 'info', 'retried', jsonb_build_object(
+            'actor', ops_private.actor(), 'retry_run_id', v_retry_id, 'after_seconds',
+            coalesce(round(extract(epoch from p_delay)), 0)));
+    end if;
     return v_retry_id;
 end
 $$;
@@ -251,7 +262,6 @@ declare
     v_run ops.runs;
     v_retry jsonb;
     v_delay interval;
-    v_retry_id uuid;
 begin
     select r.* into v_run from ops.runs as r where r.id = p_run_id;
     select w.config -> 'retry' into v_retry
@@ -267,10 +277,7 @@ begin
     v_delay := make_interval(secs => (1 - random() / 2) * least(3600, power(2, least(v_run.attempt, 20) - 1)
         * case jsonb_typeof(v_retry -> 'delay_seconds')
             when 'number' then greatest(0, least(3600, (v_retry ->> 'delay_seconds')::numeric)) else 10 end));
-    v_retry_id := ops_private.queue_retry(p_run_id, v_delay);
-    perform ops_private.add_event(p_run_id, 'info', format('queued again as attempt %s', v_run.attempt + 1),
-        jsonb_build_object('reason', 'retry', 'retry_run_id', v_retry_id, 'attempt', v_run.attempt + 1,
-            'after_seconds', round(extract(epoch from v_delay))));
+    perform ops_private.queue_retry(p_run_id, v_delay);
 end
 $$;
 

@@ -39,6 +39,7 @@ drop function ops_private.record_run_change();
 drop function ops_private.enforce_run_status_transition();
 drop function ops_private.count_runs();
 drop function ops_private.prepare_run();
+drop function ops_private.lock_queue(uuid);
 drop function ops_private.touch_updated_at();
 
 drop index ops.project_memberships_user_idx;

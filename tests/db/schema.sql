@@ -202,6 +202,50 @@ begin
 end
 $$;
 
+CREATE TABLE ops.upgrade_advisories (
+    id uuid DEFAULT gen_random_uuid() NOT NULL,
+    from_version text NOT NULL,
+    to_version text NOT NULL,
+    severity text NOT NULL,
+    title text NOT NULL,
+    description text,
+    migration_guide text,
+    affects_modules text[] DEFAULT '{}'::text[] NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT upgrade_advisories_severity_check CHECK ((severity = ANY (ARRAY['low'::text, 'medium'::text, 'high'::text, 'critical'::text])))
+);
+
+CREATE FUNCTION ops_private.applicable_advisories(p_from text, p_to text) RETURNS SETOF ops.upgrade_advisories
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_from constant integer[] := ops_private.version_key(p_from);
+    v_to constant integer[] := ops_private.version_key(p_to);
+begin
+    if v_from is null or v_to is null then
+        raise exception 'expected two versions such as 17.0 and 19.0' using errcode = 'invalid_parameter_value';
+    end if;
+    return query
+    select a.*
+    from ops.upgrade_advisories as a
+    cross join lateral (
+        select ops_private.version_key(a.from_version) as since, ops_private.version_key(a.to_version) as until
+    ) as v
+    where v_from <= v.since and v.since <= v.until and v.until <= v_to
+    order by v.since, v.until, array_position('{critical,high,medium,low}', a.severity), a.title, a.id;
+end
+$$;
+
+CREATE FUNCTION ops.applicable_advisories(p_from text, p_to text) RETURNS SETOF ops.upgrade_advisories
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    BEGIN ATOMIC
+ SELECT a.*::ops.upgrade_advisories AS a
+    FROM ops_private.applicable_advisories(applicable_advisories.p_from, applicable_advisories.p_to) a(id, from_version, to_version, severity, title, description, migration_guide, affects_modules, created_at, updated_at);
+END;
+
 CREATE FUNCTION ops_private.cancel_run(p_run_id uuid, p_reason text) RETURNS jsonb
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -381,9 +425,15 @@ end
 $_$;
 
 CREATE FUNCTION ops.current_user_id() RETURNS uuid
-    LANGUAGE sql STABLE
+    LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
-    RETURN (COALESCE(NULLIF(current_setting('request.jwt.claim.sub'::text, true), ''::text), ((NULLIF(current_setting('request.jwt.claims'::text, true), ''::text))::jsonb ->> 'sub'::text)))::uuid;
+    AS $$
+begin
+    return coalesce(
+        nullif(current_setting('request.jwt.claim.sub', true), ''),
+        nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'sub')::uuid;
+end
+$$;
 
 CREATE TABLE ops.project_memberships (
     id uuid DEFAULT gen_random_uuid() NOT NULL,
@@ -399,6 +449,69 @@ CREATE FUNCTION ops.current_user_role(p_project_id uuid) RETURNS text
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     RETURN (SELECT m.role FROM ops.project_memberships m WHERE ((m.project_id = current_user_role.p_project_id) AND (m.user_id = ops.current_user_id())));
+
+CREATE FUNCTION ops_private.enqueue_run(p_workflow_id uuid, p_metadata jsonb, p_idempotency_key text, p_scheduled_at timestamp with time zone) RETURNS jsonb
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_metadata constant jsonb := coalesce(p_metadata, '{}');
+    v_digest constant bytea := sha256(convert_to(jsonb_build_array(
+        p_workflow_id, v_metadata, extract(epoch from p_scheduled_at))::text, 'UTF8'));
+    v_project_id uuid;
+    v_role text;
+    v_key text;
+    v_run_id uuid;
+    v_refusal jsonb;
+begin
+    select w.project_id into v_project_id from ops.workflows as w where w.id = p_workflow_id;
+    if not ops_private.trusted() then
+        v_role := ops.current_user_role(v_project_id);
+        if v_role = 'viewer' then
+            return ops_private.refusal('not_allowed', 'a viewer may not queue runs');
+        end if;
+    end if;
+    if v_project_id is null or (v_role is null and not ops_private.trusted()) then
+        return ops_private.refusal('not_found', 'there is no such workflow');
+    end if;
+    if jsonb_typeof(v_metadata) <> 'object' or not isfinite(p_scheduled_at)
+        or octet_length(p_idempotency_key) not between 1 and 200 then
+        return ops_private.refusal(
+            'bad_argument',
+            'the metadata must be an object, the time finite, and the idempotency key of 1 to 200 bytes');
+    end if;
+
+    -- from here on requests of this project take turns, so two with the same key cannot miss each other
+    perform ops_private.lock_queue(v_project_id);
+    v_key := v_project_id || ':' || p_idempotency_key;
+    select r.id into v_run_id from ops.runs as r where r.idempotency_key = v_key;
+    if found then
+        if not exists (
+            select from ops_private.run_requests as q where q.run_id = v_run_id and q.digest = v_digest
+        ) then
+            return ops_private.refusal('key_reused', 'this idempotency key was used for another request');
+        end if;
+        return ops_private.queued_answer(v_run_id, false);
+    end if;
+    v_refusal := ops_private.check_workflow(p_workflow_id);
+    if v_refusal is not null then
+        return v_refusal;
+    end if;
+    insert into ops.runs (project_id, workflow_id, metadata, idempotency_key, scheduled_at)
+    values (v_project_id, p_workflow_id, v_metadata, v_key,
+        case when p_scheduled_at > ops_private.current_time() then p_scheduled_at end)
+    returning id into v_run_id;
+    if v_key is not null then
+        insert into ops_private.run_requests (run_id, digest) values (v_run_id, v_digest);
+    end if;
+    return ops_private.queued_answer(v_run_id, true);
+end
+$$;
+
+CREATE FUNCTION ops.enqueue_run(p_workflow_id uuid, p_metadata jsonb DEFAULT '{}'::jsonb, p_idempotency_key text DEFAULT NULL::text, p_scheduled_at timestamp with time zone DEFAULT NULL::timestamp with time zone) RETURNS jsonb
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    RETURN ops_private.enqueue_run(p_workflow_id, p_metadata, p_idempotency_key, p_scheduled_at);
 
 CREATE FUNCTION ops.heartbeat(p_worker_id text, p_instance_id uuid, p_lease_seconds integer DEFAULT 300) RETURNS jsonb
     LANGUAGE plpgsql SECURITY DEFINER
@@ -553,6 +666,116 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.retry_run(p_run_id uuid) RETURNS jsonb
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_run ops.runs;
+    v_role text;
+    v_retry_id uuid;
+    v_refusal jsonb;
+begin
+    select r.* into v_run from ops.runs as r where r.id = p_run_id;
+    if not ops_private.trusted() then
+        v_role := ops.current_user_role(v_run.project_id);
+        if v_role is not null and v_role not in ('admin', 'owner')
+            and (v_role <> 'developer' or v_run.created_by is distinct from ops.current_user_id()) then
+            return ops_private.refusal('not_allowed', format('a %s may not retry this run', v_role));
+        end if;
+    end if;
+    if v_run.id is null or (v_role is null and not ops_private.trusted()) then
+        return ops_private.refusal('not_found', 'there is no such run');
+    end if;
+    if not ops_private.is_final(v_run.status) then
+        return ops_private.refusal('not_final', format('the run is still %s', v_run.status));
+    end if;
+
+    perform ops_private.lock_queue(v_run.project_id);
+    select r.id into v_retry_id from ops.runs as r
+    where r.retry_of = p_run_id and not ops_private.is_final(r.status)
+    order by r.run_number limit 1;
+    if found then
+        return ops_private.queued_answer(v_retry_id, false);
+    end if;
+    v_refusal := ops_private.check_workflow(v_run.workflow_id);
+    if v_refusal is not null then
+        return v_refusal;
+    end if;
+    v_retry_id := ops_private.queue_retry(p_run_id);
+    return coalesce(
+        ops_private.queued_answer(v_retry_id, true),
+        ops_private.refusal('not_found', 'there is no such run'));
+end
+$$;
+
+CREATE FUNCTION ops.retry_run(p_run_id uuid) RETURNS jsonb
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    RETURN ops_private.retry_run(p_run_id);
+
+CREATE FUNCTION ops_private.search_run_logs(p_query text, p_project_id uuid, p_run_id uuid, p_limit integer, p_before timestamp with time zone, p_before_run_id uuid, p_before_seq bigint) RETURNS TABLE(run_id uuid, run_number integer, seq bigint, "timestamp" timestamp with time zone, log_level text, message text)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_query constant tsquery := websearch_to_tsquery('simple', p_query);
+    v_before constant timestamptz := coalesce(p_before, 'infinity');
+    v_project_id constant uuid := coalesce(
+        p_project_id, (select r.project_id from ops.runs as r where r.id = p_run_id));
+begin
+    if num_nonnulls(p_project_id, p_run_id) <> 1 then
+        raise exception 'a search is in one project or in one run' using errcode = 'invalid_parameter_value';
+    elsif numnode(v_query) > 0 is not true then
+        raise exception 'a search needs a word' using errcode = 'invalid_parameter_value';
+    elsif (p_limit between 1 and 1000) is not true then
+        raise exception 'a page has 1 to 1000 lines' using errcode = 'invalid_parameter_value';
+    elsif num_nonnulls(p_before, p_before_run_id, p_before_seq) not in (0, 3) then
+        raise exception 'the next page begins at timestamp, run_id and seq of the last line'
+            using errcode = 'invalid_parameter_value';
+    end if;
+    if not ops_private.trusted()
+        and (v_project_id = any (array(select ops_private.my_projects()))) is not true then
+        return;
+    end if;
+    if p_run_id is not null then
+        return query
+        select g.run_id, r.run_number, g.seq, g."timestamp", g.log_level, g.message
+        from ops.run_logs as g
+        join ops.runs as r on r.id = g.run_id
+        where g.run_id = p_run_id
+            and to_tsvector('simple', left(g.message, 1000)) @@ v_query
+            and (g."timestamp", g.seq) < (v_before, coalesce(p_before_seq, 0))
+        order by g."timestamp" desc, g.seq desc
+        limit p_limit;
+    else
+        return query
+        select g.run_id, r.run_number, g.seq, g."timestamp", g.log_level, g.message
+        from ops.run_logs as g
+        join ops.runs as r on r.id = g.run_id
+        where g.project_id = p_project_id
+            and to_tsvector('simple', left(g.message, 1000)) @@ v_query
+            and (g."timestamp", g.run_id, g.seq) < (
+                v_before, coalesce(p_before_run_id, r.id), coalesce(p_before_seq, 0))
+        order by g."timestamp" desc, g.run_id desc, g.seq desc
+        limit p_limit;
+    end if;
+end
+$$;
+
+CREATE FUNCTION ops.search_run_logs(p_query text, p_project_id uuid DEFAULT NULL::uuid, p_run_id uuid DEFAULT NULL::uuid, p_limit integer DEFAULT 100, p_before timestamp with time zone DEFAULT NULL::timestamp with time zone, p_before_run_id uuid DEFAULT NULL::uuid, p_before_seq bigint DEFAULT NULL::bigint) RETURNS TABLE(run_id uuid, run_number integer, seq bigint, "timestamp" timestamp with time zone, log_level text, message text)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    BEGIN ATOMIC
+ SELECT s.run_id,
+     s.run_number,
+     s.seq,
+     s."timestamp",
+     s.log_level,
+     s.message
+    FROM ops_private.search_run_logs(search_run_logs.p_query, search_run_logs.p_project_id, search_run_logs.p_run_id, search_run_logs.p_limit, search_run_logs.p_before, search_run_logs.p_before_run_id, search_run_logs.p_before_seq) s(run_id, run_number, seq, "timestamp", log_level, message);
+END;
+
 CREATE FUNCTION ops.start_workflow_run(p_run_id uuid, p_worker_id text, p_instance_id uuid DEFAULT NULL::uuid) RETURNS jsonb
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -666,6 +889,27 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.check_workflow(p_workflow_id uuid) RETURNS jsonb
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_enabled boolean;
+    v_status text;
+begin
+    select w.enabled, p.status into v_enabled, v_status
+    from ops.workflows as w
+    join ops.projects as p on p.id = w.project_id
+    where w.id = p_workflow_id
+    for key share of w;
+    return case
+        when v_status is null then ops_private.refusal('not_found', 'there is no such workflow')
+        when v_status = 'archived' then ops_private.refusal('project_archived', 'the project is archived')
+        when not v_enabled then ops_private.refusal('workflow_disabled', 'the workflow is disabled')
+    end;
+end
+$$;
+
 CREATE FUNCTION ops_private.count_runs() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -677,6 +921,39 @@ begin
     return null;
 end
 $$;
+
+CREATE FUNCTION ops_private.create_worker(p_name text, p_password text) RETURNS jsonb
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$
+declare
+    v_role record;
+begin
+    if p_name !~ '^[a-z][a-z0-9_-]{0,62}$' is not false then
+        return ops_private.refusal(
+            'bad_argument', 'the name of a worker''s role has up to 63 of a-z, 0-9, _ and -, a letter first');
+    end if;
+    -- in clear it would end up in the server's log
+    if p_password !~ '^SCRAM-SHA-256\$' is not false then
+        return ops_private.refusal('bad_argument', 'the password must be a SCRAM-SHA-256 verifier');
+    end if;
+    select r.oid, r.rolcanlogin
+            and not (r.rolsuper or r.rolcreaterole or r.rolcreatedb or r.rolreplication or r.rolbypassrls)
+            and array['ops_worker'::name] = array(
+                select g.rolname from pg_auth_members as m join pg_roles as g on g.oid = m.roleid
+                where m.member = r.oid) as is_worker
+    into v_role
+    from pg_roles as r where r.rolname = p_name;
+    if v_role.oid is null then
+        execute format('create role %I login password %L in role ops_worker', p_name, p_password);
+        return jsonb_build_object('success', true, 'created', true);
+    elsif not v_role.is_worker then
+        return ops_private.refusal('not_allowed', format('the role %s exists, and is not just a worker', p_name));
+    end if;
+    execute format('alter role %I password %L', p_name, p_password);
+    return jsonb_build_object('success', true, 'created', false);
+end
+$_$;
 
 CREATE FUNCTION ops_private."current_time"() RETURNS timestamp with time zone
     LANGUAGE plpgsql
@@ -848,8 +1125,7 @@ begin
         return true;
     end if;
     if p_wait then
-        perform from ops.projects as p where p.id = v_project_id for key share;
-        perform from ops_private.run_counters as c where c.project_id = v_project_id for update;
+        perform ops_private.lock_queue(v_project_id);
         return true;
     end if;
     perform from ops.projects as p where p.id = v_project_id for key share skip locked;
@@ -858,6 +1134,27 @@ begin
     end if;
     perform from ops_private.run_counters as c where c.project_id = v_project_id for update skip locked;
     return found;
+end
+$$;
+
+CREATE FUNCTION ops_private.lock_queue(p_project_id uuid) RETURNS integer
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_last integer;
+begin
+    perform from ops.projects as p where p.id = p_project_id for key share;
+    if not found then
+        return null;
+    end if;
+    select c.last into v_last from ops_private.run_counters as c where c.project_id = p_project_id for update;
+    if not found then
+        insert into ops_private.run_counters as c (project_id, last) values (p_project_id, 0)
+        on conflict (project_id) do update set last = c.last
+        returning c.last into v_last;
+    end if;
+    return v_last;
 end
 $$;
 
@@ -873,13 +1170,18 @@ end
 $$;
 
 CREATE FUNCTION ops_private.my_projects(p_role text DEFAULT 'viewer'::text) RETURNS SETOF uuid
-    LANGUAGE sql STABLE SECURITY DEFINER
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
+declare
+    v_user_id constant uuid := ops.current_user_id();
+begin
+    return query
     select m.project_id from ops.project_memberships as m
-    where m.user_id = ops.current_user_id()
+    where m.user_id = v_user_id
         and array_position('{viewer,developer,admin,owner}', m.role)
             >= array_position('{viewer,developer,admin,owner}', p_role);
+end
 $$;
 
 CREATE TABLE ops_private.leases (
@@ -923,8 +1225,9 @@ declare
     v_last integer;
 begin
     -- The policy says the same, but only after this trigger: without this check a stranger could tell from
-    -- the error or from a wait whether a project exists.
+    -- the error or from a wait whether a project exists. Who may not insert comes by a function, which checked.
     if not ops_private.trusted()
+        and has_any_column_privilege(ops_private.caller()::name, tg_relid, 'insert')
         and new.project_id <> all (array(select ops_private.my_projects('developer'))) then
         raise exception 'new row violates row-level security policy for table "runs"'
             using errcode = 'insufficient_privilege';
@@ -936,18 +1239,10 @@ begin
         new.created_by := ops.current_user_id();
     end if;
 
-    perform from ops.projects as p where p.id = new.project_id for key share;
-    if not found then
+    v_last := ops_private.lock_queue(new.project_id);
+    if v_last is null then
         new.run_number := 1;
         return new;  -- and let the foreign key say so
-    end if;
-    select c.last into v_last from ops_private.run_counters as c
-    where c.project_id = new.project_id
-    for update;
-    if not found then
-        insert into ops_private.run_counters as c (project_id, last) values (new.project_id, 0)
-        on conflict (project_id) do update set last = c.last
-        returning c.last into v_last;
     end if;
     -- rows of the same statement are above the counter
     select r.run_number into new.run_number from ops.runs as r
@@ -1028,13 +1323,33 @@ declare
     v_retry_id uuid;
 begin
     insert into ops.runs (
-        project_id, workflow_id, status, metadata, priority, labels, concurrency_key, created_by, retry_of, attempt,
-        scheduled_at)
-    select r.project_id, r.workflow_id, 'queued', r.metadata, r.priority, r.labels, r.concurrency_key, r.created_by,
-        r.id, r.attempt + 1, ops_private.current_time() + p_delay
+        project_id, workflow_id, metadata, priority, labels, concurrency_key, scheduled_at, created_by,
+        retry_of, attempt)
+    select r.project_id, r.workflow_id, r.metadata, r.priority, r.labels, r.concurrency_key,
+        ops_private.current_time() + p_delay, r.created_by, r.id, r.attempt + 1
     from ops.runs as r where r.id = p_run_id
+    for key share
     returning id into v_retry_id;
+    if v_retry_id is not null then
+        perform ops_private.add_event(p_run_id, 'info', 'retried', jsonb_build_object(
+            'actor', ops_private.actor(), 'retry_run_id', v_retry_id, 'after_seconds',
+            coalesce(round(extract(epoch from p_delay)), 0)));
+    end if;
     return v_retry_id;
+end
+$$;
+
+CREATE FUNCTION ops_private.queued_answer(p_run_id uuid, p_created boolean) RETURNS jsonb
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return (
+        select jsonb_build_object(
+            'success', true, 'created', p_created, 'run_id', r.id, 'run_number', r.run_number,
+            'status', r.status, 'attempt', r.attempt)
+        from ops.runs as r where r.id = p_run_id
+    );
 end
 $$;
 
@@ -1140,7 +1455,6 @@ declare
     v_run ops.runs;
     v_retry jsonb;
     v_delay interval;
-    v_retry_id uuid;
 begin
     select r.* into v_run from ops.runs as r where r.id = p_run_id;
     select w.config -> 'retry' into v_retry
@@ -1156,10 +1470,7 @@ begin
     v_delay := make_interval(secs => (1 - random() / 2) * least(3600, power(2, least(v_run.attempt, 20) - 1)
         * case jsonb_typeof(v_retry -> 'delay_seconds')
             when 'number' then greatest(0, least(3600, (v_retry ->> 'delay_seconds')::numeric)) else 10 end));
-    v_retry_id := ops_private.queue_retry(p_run_id, v_delay);
-    perform ops_private.add_event(p_run_id, 'info', format('queued again as attempt %s', v_run.attempt + 1),
-        jsonb_build_object('reason', 'retry', 'retry_run_id', v_retry_id, 'attempt', v_run.attempt + 1,
-            'after_seconds', round(extract(epoch from v_delay))));
+    perform ops_private.queue_retry(p_run_id, v_delay);
 end
 $$;
 
@@ -1254,6 +1565,18 @@ begin
             where r.rolname = 'service_role' and pg_has_role(ops_private.caller()::name, r.oid, 'usage'));
 end
 $$;
+
+CREATE FUNCTION ops_private.version_key(p_version text) RETURNS integer[]
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$
+begin
+    if p_version ~ '^\d{1,9}(\.\d{1,9})*$' then
+        return string_to_array(regexp_replace(p_version, '(\.0+)+$', ''), '.')::integer[];
+    end if;
+    return null;
+end
+$_$;
 
 CREATE FUNCTION ops_private.wake_scheduled_runs() RETURNS integer
     LANGUAGE plpgsql
@@ -1431,20 +1754,6 @@ CREATE TABLE ops.tools (
     CONSTRAINT tools_config_check CHECK ((jsonb_typeof(config) = 'object'::text))
 );
 
-CREATE TABLE ops.upgrade_advisories (
-    id uuid DEFAULT gen_random_uuid() NOT NULL,
-    from_version text NOT NULL,
-    to_version text NOT NULL,
-    severity text NOT NULL,
-    title text NOT NULL,
-    description text,
-    migration_guide text,
-    affects_modules text[] DEFAULT '{}'::text[] NOT NULL,
-    created_at timestamp with time zone DEFAULT now() NOT NULL,
-    updated_at timestamp with time zone DEFAULT now() NOT NULL,
-    CONSTRAINT upgrade_advisories_severity_check CHECK ((severity = ANY (ARRAY['low'::text, 'medium'::text, 'high'::text, 'critical'::text])))
-);
-
 CREATE TABLE ops.workflows (
     id uuid DEFAULT gen_random_uuid() NOT NULL,
     project_id uuid NOT NULL,
@@ -1484,6 +1793,11 @@ CREATE TABLE ops_private.run_counters (
     project_id uuid NOT NULL,
     last integer NOT NULL,
     CONSTRAINT run_counters_last_check CHECK ((last >= 0))
+);
+
+CREATE TABLE ops_private.run_requests (
+    run_id uuid NOT NULL,
+    digest bytea NOT NULL
 );
 
 CREATE TABLE ops_private.workers (
@@ -1564,6 +1878,9 @@ ALTER TABLE ONLY ops_private.retired_artifacts
 
 ALTER TABLE ONLY ops_private.run_counters
     ADD CONSTRAINT run_counters_pkey PRIMARY KEY (project_id);
+
+ALTER TABLE ONLY ops_private.run_requests
+    ADD CONSTRAINT run_requests_pkey PRIMARY KEY (run_id);
 
 ALTER TABLE ONLY ops_private.workers
     ADD CONSTRAINT workers_pkey PRIMARY KEY (worker_id);
@@ -1648,6 +1965,9 @@ ALTER TABLE ONLY ops_private.leases
 ALTER TABLE ONLY ops_private.run_counters
     ADD CONSTRAINT run_counters_project_id_fkey FOREIGN KEY (project_id) REFERENCES ops.projects(id) ON DELETE CASCADE;
 
+ALTER TABLE ONLY ops_private.run_requests
+    ADD CONSTRAINT run_requests_run_id_fkey FOREIGN KEY (run_id) REFERENCES ops.runs(id) ON DELETE CASCADE;
+
 CREATE POLICY admins_add ON ops.project_memberships FOR INSERT TO authenticated WITH CHECK (((project_id = ANY (ARRAY( SELECT ops_private.my_projects('owner'::text) AS my_projects))) OR ((role <> 'owner'::text) AND (project_id = ANY (ARRAY( SELECT ops_private.my_projects('admin'::text) AS my_projects))))));
 
 CREATE POLICY admins_change ON ops.project_memberships FOR UPDATE TO authenticated USING (((project_id = ANY (ARRAY( SELECT ops_private.my_projects('owner'::text) AS my_projects))) OR ((role <> 'owner'::text) AND (project_id = ANY (ARRAY( SELECT ops_private.my_projects('admin'::text) AS my_projects)))))) WITH CHECK (((project_id = ANY (ARRAY( SELECT ops_private.my_projects('owner'::text) AS my_projects))) OR ((role <> 'owner'::text) AND (project_id = ANY (ARRAY( SELECT ops_private.my_projects('admin'::text) AS my_projects))))));
@@ -1668,7 +1988,7 @@ CREATE POLICY members_read ON ops.run_artifacts FOR SELECT TO authenticated USIN
 
 CREATE POLICY members_read ON ops.run_events FOR SELECT TO authenticated USING ((project_id = ANY (ARRAY( SELECT ops_private.my_projects() AS my_projects))));
 
-CREATE POLICY members_read ON ops.run_logs FOR SELECT TO authenticated USING ((project_id = ANY (ARRAY( SELECT ops_private.my_projects() AS my_projects))));
+CREATE POLICY members_read ON ops.run_logs FOR SELECT TO authenticated USING ((array_position(ARRAY( SELECT ops_private.my_projects() AS my_projects), project_id) IS NOT NULL));
 
 CREATE POLICY members_read ON ops.runs FOR SELECT TO authenticated USING ((project_id = ANY (ARRAY( SELECT ops_private.my_projects() AS my_projects))));
 
@@ -1744,6 +2064,18 @@ REVOKE ALL ON FUNCTION ops.append_run_logs(p_run_id uuid, p_worker_id text, p_in
 GRANT ALL ON FUNCTION ops.append_run_logs(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_seqs bigint[], p_streams text[], p_levels text[], p_messages text[], p_timestamps timestamp with time zone[]) TO ops_worker;
 GRANT ALL ON FUNCTION ops.append_run_logs(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_seqs bigint[], p_streams text[], p_levels text[], p_messages text[], p_timestamps timestamp with time zone[]) TO service_role;
 
+GRANT SELECT ON TABLE ops.upgrade_advisories TO authenticated;
+GRANT SELECT ON TABLE ops.upgrade_advisories TO ops_worker;
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE ops.upgrade_advisories TO service_role;
+
+REVOKE ALL ON FUNCTION ops_private.applicable_advisories(p_from text, p_to text) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops_private.applicable_advisories(p_from text, p_to text) TO authenticated;
+GRANT ALL ON FUNCTION ops_private.applicable_advisories(p_from text, p_to text) TO service_role;
+
+REVOKE ALL ON FUNCTION ops.applicable_advisories(p_from text, p_to text) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.applicable_advisories(p_from text, p_to text) TO authenticated;
+GRANT ALL ON FUNCTION ops.applicable_advisories(p_from text, p_to text) TO service_role;
+
 REVOKE ALL ON FUNCTION ops_private.cancel_run(p_run_id uuid, p_reason text) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops_private.cancel_run(p_run_id uuid, p_reason text) TO authenticated;
 GRANT ALL ON FUNCTION ops_private.cancel_run(p_run_id uuid, p_reason text) TO service_role;
@@ -1777,6 +2109,14 @@ REVOKE ALL ON FUNCTION ops.current_user_role(p_project_id uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops.current_user_role(p_project_id uuid) TO authenticated;
 GRANT ALL ON FUNCTION ops.current_user_role(p_project_id uuid) TO service_role;
 
+REVOKE ALL ON FUNCTION ops_private.enqueue_run(p_workflow_id uuid, p_metadata jsonb, p_idempotency_key text, p_scheduled_at timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops_private.enqueue_run(p_workflow_id uuid, p_metadata jsonb, p_idempotency_key text, p_scheduled_at timestamp with time zone) TO authenticated;
+GRANT ALL ON FUNCTION ops_private.enqueue_run(p_workflow_id uuid, p_metadata jsonb, p_idempotency_key text, p_scheduled_at timestamp with time zone) TO service_role;
+
+REVOKE ALL ON FUNCTION ops.enqueue_run(p_workflow_id uuid, p_metadata jsonb, p_idempotency_key text, p_scheduled_at timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.enqueue_run(p_workflow_id uuid, p_metadata jsonb, p_idempotency_key text, p_scheduled_at timestamp with time zone) TO authenticated;
+GRANT ALL ON FUNCTION ops.enqueue_run(p_workflow_id uuid, p_metadata jsonb, p_idempotency_key text, p_scheduled_at timestamp with time zone) TO service_role;
+
 REVOKE ALL ON FUNCTION ops.heartbeat(p_worker_id text, p_instance_id uuid, p_lease_seconds integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops.heartbeat(p_worker_id text, p_instance_id uuid, p_lease_seconds integer) TO ops_worker;
 GRANT ALL ON FUNCTION ops.heartbeat(p_worker_id text, p_instance_id uuid, p_lease_seconds integer) TO service_role;
@@ -1797,6 +2137,22 @@ REVOKE ALL ON FUNCTION ops.release_run(p_run_id uuid, p_worker_id text, p_instan
 GRANT ALL ON FUNCTION ops.release_run(p_run_id uuid, p_worker_id text, p_instance_id uuid) TO ops_worker;
 GRANT ALL ON FUNCTION ops.release_run(p_run_id uuid, p_worker_id text, p_instance_id uuid) TO service_role;
 
+REVOKE ALL ON FUNCTION ops_private.retry_run(p_run_id uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops_private.retry_run(p_run_id uuid) TO authenticated;
+GRANT ALL ON FUNCTION ops_private.retry_run(p_run_id uuid) TO service_role;
+
+REVOKE ALL ON FUNCTION ops.retry_run(p_run_id uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.retry_run(p_run_id uuid) TO authenticated;
+GRANT ALL ON FUNCTION ops.retry_run(p_run_id uuid) TO service_role;
+
+REVOKE ALL ON FUNCTION ops_private.search_run_logs(p_query text, p_project_id uuid, p_run_id uuid, p_limit integer, p_before timestamp with time zone, p_before_run_id uuid, p_before_seq bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops_private.search_run_logs(p_query text, p_project_id uuid, p_run_id uuid, p_limit integer, p_before timestamp with time zone, p_before_run_id uuid, p_before_seq bigint) TO authenticated;
+GRANT ALL ON FUNCTION ops_private.search_run_logs(p_query text, p_project_id uuid, p_run_id uuid, p_limit integer, p_before timestamp with time zone, p_before_run_id uuid, p_before_seq bigint) TO service_role;
+
+REVOKE ALL ON FUNCTION ops.search_run_logs(p_query text, p_project_id uuid, p_run_id uuid, p_limit integer, p_before timestamp with time zone, p_before_run_id uuid, p_before_seq bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.search_run_logs(p_query text, p_project_id uuid, p_run_id uuid, p_limit integer, p_before timestamp with time zone, p_before_run_id uuid, p_before_seq bigint) TO authenticated;
+GRANT ALL ON FUNCTION ops.search_run_logs(p_query text, p_project_id uuid, p_run_id uuid, p_limit integer, p_before timestamp with time zone, p_before_run_id uuid, p_before_seq bigint) TO service_role;
+
 REVOKE ALL ON FUNCTION ops.start_workflow_run(p_run_id uuid, p_worker_id text, p_instance_id uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops.start_workflow_run(p_run_id uuid, p_worker_id text, p_instance_id uuid) TO ops_worker;
 GRANT ALL ON FUNCTION ops.start_workflow_run(p_run_id uuid, p_worker_id text, p_instance_id uuid) TO service_role;
@@ -1813,7 +2169,11 @@ REVOKE ALL ON FUNCTION ops_private.caller() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.check_run(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_statuses text[], p_shared boolean) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.check_workflow(p_workflow_id uuid) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.count_runs() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.create_worker(p_name text, p_password text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private."current_time"() FROM PUBLIC;
 
@@ -1833,6 +2193,8 @@ REVOKE ALL ON FUNCTION ops_private.keep_an_owner() FROM PUBLIC;
 REVOKE ALL ON FUNCTION ops_private.keep_run_events() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.lock_for_retry(p_run_id uuid, p_wait boolean) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.lock_queue(p_project_id uuid) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.log_position(p_run_id uuid) FROM PUBLIC;
 
@@ -1855,6 +2217,8 @@ GRANT ALL ON FUNCTION ops_private.prune_run_logs(p_before timestamp with time zo
 
 REVOKE ALL ON FUNCTION ops_private.queue_retry(p_run_id uuid, p_delay interval) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.queued_answer(p_run_id uuid, p_created boolean) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.record_run_change() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.refusal(p_code text, p_error text) FROM PUBLIC;
@@ -1875,6 +2239,8 @@ REVOKE ALL ON FUNCTION ops_private.set_project_of_run() FROM PUBLIC;
 REVOKE ALL ON FUNCTION ops_private.touch_updated_at() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.trusted() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.version_key(p_version text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.wake_scheduled_runs() FROM PUBLIC;
 
@@ -1916,10 +2282,6 @@ GRANT INSERT(metadata) ON TABLE ops.runs TO authenticated;
 GRANT SELECT ON TABLE ops.tools TO authenticated;
 GRANT SELECT ON TABLE ops.tools TO ops_worker;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE ops.tools TO service_role;
-
-GRANT SELECT ON TABLE ops.upgrade_advisories TO authenticated;
-GRANT SELECT ON TABLE ops.upgrade_advisories TO ops_worker;
-GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE ops.upgrade_advisories TO service_role;
 
 GRANT SELECT ON TABLE ops.workflows TO authenticated;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE ops.workflows TO service_role;

@@ -33,12 +33,12 @@ def environ_of(**environ: str) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("OPS_WORKER_")} | environ
 
 
-def ops_worker(*argv: str, **environ: str) -> subprocess.CompletedProcess[str]:
+def ops_worker(*argv: str, stdin: str = "", **environ: str) -> subprocess.CompletedProcess[str]:
     """Runs the command to its end."""
-    command = [sys.executable, "-m", "worker", *argv]
     return subprocess.run(
-        command, cwd=ROOT, env=environ_of(**environ), capture_output=True, text=True, timeout=PATIENCE, check=False
-    )
+        [sys.executable, "-m", "worker", *argv],
+        cwd=ROOT, env=environ_of(**environ), input=stdin, capture_output=True, text=True, timeout=PATIENCE, check=False,
+    )  # fmt: skip
 
 
 @asynccontextmanager

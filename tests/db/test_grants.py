@@ -14,7 +14,10 @@ async def test_who_executes_what(world: World) -> None:
              and r.rolname in ('anon', 'authenticated', 'ops_worker', 'service_role')
              and has_function_privilege(r.oid, p.oid, 'execute')"""
     )
-    user = {"current_user_id", "current_user_role", "cancel_run", "list_queued_runs"}
+    user = {
+        "current_user_id", "current_user_role", "cancel_run", "list_queued_runs", "enqueue_run", "retry_run",
+        "search_run_logs", "applicable_advisories",
+    }  # fmt: skip
     worker = {
         "claim_next_run", "start_workflow_run", "complete_workflow_run", "release_run", "append_run_log",
         "append_run_logs", "add_run_artifact", "add_run_event", "register_worker", "unregister_worker",

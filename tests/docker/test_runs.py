@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.docker import Plane, docker
+from tests.support.docker import HOST_PASSWORD, Plane, docker
+from worker.roles import login_url
 
 
 @pytest.mark.parametrize(
@@ -202,3 +203,22 @@ async def test_no_row_of_the_database_stops_the_worker_or_the_queue(plane: Plane
     await plane.work()
     assert [(await plane.run(run_id))["status"] for run_id in bad] == ["failed", "failed"]
     assert [(await plane.run(run_id))["status"] for run_id in (numbers, last)] == ["succeeded", "succeeded"]
+
+
+async def test_the_worker_is_nobody_but_the_role_of_its_host(plane: Plane) -> None:
+    run_id = await plane.shell("echo hello; echo kept > /artifacts/a.txt")
+    await plane.work()
+    assert (await plane.run(run_id))["status"] == "succeeded"
+    actors = {event["payload"]["actor"] for event in await plane.events(run_id, "state_change")}
+    assert actors == {f"{plane.name}_host"}
+
+
+async def test_a_worker_may_still_be_service_role(plane: Plane) -> None:
+    role = f"{plane.name}_service"
+    await plane.db.execute(f"create role {role} login in role service_role")
+    run_id = await plane.shell("echo hello; echo kept > /artifacts/a.txt")
+    await plane.work(OPS_WORKER_DATABASE_URL=login_url(plane.url, "postgres", role, HOST_PASSWORD))
+    assert (await plane.run(run_id))["status"] == "succeeded"
+    assert await plane.messages(run_id) == ["hello"]
+    assert list(await plane.artifacts(run_id)) == ["a.txt"]
+    assert {event["payload"]["actor"] for event in await plane.events(run_id, "state_change")} == {role}

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.support.docker import Plane, docker
+from tests.support.docker import HOST_PASSWORD, Plane, docker
 
 WAITS = "echo up; while [ ! -e /tmp/go ]; do sleep 0.1; done"
 
@@ -80,5 +80,5 @@ async def test_more_than_the_host_allows_is_refused_not_cut(plane: Plane, key: s
 
 
 async def test_no_setting_of_the_worker_is_said_with_its_password(plane: Plane) -> None:
-    worker = await plane.work(OPS_WORKER_DATABASE_URL=plane.url.replace("postgres@", "postgres:hunter22@"))
-    assert "hunter22" not in worker.output.read_text()
+    worker = await plane.work()
+    assert HOST_PASSWORD not in worker.output.read_text()

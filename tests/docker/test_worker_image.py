@@ -125,7 +125,7 @@ async def control(site: Site, connect: Connect, image: str, tmp_path: Path) -> A
     with cluster.database(cluster.template()) as name:
         db: asyncpg.Connection = await connect(cluster.url(name))
         plane = await new_plane(db, cluster.url(name), image, tmp_path)
-        yield Control(plane, cluster.url(name, host=site.address))
+        yield Control(plane, plane.login(cluster.url(name, host=site.address)))
         if left := await plane.containers():
             docker("rm", "-fv", *left)
 

@@ -17,8 +17,11 @@ from typing import Any
 
 import asyncpg
 
+from worker import roles
+
 ROOT = Path(__file__).resolve().parents[2]
 FINAL = ("succeeded", "failed", "canceled")
+HOST_PASSWORD = "hunter22-of-the-host"  # noqa: S105 - what no worker may print
 PATIENCE = 120.0
 """Seconds after which a test gives up waiting; nothing is asserted about time."""
 
@@ -62,7 +65,10 @@ class WorkerProcess:
 
 @dataclass
 class Plane:
-    """A database with one project, and the workers on it."""
+    """A database with one project, and the workers on it: each logs in with the role of a build host.
+
+    ``db`` and ``url`` are the superuser's.
+    """
 
     db: asyncpg.Connection
     url: str
@@ -74,6 +80,10 @@ class Plane:
     @property
     def store(self) -> Path:
         return self.folder / "store"
+
+    def login(self, url: str) -> str:
+        """Such a URL, for the host's role."""
+        return roles.login_url(url, "postgres", f"{self.name}_host", HOST_PASSWORD)
 
     async def workflow(self, config: Mapping[str, Any] | None = None, **columns: Any) -> uuid.UUID:
         """A new workflow; returns its id."""
@@ -113,7 +123,7 @@ class Plane:
         """A worker process, killed at the end of the block if it still lives."""
         output = self.folder / f"worker-{uuid.uuid4().hex[:8]}.log"
         settings = {
-            "OPS_WORKER_DATABASE_URL": self.url,
+            "OPS_WORKER_DATABASE_URL": self.login(self.url),
             "OPS_WORKER_WORKER_ID": f"{self.name}-worker",
             "OPS_WORKER_ARTIFACT_STORE": self.store.as_uri(),
             "OPS_WORKER_LOG_FORMAT": "json",
@@ -212,8 +222,9 @@ def base_image(*packages: str) -> str:
 
 
 async def new_plane(db: asyncpg.Connection, url: str, image: str, folder: Path, tool: Sequence[str] = ()) -> Plane:
-    """Registers a project and its tool in an empty control plane."""
+    """Registers a project, its tool, and a build host in an empty control plane."""
     name = f"t{uuid.uuid4().hex[:10]}"
+    await roles.create_worker(db, f"{name}_host", HOST_PASSWORD)
     project_id = await db.fetchval(
         "insert into ops.projects (workspace_key, slug, name, odoo_version) values ($1, $1, $1, '19.0') returning id",
         name,

@@ -136,7 +136,7 @@ class Cluster:
         self._databases = 0
         self.directory = Path(tempfile.mkdtemp(prefix=f"ops-pg{major}-"))
         try:
-            self._user = _server_user()
+            self._user = server_user()
             if self._user is not None:
                 os.chown(self.directory, self._user.pw_uid, self._user.pw_gid)
             self._binaries = self._reachable(binaries(major))
@@ -366,7 +366,8 @@ def normalise_dump(dump: str) -> str:
     return "\n".join(kept).strip() + "\n"
 
 
-def _server_user() -> pwd.struct_passwd | None:
+def server_user() -> pwd.struct_passwd | None:
+    """Who runs a server when root starts it; None: the user himself."""
     return pwd.getpwnam(_UNPRIVILEGED) if os.geteuid() == 0 else None
 
 

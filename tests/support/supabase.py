@@ -63,9 +63,9 @@ alter default privileges for role {OWNER} in schema public
 """
 
 
-def supabase_cluster(major: int) -> Cluster:
-    """A server with Supabase's roles, whose superuser is not ``postgres``."""
-    cluster = Cluster(major, superuser=SUPERUSER)
+def supabase_cluster(major: int, *, listen: str = "") -> Cluster:
+    """A server with Supabase's roles, whose superuser is not ``postgres``; ``listen`` as for ``Cluster``."""
+    cluster = Cluster(major, superuser=SUPERUSER, listen=listen)
     run_sync(_run, cluster.url(), _ROLES)
     return cluster
 

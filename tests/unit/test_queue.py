@@ -71,7 +71,6 @@ class Connection:
         self.statements: list[tuple[str, tuple[object, ...]]] = []
         self.listeners: dict[str, Callable[..., None]] = {}
         self.closed = False
-        self.echoes = True
 
     async def fetchval(self, sql: str, *args: object) -> object:
         self.statements.append((sql, args))
@@ -85,10 +84,6 @@ class Connection:
     async def add_listener(self, channel: str, callback: Callable[..., None]) -> None:
         self.listeners[channel] = callback
 
-    async def execute(self, sql: str, *args: object) -> None:
-        if self.echoes:
-            self.notify(cast("str", args[0]), "")
-
     def notify(self, channel: str, payload: str) -> None:
         self.listeners[channel](self, 1, channel, payload)
 
@@ -100,7 +95,13 @@ class Connection:
 
 
 class Pool(Connection):
-    """A pool whose connections all follow one script."""
+    """A pool whose connections all follow one script; what they notify reaches ``audience``."""
+
+    audience: Connection | None = None
+
+    async def execute(self, sql: str, *args: object) -> None:
+        if self.audience is not None:
+            self.audience.notify(cast("str", args[0]), "")
 
     @asynccontextmanager
     async def acquire(self, *, timeout: float) -> AsyncIterator[Connection]:  # noqa: ASYNC109 - asyncpg's
@@ -328,7 +329,8 @@ async def test_nobody_is_declared_dead_before_all_had_the_time_to_renew(
 async def test_a_subscription_proves_itself_and_passes_notifications_on(control: list[Connection]) -> None:
     connection = Connection()
     control += [connection]
-    queue, _ = queue_on()
+    queue, pool = queue_on()
+    pool.audience = connection
     heard: list[object] = []
     assert not queue.listening
     assert await queue.listen(lambda: heard.append("queue"), heard.append)
@@ -343,9 +345,7 @@ async def test_a_subscription_proves_itself_and_passes_notifications_on(control:
 async def test_a_pooler_that_delivers_nothing_is_found_out(
     control: list[Connection], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    connection = Connection()
-    connection.echoes = False
-    control += [connection]
+    control += [Connection()]
     move_on_after = anyio.move_on_after
     monkeypatch.setattr(anyio, "move_on_after", lambda seconds: move_on_after(seconds / 1000))
     assert not await queue_on()[0].listen(lambda: None, lambda _: None)
@@ -354,7 +354,8 @@ async def test_a_pooler_that_delivers_nothing_is_found_out(
 async def test_a_renewal_before_the_subscription_does_not_pass_for_one(control: list[Connection]) -> None:
     connection = Connection(ALIVE)
     control += [connection]
-    queue, _ = queue_on()
+    queue, pool = queue_on()
+    pool.audience = connection
     await queue.heartbeat()
     assert not queue.listening
     await queue.listen(lambda: None, lambda _: None)

@@ -1,0 +1,326 @@
+-- What signed-in users call beside reading and cancelling: queue a run, retry one, search logs, see what to
+-- mind before an upgrade.
+--
+-- Each function is two: one in the schema ops, which an API exposes and which runs with the caller's rights,
+-- over a core in ops_private, which first asks for the caller's role in the project. To somebody who has
+-- none, a workflow, a run or a log line does not exist, and nothing is locked on his behalf. What changes
+-- something answers {"success", ...}; what lists rows is a table, whose senseless arguments are an error with
+-- SQLSTATE 22023.
+--
+-- A key that makes a request safe to repeat is stored with its project in front, as `<project id>:<key>`:
+-- runs.idempotency_key is unique in the whole table, and so no project can meet, or learn of, a key of
+-- another.
+
+-- Queue -----------------------------------------------------------------------------------------------------
+
+-- What was asked for under an idempotency key, as a digest: a run's own columns change later.
+create table ops_private.run_requests (
+    run_id uuid primary key references ops.runs (id) on delete cascade,
+    digest bytea not null
+);
+
+-- Null when a worker would execute a run of this workflow, else the refusal. The lock keeps the workflow from
+-- being deleted before the run that names it is there.
+create function ops_private.check_workflow(p_workflow_id uuid) returns jsonb
+language plpgsql volatile set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_enabled boolean;
+    v_status text;
+begin
+    select w.enabled, p.status into v_enabled, v_status
+    from ops.workflows as w
+    join ops.projects as p on p.id = w.project_id
+    where w.id = p_workflow_id
+    for key share of w;
+    return case
+        when v_status is null then ops_private.refusal('not_found', 'there is no such workflow')
+        when v_status = 'archived' then ops_private.refusal('project_archived', 'the project is archived')
+        when not v_enabled then ops_private.refusal('workflow_disabled', 'the workflow is disabled')
+    end;
+end
+$$;
+
+create function ops_private.queued_answer(p_run_id uuid, p_created boolean) returns jsonb
+language plpgsql stable set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return (
+        select jsonb_build_object(
+            'success', true, 'created', p_created, 'run_id', r.id, 'run_number', r.run_number,
+            'status', r.status, 'attempt', r.attempt)
+        from ops.runs as r where r.id = p_run_id
+    );
+end
+$$;
+
+create function ops_private.enqueue_run(
+    p_workflow_id uuid, p_metadata jsonb, p_idempotency_key text, p_scheduled_at timestamptz
+) returns jsonb
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_metadata constant jsonb := coalesce(p_metadata, '{}');
+    v_digest constant bytea := sha256(convert_to(jsonb_build_array(
+        p_workflow_id, v_metadata, extract(epoch from p_scheduled_at))::text, 'UTF8'));
+    v_project_id uuid;
+    v_role text;
+    v_key text;
+    v_run_id uuid;
+    v_refusal jsonb;
+begin
+    select w.project_id into v_project_id from ops.workflows as w where w.id = p_workflow_id;
+    if not ops_private.trusted() then
+        v_role := ops.current_user_role(v_project_id);
+        if v_role = 'viewer' then
+            return ops_private.refusal('not_allowed', 'a viewer may not queue runs');
+        end if;
+    end if;
+    if v_project_id is null or (v_role is null and not ops_private.trusted()) then
+        return ops_private.refusal('not_found', 'there is no such workflow');
+    end if;
+    if jsonb_typeof(v_metadata) <> 'object' or not isfinite(p_scheduled_at)
+        or octet_length(p_idempotency_key) not between 1 and 200 then
+        return ops_private.refusal(
+            'bad_argument',
+            'the metadata must be an object, the time finite, and the idempotency key of 1 to 200 bytes');
+    end if;
+
+    -- from here on requests of this project take turns, so two with the same key cannot miss each other
+    perform ops_private.lock_queue(v_project_id);
+    v_key := v_project_id || ':' || p_idempotency_key;
+    select r.id into v_run_id from ops.runs as r where r.idempotency_key = v_key;
+    if found then
+        if not exists (
+            select from ops_private.run_requests as q where q.run_id = v_run_id and q.digest = v_digest
+        ) then
+            return ops_private.refusal('key_reused', 'this idempotency key was used for another request');
+        end if;
+        return ops_private.queued_answer(v_run_id, false);
+    end if;
+    v_refusal := ops_private.check_workflow(p_workflow_id);
+    if v_refusal is not null then
+        return v_refusal;
+    end if;
+    insert into ops.runs (project_id, workflow_id, metadata, idempotency_key, scheduled_at)
+    values (v_project_id, p_workflow_id, v_metadata, v_key,
+        case when p_scheduled_at > ops_private.current_time() then p_scheduled_at end)
+    returning id into v_run_id;
+    if v_key is not null then
+        insert into ops_private.run_requests (run_id, digest) values (v_run_id, v_digest);
+    end if;
+    return ops_private.queued_answer(v_run_id, true);
+end
+$$;
+
+-- Retry -----------------------------------------------------------------------------------------------------
+
+-- Who asks twice gets the same retry back for as long as it has not ended.
+create function ops_private.retry_run(p_run_id uuid) returns jsonb
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_run ops.runs;
+    v_role text;
+    v_retry_id uuid;
+    v_refusal jsonb;
+begin
+    select r.* into v_run from ops.runs as r where r.id = p_run_id;
+    if not ops_private.trusted() then
+        v_role := ops.current_user_role(v_run.project_id);
+        if v_role is not null and v_role not in ('admin', 'owner')
+            and (v_role <> 'developer' or v_run.created_by is distinct from ops.current_user_id()) then
+            return ops_private.refusal('not_allowed', format('a %s may not retry this run', v_role));
+        end if;
+    end if;
+    if v_run.id is null or (v_role is null and not ops_private.trusted()) then
+        return ops_private.refusal('not_found', 'there is no such run');
+    end if;
+    if not ops_private.is_final(v_run.status) then
+        return ops_private.refusal('not_final', format('the run is still %s', v_run.status));
+    end if;
+
+    perform ops_private.lock_queue(v_run.project_id);
+    select r.id into v_retry_id from ops.runs as r
+    where r.retry_of = p_run_id and not ops_private.is_final(r.status)
+    order by r.run_number limit 1;
+    if found then
+        return ops_private.queued_answer(v_retry_id, false);
+    end if;
+    v_refusal := ops_private.check_workflow(v_run.workflow_id);
+    if v_refusal is not null then
+        return v_refusal;
+    end if;
+    v_retry_id := ops_private.queue_retry(p_run_id);
+    return coalesce(
+        ops_private.queued_answer(v_retry_id, true),
+        ops_private.refusal('not_found', 'there is no such run'));
+end
+$$;
+
+-- Search ----------------------------------------------------------------------------------------------------
+
+-- Row policies come before an operator that is not leakproof, as @@ is not, and would keep it from the
+-- full-text index; so this core checks the membership itself.
+create function ops_private.search_run_logs(
+    p_query text,
+    p_project_id uuid,
+    p_run_id uuid,
+    p_limit integer,
+    p_before timestamptz,
+    p_before_run_id uuid,
+    p_before_seq bigint
+) returns table (
+    run_id uuid,
+    run_number integer,
+    seq bigint,
+    "timestamp" timestamptz,
+    log_level text,
+    message text
+)
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_query constant tsquery := websearch_to_tsquery('simple', p_query);
+    v_before constant timestamptz := coalesce(p_before, 'infinity');
+    v_project_id constant uuid := coalesce(
+        p_project_id, (select r.project_id from ops.runs as r where r.id = p_run_id));
+begin
+    if num_nonnulls(p_project_id, p_run_id) <> 1 then
+        raise exception 'a search is in one project or in one run' using errcode = 'invalid_parameter_value';
+    elsif numnode(v_query) > 0 is not true then
+        raise exception 'a search needs a word' using errcode = 'invalid_parameter_value';
+    elsif (p_limit between 1 and 1000) is not true then
+        raise exception 'a page has 1 to 1000 lines' using errcode = 'invalid_parameter_value';
+    elsif num_nonnulls(p_before, p_before_run_id, p_before_seq) not in (0, 3) then
+        raise exception 'the next page begins at timestamp, run_id and seq of the last line'
+            using errcode = 'invalid_parameter_value';
+    end if;
+    if not ops_private.trusted()
+        and (v_project_id = any (array(select ops_private.my_projects()))) is not true then
+        return;
+    end if;
+    if p_run_id is not null then
+        return query
+        select g.run_id, r.run_number, g.seq, g."timestamp", g.log_level, g.message
+        from ops.run_logs as g
+        join ops.runs as r on r.id = g.run_id
+        where g.run_id = p_run_id
+            and to_tsvector('simple', left(g.message, 1000)) @@ v_query
+            and (g."timestamp", g.seq) < (v_before, coalesce(p_before_seq, 0))
+        order by g."timestamp" desc, g.seq desc
+        limit p_limit;
+    else
+        return query
+        select g.run_id, r.run_number, g.seq, g."timestamp", g.log_level, g.message
+        from ops.run_logs as g
+        join ops.runs as r on r.id = g.run_id
+        where g.project_id = p_project_id
+            and to_tsvector('simple', left(g.message, 1000)) @@ v_query
+            and (g."timestamp", g.run_id, g.seq) < (
+                v_before, coalesce(p_before_run_id, r.id), coalesce(p_before_seq, 0))
+        order by g."timestamp" desc, g.run_id desc, g.seq desc
+        limit p_limit;
+    end if;
+end
+$$;
+
+-- Advisories ------------------------------------------------------------------------------------------------
+
+-- Numbers to compare by: 9.0 before 10.0, and 17 the same as 17.0; null for what is no version of that kind.
+create function ops_private.version_key(p_version text) returns integer[]
+language plpgsql immutable set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if p_version ~ '^\d{1,9}(\.\d{1,9})*$' then
+        return string_to_array(regexp_replace(p_version, '(\.0+)+$', ''), '.')::integer[];
+    end if;
+    return null;
+end
+$$;
+
+create function ops_private.applicable_advisories(p_from text, p_to text) returns setof ops.upgrade_advisories
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_from constant integer[] := ops_private.version_key(p_from);
+    v_to constant integer[] := ops_private.version_key(p_to);
+begin
+    if v_from is null or v_to is null then
+        raise exception 'expected two versions such as 17.0 and 19.0' using errcode = 'invalid_parameter_value';
+    end if;
+    return query
+    select a.*
+    from ops.upgrade_advisories as a
+    cross join lateral (
+        select ops_private.version_key(a.from_version) as since, ops_private.version_key(a.to_version) as until
+    ) as v
+    where v_from <= v.since and v.since <= v.until and v.until <= v_to
+    order by v.since, v.until, array_position('{critical,high,medium,low}', a.severity), a.title, a.id;
+end
+$$;
+
+-- What an API exposes ---------------------------------------------------------------------------------------
+
+create function ops.enqueue_run(
+    p_workflow_id uuid,
+    p_metadata jsonb default '{}',
+    p_idempotency_key text default null,
+    p_scheduled_at timestamptz default null
+) returns jsonb
+language sql volatile set search_path = pg_catalog, pg_temp
+return ops_private.enqueue_run(p_workflow_id, p_metadata, p_idempotency_key, p_scheduled_at);
+
+create function ops.retry_run(p_run_id uuid) returns jsonb
+language sql volatile set search_path = pg_catalog, pg_temp
+return ops_private.retry_run(p_run_id);
+
+create function ops.search_run_logs(
+    p_query text,
+    p_project_id uuid default null,
+    p_run_id uuid default null,
+    p_limit integer default 100,
+    p_before timestamptz default null,
+    p_before_run_id uuid default null,
+    p_before_seq bigint default null
+) returns table (
+    run_id uuid,
+    run_number integer,
+    seq bigint,
+    "timestamp" timestamptz,
+    log_level text,
+    message text
+)
+language sql stable set search_path = pg_catalog, pg_temp
+begin atomic
+    select s.run_id, s.run_number, s.seq, s."timestamp", s.log_level, s.message
+    from ops_private.search_run_logs(
+        p_query, p_project_id, p_run_id, p_limit, p_before, p_before_run_id, p_before_seq) as s;
+end;
+
+create function ops.applicable_advisories(p_from text, p_to text) returns setof ops.upgrade_advisories
+language sql stable set search_path = pg_catalog, pg_temp
+begin atomic
+    select a from ops_private.applicable_advisories(p_from, p_to) as a;
+end;
+
+-- Grants ----------------------------------------------------------------------------------------------------
+
+revoke execute on all functions in schema ops_private from public;
+revoke execute on function
+    ops.enqueue_run(uuid, jsonb, text, timestamptz),
+    ops.retry_run(uuid),
+    ops.search_run_logs(text, uuid, uuid, integer, timestamptz, uuid, bigint),
+    ops.applicable_advisories(text, text)
+from public;
+
+grant execute on function
+    ops.enqueue_run(uuid, jsonb, text, timestamptz),
+    ops.retry_run(uuid),
+    ops.search_run_logs(text, uuid, uuid, integer, timestamptz, uuid, bigint),
+    ops.applicable_advisories(text, text),
+    ops_private.enqueue_run(uuid, jsonb, text, timestamptz),
+    ops_private.retry_run(uuid),
+    ops_private.search_run_logs(text, uuid, uuid, integer, timestamptz, uuid, bigint),
+    ops_private.applicable_advisories(text, text)
+to authenticated, service_role;

@@ -1,0 +1,40 @@
+-- A database role for each build host.
+--
+-- A lease belongs to the role that claimed, so a host that logs in with a role of its own can touch only what
+-- it claimed itself, and dropping the role shuts out just that host. The function makes such a role, or gives
+-- it a new password. It runs with the rights of its caller, who needs CREATEROLE (PostgreSQL 16 and later:
+-- and ADMIN on ops_worker, which whoever created that role has); nobody is granted it but its owner.
+
+create function ops_private.create_worker(p_name text, p_password text) returns jsonb
+language plpgsql volatile set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_role record;
+begin
+    if p_name !~ '^[a-z][a-z0-9_-]{0,62}$' is not false then
+        return ops_private.refusal(
+            'bad_argument', 'the name of a worker''s role has up to 63 of a-z, 0-9, _ and -, a letter first');
+    end if;
+    -- in clear it would end up in the server's log
+    if p_password !~ '^SCRAM-SHA-256\$' is not false then
+        return ops_private.refusal('bad_argument', 'the password must be a SCRAM-SHA-256 verifier');
+    end if;
+    select r.oid, r.rolcanlogin
+            and not (r.rolsuper or r.rolcreaterole or r.rolcreatedb or r.rolreplication or r.rolbypassrls)
+            and array['ops_worker'::name] = array(
+                select g.rolname from pg_auth_members as m join pg_roles as g on g.oid = m.roleid
+                where m.member = r.oid) as is_worker
+    into v_role
+    from pg_roles as r where r.rolname = p_name;
+    if v_role.oid is null then
+        execute format('create role %I login password %L in role ops_worker', p_name, p_password);
+        return jsonb_build_object('success', true, 'created', true);
+    elsif not v_role.is_worker then
+        return ops_private.refusal('not_allowed', format('the role %s exists, and is not just a worker', p_name));
+    end if;
+    execute format('alter role %I password %L', p_name, p_password);
+    return jsonb_build_object('success', true, 'created', false);
+end
+$$;
+
+revoke execute on function ops_private.create_worker(text, text) from public;

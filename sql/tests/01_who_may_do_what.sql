@@ -1,0 +1,87 @@
+-- The table "Who may do what" of docs/security.md, cell by cell, with both forms of a JWT's claims.
+--
+-- Run the folder with `supabase test db sql/tests`, or with `pg_prove --host HOST --dbname NAME sql/tests/*.sql` after
+-- `create extension pgtap`, as the role that migrated or a superuser. Nothing stays in the database.
+\ir world.psql
+
+select pg_temp.new_run('queued', 'queued', null);
+select pg_temp.new_run('developers', 'queued', 'developer');
+select pg_temp.new_run('viewers', 'queued', 'viewer');
+select pg_temp.new_run('ended', 'failed', null);
+select pg_temp.new_run('developers_ended', 'failed', 'developer');
+select pg_temp.new_run('claimed', 'claimed', null);
+select pg_temp.new_run('run', 'running', null);
+insert into ops.run_logs (run_id, log_level, message) select id, 'info', 'hello' from known where name = 'run';
+insert into ops.run_artifacts (run_id, artifact_key, artifact_url)
+select id, 'a', 'file:///a' from known where name = 'run';
+
+create temp table cell (who_may text[], statement text);
+
+insert into cell values
+    -- read project, workflows, runs, events, artifacts, logs, memberships
+    ('{viewer,developer,admin,owner,service_role}', $$select from ops.projects where id = '{project}'$$),
+    ('{viewer,developer,admin,owner,service_role}', $$select from ops.workflows where id = '{workflow}'$$),
+    ('{viewer,developer,admin,owner,service_role}', $$select from ops.runs where id = '{run}'$$),
+    ('{viewer,developer,admin,owner,service_role}', $$select from ops.run_events where run_id = '{run}'$$),
+    ('{viewer,developer,admin,owner,service_role}', $$select from ops.run_artifacts where run_id = '{run}'$$),
+    ('{viewer,developer,admin,owner,service_role}', $$select from ops.run_logs where run_id = '{run}'$$),
+    ('{viewer,developer,admin,owner,service_role}',
+        $$select from ops.project_memberships where project_id = '{project}'$$),
+    ('{viewer,developer,admin,owner,service_role}',
+        $$select from ops.list_queued_runs() where project_id = '{project}'$$),
+    ('{viewer,developer,admin,owner,service_role}',
+        $$select from ops.search_run_logs('hello', p_project_id => '{project}')$$),
+    ('{viewer,developer,admin,owner,service_role}',
+        $$select from ops.search_run_logs('hello', p_run_id => '{run}')$$),
+    -- create and edit workflows, create runs
+    ('{developer,admin,owner,service_role}',
+        $$insert into ops.workflows (project_id, workflow_type, name) values ('{project}', 'test', 't')$$),
+    ('{developer,admin,owner,service_role}', $$update ops.workflows set name = 'x' where id = '{workflow}'$$),
+    ('{developer,admin,owner,service_role}',
+        $$insert into ops.runs (project_id, workflow_id, status) values ('{project}', '{workflow}', 'queued')$$),
+    ('{developer,admin,owner,service_role}', $$select ops.enqueue_run('{workflow}')$$),
+    -- cancel and retry runs
+    ('{admin,owner,service_role}', $$select ops.cancel_run('{queued}')$$),
+    ('{admin,owner,service_role}', $$select ops.cancel_run('{run}')$$),
+    ('{admin,owner,service_role}', $$select ops.cancel_run('{viewers}')$$),
+    ('{developer,admin,owner,service_role}', $$select ops.cancel_run('{developers}')$$),
+    ('{admin,owner,service_role}', $$select ops.retry_run('{ended}')$$),
+    ('{developer,admin,owner,service_role}', $$select ops.retry_run('{developers_ended}')$$),
+    -- edit project settings
+    ('{owner,service_role}', $$update ops.projects set name = 'x' where id = '{project}'$$),
+    ('{owner,service_role}', $$update ops.projects set config = '{"a": 1}' where id = '{project}'$$),
+    -- manage memberships
+    ('{admin,owner,service_role}',
+        $$update ops.project_memberships set role = 'admin' where user_id = '{viewer}'$$),
+    ('{admin,owner,service_role}', $$delete from ops.project_memberships where user_id = '{developer}'$$),
+    ('{owner,service_role}', $$update ops.project_memberships set role = 'owner' where user_id = '{admin}'$$),
+    ('{owner,service_role}', $$update ops.project_memberships set role = 'owner' where user_id = '{viewer}'$$),
+    ('{}', $$update ops.project_memberships set role = 'viewer' where user_id = '{owner}'$$),
+    ('{}', $$delete from ops.project_memberships where user_id = '{owner}'$$),
+    -- tools, advisories
+    ('{viewer,developer,admin,owner,stranger,ops_worker,service_role}', 'select from ops.tools'),
+    ('{viewer,developer,admin,owner,stranger,ops_worker,service_role}', 'select from ops.upgrade_advisories'),
+    ('{viewer,developer,admin,owner,stranger,service_role}',
+        $$select from ops.applicable_advisories('17.0', '19.0')$$),
+    ('{service_role}', $$insert into ops.tools (tool_name, version, docker_image) values ('x', '1', 'x')$$),
+    ('{service_role}', $$update ops.tools set docker_image = 'x'$$),
+    ('{service_role}', 'delete from ops.upgrade_advisories'),
+    -- claim, start, complete, append, add artifact
+    ('{ops_worker,service_role}', $$select ops.claim_next_run('tap')$$),
+    ('{ops_worker,service_role}', $$select ops.heartbeat('tap', gen_random_uuid())$$),
+    ('{ops_worker,service_role}', $$select ops.register_worker('tap', gen_random_uuid())$$),
+    ('{ops_worker,service_role}', $$select ops.unregister_worker('tap', gen_random_uuid())$$),
+    ('{ops_worker,service_role}', $$select ops.reap()$$),
+    -- of runs that another role claimed
+    ('{service_role}', $$select ops.start_workflow_run('{claimed}', null)$$),
+    ('{service_role}', $$select ops.release_run('{claimed}', null, null)$$),
+    ('{service_role}', $$select ops.append_run_log('{run}', 'info', 'x')$$),
+    ('{service_role}', $$select ops.add_run_event('{run}', 'info', 'x')$$),
+    ('{service_role}', $$select ops.add_run_artifact('{run}', 'x', 'x')$$),
+    ('{service_role}', $$select ops.complete_workflow_run('{run}', 0)$$);
+
+select plan((select count(*)::integer * 2 from cell));
+select is(pg_temp.who_may(f, c.statement), c.who_may, f || ' claims: ' || c.statement)
+from cell as c, unnest('{old,new}'::text[]) as f;
+select * from finish();
+rollback;

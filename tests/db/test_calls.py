@@ -1,0 +1,100 @@
+"""Who calls which function, tried as the roles themselves."""
+
+from __future__ import annotations
+
+import json
+
+import asyncpg
+import pytest
+
+from tests.db.crowd import ADMINS, COLUMNS, DEVELOPERS, HOST, ROLES, TABLES, Crowd, Form, new_claims, old_claims
+from tests.db.world import INSTANCE, World, call
+
+WORKERS = {"ops_worker", HOST, "service_role"}
+SERVICE = {"service_role"}
+
+CALLS: list[tuple[str, set[str]]] = [
+    ("enqueue_run('{workflow}')", DEVELOPERS | SERVICE),
+    ("enqueue_run('{workflow}', '{{}}', 'a key', now() + interval '1 day')", DEVELOPERS | SERVICE),
+    ("cancel_run('{run}')", ADMINS | SERVICE),
+    ("cancel_run('{developers}')", DEVELOPERS | SERVICE),
+    ("cancel_run('{viewers}')", ADMINS | SERVICE),
+    ("retry_run('{ended}')", ADMINS | SERVICE),
+    ("retry_run('{developers_ended}')", DEVELOPERS | SERVICE),
+    ("register_worker('w', gen_random_uuid())", WORKERS),
+    ("unregister_worker('w', gen_random_uuid())", WORKERS),
+    ("heartbeat('w', gen_random_uuid())", WORKERS),
+    ("claim_next_run('w')", WORKERS),
+    ("reap()", WORKERS),
+    # a run that the superuser's worker holds
+    ("start_workflow_run('{claimed}', 'host-a')", SERVICE),
+    ("release_run('{claimed}', 'host-a', '{instance}')", SERVICE),
+    ("append_run_log('{run}', 'info', 'x')", SERVICE),
+    ("append_run_logs('{run}', 'host-a', '{instance}', '{{1}}', '{{stdout}}', '{{info}}', '{{x}}', array[now()])",
+     SERVICE),
+    ("add_run_event('{run}', 'info', 'x')", SERVICE),
+    ("add_run_artifact('{run}', 'x', 'x')", SERVICE),
+    ("adopt_run('{run}', 'host-a', '{instance}', 'engine-1')", SERVICE),
+    ("complete_workflow_run('{run}', 0)", SERVICE),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("form", [old_claims, new_claims])
+async def test_who_calls_what(crowd: Crowd, form: Form) -> None:
+    everybody = {who: await crowd.sign_in(who, form) for who in COLUMNS}
+    ended, claimed = await crowd.world.run_in("failed"), await crowd.world.claimed()
+    ids = {
+        "workflow": crowd.world.workflow, "run": crowd.run, "instance": INSTANCE, "ended": ended, "claimed": claimed,
+        "developers": await crowd.world.queue(created_by=crowd.users["developer"]),
+        "viewers": await crowd.world.queue(created_by=crowd.users["viewer"]),
+        "developers_ended": await crowd.world.queue(created_by=crowd.users["developer"]),
+    }  # fmt: skip
+    await crowd.world.set_status(ids["developers_ended"], "canceled")
+    before = await snapshot(crowd.world)
+    for text, who_may in CALLS:
+        called = text.format(**ids)
+        may = {who for who, connection in everybody.items() if await answered(connection, called)}
+        assert (called, may) == (called, who_may)
+    assert await snapshot(crowd.world) == before
+    every = {text.partition("(")[0] for text, _ in CALLS}
+    functions = await crowd.world.db.fetch(
+        "select proname from pg_proc where pronamespace = 'ops'::regnamespace and prorettype = 'jsonb'::regtype"
+    )
+    assert {row["proname"] for row in functions} == every
+
+
+async def answered(connection: asyncpg.Connection, called: str) -> bool:
+    """Whether that call of a function succeeds; what it did is taken back."""
+    transaction = connection.transaction()
+    await transaction.start()
+    try:
+        answer = json.loads(await connection.fetchval(f"select ops.{called}"))
+    except asyncpg.InsufficientPrivilegeError as error:
+        assert str(error).startswith("permission denied for")  # noqa: PT017
+        return False
+    finally:
+        await transaction.rollback()
+    if "code" not in answer:
+        return True
+    assert answer["code"] in ("not_allowed", "not_found", "not_owner")
+    return False
+
+
+async def snapshot(world: World) -> list[object]:
+    """What is in every table."""
+    tables = [f"ops.{table}" for table in TABLES] + ["ops_private.leases", "ops_private.workers"]
+    return [[tuple(row) for row in await world.db.fetch(f"select * from {table} order by 1, 2")] for table in tables]
+
+
+@pytest.mark.parametrize("mine", [True, False])
+@pytest.mark.parametrize("who", [*ROLES, "stranger"])
+async def test_who_cancels_a_run(crowd: Crowd, who: str, *, mine: bool) -> None:
+    run = await crowd.world.queue(created_by=crowd.users[who] if mine else None)
+    answer = await call(await crowd.sign_in(who), "cancel_run", run)
+    may = who in ADMINS or (who == "developer" and mine)
+    assert answer["success"] == may
+    assert answer.get("code") == (None if may else "not_found" if who == "stranger" else "not_allowed")
+    assert await crowd.world.status(run) == ("canceled" if may else "queued")
+    if may:
+        (event,) = await crowd.world.events(run, "state_change")
+        assert event["actor"] == str(crowd.users[who])

@@ -1,0 +1,64 @@
+"""The pgTAP files that a person can run against his own database, by pg_prove, as on Supabase and as a superuser."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support.debian import unpacked
+from tests.support.postgres import NEWEST, Cluster, client_binaries, run_sync
+from tests.support.supabase import OWNER, supabase_cluster, supabase_database
+from worker import migrations
+
+FILES = sorted((Path(__file__).resolve().parents[2] / "sql" / "tests").glob("*.sql"))
+
+
+def load_pgtap(url: str, *settings: str) -> None:
+    """What `create extension pgtap` would do; the servers here are not Debian's, but it is plain SQL."""
+    (script,) = unpacked("postgresql-15-pgtap").glob("usr/share/postgresql/15/extension/pgtap--?.?.?.sql")
+    text = re.sub(r"^\\.*$", "", script.read_text(), flags=re.MULTILINE)
+    psql(url, "\n".join((*settings, text)))
+
+
+def psql(url: str, text: str) -> None:
+    command = [str(client_binaries() / "psql"), "-X", "-q", "-v", "ON_ERROR_STOP=1", url]
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def prove(cluster: Cluster, database: str, user: str) -> None:
+    root = unpacked("libtap-parser-sourcehandler-pgtap-perl")
+    done = subprocess.run(
+        ["perl", root / "usr/bin/pg_prove", "--psql-bin", client_binaries() / "psql", "--verbose",
+         "--host", cluster.directory, "--port", str(cluster.port), "--dbname", database, "--username", user, *FILES],
+        env=os.environ | {"PERL5LIB": str(root / "usr/share/perl5")}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    failed = [line for line in done.stdout.splitlines() if line.startswith(("not ok", "#"))]
+    assert done.returncode == 0, "\n".join((*failed, done.stdout[-2000:], done.stderr))
+    assert "Result: PASS" in done.stdout
+
+
+@pytest.mark.parametrize("major", [15, NEWEST])
+def test_all_pass_as_supabases_owner(major: int) -> None:
+    async def migrate(url: str) -> None:
+        async with migrations.connect(url) as connection:
+            await migrations.migrate(connection)
+
+    with supabase_cluster(major) as cluster, supabase_database(cluster) as name:
+        run_sync(migrate, cluster.url(name, user=OWNER))
+        load_pgtap(cluster.url(name), "set search_path = extensions;")
+        cluster.execute(f'alter database {name} set search_path = "$user", public, extensions')
+        psql(cluster.url(name), "grant usage on schema extensions to public")
+        before = cluster.dump(name)
+        prove(cluster, name, OWNER)
+        assert cluster.dump(name) == before
+
+
+def test_all_pass_as_a_superuser(cluster: Cluster) -> None:
+    with cluster.database(cluster.template()) as name:
+        load_pgtap(cluster.url(name))
+        prove(cluster, name, cluster.superuser)

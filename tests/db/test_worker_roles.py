@@ -1,0 +1,250 @@
+"""A role for each build host: how it is made, and that it reaches nothing but what it claimed itself."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import asyncpg
+import pytest
+import pytest_asyncio
+
+from tests.conftest import Connect
+from tests.db.test_cli import complaints, ops_worker
+from tests.db.test_run_life import LIFE
+from tests.db.world import ENGINE, INSTANCE, WORKER, World, call, shift_clock
+from tests.support.postgres import NEWEST, Cluster
+from tests.support.supabase import OWNER, supabase_cluster, supabase_database
+from worker import migrations, roles
+
+PASSWORD = "correct-horse-battery"  # noqa: S105 - of roles that live as long as a test
+NAME = "ops_worker_test_host"
+
+
+def create_worker(url: str, *words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return ops_worker("db", "create-worker", *words, stdin=stdin, OPS_WORKER_DATABASE_URL=url)
+
+
+# Made -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=[15, NEWEST])
+def supabase(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """A server with Supabase's roles that asks for passwords; CREATEROLE means another thing from 16 on."""
+    with supabase_cluster(request.param, listen="127.0.0.1") as cluster:
+        yield cluster
+
+
+async def test_the_line_that_is_printed_logs_in_and_works(supabase: Cluster, connect: Connect) -> None:
+    """As Supabase's owner, who is no superuser; over TCP, where the server asks for the password."""
+    with supabase_database(supabase) as name:
+        supabase.execute(f"alter role {OWNER} password '{PASSWORD}'")
+        url = supabase.url(name, user=OWNER, host="127.0.0.1", password=PASSWORD)
+        assert ops_worker("db", "migrate", OPS_WORKER_DATABASE_URL=url).returncode == 0
+        done = create_worker(url, NAME)
+        assert (done.returncode, done.stderr) == (0, "")
+        (line,) = done.stdout.splitlines()
+        variable, _, login = line.partition("=")
+        assert variable == "OPS_WORKER_DATABASE_URL"
+
+        host = await connect(login)
+        assert await host.fetchval("select current_user") == NAME
+        assert (await call(host, "claim_next_run", WORKER))["message"] == "no queued runs"
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await host.fetch("select from ops.runs")
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await host.execute("set role service_role")
+
+        again = create_worker(url, NAME).stdout.strip().partition("=")[2]
+        assert again != login
+        with pytest.raises(asyncpg.InvalidPasswordError):
+            await connect(login)
+        await connect(again)
+        supabase.execute(f'drop role "{NAME}"')  # nothing that it did keeps it
+
+
+async def test_the_password_may_come_by_standard_input(tcp_cluster: Cluster, connect: Connect) -> None:
+    with tcp_cluster.database(tcp_cluster.template()) as name:
+        url = tcp_cluster.url(name, host="127.0.0.1")
+        done = create_worker(url, NAME, "-", stdin=f"{PASSWORD}\n")
+        assert (done.returncode, done.stdout, done.stderr) == (0, f"role {NAME} is created\n", "")
+        await connect(tcp_cluster.url(name, user=NAME, host="127.0.0.1", password=PASSWORD))
+        done = create_worker(url, NAME, "-", stdin=PASSWORD[::-1])
+        assert done.stdout == f"role {NAME} has a new password\n"
+        await connect(tcp_cluster.url(name, user=NAME, host="127.0.0.1", password=PASSWORD[::-1]))
+
+
+@pytest.mark.parametrize(
+    ("words", "stdin", "complaint"),
+    [
+        ((), "", "too few words"),
+        ((NAME, "-", "x"), "", "too many words"),
+        ((NAME, PASSWORD), "", "standard input"),
+        ((NAME, "-"), "", "at least 12"),
+        (("Build Host",), "", "a-z"),
+    ],
+)
+def test_what_will_not_do_is_said_in_a_line(db_url: str, words: tuple[str, ...], stdin: str, complaint: str) -> None:
+    done = create_worker(db_url, *words, stdin=stdin)
+    assert done.returncode in (1, 2)
+    (line,) = complaints(done)
+    assert complaint in line
+    assert PASSWORD not in line
+
+
+@pytest.mark.parametrize(
+    ("name", "password", "complaint"),
+    [
+        (NAME, "short", "at least 12"),
+        (NAME, "pässwörd-that-is-long", "printable ASCII"),
+        (NAME, "line-one\nline-two", "printable ASCII"),
+        ("9host", PASSWORD, "a letter first"),
+        ("x" * 64, PASSWORD, "up to 63"),
+        ("pg_worker", PASSWORD, "reserved"),
+        ("postgres", PASSWORD, "not just a worker"),
+        ("ops_worker", PASSWORD, "not just a worker"),
+        ("service_role", PASSWORD, "not just a worker"),
+    ],
+)
+async def test_no_role_is_made_of_this(db: asyncpg.Connection, name: str, password: str, complaint: str) -> None:
+    before = await db.fetch("select * from pg_authid")
+    with pytest.raises(roles.RoleError, match=complaint):
+        await roles.create_worker(db, name, password)
+    assert await db.fetch("select * from pg_authid") == before
+
+
+def test_a_database_without_the_schema_says_so(empty_db_url: str) -> None:
+    done = create_worker(empty_db_url, NAME)
+    assert done.returncode == 1
+    assert "ops-worker db migrate" in done.stderr
+
+
+async def test_a_worker_makes_no_workers(db: asyncpg.Connection, connect: Connect) -> None:
+    await roles.create_worker(db, NAME, PASSWORD)
+    host = await connect(user=NAME)
+    with pytest.raises(roles.RoleError, match="permission denied for schema ops_private"):
+        await roles.create_worker(host, f"{NAME}_2", PASSWORD)
+
+
+async def test_an_owner_who_may_not_create_roles_is_told_what_it_takes(cluster: Cluster, connect: Connect) -> None:
+    await asyncio.to_thread(cluster.template)  # the roles are there
+    with cluster.database() as name:
+        cluster.execute("create role plain login")
+        cluster.execute(f"alter database {name} owner to plain")
+        db = await connect(cluster.url(name, user="plain"))
+        await migrations.migrate(db)
+        with pytest.raises(roles.RoleError, match=r"permission denied.*CREATEROLE"):
+            await roles.create_worker(db, NAME, PASSWORD)
+
+
+async def test_a_role_that_was_given_more_gets_no_new_password(db: asyncpg.Connection) -> None:
+    await roles.create_worker(db, NAME, PASSWORD)
+    await db.execute(f"grant service_role to {NAME}")
+    with pytest.raises(roles.RoleError, match="not just a worker"):
+        await roles.create_worker(db, NAME, PASSWORD)
+
+
+async def test_the_server_never_sees_the_password(db: asyncpg.Connection) -> None:
+    await roles.create_worker(db, NAME, PASSWORD)
+    stored = await db.fetchval("select rolpassword from pg_authid where rolname = $1", NAME)
+    assert stored.startswith("SCRAM-SHA-256$4096:")
+    assert "verifier" in await db.fetchval("select ops_private.create_worker($1, $2)", NAME, PASSWORD)
+
+
+# Kept apart -------------------------------------------------------------------------------------------------
+
+
+@pytest_asyncio.fixture
+async def hosts(world: World, connect: Connect) -> tuple[asyncpg.Connection, asyncpg.Connection]:
+    """Two hosts, each logged in with a role of its own."""
+    for name in ("host_one", "host_two"):
+        await roles.create_worker(world.db, name, PASSWORD)
+    return await connect(user="host_one"), await connect(user="host_two")
+
+
+Hosts = tuple[asyncpg.Connection, asyncpg.Connection]
+MASKS: list[dict[str, Any]] = [
+    {"p_worker_id": WORKER, "p_instance_id": INSTANCE},  # what the other one writes
+    {"p_worker_id": WORKER, "p_instance_id": None},
+    {"p_worker_id": "host-two", "p_instance_id": uuid.uuid4()},
+]
+
+
+@pytest.mark.parametrize("mask", MASKS, ids=["as the other", "as the other, unnamed", "as itself"])
+@pytest.mark.parametrize("function", [*LIFE, "adopt_run"])
+async def test_a_run_belongs_to_the_host_that_claimed_it(
+    world: World, hosts: Hosts, function: str, mask: dict[str, Any]
+) -> None:
+    one, two = hosts
+    run = await world.queue()
+    claim = {"p_worker_id": WORKER, "p_instance_id": INSTANCE, "p_engine_id": ENGINE}
+    assert (await call(one, "claim_next_run", **claim))["run_id"] == str(run)
+    if function not in ("release_run", "start_workflow_run"):
+        assert (await call(one, "start_workflow_run", run, WORKER, INSTANCE))["success"]
+    named = {**LIFE.get(function, {"p_engine_id": ENGINE}), **mask}
+    if function == "adopt_run":
+        await shift_clock(world.db, 10_000)  # long after the lease ran out
+    before = await everything(world, run)
+
+    answer = await call(two, function, p_run_id=run, **named)
+    assert answer["code"] in (("not_owner", "bad_argument") if function == "adopt_run" else ("not_owner",))
+    assert await everything(world, run) == before
+
+    own = {**named, "p_worker_id": WORKER, "p_instance_id": INSTANCE}
+    assert (await call(one, function, p_run_id=run, **own)).get("code") is None
+
+
+async def everything(world: World, run: uuid.UUID) -> list[list[tuple[Any, ...]]]:
+    """All that the database holds of a run."""
+    tables = ("ops.run_events", "ops.run_logs", "ops.run_artifacts", "ops_private.leases")
+    rows = [await world.db.fetch(f"select * from {table} where run_id = $1", run) for table in tables]
+    return [[tuple(row) for row in found] for found in [*rows, [await world.row(run)]]]
+
+
+async def test_a_host_neither_renews_nor_takes_nor_gives_up_what_is_the_others(world: World, hosts: Hosts) -> None:
+    one, two = hosts
+    run = await world.queue()
+    assert (await call(one, "register_worker", WORKER, INSTANCE, "host", ENGINE))["success"]
+    await call(one, "claim_next_run", WORKER, INSTANCE)
+    expires_at = await world.expires_at(run)
+
+    beat = await call(two, "heartbeat", WORKER, INSTANCE, 86_400)
+    assert (beat["registered"], beat["runs"]) == (False, [])
+    assert await world.expires_at(run) == expires_at
+    for instance in (INSTANCE, uuid.uuid4()):
+        answer = await call(two, "register_worker", WORKER, instance, "host", ENGINE, p_takeover=True)
+        assert answer["code"] == "worker_id_taken"
+    await call(two, "unregister_worker", WORKER, INSTANCE)
+    assert (await call(one, "heartbeat", WORKER, INSTANCE))["registered"]
+    assert (await call(two, "reap"))["requeued"] == []
+    assert await world.status(run) == "claimed"
+
+
+async def test_what_a_host_claims_under_anothers_name_is_its_own(world: World, hosts: Hosts) -> None:
+    one, two = hosts
+    run = await world.queue()
+    assert (await call(two, "claim_next_run", WORKER, INSTANCE))["run_id"] == str(run)
+    assert (await call(one, "start_workflow_run", run, WORKER, INSTANCE))["code"] == "not_owner"
+    assert (await call(one, "heartbeat", WORKER, INSTANCE))["runs"] == []
+    assert (await call(two, "start_workflow_run", run, WORKER, INSTANCE))["success"]
+
+
+async def test_service_role_acts_for_any_worker(world: World, hosts: Hosts, connect: Connect) -> None:
+    run = await world.queue()
+    await call(hosts[0], "claim_next_run", WORKER, INSTANCE)
+    service = await connect(role="service_role")
+    assert (await call(service, "start_workflow_run", run, WORKER, INSTANCE))["success"]
+    assert (await call(service, "complete_workflow_run", run, 0))["status"] == "succeeded"
+
+
+async def test_a_dropped_role_is_gone_and_its_runs_go_back(world: World, hosts: Hosts) -> None:
+    run = await world.queue()
+    await call(hosts[0], "claim_next_run", WORKER, INSTANCE)
+    await hosts[0].close()
+    await world.db.execute("drop role host_one")
+    await shift_clock(world.db, 10_000)
+    assert (await call(hosts[1], "reap"))["requeued"] == [str(run)]
+    assert (await call(hosts[1], "claim_next_run", "host-two"))["run_id"] == str(run)

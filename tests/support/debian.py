@@ -1,0 +1,64 @@
+"""Programs out of Debian's packages, unpacked below ``build/``: nothing is installed, and no service starts."""
+
+from __future__ import annotations
+
+import fcntl
+import re
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parents[2] / "build" / "debian"
+
+
+class PackageMissing(Exception):
+    """A package cannot be had here."""
+
+
+@cache
+def unpacked(package: str, *, libraries: bool = False) -> Path:
+    """The root of what the package holds, and with ``libraries`` of the libraries that it depends on itself.
+
+    Raises:
+        PackageMissing: there is no apt, or it knows no such package.
+    """
+    root = FOLDER / package
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with (FOLDER / f"{package}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # several test processes may find it missing at once
+        if not root.exists():
+            making = FOLDER / f"{package}.part"
+            shutil.rmtree(making, ignore_errors=True)
+            making.mkdir()
+            _download(making, package)
+            if libraries:
+                _download(making, *_libraries(package))
+            for archive in making.glob("*.deb"):
+                _run("dpkg-deb", "--extract", str(archive), str(making), cwd=making)
+            making.rename(root)
+    return root
+
+
+def _libraries(package: str) -> list[str]:
+    """Those of its direct dependencies that are libraries, but for what every system has."""
+    listed = _run("apt-cache", "depends", "--no-recommends", "--no-suggests", package, cwd=FOLDER)
+    names = re.findall(r"^ +Depends: (lib\S+)$", listed, re.MULTILINE)
+    return [name for name in names if not re.match(r"libc6|libpam|libsystemd|libssl", name)]
+
+
+def _download(folder: Path, *packages: str) -> None:
+    if not shutil.which("apt-get"):
+        raise PackageMissing(f"{packages[0]}: there is no apt-get to fetch it with")
+    try:
+        _run("apt-get", "-q", "download", *packages, cwd=folder)
+    except PackageMissing:  # the lists are missing or old; only root may fetch them
+        _run("apt-get", "-q", "update", cwd=folder)
+        _run("apt-get", "-q", "download", *packages, cwd=folder)
+
+
+def _run(*command: str, cwd: Path) -> str:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise PackageMissing(f"{' '.join(command)}:\n{done.stderr}")
+    return done.stdout
