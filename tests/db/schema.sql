@@ -1331,9 +1331,9 @@ begin
     for key share
     returning id into v_retry_id;
     if v_retry_id is not null then
-        perform ops_private.add_event(p_run_id, 'info', 'retried', jsonb_build_object(
-            'actor', ops_private.actor(), 'retry_run_id', v_retry_id, 'after_seconds',
-            coalesce(round(extract(epoch from p_delay)), 0)));
+        perform ops_private.add_event(p_run_id, 'info', 'retried', jsonb_strip_nulls(jsonb_build_object(
+            'actor', ops_private.actor(), 'retry_run_id', v_retry_id,
+            'after_seconds', round(extract(epoch from p_delay)))));
     end if;
     return v_retry_id;
 end

@@ -165,6 +165,10 @@ async def test_a_database_that_looks_like_supabase(server: Cluster, connect: Con
             " where conrelid = 'ops.project_memberships'::regclass and confrelid = 'auth.users'::regclass"
         )
         assert key == "FOREIGN KEY (user_id) REFERENCES auth.users(id) ON DELETE CASCADE"
+        published = await db.fetch(
+            "select tablename from pg_publication_tables where pubname = 'supabase_realtime' order by 1"
+        )
+        assert [row["tablename"] for row in published] == ["run_events", "runs"]
 
         assert await migrations.rollback(db, ours[0].version) == ours[::-1]
         assert supabase.dump(name, "--exclude-schema", "supabase_migrations") == before
