@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
@@ -53,7 +54,7 @@ REPEATABLE = NEED_AN_INSTANCE | {
 SAID_DIFFERENTLY = {"stored": None, "message": None}  # but nothing is stored twice
 
 callers = st.sampled_from([None] * 30 + [*PROCESSES, *STRANGERS])  # None: who holds the run
-workers = st.sampled_from([FIRST, *PROCESSES, *PROCESSES, *STRANGERS])
+workers = st.sampled_from([*PROCESSES * 3, *STRANGERS])
 choices = st.tuples(st.integers(0, 5), st.booleans() | st.just(True))  # the n-th run, of those in the right state
 lost = st.booleans()
 leases = st.sampled_from([60, 120, 300])
@@ -109,7 +110,7 @@ class Queue(RuleBasedStateMachine):
         )  # fmt: skip
         self.pass_time(1)  # so that no two projects' runs are equally old
 
-    @rule(seconds=st.sampled_from([1, 59, 60, 120, 240, 300]))
+    @rule(seconds=st.sampled_from([120, 300, 240, 60, 59, 1]))
     def pass_time(self, seconds: int) -> None:
         self.model.now += seconds
         self.database.set_clock(self.model.now)
@@ -118,6 +119,7 @@ class Queue(RuleBasedStateMachine):
     def register(self, *, who: Caller, lease_seconds: int, takeover: bool, lost: bool) -> None:
         self.do("register_worker", who, lost=lost, lease_seconds=lease_seconds, takeover=takeover)
 
+    @precondition(lambda self: bool(self.model.workers))
     @rule(who=workers, lost=lost)
     def unregister(self, *, who: Caller, lost: bool) -> None:
         self.do("unregister_worker", who, lost=lost)
@@ -139,7 +141,7 @@ class Queue(RuleBasedStateMachine):
     @precondition(some("running"))
     @rule(
         which=choices, who=callers, exit_code=st.sampled_from([0, 0, 1, 137, None]),
-        reason=st.sampled_from([None, "canceled", "timeout"]), lost=lost,
+        reason=st.sampled_from(["canceled", None, "timeout"]), lost=lost,
     )  # fmt: skip
     def complete(
         self, *, which: tuple[int, bool], who: Caller | None, exit_code: int | None, reason: str | None, lost: bool
@@ -187,6 +189,13 @@ class Queue(RuleBasedStateMachine):
     @rule(who=workers, lost=lost)
     def reap(self, *, who: Caller, lost: bool) -> None:
         self.do("reap", who, lost=lost)
+
+    @precondition(some(*ACTIVE))
+    @rule(which=choices, seconds=st.sampled_from([300, 120, 119]), lost=lost)
+    def come_back(self, *, which: tuple[int, bool], seconds: int, lost: bool) -> None:
+        """A worker is heard of again, maybe after its leases ran out."""
+        self.pass_time(seconds)
+        self.heartbeat(which=which, who=None, lease_seconds=120, lost=lost)
 
     @precondition(lambda self: not self.died)
     @rule(times=st.sampled_from([6, 2]))
@@ -277,6 +286,7 @@ class Queue(RuleBasedStateMachine):
             assert numbers == list(range(1, len(numbers) + 1))
 
 
+@pytest.mark.timeout(60 + 5 * settings().max_examples)  # to make a failure small takes up to 300 s
 def test_the_functions_do_what_the_contract_says(cluster: Cluster) -> None:
     with frozen_database(cluster) as database:
         run_state_machine_as_test(
