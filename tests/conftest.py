@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
 
 import asyncpg
 import pytest
 import pytest_asyncio
+from hypothesis import settings
+from hypothesis.configuration import set_hypothesis_home_dir
 
 from tests.support.postgres import Cluster, Clusters
+
+# hypothesis has no time limits, since the machine may be busy, and keeps its notes where they are ignored
+set_hypothesis_home_dir(Path(__file__).parents[1] / "build" / "hypothesis")
+settings.register_profile("ops-worker", deadline=None)
+settings.register_profile("long", deadline=None, max_examples=5000)
+settings.load_profile("ops-worker")
 
 Connect = Callable[..., Awaitable[asyncpg.Connection]]
 

@@ -497,7 +497,7 @@ begin
         if v_status = 'failed' then
             perform ops_private.add_event(
                 p_run_id, 'error',
-                coalesce(v_run.error_message, format('exit code %s', p_exit_code), 'no exit code'),
+                coalesce(v_run.error_message, 'exit code ' || p_exit_code, 'no exit code'),
                 coalesce(p_details, '{}')
                     || jsonb_build_object('reason', v_run.reason, 'exit_code', p_exit_code));
             perform ops_private.retry_if_asked(p_run_id);

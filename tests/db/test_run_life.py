@@ -219,6 +219,16 @@ async def test_how_a_run_ends(
     assert len(await world.events(run, "error")) == (status == "failed")
 
 
+@pytest.mark.parametrize(("exit_code", "message"), [(3, "exit code 3"), (None, "no exit code")])
+async def test_a_failure_without_a_message_says_the_exit_code(
+    world: World, exit_code: int | None, message: str
+) -> None:
+    run = await world.running()
+    await call(world.db, "complete_workflow_run", run, exit_code)
+    told = await world.db.fetchval("select message from ops.run_events where run_id = $1 and event_type = 'error'", run)
+    assert told == message
+
+
 async def test_a_failure_is_told_in_full_by_an_error_event(world: World) -> None:
     run = await world.running()
     details = {"signal": "SIGKILL", "reason": "forged"}

@@ -45,6 +45,17 @@ async def shift_clock(db: asyncpg.Connection, seconds: float) -> None:
     )
 
 
+async def freeze_clock(db: asyncpg.Connection, at: datetime) -> None:
+    """Make the database's time stand still; ``update public.clock set now = …`` moves it, for everybody."""
+    await db.execute("create table public.clock (now timestamptz not null)")
+    await db.execute("insert into public.clock values ($1)", at)
+    await db.execute(
+        "grant select on public.clock to public; "
+        "create or replace function ops_private.current_time() returns timestamptz language plpgsql volatile "
+        "set search_path = pg_catalog, pg_temp as 'begin return (select c.now from public.clock as c); end'"
+    )
+
+
 async def until_blocked(db: asyncpg.Connection, waiting: asyncpg.Connection) -> None:
     """Return once that connection waits for a lock."""
     pid = waiting.get_server_pid()
