@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import uuid
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import pytest
 from tests.conftest import Connect
 from tests.db.world import WORKER, World, call, new_project, new_workflow
 from tests.support.docker import PATIENCE, ROOT
-from tests.support.postgres import Cluster, Clusters
+from tests.support.postgres import Cluster, Clusters, client_binaries
 from tests.support.scripts import SCRIPTS, environ_of, script
 from tests.support.supabase import OWNER, supabase_cluster, supabase_database
 from worker import catalog, migrations
@@ -234,6 +235,51 @@ async def test_a_folder_with_a_space_is_one_folder(empty_db_url: str, tmp_path: 
     shutil.copytree(ROOT / "sql", copy / "sql")
     done = script(copy / "deploy" / "scripts" / "setup_ops_schema.sh", cwd=tmp_path, DATABASE_URL=empty_db_url)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def supabase_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A search path on which the real Supabase CLI is, and psql."""
+    folder = tmp_path_factory.mktemp("supabase")
+    beside = str(Path(sys.executable).parent)
+    npm = shutil.which("npm") or shutil.which("npm", path=beside)
+    assert npm is not None, "the Supabase CLI comes by npm, which is missing"
+    path = f"{folder}/node_modules/.bin:{environ_of()['PATH']}:{Path(npm).parent}"
+    install = [npm, "install", "--prefix", str(folder), "--ignore-scripts", "--no-audit", "--no-fund", "supabase@3.1.0"]
+    subprocess.run(install, env=environ_of(PATH=path), capture_output=True, check=True)
+    return path
+
+
+async def test_the_supabase_cli_pushes_the_same(
+    tcp_cluster: Cluster, connect: Connect, tmp_path: Path, supabase_path: str
+) -> None:
+    own = tmp_path / "supabase" / "migrations"
+    own.mkdir(parents=True)
+    (tmp_path / "supabase" / "config.toml").touch()
+    (own / "20260101000000_own.sql").write_text("create table public.own (id int);\n")
+    with tcp_cluster.database() as name:
+        url = tcp_cluster.url(name, host="127.0.0.1")
+        done = script("setup_ops_schema.sh", "--cli", "--workdir", str(tmp_path), DATABASE_URL=url, PATH=supabase_path)
+        assert done.returncode == 0, done.stderr
+        assert re.search(r"^verified \d+ objects$", done.stdout, re.MULTILINE)
+        assert tcp_cluster.password not in done.stdout + done.stderr
+        db = await connect(url)
+        assert await db.fetchval("select to_regclass('public.own')") == "own"
+        assert await migrations.migrate(db) == []
+        again = script("setup_ops_schema.sh", DATABASE_URL=url)
+        assert (again.returncode, again.stdout.splitlines()[0]) == (0, "0 applied")
+        db.terminate()
+    with tcp_cluster.database() as name:
+        url = tcp_cluster.url(name, host="127.0.0.1")
+        done = script("setup_ops_schema.sh", "--cli", DATABASE_URL=url, PATH=supabase_path)
+        assert done.returncode == 0, done.stderr
+
+
+def test_a_cli_that_is_not_there_is_one_line(empty_db_url: str) -> None:
+    path = f"{client_binaries()}:/usr/bin:/bin"
+    done = script("setup_ops_schema.sh", "--cli", DATABASE_URL=empty_db_url, PATH=path)
+    assert done.returncode == 2
+    assert "there is no supabase here" in error(done)
 
 
 # --- env_create.sh ----------------------------------------------------------------------------------------------------
