@@ -42,7 +42,7 @@ find_database
 
 found=$(query --set project="$project" --set type="$type" --set workflow="$workflow" << 'SQL'
 select
-    (select count(*) from ops.projects as p where p.slug = :'project'),
+    (select p.status from ops.projects as p where p.slug = :'project'),
     count(*), min(w.id::text), string_agg(w.name, ', ' order by w.name)
 from ops.workflows as w
 join ops.projects as p on p.id = w.project_id
@@ -50,8 +50,9 @@ where p.slug = :'project' and w.workflow_type = :'type' and w.enabled
     and (:'workflow' = '' or w.name = :'workflow');
 SQL
 )
-IFS=$US read -r projects count id names <<< "$found"
-[ "$projects" = 1 ] || die $EX_REFUSED "there is no project $project"
+IFS=$US read -r state count id names <<< "$found"
+[ -n "$state" ] || die $EX_REFUSED "there is no project $project"
+[ "$state" = active ] || die $EX_REFUSED "project $project is $state"
 [ "$count" != 0 ] || die $EX_REFUSED "project $project has no enabled workflow${workflow:+ $workflow} of type $type"
 [ "$count" = 1 ] || die $EX_REFUSED "project $project has several workflows of type $type: say --workflow, one of: $names"
 

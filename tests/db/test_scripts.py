@@ -131,7 +131,7 @@ async def test_supabase_url_may_hold_the_database_s_url_and_its_password_is_not_
 
 
 async def test_psql_alone_brings_the_schema_that_migrate_brings(
-    cluster: Cluster, empty_db_url: str, connect: Connect
+    cluster: Cluster, db_url: str, empty_db_url: str, connect: Connect
 ) -> None:
     done = script("setup_ops_schema.sh", DATABASE_URL=empty_db_url)
     assert done.returncode == 0, done.stderr
@@ -222,7 +222,7 @@ async def test_verify_only_changes_nothing_and_names_what_differs(
     empty = cluster.dump(empty_db_url.partition("@/")[2].partition("?")[0])
     assert "ops" not in empty
 
-    await db.execute("drop function ops.reap; grant select on ops.runs to anon")
+    await db.execute("drop function ops.reap; grant delete on ops.runs to authenticated")
     done = script("setup_ops_schema.sh", "--verify-only", DATABASE_URL=db_url)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.splitlines()[1:-1] == ["function ops.reap()", "table ops.runs"]
@@ -344,6 +344,10 @@ async def test_create_chooses_among_enabled_workflows_and_never_guesses(world: W
         assert says in error(done)
     done = create("--project=acme", "--type=build", "--workflow=second")
     assert (await world.row(uuid.UUID(done.stdout.strip())))["workflow_id"] == second
+    await world.db.execute("update ops.projects set status = 'archived'")
+    done = create("--project=acme", "--type=build", "--workflow=second")
+    assert done.returncode == 5
+    assert "project acme is archived" in error(done)
 
 
 HOSTILE = "'; drop schema ops cascade; --\\ $$ :project \"\n\\! touch pwned"
