@@ -8,10 +8,13 @@ BIN := .venv/bin
 # More words for the program behind a target: make test ARGS="tests/unit -k redact"
 ARGS ?=
 
-.PHONY: help setup demo test check format schema bench wheel wheelhouse image lock clean
+# What bash reads; shellcheck must have nothing to say about it.
+SCRIPTS = $(shell grep -rlI -E '^.(!/usr/bin/env bash| shellcheck shell=bash)$$' .ci deploy scripts sql)
+
+.PHONY: help setup demo test check format gate-spec gate-docs schema bench wheel wheelhouse image lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## make .venv with the pinned dependencies and an editable install
 	@scripts/setup
@@ -22,15 +25,22 @@ demo: setup ## watch real work run through a real PostgreSQL and a real Docker e
 test: check ## the checks and all tests
 	@scripts/engine run $(BIN)/pytest -n auto --dist loadgroup --cov --cov-report term $(ARGS)
 
-check: setup ## lint, format, types, import direction
+check: setup ## lint, format, types, import direction, shell scripts
 	@$(BIN)/ruff check --quiet
 	@$(BIN)/ruff format --check --quiet
 	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/shellcheck --external-sources $(SCRIPTS)
 	@mkdir -p build && { $(BIN)/lint-imports > build/imports.log || { cat build/imports.log; exit 1; }; }
 
 format: setup ## put the Python files into the format that the check wants
 	@$(BIN)/ruff check --quiet --fix
 	@$(BIN)/ruff format --quiet
+
+gate-spec: setup ## the four files of spec/odooops-sh, and that they name only what there is
+	@$(BIN)/pytest -n 0 -q --no-cov tests/gates/test_spec_kit.py
+
+gate-docs: setup ## the documentation: its files, its links, and docs/coverage.md
+	@$(BIN)/pytest -n 0 -q --no-cov tests/gates/test_docs.py
 
 schema: setup ## write what the tests and `db verify` expect of the schema; then review the diff
 	@$(BIN)/python -m tests.support.schema

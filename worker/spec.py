@@ -1,7 +1,8 @@
 """Tool, workflow and run configuration → one validated specification of a container. Pure.
 
 The three merge, later wins, ``env`` name by name. Tool and workflow may say everything below; who may merely start a
-run says ``env`` and ``args`` and no more, so that starting a run never means choosing an image, a user or privileges.
+run says ``env``, ``args`` and which commit, and no more, so that starting a run never means choosing an image, a user
+or privileges.
 What the host does not allow is an error that says so, never silently less.
 """
 
@@ -24,6 +25,9 @@ from worker.units import shown_size
 
 ARTIFACTS_DIR = "/artifacts"
 DEFAULT_EXPIRY_DAYS = 30
+_GIT_REF = re.compile(r"(?![-/.])(?!.*(\.\.|//|@\{))[^\x00-\x20\x7f~^:?*\[\\]{1,255}(?<![/.])")
+"""What ``git check-ref-format`` allows, roughly, and never what a command would take for an option."""
+_GIT_COMMIT = re.compile(r"[0-9a-f]{7,64}")
 _CONTENT_TYPE = re.compile(r"[\w.+-]+/[\w.+-]+(; ?[\x20-\x7e]+)?", re.ASCII)
 MIN_MEMORY = 6 * 2**20
 """Below it the engine refuses to make a container."""
@@ -54,6 +58,18 @@ def _below_artifacts(path: str) -> str:
     if not parts or path.endswith("/"):
         parts.append("**")
     return "/".join(parts)
+
+
+def _git_ref(name: str) -> str:
+    if not _GIT_REF.fullmatch(name):
+        raise ValueError("expected the name of a branch, a tag or a ref")
+    return name
+
+
+def _git_commit(name: str) -> str:
+    if not _GIT_COMMIT.fullmatch(name):
+        raise ValueError("expected 7 to 64 hexadecimal digits, in lower case")
+    return name
 
 
 def _enough_memory(size: int) -> int:
@@ -142,6 +158,8 @@ class RunOptions(_Strict):
 
     env: Env = {}
     args: list[Text] = []
+    git_ref: Annotated[str, AfterValidator(_git_ref)] | None = None
+    git_commit: Annotated[str, AfterValidator(_git_commit)] | None = None
 
     reserved: ClassVar[frozenset[str]] = frozenset(WorkflowConfig.model_fields) - {"env"}
 
@@ -210,7 +228,7 @@ def resolve(claim: Claim, policy: HostPolicy) -> RunSpec:
     return RunSpec(
         image=tool.docker_image,
         command=(*command, *options.args),
-        env={**merged.env, **options.env, **_context(claim)},
+        env={**merged.env, **options.env, **_context(claim, options)},
         timeout_seconds=_limit("timeout_seconds", merged.timeout_seconds, policy.default_timeout, policy.max_timeout),
         cpus=_limit("resources.cpus", limits.cpus, policy.default_cpus, policy.max_cpus),
         memory_bytes=_limit("resources.memory", limits.memory, policy.default_memory, policy.max_memory),
@@ -226,7 +244,8 @@ def resolve(claim: Claim, policy: HostPolicy) -> RunSpec:
 def _run_options(metadata: Mapping[str, Any]) -> RunOptions:
     for key in metadata:
         if key in RunOptions.reserved:
-            message = f"run metadata, {key}: a run may set env and args only; {key} belongs into the workflow's config"
+            allowed = ", ".join(RunOptions.model_fields)
+            message = f"run metadata, {key}: a run may set {allowed}; {key} belongs into the workflow's config"
             raise SpecError("invalid_config", key, message)
     return _read(RunOptions, "run metadata", {k: v for k, v in metadata.items() if k in RunOptions.model_fields})
 
@@ -239,7 +258,10 @@ def _merge(base: Config, own: Config) -> dict[str, Any]:
     return {**lower, **upper, **nested}
 
 
-def _context(claim: Claim) -> dict[str, str]:
+def _context(claim: Claim, options: RunOptions) -> dict[str, str]:
+    ref, commit = options.git_ref or claim.workflow.git_ref, options.git_commit
+    if options.git_ref is None and commit is None:  # the workflow's commit is one of the workflow's ref
+        commit = claim.workflow.git_commit
     return {
         "OPS_RUN_ID": str(claim.run_id),
         "OPS_RUN_NUMBER": str(claim.run_number),
@@ -248,8 +270,8 @@ def _context(claim: Claim) -> dict[str, str]:
         "OPS_WORKFLOW_TYPE": claim.workflow.workflow_type,
         "OPS_WORKFLOW_NAME": claim.workflow.name,
         "OPS_ODOO_VERSION": claim.project.odoo_version,
-        "OPS_GIT_REF": claim.workflow.git_ref or "",
-        "OPS_GIT_COMMIT": claim.workflow.git_commit or "",
+        "OPS_GIT_REF": ref or "",
+        "OPS_GIT_COMMIT": commit or "",
         "OPS_ARTIFACTS_DIR": ARTIFACTS_DIR,
     }
 

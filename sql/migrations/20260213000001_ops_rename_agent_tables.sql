@@ -15,6 +15,23 @@ declare
     v_new regclass;
     v_object record;
 begin
+    -- Both tables or neither: writers lock them in either order (the check of a foreign key follows the insert), so
+    -- who waits for one must not hold the other.
+    if pg_catalog.to_regclass('ops.runs') is not null and pg_catalog.to_regclass('ops.run_logs') is not null
+        and not exists (
+            select from pg_catalog.pg_attribute as a
+            where a.attrelid = pg_catalog.to_regclass('ops.runs') and a.attname = 'run_number') then
+        for v_try in 1 .. 1000 loop
+            begin
+                lock table ops.runs in access exclusive mode;
+                lock table ops.run_logs in access exclusive mode nowait;
+                exit;
+            exception when lock_not_available then
+                perform pg_catalog.pg_sleep(0.01);
+            end;
+        end loop;
+    end if;
+
     for v_name in select k.name from pg_catalog.jsonb_object_keys(v_ours) as k (name) order by k.name loop
         v_old := pg_catalog.to_regclass(pg_catalog.format('ops.%I', v_name));
         v_new := pg_catalog.to_regclass(pg_catalog.format('ops.%I', 'agent_' || v_name));

@@ -9,6 +9,20 @@ declare
     v_table regclass;
     v_object record;
 begin
+    -- Both tables or neither, and who reads a view locks it before its table.
+    if pg_catalog.to_regclass('ops.agent_runs_v') is not null
+        and pg_catalog.to_regclass('ops.agent_run_logs_v') is not null then
+        for v_try in 1 .. 1000 loop
+            begin
+                lock table ops.agent_runs_v in access exclusive mode;
+                lock table ops.agent_run_logs_v in access exclusive mode nowait;
+                exit;
+            exception when lock_not_available then
+                perform pg_catalog.pg_sleep(0.01);
+            end;
+        end loop;
+    end if;
+
     foreach v_name in array '{runs,run_logs}'::text[] loop
         v_table := pg_catalog.to_regclass(pg_catalog.format('ops.%I', 'agent_' || v_name));
         continue when v_table is null;

@@ -342,21 +342,63 @@ def test_artifacts_lie_below_their_folder(path: str, below: str | None) -> None:
         assert resolve(work, HostPolicy()).artifacts[0].path == below
 
 
+MAY_SET = "a run may set env, args, git_ref, git_commit"
+
+
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ({"user": "root"}, "user: a run may set env and args only; user belongs into the workflow's config"),
-        ({"command": []}, "command: a run may set env and args only; command belongs into the workflow's config"),
-        ({"services": []}, "services: a run may set env and args only; services belongs into the workflow's config"),
+        ({"user": "root"}, f"user: {MAY_SET}; user belongs into the workflow's config"),
+        ({"command": []}, f"command: {MAY_SET}; command belongs into the workflow's config"),
+        ({"services": []}, f"services: {MAY_SET}; services belongs into the workflow's config"),
         ({"args": "x"}, "args: expected a list, got 'x'"),
         ({"args": [1]}, "args.0: expected text, got 1"),
         ({"env": {"OPS_X": ""}}, "env.OPS_X: names that begin with OPS_ belong to the worker"),
         ({"env": {"A": None}}, "env.A: expected text, got null"),
+        ({"git_ref": ""}, "git_ref: expected the name of a branch, a tag or a ref, got ''"),
+        (
+            {"git_ref": "--upload-pack=x"},
+            "git_ref: expected the name of a branch, a tag or a ref, got '--upload-pack=x'",
+        ),
+        ({"git_commit": "HEAD"}, "git_commit: expected 7 to 64 hexadecimal digits, in lower case, got 'HEAD'"),
+        ({"git_commit": 1234567}, "git_commit: expected text, got 1234567"),
     ],
 )
-def test_who_starts_a_run_sets_env_and_args_only(metadata: dict[str, Any], message: str) -> None:
+def test_who_starts_a_run_sets_no_more_than_these(metadata: dict[str, Any], message: str) -> None:
     error = refusal(claim(metadata=metadata))
     assert (error.reason, str(error)) == ("invalid_config", f"run metadata, {message}")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "ref", "commit"),
+    [
+        ({}, "18.0", "abc123"),
+        ({"git_ref": None, "git_commit": None}, "18.0", "abc123"),
+        ({"git_ref": "feature/x"}, "feature/x", ""),
+        ({"git_commit": "4f2a91c"}, "18.0", "4f2a91c"),
+        ({"git_ref": "refs/tags/v1.0", "git_commit": "4f2a91c"}, "refs/tags/v1.0", "4f2a91c"),
+    ],
+)
+def test_a_run_may_say_which_commit_and_its_ref_never_meets_the_workflow_s_commit(
+    metadata: dict[str, Any], ref: str, commit: str
+) -> None:
+    work = claim(metadata=metadata)
+    work = dataclasses.replace(work, workflow=dataclasses.replace(work.workflow, git_ref="18.0"))
+    env = resolve(work, HostPolicy()).env
+    assert (env["OPS_GIT_REF"], env["OPS_GIT_COMMIT"]) == (ref, commit)
+
+
+@pytest.mark.parametrize("ref", ["main", "18.0", "feature/größe-1", "refs/pull/7/head", "a@b", "x" * 255])
+def test_names_that_git_gives_to_refs(ref: str) -> None:
+    assert resolve(claim(metadata={"git_ref": ref}), HostPolicy()).env["OPS_GIT_REF"] == ref
+
+
+@pytest.mark.parametrize(
+    "ref",
+    ["-x", "/x", "x/", ".x", "x.", "a..b", "a//b", "a b", "a\nb", "a\0", "a~1", "a^", "a:b", "a*", "a@{1}", "x" * 256],
+)
+def test_names_that_git_gives_to_no_ref(ref: str) -> None:
+    assert refusal(claim(metadata={"git_ref": ref})).field == "git_ref"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,116 @@
+#!/usr/bin/env bash
+# Lets many clients queue and claim at once, and checks that no run is lost, taken twice or misnumbered.
+#
+#   concurrency.sh [--runs N] [--clients N]
+#
+#   --runs N      how many runs, 200 by default
+#   --clients N   how many connections at once, 8 by default
+#
+# For a database of your own, as the owner of the schema (on Supabase: postgres), by a direct connection or the session
+# pooler; its URL is in DATABASE_URL, else in SUPABASE_URL. It makes a project, and deletes it with all its runs at the
+# end. Its runs carry a label that no worker offers, so none executes them. Runs of others must not be waiting: it
+# refuses to begin then.
+#
+# Exit codes: 0 all holds, 1 something does not, 2 wrong arguments, 5 runs of others are queued, 6 the database
+# refused, 7 it cannot be reached.
+
+# shellcheck source=deploy/scripts/common.sh
+. "$(dirname "${BASH_SOURCE[0]}")/../../deploy/scripts/common.sh"
+
+runs=200 clients=8 project=''
+
+while [ $# -gt 0 ]; do
+    case $1 in
+        -h | --help) show_help ;;
+        --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
+        --runs | --clients)
+            need_value "$@"
+            need_number "$1" "$2"
+            printf -v "${1#--}" '%s' "$2"
+            shift 2
+            ;;
+        *) usage_error "unknown argument '$1'" ;;
+    esac
+done
+[ "$runs" -gt 0 ] && [ "$clients" -gt 0 ] || usage_error "--runs and --clients must be at least 1"
+
+# at_once FUNCTION: runs it in as many processes as there are clients, with its number; their output together.
+at_once() {
+    local pids=() pid code=0 n
+    for ((n = 1; n <= clients; n++)); do
+        "$1" "$n" > "$folder/$n" &
+        pids+=($!)
+    done
+    for pid in "${pids[@]}"; do wait "$pid" || code=$?; done
+    [ $code -eq 0 ] || die $code "a client failed"
+    for ((n = 1; n <= clients; n++)); do cat "$folder/$n"; done
+}
+
+# Client n queues its share, each run in a transaction of its own.
+queue() {
+    local share=$((runs / clients + ($1 <= runs % clients)))
+    query --set project="$project" --set workflow="$workflow" --set share="$share" << 'SQL'
+select format('insert into ops.runs (project_id, workflow_id, status) values (%L, %L, %L)', :'project', :'workflow', 'queued')
+from generate_series(1, :'share'::integer) \gexec
+SQL
+}
+
+# Client n claims until nothing is left, each run in a transaction of its own, and prints their ids.
+claim() {
+    query --set worker="$project-$1" --set label="$project" --set tries="$runs" << 'SQL' | sed '/^$/d'
+select format('select ops.claim_next_run(%L, p_labels => array[%L]) ->> %L', :'worker', :'label', 'run_id')
+from generate_series(1, :'tries'::integer) \gexec
+SQL
+}
+
+claim_one() {
+    query --set worker="$project-$1" --set label="$project" << 'SQL' | sed '/^$/d'
+select ops.claim_next_run(:'worker', p_labels => array[:'label']) ->> 'run_id';
+SQL
+}
+
+# value SQL: the answer of a query about the project.
+value() { query --set project="$project" <<< "$1"; }
+
+# expect WHAT FOUND EXPECTED
+expect() {
+    [ "$2" = "$3" ] || die $EX_NEGATIVE "not ok: $1: expected $3, found $2"
+    printf 'ok      %s\n' "$1"
+}
+
+clean_up() {
+    rm -rf "$folder"
+    [ -z "$project" ] || value "delete from ops.projects where id = :'project';"
+}
+
+find_database
+others=$(query <<< "select count(*) from ops.runs where status = 'queued' and labels = '{}';")
+[ "$others" = 0 ] || die $EX_REFUSED "$others runs of others are queued: use a database where none waits"
+folder=$(mktemp -d)
+trap clean_up EXIT
+
+project=$(query << 'SQL'
+select replace(gen_random_uuid()::text, '-', '') as name \gset
+insert into ops.projects (workspace_key, slug, name, odoo_version)
+values (:'name', :'name', 'concurrency test', '18.0') returning id;
+SQL
+)
+workflow=$(value "insert into ops.workflows (project_id, workflow_type, name, config)
+    values (:'project', 'build', 'any', jsonb_build_object('labels', array[:'project'])) returning id;")
+
+at_once queue
+expect "$runs runs queued by $clients clients at once are numbered without a gap" \
+    "$(value "select count(distinct run_number) || ' from ' || min(run_number) || ' to ' || max(run_number)
+        from ops.runs where project_id = :'project';")" "$runs from 1 to $runs"
+
+at_once claim > "$folder/claimed"
+expect "$clients clients that claim at once take every run" "$(sort -u "$folder/claimed" | wc -l)" "$runs"
+expect "and none of them twice" "$(sort "$folder/claimed" | uniq -d | wc -l)" 0
+expect "each run was claimed in one step" "$(value "select count(*) from ops.run_events as e
+    where e.project_id = :'project' and e.payload ->> 'new_status' = 'claimed';")" "$runs"
+
+workflow=$(value "insert into ops.workflows (project_id, workflow_type, name, config) values (:'project', 'deploy', 'one',
+    jsonb_build_object('labels', array[:'project'], 'concurrency_key', 'one')) returning id;")
+at_once queue
+at_once claim_one > "$folder/claimed"
+expect "of runs with one concurrency key one is claimed at a time" "$(wc -l < "$folder/claimed")" 1

@@ -1,0 +1,507 @@
+"""``deploy/scripts`` on a real database: what they do, what they print where, and their exit codes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from tests.conftest import Connect
+from tests.db.world import WORKER, World, call, new_project, new_workflow
+from tests.support.docker import PATIENCE, ROOT
+from tests.support.postgres import Cluster, Clusters, client_binaries
+from tests.support.scripts import SCRIPTS, environ_of, script
+from tests.support.supabase import OWNER, supabase_cluster, supabase_database
+from worker import catalog, migrations
+
+SECRET = "".join(("hun", "ter22"))
+FILES = [path.name for path in sorted((ROOT / "sql" / "migrations").glob("*.sql"))]
+NAMES = ("setup_ops_schema.sh", "env_create.sh", "env_wait_ready.sh", "env_destroy.sh")
+WORDS = {"env_create.sh": ["--project=acme", "--type=build"]} | {name: [str(uuid.UUID(int=1))] for name in NAMES[2:]}
+
+
+def error(done: subprocess.CompletedProcess[str]) -> str:
+    """The one line that says what went wrong; nothing else was printed."""
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    name, _, message = line.partition(": ")
+    assert name in NAMES
+    return message
+
+
+# --- all of them ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_help_says_how_it_is_called_and_what_its_exit_codes_mean(name: str) -> None:
+    done = script(name, "--help")
+    assert done.returncode == 0
+    assert f"  {name} " in done.stdout
+    assert "SUPABASE_URL" in done.stdout
+    codes = done.stdout.split("Exit codes:")[1]
+    assert {"0", "2", "6", "7"} <= set(re.findall(r"\d", codes))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("", "set DATABASE_URL or SUPABASE_URL to postgresql://"),
+        (f"https://{SECRET}.supabase.co", "DATABASE_URL is the address of an API"),
+        (f"mysql://root:{SECRET}@127.0.0.1/ops", "DATABASE_URL must begin with postgresql://"),
+        (f"postgresql://worker:{SECRET}/@127.0.0.1/ops", "must be percent-encoded"),
+        (f"postgresql://worker:{SECRET}%@127.0.0.1/ops", "must be written %25"),
+    ],
+)
+def test_a_wrong_url_is_one_line_that_does_not_quote_it(name: str, url: str, says: str) -> None:
+    done = script(name, *WORDS.get(name, []), DATABASE_URL=url)
+    assert done.returncode == 2
+    assert says in error(done)
+    assert SECRET not in done.stderr
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_database_that_is_not_there_is_one_line_and_a_code_of_its_own(name: str, cluster: Cluster) -> None:
+    done = script(name, *WORDS.get(name, []), DATABASE_URL=cluster.url("no_such_database"))
+    assert done.returncode == 7
+    assert 'database "no_such_database" does not exist' in error(done)
+
+
+@pytest.mark.parametrize("name", NAMES[1:])
+def test_a_database_without_the_schema_is_one_line(name: str, empty_db_url: str) -> None:
+    done = script(name, *WORDS[name], DATABASE_URL=empty_db_url)
+    assert done.returncode == 6
+    assert re.search(r"(relation|schema) \"ops\b.* does not exist", error(done))
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "says"),
+    [
+        ("setup_ops_schema.sh", ["--verify"], "unknown argument '--verify'"),
+        ("setup_ops_schema.sh", ["--workdir", "x"], "--workdir goes with --cli"),
+        ("env_create.sh", ["--type", "build"], "--project is missing"),
+        ("env_create.sh", ["--project", "acme"], "--type must be"),
+        ("env_create.sh", ["--project", "acme", "--type", "tests"], "--type must be"),
+        ("env_create.sh", ["--project", "acme", "--type"], "--type needs a value"),
+        ("env_create.sh", ["--project=acme", "--type=test", "--commit=HEAD"], "--commit needs 7 to 64 hexadecimal"),
+        ("env_wait_ready.sh", [], "'' is not the id of a run"),
+        ("env_wait_ready.sh", ["1; drop schema ops"], "is not the id of a run"),
+        ("env_wait_ready.sh", [str(uuid.UUID(int=1)), "--timeout", "soon"], "--timeout needs a whole number"),
+        ("env_destroy.sh", [str(uuid.UUID(int=1)), str(uuid.UUID(int=2))], "one run at a time"),
+    ],
+)
+def test_wrong_arguments_are_one_line_and_touch_nothing(name: str, words: list[str], says: str) -> None:
+    done = script(name, *words, DATABASE_URL="postgresql://nobody@127.0.0.1:9/ops")
+    assert done.returncode == 2
+    assert says in error(done)
+
+
+async def test_supabase_url_may_hold_the_database_s_url_and_its_password_is_not_an_argument(
+    tcp_cluster: Cluster, tmp_path: Path
+) -> None:
+    spy = tmp_path / "psql"
+    spy.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" >> {tmp_path}/seen\nexec "$REAL" "$@"\n')
+    spy.chmod(0o755)
+    real = shutil.which("psql", path=environ_of()["PATH"])
+    assert real is not None
+    password = f"{SECRET}%: \\x/ü"
+    tcp_cluster.execute(f"create role odd login superuser password '{password}'")
+    try:
+        with tcp_cluster.database(tcp_cluster.template()) as name:
+            url = tcp_cluster.url(name, user="odd", host="127.0.0.1", password=password)
+            path = f"{tmp_path}:{environ_of()['PATH']}"
+            done = script("setup_ops_schema.sh", "--verify-only", SUPABASE_URL=url, PATH=path, REAL=real)
+    finally:
+        tcp_cluster.execute("drop role odd")
+    assert done.returncode == 0, done.stderr
+    assert "127.0.0.1" in (tmp_path / "seen").read_text()
+    assert SECRET not in (tmp_path / "seen").read_text()
+
+
+# --- setup_ops_schema.sh ----------------------------------------------------------------------------------------------
+
+
+async def test_psql_alone_brings_the_schema_that_migrate_brings(
+    cluster: Cluster, db_url: str, empty_db_url: str, connect: Connect
+) -> None:
+    done = script("setup_ops_schema.sh", DATABASE_URL=empty_db_url)
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"^applied +(\S+)$", done.stdout, re.MULTILINE) == FILES
+    assert "verified" in done.stdout
+
+    db = await connect(empty_db_url)
+    database = await db.fetchval("select current_database()")
+    assert cluster.dump(database) == cluster.dump(cluster.template())
+    assert await catalog.verify(db) == []
+    assert await migrations.migrate(db) == []
+    rows = await db.fetch(f"select version || '_' || name || '.sql' as file, statements from {migrations.HISTORY}")
+    assert {row["file"]: row["statements"] for row in rows} == {
+        name: [(ROOT / "sql" / "migrations" / name).read_text().rstrip("\n")] for name in FILES
+    }
+
+    again = script("setup_ops_schema.sh", DATABASE_URL=empty_db_url)
+    assert (again.returncode, again.stdout.splitlines()[0]) == (0, "0 applied")
+
+
+async def test_it_goes_on_where_migrate_stopped_and_migrate_where_it_stopped(
+    empty_db_url: str, connect: Connect
+) -> None:
+    db = await connect(empty_db_url)
+    ours = await migrations.migrate(db)
+    await migrations.rollback(db, ours[2].version)
+    done = script("setup_ops_schema.sh", DATABASE_URL=empty_db_url)
+    assert (done.returncode, done.stdout.splitlines()[:-1]) == (
+        0, [*(f"applied  {name}" for name in FILES[2:]), f"{len(FILES) - 2} applied"],
+    )  # fmt: skip
+    assert await migrations.rollback(db, ours[0].version) == ours[::-1]
+    assert await migrations.migrate(db) == ours
+
+
+async def test_it_sets_up_a_database_that_looks_like_supabase(clusters: Clusters, connect: Connect) -> None:
+    with supabase_cluster(15) as supabase, supabase_database(supabase) as name:
+        url = supabase.url(name, user=OWNER)
+        done = script("setup_ops_schema.sh", SUPABASE_URL=url)
+        assert done.returncode == 0, done.stderr
+        db = await connect(url)
+        assert await catalog.verify(db) == []
+        db.terminate()
+
+
+async def test_several_at_once_do_each_step_once(empty_db_url: str, connect: Connect) -> None:
+    done = await asyncio.gather(
+        *(asyncio.to_thread(script, "setup_ops_schema.sh", DATABASE_URL=empty_db_url) for _ in range(4))
+    )
+    assert [each.returncode for each in done] == [0] * 4, [each.stderr for each in done]
+    assert await catalog.verify(await connect(empty_db_url)) == []
+
+
+async def test_a_migration_that_fails_leaves_nothing_and_is_named(empty_db_url: str, connect: Connect) -> None:
+    db = await connect(empty_db_url)
+    await db.execute("create schema ops; create table ops.tools (id int)")
+    done = script("setup_ops_schema.sh", DATABASE_URL=empty_db_url)
+    assert done.returncode == 6
+    assert done.stdout.splitlines() == [f"applied  {FILES[0]}"]
+    assert done.stderr.splitlines() == [
+        'setup_ops_schema.sh: database: relation "tools" already exists',
+        f"setup_ops_schema.sh: {FILES[1]} was not applied; those before it stay",
+    ]
+    assert await db.fetchval("select to_regclass('ops.projects')") is None
+    assert await db.fetchval(f"select count(*) from {migrations.HISTORY}") == 1
+
+
+async def test_a_version_of_somebody_else_s_is_refused(empty_db_url: str, connect: Connect) -> None:
+    db = await connect(empty_db_url)
+    await db.execute(
+        f"""
+        create schema supabase_migrations;
+        create table {migrations.HISTORY} (version text not null primary key, name text);
+        insert into {migrations.HISTORY} values ('{FILES[0].partition("_")[0]}', 'other');
+        """
+    )
+    done = script("setup_ops_schema.sh", DATABASE_URL=empty_db_url)
+    assert done.returncode == 5
+    assert "the history has another migration" in error(done)
+
+
+async def test_verify_only_changes_nothing_and_names_what_differs(
+    db: asyncpg.Connection, db_url: str, empty_db_url: str, cluster: Cluster
+) -> None:
+    done = script("setup_ops_schema.sh", "--verify-only", DATABASE_URL=empty_db_url)
+    assert done.returncode == 1
+    assert "schema ops" in done.stderr.splitlines()
+    assert len(done.stderr.splitlines()) <= 25
+    empty = cluster.dump(empty_db_url.partition("@/")[2].partition("?")[0])
+    assert "ops" not in empty
+
+    await db.execute("drop function ops.reap; grant delete on ops.runs to authenticated")
+    done = script("setup_ops_schema.sh", "--verify-only", DATABASE_URL=db_url)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[1:-1] == ["function ops.reap()", "table ops.runs"]
+    assert await db.fetchval("select to_regproc('ops.reap')") is None
+
+
+async def test_a_folder_with_a_space_is_one_folder(empty_db_url: str, tmp_path: Path) -> None:
+    copy = tmp_path / "a check out"
+    shutil.copytree(SCRIPTS, copy / "deploy" / "scripts")
+    shutil.copytree(ROOT / "sql", copy / "sql")
+    done = script(copy / "deploy" / "scripts" / "setup_ops_schema.sh", cwd=tmp_path, DATABASE_URL=empty_db_url)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def supabase_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A search path on which the real Supabase CLI is, and psql."""
+    folder = tmp_path_factory.mktemp("supabase")
+    beside = str(Path(sys.executable).parent)
+    npm = shutil.which("npm") or shutil.which("npm", path=beside)
+    assert npm is not None, "the Supabase CLI comes by npm, which is missing"
+    path = f"{folder}/node_modules/.bin:{environ_of()['PATH']}:{Path(npm).parent}"
+    install = [npm, "install", "--prefix", str(folder), "--ignore-scripts", "--no-audit", "--no-fund", "supabase@3.1.0"]
+    subprocess.run(install, env=environ_of(PATH=path), capture_output=True, check=True)
+    return path
+
+
+async def test_the_supabase_cli_pushes_the_same(
+    tcp_cluster: Cluster, connect: Connect, tmp_path: Path, supabase_path: str
+) -> None:
+    own = tmp_path / "supabase" / "migrations"
+    own.mkdir(parents=True)
+    (tmp_path / "supabase" / "config.toml").touch()
+    (own / "20260101000000_own.sql").write_text("create table public.own (id int);\n")
+    with tcp_cluster.database() as name:
+        url = tcp_cluster.url(name, host="127.0.0.1")
+        done = script("setup_ops_schema.sh", "--cli", "--workdir", str(tmp_path), DATABASE_URL=url, PATH=supabase_path)
+        assert done.returncode == 0, done.stderr
+        assert re.search(r"^verified \d+ objects$", done.stdout, re.MULTILINE)
+        assert tcp_cluster.password not in done.stdout + done.stderr
+        db = await connect(url)
+        assert await db.fetchval("select to_regclass('public.own')") == "own"
+        assert await migrations.migrate(db) == []
+        again = script("setup_ops_schema.sh", DATABASE_URL=url)
+        assert (again.returncode, again.stdout.splitlines()[0]) == (0, "0 applied")
+        db.terminate()
+    with tcp_cluster.database() as name:
+        url = tcp_cluster.url(name, host="127.0.0.1")
+        done = script("setup_ops_schema.sh", "--cli", DATABASE_URL=url, PATH=supabase_path)
+        assert done.returncode == 0, done.stderr
+
+
+def test_a_cli_that_is_not_there_is_one_line(empty_db_url: str) -> None:
+    path = f"{client_binaries()}:/usr/bin:/bin"
+    done = script("setup_ops_schema.sh", "--cli", DATABASE_URL=empty_db_url, PATH=path)
+    assert done.returncode == 2
+    assert "there is no supabase here" in error(done)
+
+
+# --- env_create.sh ----------------------------------------------------------------------------------------------------
+
+
+async def test_create_queues_the_run_and_prints_its_id_only(world: World, db_url: str) -> None:
+    done = script(
+        "env_create.sh",
+        "--project=acme",
+        "--type",
+        "build",
+        "--ref=feature/x",
+        "--commit",
+        "4F2A91C",
+        DATABASE_URL=db_url,
+    )
+    assert done.returncode == 0, done.stderr
+    run = await world.row(uuid.UUID(done.stdout.strip()))
+    assert (run["project_id"], run["workflow_id"], run["status"]) == (world.project, world.workflow, "queued")
+    assert json.loads(run["metadata"]) == {"git_ref": "feature/x", "git_commit": "4f2a91c"}
+    assert done.stderr == "env_create.sh: run #1 of acme is queued, ref feature/x, commit 4f2a91c\n"
+
+
+async def test_create_says_nothing_of_git_where_nothing_is_said(world: World, db_url: str) -> None:
+    done = script("env_create.sh", "--project=acme", "--type=build", DATABASE_URL=db_url)
+    assert json.loads((await world.row(uuid.UUID(done.stdout.strip())))["metadata"]) == {}
+
+
+async def test_the_same_key_is_the_same_run_of_its_project(world: World, db_url: str) -> None:
+    await new_workflow(world.db, await new_project(world.db, "other"))
+    words = ("--type=build", "--ref=main", "--key=push 'n'")
+    first, again, other = (
+        script("env_create.sh", f"--project={slug}", *words, DATABASE_URL=db_url) for slug in ("acme", "acme", "other")
+    )
+    assert first.stdout == again.stdout != other.stdout
+    assert [done.returncode for done in (first, again, other)] == [0, 0, 0]
+    differs = script("env_create.sh", "--project=acme", *words, "--commit=4f2a91c", DATABASE_URL=db_url)
+    assert differs.returncode == 5
+    assert "used for another request" in error(differs)
+    assert await world.db.fetchval("select count(*) from ops.runs") == 2
+
+
+async def test_create_chooses_among_enabled_workflows_and_never_guesses(world: World, db_url: str) -> None:
+    second = await new_workflow(world.db, world.project, "second")
+    off = await new_workflow(world.db, world.project, "off")
+    await world.db.execute("update ops.workflows set enabled = false where id = $1", off)
+
+    def create(*words: str) -> subprocess.CompletedProcess[str]:
+        return script("env_create.sh", *words, DATABASE_URL=db_url)
+
+    for words, says in (
+        (["--project=acme", "--type=build"], "several workflows of type build: say --workflow, one of: build, second"),
+        (
+            ["--project=acme", "--type=build", "--workflow=off"],
+            "project acme has no enabled workflow off of type build",
+        ),
+        (["--project=acme", "--type=deploy"], "project acme has no enabled workflow of type deploy"),
+        (["--project=nowhere", "--type=build"], "there is no project nowhere"),
+    ):
+        done = create(*words)
+        assert done.returncode == 5
+        assert says in error(done)
+    done = create("--project=acme", "--type=build", "--workflow=second")
+    assert (await world.row(uuid.UUID(done.stdout.strip())))["workflow_id"] == second
+    await world.db.execute("update ops.projects set status = 'archived'")
+    done = create("--project=acme", "--type=build", "--workflow=second")
+    assert done.returncode == 5
+    assert "project acme is archived" in error(done)
+
+
+HOSTILE = "'; drop schema ops cascade; --\\ $$ :project \"\n\\! touch pwned"
+
+
+async def test_no_argument_is_ever_sql(world: World, db_url: str, tmp_path: Path) -> None:
+    run = await world.queue()
+    for words in (
+        ["--project", HOSTILE, "--type", "build"],
+        ["--project", "acme", "--type", "build", "--workflow", HOSTILE],
+        ["--project", "acme", "--type", "build", "--ref", HOSTILE, "--key", HOSTILE],
+    ):
+        done = script("env_create.sh", *words, cwd=tmp_path, DATABASE_URL=db_url)
+        assert done.returncode in (0, 5), done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    queued = await world.row(uuid.UUID(done.stdout.strip()))
+    assert json.loads(queued["metadata"]) == {"git_ref": HOSTILE}
+    assert queued["idempotency_key"] == f"{world.project}:{HOSTILE}"
+    assert script("env_destroy.sh", str(run), "--reason", HOSTILE, cwd=tmp_path, DATABASE_URL=db_url).returncode == 0
+    assert (await world.row(run))["error_message"] == HOSTILE
+    assert os.listdir(tmp_path) == []  # noqa: PTH208 - nothing else runs here
+
+
+# --- env_wait_ready.sh and env_destroy.sh -----------------------------------------------------------------------------
+
+
+async def finished(world: World, exit_code: int, message: str | None = None) -> str:
+    """A run that ended with that code."""
+    run = await world.running()
+    await call(world.db, "append_run_log", run, "info", "the only line", p_worker_id=WORKER)
+    await call(world.db, "complete_workflow_run", run, exit_code, message, p_worker_id=WORKER)
+    return str(run)
+
+
+async def test_wait_exits_by_the_outcome(world: World, db_url: str) -> None:
+    def wait(run: str, *words: str) -> subprocess.CompletedProcess[str]:
+        return script("env_wait_ready.sh", run, *words, DATABASE_URL=db_url)
+
+    good = wait(await finished(world, 0))
+    assert (good.returncode, good.stdout) == (0, "")
+    assert good.stderr.splitlines() == ["the only line", "env_wait_ready.sh: run #1 succeeded"]
+    bad = wait(await finished(world, 3, "two\nlines"))
+    assert (bad.returncode, bad.stdout) == (1, "")
+    assert bad.stderr.splitlines() == ["the only line", "env_wait_ready.sh: run #2 failed (failed): two lines"]
+    quiet = wait(await finished(world, 0), "--quiet")
+    assert quiet.stderr == "env_wait_ready.sh: run #3 succeeded\n"
+
+    queued = str(await world.queue())
+    late = wait(queued, "--timeout=0")
+    assert (late.returncode, late.stdout) == (4, "")
+    assert late.stderr.splitlines()[-1] == "env_wait_ready.sh: run #4 is still queued after 0 s"
+    assert await world.status(uuid.UUID(queued)) == "queued"
+
+    gone = script("env_destroy.sh", queued, "--reason=not needed", DATABASE_URL=db_url)
+    assert (gone.returncode, gone.stdout) == (0, "canceled\n")
+    canceled = wait(queued)
+    assert (canceled.returncode, canceled.stdout) == (3, "")
+    assert canceled.stderr == "env_wait_ready.sh: run #4 was canceled: not needed\n"
+
+    nothing = wait(str(uuid.uuid4()))
+    assert nothing.returncode == 5
+    assert "there is no run" in error(nothing)
+
+
+async def test_destroy_tells_a_run_that_stops_from_one_that_has_ended(world: World, db_url: str) -> None:
+    def destroy(run: uuid.UUID) -> subprocess.CompletedProcess[str]:
+        return script("env_destroy.sh", str(run), DATABASE_URL=db_url)
+
+    queued = await world.queue()
+    assert [(destroy(queued).returncode, destroy(queued).stdout) for _ in range(2)] == [(0, "canceled\n")] * 2
+    running = await world.running()
+    asked = destroy(running)
+    assert (asked.returncode, asked.stdout) == (0, "running\n")
+    assert (await world.row(running))["cancel_requested_at"] is not None
+    for run, says in ((await world.run_in("succeeded"), "already succeeded"), (uuid.uuid4(), "there is no such run")):
+        done = destroy(run)
+        assert done.returncode == 5
+        assert says in error(done)
+
+
+async def test_wait_shows_every_line_once_and_in_order(world: World, db_url: str) -> None:
+    run = await world.running()
+    env = environ_of(DATABASE_URL=db_url)
+    process = await asyncio.create_subprocess_exec(
+        SCRIPTS / "env_wait_ready.sh", str(run), "--interval=1",
+        env=env, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stderr is not None
+    said: list[str] = []
+
+    async def journal(start: int, count: int) -> None:
+        await world.db.fetchval(
+            "select ops.append_run_logs($1, $2, null, array(select generate_series($3::bigint, $4)),"
+            " array_fill('stdout'::text, array[$5::int]), array_fill('info'::text, array[$5]),"
+            " array(select 'line ' || i from generate_series($3::bigint, $4) as i),"
+            " array_fill(now(), array[$5]))",
+            run, WORKER, start, start + count - 1, count,
+        )  # fmt: skip
+
+    async def until(line: str) -> None:
+        assert process.stderr is not None
+        async with asyncio.timeout(PATIENCE):
+            while not said or said[-1] != line:
+                raw = await process.stderr.readline()
+                assert raw, said
+                said.append(raw.decode().rstrip("\n"))
+
+    await journal(1, 2500)  # more than it takes at once
+    await until("line 2500")
+    await call(world.db, "append_run_log", run, "info", "appended", p_worker_id=WORKER)
+    await until("appended")
+    await journal(2501, 10)  # numbered below what was appended before
+    await until("line 2510")
+    await call(world.db, "append_run_log", run, "info", "", p_worker_id=WORKER)
+    for n in (2, 1):
+        await call(world.db, "add_run_artifact", run, f"out/{n}", f"file:///out/{n}", p_worker_id=WORKER)
+    await call(world.db, "complete_workflow_run", run, 0, p_worker_id=WORKER)
+    async with asyncio.timeout(PATIENCE):
+        out, rest = await process.communicate()
+    said += rest.decode().splitlines()
+    assert process.returncode == 0
+    assert out.decode() == "file:///out/2\n"
+    expected = [f"line {n}" for n in range(1, 2501)] + ["appended"] + [f"line {n}" for n in range(2501, 2511)] + [""]
+    assert [line for line in said if not line.startswith("env_wait_ready.sh: ")] == expected
+
+
+async def test_wait_does_not_hand_the_terminal_to_the_program(world: World, db_url: str) -> None:
+    run = await world.running()
+    for text in ("\x1b[31mred\x1b[0m\r", "\x1b]0;title\x07", "\u009b2J", "tab\there"):
+        await call(world.db, "append_run_log", run, "info", text, p_worker_id=WORKER)
+    await call(world.db, "complete_workflow_run", run, 1, "\x1b[2Jgone", p_worker_id=WORKER)
+    done = script("env_wait_ready.sh", str(run), DATABASE_URL=db_url)
+    assert done.stderr.splitlines()[:4] == ["red", "�]0;title�", "�2J", "tab\there"]
+    assert not set(done.stderr) & set("\x1b\x07\u009b\r")
+
+
+async def test_wait_outlives_a_restart_of_the_database(tmp_path: Path, connect: Connect) -> None:
+    with Cluster() as server:
+        name = server.template()
+        db = await connect(server.url(name))
+        project = await new_project(db, "acme")
+        world = World(db, project, await new_workflow(db, project))
+        run = await world.running()
+        process = await asyncio.create_subprocess_exec(
+            SCRIPTS / "env_wait_ready.sh", str(run), "--interval=1",
+            env=environ_of(DATABASE_URL=server.url(name)), stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        assert process.stderr is not None
+        async with asyncio.timeout(PATIENCE):
+            assert b"is running" in await process.stderr.readline()
+            server.stop()
+            assert b"database: " in await process.stderr.readline()
+            server.start()
+            world = World(await connect(server.url(name)), project, world.workflow)
+            await call(world.db, "complete_workflow_run", run, 0, p_worker_id=WORKER)
+            await process.communicate()
+        assert process.returncode == 0

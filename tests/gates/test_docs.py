@@ -1,0 +1,76 @@
+"""The gate ``validate-docs``: the documents are there, their links lead somewhere, and docs/coverage.md is true."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.support.docker import ROOT
+from tests.support.markdown import Document, broken_links, files, missing
+
+DOCS = ("guide.md", "architecture.md", "run-lifecycle.md", "security.md", "upgrading-agent-tables.md", "coverage.md")
+COVERAGE = Document(ROOT / "docs" / "coverage.md")
+TABLES = (
+    "projects", "workflows", "runs", "run_events", "run_artifacts", "run_logs", "tools", "upgrade_advisories",
+    "project_memberships",
+)  # fmt: skip
+FUNCTIONS = (
+    "claim_next_run(worker_id)", "start_workflow_run(run_id, worker_id)",
+    "complete_workflow_run(run_id, exit_code, error)", "append_run_log(run_id, level, message, metadata)",
+    "add_run_artifact(run_id, key, url, ...)", "list_queued_runs()", "current_user_id()",
+    "current_user_role(project_id)",
+)  # fmt: skip
+STATES = ("queued", "claimed", "running", "succeeded", "failed", "canceled")
+JOBS = ("validate-spec-kit", "validate-schema", "validate-prisma", "validate-docs")
+
+
+@pytest.mark.parametrize("name", DOCS)
+def test_the_document_is_there_and_begins_with_its_title(name: str) -> None:
+    assert re.match(r"# \S", (ROOT / "docs" / name).read_text())
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_leads_somewhere(path: Path) -> None:
+    assert broken_links(Document(path)) == []
+
+
+def test_the_readme_leads_to_every_document() -> None:
+    linked = {link.partition("#")[0] for link in Document(ROOT / "README.md").links}
+    assert {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")} <= linked
+
+
+@pytest.mark.parametrize("name", ["docs/coverage.md", "SECURITY.md"])
+def test_what_these_name_exists(name: str) -> None:
+    assert missing(Document(ROOT / name).code(first_column=False)) == []
+
+
+def test_every_line_of_the_summary_has_its_answer() -> None:
+    rows = COVERAGE.rows()
+    asked = {row[0] for row in rows}
+    expected = {*(f"ops.{name}" for name in (*TABLES, *FUNCTIONS)), *STATES, *JOBS}
+    assert sorted(expected - asked) == []
+    assert [row for row in rows if not row[1]] == [], "a row without an answer"
+
+
+BROKEN = """\
+# A `b`-c, d!
+
+# A `b`-c, d!
+
+| `no/such` | `make nothing` | `sql/*.sql` |
+|---|---|---|
+| | `ops.runs` | `--concurency 2` |
+
+[](#a-b-c-d) [](#a-b-c-d-1) [](#a-b-c-d-2) [](x.md#a-b-c-d) [](x.md#b)
+[](nowhere.md) [](../../etc/passwd) [](//x.example)
+"""
+
+
+def test_the_checker_finds_what_is_broken(tmp_path: Path) -> None:
+    (tmp_path / "x.md").write_text(BROKEN)
+    document = Document(tmp_path / "x.md")
+    assert missing(document.code(first_column=False)) == ["make nothing", "--concurency 2"]
+    assert missing(document.code()) == ["no/such", "make nothing", "--concurency 2"]
+    assert broken_links(document, tmp_path) == ["#a-b-c-d-2", "x.md#b", "nowhere.md", "../../etc/passwd"]

@@ -1,0 +1,28 @@
+"""The shell scripts of ``deploy/scripts`` and ``sql/tests``, run as a user runs them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+from tests.support.docker import PATIENCE, ROOT
+from tests.support.postgres import client_binaries
+
+SCRIPTS = ROOT / "deploy" / "scripts"
+
+
+def environ_of(**environ: str) -> dict[str, str]:
+    """An environment with psql and ``environ``, without whatever else chooses a database."""
+    clean = {
+        k: v for k, v in os.environ.items() if not k.startswith("PG") and k not in ("DATABASE_URL", "SUPABASE_URL")
+    }
+    return clean | {"PATH": f"{client_binaries()}{os.pathsep}{os.environ['PATH']}"} | environ
+
+
+def script(path: str | Path, *words: str, cwd: Path = ROOT, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Runs a script of ``deploy/scripts``, or of another folder by its path, to its end."""
+    return subprocess.run(
+        [SCRIPTS / path, *words], cwd=cwd, env=environ_of(**environ), stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, timeout=PATIENCE, check=False,
+    )  # fmt: skip
