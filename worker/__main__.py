@@ -29,6 +29,7 @@ from worker.errors import ConfigurationError, DatabaseUnavailable, EngineUnavail
 from worker.models import WorkerIdentity
 from worker.queue import Queue
 from worker.runner import Host
+from worker.secrets import SecretsFolder
 from worker.settings import Settings, flag, load
 from worker.spec import HostPolicy
 from worker.tasks import backoff
@@ -85,6 +86,7 @@ async def work(settings: Settings, dsn: str) -> int:
             raise OpsError(f"{flag('metrics_address')}: cannot listen: {error}") from error
     store = ArtifactStore.from_url(settings.artifact_store)
     await store.check()
+    secrets = SecretsFolder(settings.secrets_dir)
 
     async with AsyncExitStack() as resources:
         engine = Engine(settings.docker_host, streams=settings.concurrency)
@@ -119,6 +121,7 @@ async def work(settings: Settings, dsn: str) -> int:
             worker_id=identity.worker_id,
             database_id=database_id,
             stop_grace_seconds=settings.stop_grace,
+            secrets=secrets,
         )
         await Daemon(host, queue, engine, metrics, _pace(settings)).run()
         with anyio.move_on_after(UNREGISTER_SECONDS):
@@ -200,6 +203,8 @@ def _policy(settings: Settings) -> HostPolicy:
     return HostPolicy(
         allowed_images=settings.allowed_images,
         allowed_networks=settings.allowed_networks,
+        read_only_root=settings.read_only_root,
+        secrets_as_env=settings.secrets_as_env,
         default_cpus=settings.default_cpus,
         max_cpus=settings.max_cpus,
         default_memory=settings.default_memory,

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from struct import Struct
 
 from worker.models import LogLine
+from worker.redact import Redactor
 
 MAX_LINE_BYTES = 65_536
 """A longer line is cut here, and says how long it was."""
@@ -75,7 +76,7 @@ class LineAssembler:
     stderr warn: what a program says there is worth a look, and no error.
     """
 
-    def __init__(self, skip: int = 0) -> None:
+    def __init__(self, skip: int = 0, redactor: Redactor | None = None) -> None:
         self.position = 0
         """How many lines were complete so far."""
         self.last_frame = b""
@@ -83,6 +84,8 @@ class LineAssembler:
         self.fault = ""
         """What the engine itself said instead of a line, as when its log file is damaged."""
         self._skip = skip
+        self._redactor = redactor or None  # one without secrets is none
+        self._kept_bytes = _KEPT_BYTES + (redactor.reach if redactor else 0)
         self._rest = b""
         self._streams = {_STDOUT: _Stream("stdout", "info"), _STDERR: _Stream("stderr", "warn")}
         # The last frame: where its text belongs, and, if it is very long, how many bytes are missing.
@@ -135,7 +138,9 @@ class LineAssembler:
         self._long = stream, stamp
         if stream is None:
             if kind == _ENGINE:
-                self.fault = data[start : min(after, start + 1000)].decode("utf-8", "replace").strip()
+                said = data[start:after]
+                said = self._redactor.mask(said, 1000) if self._redactor else said[:1000]
+                self.fault = said.decode("utf-8", "replace").strip()
             return
         last = after - 1
         if data[last] == _NEWLINE and not stream.open and data.find(b"\n", text, after) == last:
@@ -157,7 +162,7 @@ class LineAssembler:
     def _keep(self, stream: _Stream, stamp: bytes, part: bytes) -> None:
         if not stream.open:
             stream.open, stream.stamp = True, stamp
-        stream.kept += part[: _KEPT_BYTES - len(stream.kept)]
+        stream.kept += part[: self._kept_bytes - len(stream.kept)]
         stream.size += len(part)
 
     def _end(self, stream: _Stream, lines: list[LogLine]) -> None:
@@ -166,7 +171,7 @@ class LineAssembler:
         self._line(stream, stream.stamp, raw, size, lines)
 
     def _line(self, stream: _Stream, stamp: bytes, raw: bytes, size: int, lines: list[LogLine]) -> None:
-        """A complete line of ``size`` bytes, of which at least the first ``_KEPT_BYTES`` are in ``raw``."""
+        """A complete line of ``size`` bytes, of which ``raw`` has all, or at least as many as are kept."""
         self.position += 1
         first = raw[0] if raw else 0
         if _ZERO <= first <= _NINE and (odoo := _ODOO.match(raw)):
@@ -174,6 +179,10 @@ class LineAssembler:
         if self.position <= self._skip:
             return
         level = stream.level
+        if self._redactor is not None:
+            whole = size <= _KEPT_BYTES
+            raw = self._redactor.mask(raw, _KEPT_BYTES)
+            size = len(raw) if whole else size
         if size < MAX_LINE_BYTES // 3 and b"\0" not in raw:  # a byte that is replaced takes three
             message = raw.decode("utf-8", "replace").rstrip("\r")
         else:

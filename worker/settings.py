@@ -28,6 +28,7 @@ from pydantic_settings import (
 )
 
 from worker.errors import ConfigurationError, expected
+from worker.images import check_pattern
 from worker.units import parse_size, shown_size
 
 PREFIX = "OPS_WORKER_"
@@ -78,7 +79,12 @@ def _command(words: tuple[str, ...]) -> tuple[str, ...]:
     return words
 
 
+def _image_patterns(patterns: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(map(check_pattern, patterns))
+
+
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
+ImagePatterns = Annotated[Words, AfterValidator(_image_patterns)]
 Size = Annotated[int, BeforeValidator(parse_size)]
 Address = Annotated[tuple[str, int] | None, NoDecode, BeforeValidator(_address)]
 Seconds = Annotated[float, Field(gt=0)]
@@ -132,9 +138,16 @@ class Settings(BaseSettings):
     )
 
     docker_host: DockerHost = _setting(None, "URL", "the engine; else as DOCKER_HOST or Docker's own default says")
-    allowed_images: Words = _setting(("*",), "A,B", "patterns of image names that may run here")
+    allowed_images: ImagePatterns = _setting(("*",), "A,B", "patterns of image names that may run here")
     allowed_networks: Words = _setting(
         ("bridge", "none"), "A,B", "networks that a workflow may choose; the first for a run that does not say"
+    )
+    read_only_root: bool = _setting(False, "", "the root file system is read-only whatever a workflow says")
+    secrets_dir: Path | None = _setting(
+        None, "DIR", "secrets that workflows may name: DIR/NAME, and DIR/WORKSPACE_KEY/NAME for one project only"
+    )
+    secrets_as_env: bool = _setting(
+        False, "", "secrets are environment variables too, which `docker inspect` shows to whoever may use the engine"
     )
     stop_grace: Seconds = _setting(10.0, "SECONDS", "between SIGTERM and SIGKILL")
     default_timeout: Seconds = _setting(3600.0, "SECONDS", "for a run that does not say")
@@ -299,7 +312,8 @@ def _explain(problem: Mapping[str, Any]) -> str:
     name = str(problem["loc"][0])
     if name == "verb":
         return f"unknown command; {expected(problem)}"
-    got = "" if name in _SECRET else f", got {problem['input']!r}"
+    shown = repr(problem["input"])
+    got = "" if name in _SECRET or "@" in shown else f", got {shown}"  # before an @ there may be a password
     return f"{flag(name)}: {_expected_number(name) or expected(problem)}{got}"
 
 
