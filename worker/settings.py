@@ -332,12 +332,15 @@ _BOUNDS = {"minimum": "of at least {}", "exclusiveMinimum": "above {:g}", "maxim
 
 
 def _contradictions(settings: Settings) -> Iterator[str]:
-    """A default that was set above the maximum; one that was not set follows the maximum."""
+    """A default that was set above the maximum (one that was not set follows it); the worker's own secrets on offer."""
     for what in ("timeout", "cpus", "memory", "pids"):
         default, most = getattr(settings, f"default_{what}"), getattr(settings, f"max_{what}")
         if most is not None and default > most and f"default_{what}" in settings.model_fields_set:
             shown = _shown(f"max_{what}", default), _shown(f"max_{what}", most)
             yield f"{flag(f'default_{what}')}: {shown[0]} is more than {_flag(f'max_{what}')}, {shown[1]}"
+    folder, file = settings.secrets_dir, settings.env_file
+    if folder is not None and file is not None and file.resolve().is_relative_to(folder.resolve()):
+        yield f"{flag('env_file')}: {file} is in {_flag('secrets_dir')}, where every workflow could name it as a secret"
 
 
 def _unknown_flag(word: str) -> str:

@@ -316,3 +316,12 @@ def test_nothing_does_worse_than_a_line_for_each_problem(argv: list[str], values
         told = ("fine",)
     assert told
     assert all(told)
+
+
+def test_the_worker_s_own_file_must_not_lie_among_the_secrets_for_runs(tmp_path: Path) -> None:
+    file = tmp_path / "acme" / "worker.env"
+    file.parent.mkdir()
+    file.write_text("", encoding="utf-8")
+    with pytest.raises(ConfigurationError, match="where every workflow could name it as a secret"):
+        load(["--env-file", str(file), "--secrets-dir", f"{tmp_path}/acme/.."], {})
+    load(["--env-file", str(file), "--secrets-dir", str(tmp_path / "other")], {})
