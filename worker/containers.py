@@ -166,8 +166,8 @@ class Engine:
                 cap_drop=["ALL"],
                 security_opt=["no-new-privileges"],
                 read_only=spec.read_only,
-                # Its content counts as the container's memory; the engine's default size is half of the host's.
-                tmpfs={"/tmp": f"mode=1777,size={spec.memory_bytes}"} if spec.read_only else None,  # noqa: S108
+                # It counts as the container's memory: half of that, so that a full /tmp is an error and kills nobody.
+                tmpfs={"/tmp": f"mode=1777,size={spec.memory_bytes // 2}"} if spec.read_only else None,  # noqa: S108
                 nano_cpus=round(spec.cpus * 1e9),
                 mem_limit=spec.memory_bytes,
                 memswap_limit=spec.memory_bytes,
