@@ -32,6 +32,7 @@ from worker.models import WorkerIdentity
 from worker.queue import Queue
 from worker.retention import Retention, prune
 from worker.runner import Host
+from worker.secrets import SecretsFolder
 from worker.settings import Settings, flag, load
 from worker.spec import HostPolicy
 from worker.tasks import backoff
@@ -102,6 +103,7 @@ async def work(settings: Settings, dsn: str) -> int:
             raise OpsError(f"{flag('metrics_address')}: cannot listen: {error}") from error
     store = ArtifactStore.from_url(settings.artifact_store)
     await store.check()
+    secrets = SecretsFolder(settings.secrets_dir)
 
     async with AsyncExitStack() as resources:
         engine = Engine(settings.docker_host, streams=settings.concurrency)
@@ -137,6 +139,7 @@ async def work(settings: Settings, dsn: str) -> int:
             database_id=database_id,
             stop_grace_seconds=settings.stop_grace,
             max_log_bytes=settings.max_log,
+            secrets=secrets,
         )
         disks = [folder for folder in (store.folder, engine.local_folder(facts)) if folder is not None]
         short = partial(shortage, disks, settings.min_free_disk)
@@ -220,6 +223,8 @@ def _policy(settings: Settings) -> HostPolicy:
     return HostPolicy(
         allowed_images=settings.allowed_images,
         allowed_networks=settings.allowed_networks,
+        read_only_root=settings.read_only_root,
+        secrets_as_env=settings.secrets_as_env,
         default_cpus=settings.default_cpus,
         max_cpus=settings.max_cpus,
         default_memory=settings.default_memory,

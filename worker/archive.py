@@ -75,11 +75,13 @@ class Selection:
         max_files: int,
         max_key: int,
         in_folder: bool,
+        redact: Callable[[str], str] = str,
     ) -> None:
         self._rules = [(_glob(rule.path), rule) for rule in rules]
         self._prefix = key_prefix
         self._max_bytes, self._max_files, self._max_key = max_bytes, max_files, max_key
         self._in_folder = in_folder
+        self._redact = redact
         self._now = datetime.now(UTC)
         self._keys: set[str] = set()
         self._folders: set[str] = set()
@@ -101,6 +103,8 @@ class Selection:
         """
         parts = member.name.split("/")[1:]
         path = "/".join(parts)
+        if self._redact(path) != path:
+            return self._refuse(path, "its name holds a secret")
         if problem := _name_problem(member, parts):
             return self._refuse(path or member.name, problem)
         rule = next((rule for matches, rule in self._rules if matches(parts)), None)
@@ -138,7 +142,7 @@ class Selection:
     def _refuse(self, name: str, problem: str) -> ArchivedFile | None:
         self._refused += 1
         if self._refused <= WARNINGS:
-            self._warnings.append(f"artifact {shown(name)} refused: {problem}")
+            self._warnings.append(f"artifact {shown(self._redact(name))} refused: {problem}")
         return None
 
 

@@ -158,10 +158,12 @@ class ArtifactStore:
         key_prefix: str,
         on_artifact: Callable[[Artifact], Awaitable[None]],
         on_warning: Callable[[str], Awaitable[None]],
+        redact: Callable[[str], str] = str,
     ) -> int:
         """Stores each file that a rule names (the first such rule counts) and returns how many there were.
 
-        ``on_artifact`` may be called several times at once; ``on_warning`` is told what was refused. Raises
+        ``on_artifact`` may be called several times at once; ``on_warning`` is told what was refused, which a name
+        that ``redact`` would change always is. Raises
         ``ArtifactError`` when the store fails, and when the archive is cut, damaged or beyond a limit; what
         was read in full before is then stored and recorded all the same. The engine's errors and those of the
         callbacks come out as they are.
@@ -173,6 +175,7 @@ class ArtifactStore:
             max_files=self._max_files,
             max_key=MAX_KEY if self.folder else MAX_KEY - len(urlsplit(self.url).path),
             in_folder=self.folder is not None,
+            redact=redact,
         )
         reader = ArchiveReader(archive, selection)
         failure: Exception | None = None

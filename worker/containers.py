@@ -11,10 +11,11 @@ import io
 import os
 import tarfile
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -28,8 +29,10 @@ import urllib3
 from docker.types import CancellableStream, LogConfig
 
 from worker.errors import EngineError, EngineUnavailable, ImageMissing
+from worker.images import ImageName, digest_of
 from worker.pipe import Pipe
-from worker.spec import ARTIFACTS_DIR, RunSpec
+from worker.secrets import MAX_BYTES, Secret
+from worker.spec import ARTIFACTS_DIR, MAX_SECRETS, SECRETS_DIR, RunSpec
 from worker.tasks import task_group
 
 T = TypeVar("T")
@@ -66,8 +69,8 @@ class Image:
     reference: str
     image_id: str
     digest: str | None
-    root: bool
-    """Whether its processes are root unless the run says otherwise."""
+    user: str
+    """Whose its processes are unless the run says otherwise: a name or a number, root if empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +136,8 @@ class Engine:
             facts = await self._call(inspect, abandon=True)
         except ImageMissing:
             return None
-        user = (facts["Config"].get("User") or "").partition(":")[0]
-        digests = facts.get("RepoDigests") or [None]
-        return Image(reference, facts["Id"], digests[0], root=user in ("", "0", "root"))
+        digest = digest_of(ImageName.parse(reference), facts.get("RepoDigests") or ())
+        return Image(reference, facts["Id"], digest, facts["Config"].get("User") or "")
 
     async def pull(self, reference: str) -> None:
         """Fetches an image with the credentials of the engine client's own configuration file.
@@ -156,9 +158,16 @@ class Engine:
 
     # --- a run's container ------------------------------------------------------------------------------------------
 
-    async def create(self, name: str, image: Image, spec: RunSpec, labels: Mapping[str, str]) -> str:
-        """Creates the container, not yet started, and returns its id; one of that name already there is returned."""
-        root = image.root if spec.user is None else spec.user in ("0", "root")
+    async def create(
+        self, name: str, image: Image, spec: RunSpec, labels: Mapping[str, str], secrets: Sequence[Secret] = ()
+    ) -> str:
+        """Creates the container, not yet started, with its secrets in place, and returns its id.
+
+        One of that name that never ran is replaced: nobody knows how far its making went, nor of which image it is.
+        One that did is returned as it is.
+        """
+        user = (image.user if spec.user is None else spec.user).partition(":")[0]
+        root = user in ("", "0", "root")
 
         def create(client: docker.APIClient) -> str:
             if spec.network == "bridge":
@@ -168,7 +177,8 @@ class Engine:
                 cap_drop=["ALL"],
                 security_opt=["no-new-privileges"],
                 read_only=spec.read_only,
-                tmpfs={"/tmp": "mode=1777"} if spec.read_only else None,  # noqa: S108 - the container's own
+                # It counts as the container's memory: half of that, so that a full /tmp is an error and kills nobody.
+                tmpfs={"/tmp": f"mode=1777,size={spec.memory_bytes // 2}"} if spec.read_only else None,  # noqa: S108
                 nano_cpus=round(spec.cpus * 1e9),
                 mem_limit=spec.memory_bytes,
                 memswap_limit=spec.memory_bytes,
@@ -177,27 +187,47 @@ class Engine:
                 # The journal of the run: blocking and never rotated, or lines are lost (docs/run-lifecycle.md).
                 log_config=LogConfig(type="json-file", config=_JOURNAL),
             )
+            make = partial(
+                client.create_container,
+                image.image_id,
+                name=name,
+                command=list(spec.command),
+                environment=dict(spec.env),
+                user=spec.user,
+                labels=dict(labels),
+                volumes=[ARTIFACTS_DIR, *([SECRETS_DIR] if secrets else [])],
+                host_config=host,
+            )
             try:
-                container: str = client.create_container(
-                    image.image_id,
-                    name=name,
-                    command=list(spec.command),
-                    environment=dict(spec.env),
-                    user=spec.user,
-                    labels=dict(labels),
-                    volumes=[ARTIFACTS_DIR],
-                    host_config=host,
-                )["Id"]
+                container: str = make()["Id"]
             except docker.errors.APIError as error:
                 if error.status_code != requests.codes.conflict:
                     raise
-                container = client.inspect_container(name)["Id"]
+                there = client.inspect_container(name)
+                if there["State"]["Status"] != "created":
+                    return str(there["Id"])
+                client.remove_container(name, v=True)
+                container = make()["Id"]
             if not root and not spec.read_only:
                 # A volume that the image does not have belongs to root: opened for the image's own user.
                 client.put_archive(container, "/", _directory(ARTIFACTS_DIR.lstrip("/"), mode=0o1777))
+            if secrets:
+                # A volume of the container's own, since that works on every engine, with a read-only root too; what is
+                # in it is neither in `docker inspect` nor in an image made from the container, and goes with it.
+                uid = 0 if root else _uid(client, container, user)
+                client.put_archive(container, SECRETS_DIR, _secret_files(secrets, uid))
             return container
 
         return await self._call(create)
+
+    async def secrets(self, container_id: str) -> tuple[Secret, ...]:
+        """What a container holds as its secrets now. Its program may have changed them, so they are bounded."""
+
+        def read() -> tuple[Secret, ...]:
+            with self.archive(container_id, SECRETS_DIR) as chunks:
+                return _held_secrets(chunks)
+
+        return await anyio.to_thread.run_sync(read, limiter=self._calls)
 
     async def start(self, container_id: str) -> None:
         """Starts a container that never ran. The engine would run one that has ended a second time."""
@@ -426,6 +456,49 @@ def _directory(name: str, *, mode: int) -> bytes:
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         tar.addfile(entry)
     return buffer.getvalue()
+
+
+def _secret_files(secrets: Sequence[Secret], uid: int) -> bytes:
+    """A tar archive of files that only that user may read: without capabilities, root may not read others' either."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for secret in secrets:
+            entry = tarfile.TarInfo(secret.name)
+            entry.mode, entry.uid, entry.size = 0o400, uid, len(secret.value)
+            tar.addfile(entry, io.BytesIO(secret.value))
+    return buffer.getvalue()
+
+
+_HELD_BYTES = MAX_SECRETS * (MAX_BYTES + 3 * tarfile.BLOCKSIZE)
+
+
+def _held_secrets(chunks: Iterator[bytes]) -> tuple[Secret, ...]:
+    """The plain files of an archive, as far as they could be ours."""
+    data = b""
+    while len(data) < _HELD_BYTES and (chunk := next(chunks, b"")):
+        data += chunk
+    held: list[Secret] = []
+    # Cut or damaged: what was read until then.
+    with contextlib.suppress(tarfile.TarError, ValueError), tarfile.open(fileobj=io.BytesIO(data), mode="r|") as tar:
+        for entry in tar:
+            content = tar.extractfile(entry) if entry.isreg() and entry.size <= MAX_BYTES else None
+            if content is not None:
+                held.append(Secret(entry.name.rpartition("/")[2], content.read()))
+    return tuple(held[:MAX_SECRETS])
+
+
+def _uid(client: docker.APIClient, container: str, user: str) -> int:
+    """The number of a user, by the container's own /etc/passwd as the engine reads it. Raises ``EngineError``."""
+    if user.isascii() and user.isdecimal():
+        return int(user)
+    chunks, _ = client.get_archive(container, "/etc/passwd")
+    with tarfile.open(fileobj=io.BytesIO(b"".join(chunks))) as tar:
+        file = tar.extractfile("passwd")
+        lines = file.read().decode("utf-8", "replace").splitlines() if file else []
+    for name, *fields in (line.split(":") for line in lines):
+        if name == user and len(fields) > 1 and fields[1].isdecimal():
+            return int(fields[1])
+    raise EngineError(0, f"the image's /etc/passwd has no user {user!r}, to whom its secrets would belong")
 
 
 _BROKEN = (requests.RequestException, urllib3.exceptions.HTTPError, OSError)

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from struct import Struct
 
 from worker.models import LogLine
+from worker.redact import Redactor
 
 MAX_LINE_BYTES = 65_536
 """A longer line is cut here, and says how long it was."""
@@ -85,7 +86,7 @@ class LineAssembler:
     alone, so another reading of it, from another ``skip``, comes to the same.
     """
 
-    def __init__(self, skip: int = 0, max_bytes: int = 1 << 62) -> None:
+    def __init__(self, skip: int = 0, max_bytes: int = 1 << 62, redactor: Redactor | None = None) -> None:
         self.position = 0
         """How many lines were complete so far."""
         self.bytes = 0
@@ -104,6 +105,8 @@ class LineAssembler:
         # What may turn out to be the end of the log, each line with what it counts.
         self._tail: deque[tuple[LogLine, int]] = deque()
         self._tail_bytes = 0
+        self._redactor = redactor or None  # one without secrets is none
+        self._kept_bytes = _KEPT_BYTES + (redactor.reach if redactor else 0)
         self._rest = b""
         self._streams = {_STDOUT: _Stream("stdout", "info"), _STDERR: _Stream("stderr", "warn")}
         # The last frame: where its text belongs, and, if it is very long, how many bytes are missing.
@@ -165,7 +168,9 @@ class LineAssembler:
         self._long = stream, stamp
         if stream is None:
             if kind == _ENGINE:
-                self.fault = data[start : min(after, start + 1000)].decode("utf-8", "replace").strip()
+                said = data[start:after]
+                said = self._redactor.mask(said, 1000) if self._redactor else said[:1000]
+                self.fault = said.decode("utf-8", "replace").strip()
             return
         last = after - 1
         if data[last] == _NEWLINE and not stream.open and data.find(b"\n", text, after) == last:
@@ -187,7 +192,7 @@ class LineAssembler:
     def _keep(self, stream: _Stream, stamp: bytes, part: bytes) -> None:
         if not stream.open:
             stream.open, stream.stamp = True, stamp
-        stream.kept += part[: _KEPT_BYTES - len(stream.kept)]
+        stream.kept += part[: self._kept_bytes - len(stream.kept)]
         stream.size += len(part)
 
     def _end(self, stream: _Stream, lines: list[LogLine]) -> None:
@@ -196,10 +201,11 @@ class LineAssembler:
         self._line(stream, stream.stamp, raw, size, lines)
 
     def _line(self, stream: _Stream, stamp: bytes, raw: bytes, size: int, lines: list[LogLine]) -> None:
-        """A complete line of ``size`` bytes, of which at least the first ``_KEPT_BYTES`` are in ``raw``."""
+        """A complete line of ``size`` bytes, of which ``raw`` has all, or at least as many as are kept."""
         self.position += 1
         self.bytes += size
-        self._room -= min(size, MAX_LINE_BYTES) + LINE_BYTES
+        cost = min(size, MAX_LINE_BYTES) + LINE_BYTES
+        self._room -= cost
         first = raw[0] if raw else 0
         if _ZERO <= first <= _NINE and (odoo := _ODOO.match(raw)):
             stream.level = _ODOO_LEVELS[odoo[1]]
@@ -207,6 +213,10 @@ class LineAssembler:
             self._head = self.position
             return
         level = stream.level
+        if self._redactor is not None:
+            whole = size <= _KEPT_BYTES
+            raw = self._redactor.mask(raw, _KEPT_BYTES)
+            size = len(raw) if whole else size
         if size < MAX_LINE_BYTES // 3 and b"\0" not in raw:  # a byte that is replaced takes three
             message = raw.decode("utf-8", "replace").rstrip("\r")
         else:
@@ -222,11 +232,11 @@ class LineAssembler:
             self._head = self.position
             lines.append(line)
         else:
-            self._keep_end(line, min(size, MAX_LINE_BYTES) + LINE_BYTES)
+            self._keep_end(line, cost)
 
-    def _keep_end(self, line: LogLine, size: int) -> None:
-        self._tail.append((line, size))
-        self._tail_bytes += size
+    def _keep_end(self, line: LogLine, cost: int) -> None:
+        self._tail.append((line, cost))
+        self._tail_bytes += cost
         while self._tail_bytes > TAIL_BYTES:
             self._tail_bytes -= self._tail.popleft()[1]
 

@@ -37,6 +37,7 @@ class Reason(StrEnum):
     PROJECT_ARCHIVED = "project_archived"
     TOOL_MISSING = "tool_missing"
     INVALID_CONFIG = "invalid_config"
+    SECRET_MISSING = "secret_missing"  # noqa: S105 - a word
     IMAGE_NOT_ALLOWED = "image_not_allowed"
     IMAGE_MISSING = "image_missing"
     ARTIFACTS_FAILED = "artifacts_failed"

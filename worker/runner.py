@@ -16,12 +16,13 @@ from __future__ import annotations
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import anyio
+import anyio.to_thread
 import structlog
 
 from worker.containers import LABEL_DATABASE, LABEL_RUN, LABEL_WORKER, ContainerState, Image, Journal
@@ -30,6 +31,8 @@ from worker.log_writer import LogWriter
 from worker.logs import LineAssembler
 from worker.models import Artifact, Claim, LogLine
 from worker.outcome import Ending, Outcome, Reason, Stop, decide, engine_failure
+from worker.redact import Redactor
+from worker.secrets import Secret, SecretsFolder
 from worker.spec import ArtifactRule, HostPolicy, RunSpec, resolve
 from worker.tasks import backoff, task_group
 
@@ -57,7 +60,10 @@ class RunEngine(Protocol):
 
     async def image(self, reference: str) -> Image | None: ...
     async def pull(self, reference: str) -> None: ...
-    async def create(self, name: str, image: Image, spec: RunSpec, labels: Mapping[str, str]) -> str: ...
+    async def create(
+        self, name: str, image: Image, spec: RunSpec, labels: Mapping[str, str], secrets: Sequence[Secret]
+    ) -> str: ...
+    async def secrets(self, container_id: str) -> tuple[Secret, ...]: ...
     async def start(self, container_id: str) -> None: ...
     async def inspect(self, container_id: str) -> ContainerState | None: ...
     async def stop(self, container_id: str, grace_seconds: float) -> None: ...
@@ -77,6 +83,7 @@ class RunStore(Protocol):
         key_prefix: str,
         on_artifact: Callable[[Artifact], Awaitable[None]],
         on_warning: Callable[[str], Awaitable[None]],
+        redact: Callable[[str], str],
     ) -> int: ...
 
 
@@ -92,6 +99,7 @@ class Host:
     database_id: uuid.UUID
     stop_grace_seconds: float
     max_log_bytes: int
+    secrets: SecretsFolder = field(default_factory=SecretsFolder)
 
 
 def container_name(run_id: uuid.UUID) -> str:
@@ -109,6 +117,7 @@ class Run:
         self._why: Stop | None = None
         self._stopping = anyio.Event()
         self._scope = anyio.CancelScope()
+        self._redactor = Redactor()
         self.container_name = container_name(claim.run_id)
         self._log = structlog.get_logger().bind(run_id=str(claim.run_id), run_number=claim.run_number)
 
@@ -137,6 +146,8 @@ class Run:
         if self.claim.status == "claimed":
             await self._host.queue.start(self.claim.run_id)
         outcome = await self._attempt()
+        message, details = self._redactor.value([outcome.message, outcome.details])
+        outcome = replace(outcome, message=message, details=details)
         status = await self._host.queue.complete(self.claim.run_id, outcome)
         self._log.info("run finished", status=status, reason=outcome.reason, exit_code=outcome.exit_code)
         return status
@@ -145,10 +156,14 @@ class Run:
         """Everything between start and complete. Raises ``LeaseLost`` only."""
         try:
             spec = resolve(self.claim, self._host.policy)
+            if await self._adopted():
+                await self._learn_secrets(spec, adopted=True)
+                return await self._supervise(spec, self.container_name)
+            secrets = await self._learn_secrets(spec, adopted=False)
             image = await self._image(spec.image)
             if image is None:
                 return Outcome(None, Reason.CANCELED, "canceled before its container was created")
-            container = await self._create(spec, image)
+            container = await self._create(spec, image, secrets)
             if self._why is None:
                 await self._patiently(self._engine.start, container)
             return await self._supervise(spec, container)
@@ -163,6 +178,27 @@ class Run:
         except Exception as error:  # noqa: BLE001 - a run must end and say why, whatever the worker did wrong
             self._log.exception("the worker failed at this run")
             return Outcome(None, Reason.WORKER_ERROR, f"an error in the worker itself: {error!r}")
+
+    async def _adopted(self) -> bool:
+        """Whether an earlier worker has started the container already: then neither image nor secrets are asked for."""
+        if self.claim.status == "claimed":
+            return False
+        state = await self._patiently(self._engine.inspect, self.container_name)
+        return state is not None and state.started_at is not None
+
+    async def _learn_secrets(self, spec: RunSpec, *, adopted: bool) -> tuple[Secret, ...]:
+        """The secrets for the container; whatever is said from now on is redacted.
+
+        A container that was started by an earlier worker got what the host had then, and shows it in its own files.
+        """
+        key, names = self.claim.project.workspace_key, spec.secrets
+        read = partial(self._host.secrets.read, key, names, required=not adopted)
+        secrets = await anyio.to_thread.run_sync(read) if names else ()
+        held = await self._patiently(self._engine.secrets, self.container_name) if adopted else ()
+        if secrets or held:
+            values = [secret.value for secret in (*secrets, *held)]
+            self._redactor = await anyio.to_thread.run_sync(Redactor, values)
+        return secrets
 
     async def _image(self, reference: str) -> Image | None:
         """The image, pulled if the engine does not have it; None when the run was stopped meanwhile."""
@@ -184,15 +220,16 @@ class Run:
             tasks.cancel_scope.cancel()
         return image
 
-    async def _create(self, spec: RunSpec, image: Image) -> str:
+    async def _create(self, spec: RunSpec, image: Image, secrets: Sequence[Secret]) -> str:
         labels = {
             LABEL_RUN: str(self.claim.run_id),
             LABEL_DATABASE: str(self._host.database_id),
             LABEL_WORKER: self._host.worker_id,
         }
-        container = await self._patiently(self._engine.create, self.container_name, image, spec, labels)
-        if self.claim.status != "claimed":
-            return container  # adopted: it was said already
+        if self._host.policy.secrets_as_env:
+            reserved = {name: value for name, value in spec.env.items() if name.startswith("OPS_")}
+            spec = replace(spec, env={**spec.env, **dict(secret.variable for secret in secrets), **reserved})
+        container = await self._patiently(self._engine.create, self.container_name, image, spec, labels, secrets)
         details = {"image": image.reference, "image_id": image.image_id, "digest": image.digest}
         limits = {
             "cpus": spec.cpus,
@@ -252,7 +289,7 @@ class Run:
         async with LogWriter(store).running() as writer:
             attempt = 0
             while True:
-                lines = LineAssembler(position, self._host.max_log_bytes)
+                lines = LineAssembler(position, self._host.max_log_bytes, self._redactor)
                 try:
                     complete = await self._read(spec, container, lines, writer)
                 except EngineUnavailable as error:
@@ -310,12 +347,14 @@ class Run:
             # Repeated as a whole when the engine goes away meanwhile: the same key is the same artifact.
             archive = partial(self._engine.archive, container)
             collect = self._host.store.collect
-            await self._patiently(collect, archive, spec.artifacts, prefix, on_artifact, on_warning)
+            redact = self._redactor.text
+            await self._patiently(collect, archive, spec.artifacts, prefix, on_artifact, on_warning, redact)
         except (ArtifactError, EngineError) as error:
             return str(error)
         return None
 
     async def _event(self, event_type: str, message: str, payload: dict[str, Any]) -> None:
+        message, payload = self._redactor.value([message, payload])
         await self._host.queue.add_event(self.claim.run_id, event_type, message, payload)
 
     async def _patiently(self, call: Callable[..., Awaitable[T]], *args: object) -> T:

@@ -28,6 +28,7 @@ from pydantic_settings import (
 )
 
 from worker.errors import ConfigurationError, expected
+from worker.images import check_pattern
 from worker.units import parse_size, shown_size
 
 PREFIX = "OPS_WORKER_"
@@ -78,7 +79,12 @@ def _command(words: tuple[str, ...]) -> tuple[str, ...]:
     return words
 
 
+def _image_patterns(patterns: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(map(check_pattern, patterns))
+
+
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
+ImagePatterns = Annotated[Words, AfterValidator(_image_patterns)]
 Size = Annotated[int, BeforeValidator(parse_size)]
 Address = Annotated[tuple[str, int] | None, NoDecode, BeforeValidator(_address)]
 Seconds = Annotated[float, Field(gt=0)]
@@ -134,9 +140,16 @@ class Settings(BaseSettings):
     )
 
     docker_host: DockerHost = _setting(None, "URL", "the engine; else as DOCKER_HOST or Docker's own default says")
-    allowed_images: Words = _setting(("*",), "A,B", "patterns of image names that may run here")
+    allowed_images: ImagePatterns = _setting(("*",), "A,B", "patterns of image names that may run here")
     allowed_networks: Words = _setting(
         ("bridge", "none"), "A,B", "networks that a workflow may choose; the first for a run that does not say"
+    )
+    read_only_root: bool = _setting(False, "", "the root file system is read-only whatever a workflow says")
+    secrets_dir: Path | None = _setting(
+        None, "DIR", "secrets that workflows may name: DIR/NAME, and DIR/WORKSPACE_KEY/NAME for one project only"
+    )
+    secrets_as_env: bool = _setting(
+        False, "", "secrets are environment variables too, which `docker inspect` shows to whoever may use the engine"
     )
     stop_grace: Seconds = _setting(10.0, "SECONDS", "between SIGTERM and SIGKILL")
     default_timeout: Seconds = _setting(3600.0, "SECONDS", "for a run that does not say")
@@ -311,7 +324,8 @@ def _explain(problem: Mapping[str, Any]) -> str:
     name = str(problem["loc"][0])
     if name == "verb":
         return f"unknown command; {expected(problem)}"
-    got = "" if name in _SECRET else f", got {problem['input']!r}"
+    shown = repr(problem["input"])
+    got = "" if name in _SECRET or "@" in shown else f", got {shown}"  # before an @ there may be a password
     return f"{flag(name)}: {_expected_number(name) or expected(problem)}{got}"
 
 
@@ -330,12 +344,15 @@ _BOUNDS = {"minimum": "of at least {}", "exclusiveMinimum": "above {:g}", "maxim
 
 
 def _contradictions(settings: Settings) -> Iterator[str]:
-    """A default that was set above the maximum; one that was not set follows the maximum."""
+    """A default that was set above the maximum (one that was not set follows it); the worker's own secrets on offer."""
     for what in ("timeout", "cpus", "memory", "pids", "output"):
         default, most = getattr(settings, f"default_{what}"), getattr(settings, f"max_{what}")
         if most is not None and default > most and f"default_{what}" in settings.model_fields_set:
             shown = _shown(f"max_{what}", default), _shown(f"max_{what}", most)
             yield f"{flag(f'default_{what}')}: {shown[0]} is more than {_flag(f'max_{what}')}, {shown[1]}"
+    folder, file = settings.secrets_dir, settings.env_file
+    if folder is not None and file is not None and file.resolve().is_relative_to(folder.resolve()):
+        yield f"{flag('env_file')}: {file} is in {_flag('secrets_dir')}, where every workflow could name it as a secret"
 
 
 def _unknown_flag(word: str) -> str:

@@ -13,17 +13,19 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from fnmatch import fnmatchcase
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from worker.errors import SpecError, expected
+from worker.images import ImageName, allowed
 from worker.models import Claim
 from worker.settings import Size
 from worker.units import shown_size
 
 ARTIFACTS_DIR = "/artifacts"
+SECRETS_DIR = "/run/secrets"
+MAX_SECRETS = 20
 DEFAULT_EXPIRY_DAYS = 30
 _GIT_REF = re.compile(r"(?![-/.])(?!.*(\.\.|//|@\{))[^\x00-\x20\x7f~^:?*\[\\]{1,255}(?<![/.])")
 """What ``git check-ref-format`` allows, roughly, and never what a command would take for an option."""
@@ -69,6 +71,12 @@ def _git_ref(name: str) -> str:
 def _git_commit(name: str) -> str:
     if not _GIT_COMMIT.fullmatch(name):
         raise ValueError("expected 7 to 64 hexadecimal digits, in lower case")
+    return name
+
+
+def _secret_name(name: str) -> str:
+    if not re.fullmatch(r"\w[\w.-]{0,63}", name, re.ASCII):
+        raise ValueError("expected the name of a secret: letters, digits, underscores, dots and dashes")
     return name
 
 
@@ -138,7 +146,7 @@ class Config(_Strict):
     user: Word | None = None
     read_only: bool = False
     artifacts: list[Annotated[ArtifactRule, AfterValidator(_content_type)]] = [ArtifactRule()]
-    secrets: Later = []
+    secrets: Annotated[list[Annotated[str, AfterValidator(_secret_name)]], Field(max_length=MAX_SECRETS)] = []
     services: Later = []
 
 
@@ -170,6 +178,8 @@ class HostPolicy:
 
     allowed_images: tuple[str, ...] = ("*",)
     allowed_networks: tuple[str, ...] = ("bridge", "none")
+    read_only_root: bool = False
+    secrets_as_env: bool = False
     default_cpus: float = 2.0
     max_cpus: float | None = None
     default_memory: int = 2 * 2**30
@@ -184,7 +194,7 @@ class HostPolicy:
 
 @dataclass(frozen=True, slots=True)
 class RunSpec:
-    """A container to run: CPUs in cores, memory in bytes, times in seconds."""
+    """A container to run: CPUs in cores, memory in bytes, times in seconds; the image by its full name."""
 
     image: str
     command: tuple[str, ...]
@@ -198,6 +208,7 @@ class RunSpec:
     user: str | None
     read_only: bool
     artifacts: tuple[ArtifactRule, ...]
+    secrets: tuple[str, ...] = ()
 
 
 def resolve(claim: Claim, policy: HostPolicy) -> RunSpec:
@@ -211,10 +222,7 @@ def resolve(claim: Claim, policy: HostPolicy) -> RunSpec:
     if tool.docker_image is None:
         name = f"{tool.tool_name} {tool.version}"
         raise SpecError("tool_missing", "tool", f"ops.tools has no {name}, which workflow {workflow.name!r} asks for")
-    if not any(fnmatchcase(tool.docker_image, pattern) for pattern in policy.allowed_images):
-        message = f"image {tool.docker_image} matches none of this host's allowed images"
-        raise SpecError("image_not_allowed", "tool.docker_image", message)
-
+    image = _image(tool.docker_image, policy)
     base = _read(Config, "tool config", tool.config or {})
     own = _read(WorkflowConfig, "workflow config", workflow.config)
     options = _run_options(claim.metadata)
@@ -226,7 +234,7 @@ def resolve(claim: Claim, policy: HostPolicy) -> RunSpec:
         raise SpecError("invalid_config", "network", f"network {network!r} is not one of this host's: {allowed}")
     limits = merged.resources
     return RunSpec(
-        image=tool.docker_image,
+        image=str(image),
         command=(*command, *options.args),
         env={**merged.env, **options.env, **_context(claim, options)},
         timeout_seconds=_limit("timeout_seconds", merged.timeout_seconds, policy.default_timeout, policy.max_timeout),
@@ -236,9 +244,22 @@ def resolve(claim: Claim, policy: HostPolicy) -> RunSpec:
         output_bytes=_limit("resources.output", limits.output, policy.default_output, policy.max_output),
         network=network,
         user=merged.user,
-        read_only=merged.read_only,
+        read_only=merged.read_only or policy.read_only_root,
         artifacts=tuple(merged.artifacts),
+        secrets=tuple(dict.fromkeys(merged.secrets)),
     )
+
+
+def _image(name: str, policy: HostPolicy) -> ImageName:
+    try:
+        image = ImageName.parse(name)
+    except ValueError as error:
+        message = f"tool.docker_image: {error}, got {_shown(name)}"
+        raise SpecError("invalid_config", "tool.docker_image", message) from None
+    if not allowed(image, policy.allowed_images):
+        message = f"image {image} matches none of this host's allowed images"
+        raise SpecError("image_not_allowed", "tool.docker_image", message)
+    return image
 
 
 def _run_options(metadata: Mapping[str, Any]) -> RunOptions:

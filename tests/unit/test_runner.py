@@ -21,6 +21,7 @@ from worker.errors import ArtifactError, EngineError, EngineUnavailable, ImageMi
 from worker.models import Artifact, LogLine
 from worker.outcome import Outcome, Stop
 from worker.runner import Host, Run
+from worker.secrets import Secret
 from worker.spec import ArtifactRule, HostPolicy, RunSpec
 
 AWAY = EngineUnavailable("cannot be reached")
@@ -71,6 +72,8 @@ class ScriptedEngine:
         self.started_at: datetime | None = None
         self.follows = 0
         self.grace_seconds: float | None = None
+        self.created: tuple[Image, RunSpec, tuple[Secret, ...]] | None = None
+        self.held: tuple[Secret, ...] = ()
         self._changed = anyio.Event()
 
     async def _call(self, call: str) -> None:
@@ -89,7 +92,7 @@ class ScriptedEngine:
 
     async def image(self, reference: str) -> Image | None:
         await self._call("image")
-        return Image(reference, "sha256:1", None, root=True) if self.here else None
+        return Image(reference, "sha256:1", None, "") if self.here else None
 
     async def pull(self, reference: str) -> None:
         await self._call("pull")
@@ -97,12 +100,19 @@ class ScriptedEngine:
             await self.pulls()
         self.here = True
 
-    async def create(self, name: str, image: Image, spec: RunSpec, labels: Mapping[str, str]) -> str:
+    async def create(
+        self, name: str, image: Image, spec: RunSpec, labels: Mapping[str, str], secrets: Sequence[Secret]
+    ) -> str:
         await self._call("create")
+        self.created = (image, spec, tuple(secrets))
         assert name == NAME
         if self.status is None:
             self.become("created")
         return CONTAINER
+
+    async def secrets(self, container_id: str) -> tuple[Secret, ...]:
+        await self._call("secrets")
+        return self.held
 
     async def start(self, container_id: str) -> None:
         await self._call("start")
@@ -228,6 +238,7 @@ class ScriptedStore:
         key_prefix: str,
         on_artifact: Callable[[Artifact], Awaitable[None]],
         on_warning: Callable[[str], Awaitable[None]],
+        redact: Callable[[str], str],
     ) -> int:
         self.prefix = key_prefix
         with archive():
@@ -335,7 +346,7 @@ async def test_an_image_that_is_not_here_is_pulled_and_that_is_said_before(world
     world.engine.here = False
     assert await world.execute() == "succeeded"
     assert world.did("image", "add_event", "pull", "create")[:5] == ["image", "add_event", "pull", "image", "create"]
-    assert world.queue.events[0][1] == f"pulling image {IMAGE}"
+    assert world.queue.events[0][1] == "pulling image docker.io/library/tool:1"
 
 
 # --- the log stream -------------------------------------------------------------------------------------------------

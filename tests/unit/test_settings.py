@@ -65,6 +65,9 @@ def test_the_process_s_own_environment_is_the_default(monkeypatch: pytest.Monkey
         ("docker_host", "tcp://10.0.0.1:2376", "tcp://10.0.0.1:2376"),
         ("allowed_images", "odoo:*,registry.example/[ab]*", ("odoo:*", "registry.example/[ab]*")),
         ("allowed_networks", "none", ("none",)),
+        ("read_only_root", "true", True),
+        ("secrets_dir", "/run/secrets", Path("/run/secrets")),
+        ("secrets_as_env", "true", True),
         ("stop_grace", "1", 1.0),
         ("default_timeout", "60", 60.0),
         ("max_timeout", "7200", 7200.0),
@@ -319,3 +322,12 @@ def test_nothing_does_worse_than_a_line_for_each_problem(argv: list[str], values
         told = ("fine",)
     assert told
     assert all(told)
+
+
+def test_the_worker_s_own_file_must_not_lie_among_the_secrets_for_runs(tmp_path: Path) -> None:
+    file = tmp_path / "acme" / "worker.env"
+    file.parent.mkdir()
+    file.write_text("", encoding="utf-8")
+    with pytest.raises(ConfigurationError, match="where every workflow could name it as a secret"):
+        load(["--env-file", str(file), "--secrets-dir", f"{tmp_path}/acme/.."], {})
+    load(["--env-file", str(file), "--secrets-dir", str(tmp_path / "other")], {})

@@ -1,0 +1,117 @@
+"""A small image registry that speaks the real protocol (v2, basic authentication), over HTTP on 127.0.0.1."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import io
+import json
+import platform
+import tarfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+CONFIG = "application/vnd.docker.container.image.v1+json"
+LAYER = "application/vnd.docker.image.rootfs.diff.tar.gzip"
+_MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
+
+
+@dataclass
+class Registry:
+    """What it has, and who asked; an image has one layer with one empty folder, and so no program."""
+
+    user: str
+    password: str
+    address: str = ""
+    blobs: dict[str, bytes] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    refused: list[str] = field(default_factory=list)
+    served: list[str] = field(default_factory=list)
+
+    def push(self, name: str, tag: str, note: str = "") -> str:
+        """Adds an image and returns its digest."""
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as tar:
+            folder = tarfile.TarInfo("folder")
+            folder.type = tarfile.DIRTYPE
+            tar.addfile(folder)
+        layer = buffer.getvalue()
+        config = {
+            "architecture": _MACHINES.get(platform.machine(), platform.machine()),
+            "os": "linux",
+            "config": {"Labels": {"note": note}},
+            "rootfs": {"type": "layers", "diff_ids": [_digest(layer)]},
+        }
+        manifest = {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "config": self._add(json.dumps(config).encode(), CONFIG),
+            "layers": [self._add(gzip.compress(layer, mtime=0), LAYER)],
+        }
+        digest = str(self._add(json.dumps(manifest).encode(), MANIFEST)["digest"])
+        self.tags[f"{name}:{tag}"] = digest
+        return digest
+
+    def _add(self, data: bytes, media_type: str) -> dict[str, object]:
+        self.blobs[_digest(data)] = data
+        return {"mediaType": media_type, "size": len(data), "digest": _digest(data)}
+
+    def answer(self, path: str, authorization: str) -> tuple[HTTPStatus, bytes, dict[str, str]]:
+        expected = base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
+        if authorization != f"Basic {expected}":
+            self.refused.append(path)
+            error = {"errors": [{"code": "UNAUTHORIZED", "message": "authentication required"}]}
+            challenge = {"WWW-Authenticate": 'Basic realm="tests"', "Content-Type": "application/json"}
+            return HTTPStatus.UNAUTHORIZED, json.dumps(error).encode(), challenge
+        self.served.append(path)
+        if path == "/v2/":
+            return HTTPStatus.OK, b"{}", {"Content-Type": "application/json"}
+        name, kind, reference = path.removeprefix("/v2/").rsplit("/", 2)
+        digest = self.tags.get(f"{name}:{reference}", reference) if kind == "manifests" else reference
+        if digest not in self.blobs:
+            error = {"errors": [{"code": "MANIFEST_UNKNOWN", "message": "manifest unknown"}]}
+            return HTTPStatus.NOT_FOUND, json.dumps(error).encode(), {"Content-Type": "application/json"}
+        media_type = MANIFEST if kind == "manifests" else "application/octet-stream"
+        return HTTPStatus.OK, self.blobs[digest], {"Content-Type": media_type, "Docker-Content-Digest": digest}
+
+
+@contextmanager
+def serving(registry: Registry) -> Iterator[Registry]:
+    """Serves it while the block goes on; its ``address`` is where."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            status, body, headers = registry.answer(self.path, self.headers.get("Authorization", ""))
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": str(len(body))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        do_HEAD = do_GET  # noqa: N815 - the base class's names
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        registry.address = f"127.0.0.1:{server.server_port}"
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield registry
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def _digest(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"

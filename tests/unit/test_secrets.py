@@ -1,0 +1,79 @@
+"""Which secret a run gets of the host's folder, and how one that cannot be had is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from worker.errors import ConfigurationError, SpecError
+from worker.secrets import MAX_BYTES, Secret, SecretsFolder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "acme").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "token").write_bytes(b"everybody's\n")
+    (tmp_path / "license").write_bytes(b"\x00\xff")
+    (tmp_path / "acme" / "token").write_bytes(b"acme's")
+    (tmp_path / "other" / "own").write_bytes(b"other's")
+    return tmp_path
+
+
+def test_a_project_s_own_secret_wins_and_bytes_are_what_they_are(folder: Path) -> None:
+    secrets = SecretsFolder(folder)
+    assert secrets.read("acme", ["token", "license"]) == (Secret("token", b"acme's"), Secret("license", b"\x00\xff"))
+    assert secrets.read("other", ["token"]) == (Secret("token", b"everybody's\n"),)
+
+
+@pytest.mark.parametrize("workspace_key", ["acme", "", "..", ".", "other/", "acme/../other", "acme\n"])
+@pytest.mark.parametrize("name", ["own", "other", "nothing"])
+def test_another_project_s_secret_does_not_exist(folder: Path, workspace_key: str, name: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        SecretsFolder(folder / "acme" / "..").read(workspace_key, ["token", name])
+    assert (caught.value.reason, caught.value.field) == ("secret_missing", "secrets")
+    assert str(caught.value).startswith(f"secret {name!r} is missing: this host has none of that name for project")
+    assert str(folder) not in str(caught.value)
+
+
+def test_a_host_without_a_folder_says_so() -> None:
+    with pytest.raises(SpecError, match=r"'token' is missing: this host has none: --secrets-dir .* is not set"):
+        SecretsFolder().read("acme", ["token"])
+    assert SecretsFolder().read("acme", []) == ()
+
+
+def test_a_folder_that_is_not_there_is_a_wrong_setting(folder: Path) -> None:
+    for wrong in (folder / "missing", folder / "token"):
+        with pytest.raises(ConfigurationError, match=r"--secrets-dir .* is not a folder"):
+            SecretsFolder(wrong)
+
+
+def test_what_is_too_large_or_cannot_be_read_is_missing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "large").write_bytes(bytes(MAX_BYTES + 1))
+    (folder / "largest").write_bytes(bytes(MAX_BYTES))
+    assert len(SecretsFolder(folder).read("acme", ["largest"])[0].value) == MAX_BYTES
+    with pytest.raises(SpecError, match="'large' is missing: it is larger than 64 KiB"):
+        SecretsFolder(folder).read("acme", ["large"])
+
+    def refused(self: Path, mode: str) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(SpecError, match="'token' is missing: the worker cannot read it: Permission denied"):
+        SecretsFolder(folder).read("acme", ["token"])
+
+
+def test_those_that_are_not_required_are_left_out(folder: Path) -> None:
+    assert SecretsFolder(folder).read("acme", ["own", "token"], required=False) == (Secret("token", b"acme's"),)
+
+
+def test_a_secret_shows_its_value_nowhere() -> None:
+    assert "hunter22" not in f"{Secret('token', b'hunter22')!r} {Secret('token', b'hunter22')}"
+
+
+def test_a_secret_as_an_environment_variable() -> None:
+    assert Secret("pg-pass.v2", b"hunter22\n").variable == ("PG_PASS_V2", "hunter22")
+    for odd in (b"a\0b", b"\xff"):
+        with pytest.raises(SpecError, match="secret 'token' cannot be an environment variable"):
+            Secret("token", odd).variable  # noqa: B018 - a property that raises

@@ -1,0 +1,167 @@
+"""Secrets in what a run says, replaced by ``***``. Pure: bytes in, bytes out.
+
+A secret shows up as it is, or as some program wrote it: in base64 (at any of the three offsets that the text before
+it leaves), escaped for JSON or a URL, and, since output is read line by line, each line of it alone. All these forms
+are searched for at once, by one automaton, in whole lines; so no border of a chunk can hide one.
+
+This is a net for accidents. A program that wants to print a secret can always write it in a way that nobody looks for.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+from urllib.parse import quote, quote_plus
+
+from ahocorasick_rs import BytesAhoCorasick, MatchKind
+
+MASK = b"***"
+
+MIN_LENGTH = 6
+"""Characters of a secret, of a line of it, or of a form; what is shorter would mask half of the log."""
+
+MAX_PATTERN = 512
+"""Bytes; a longer form is searched for in pieces of this size. So a line needs to be held only so far beyond its cut,
+and the search stays linear whatever the secrets are."""
+
+MAX_OVERLAPS = 1_000
+"""In a line; secrets do not overlap themselves, unless somebody chose them to keep the worker busy."""
+
+_URL_SAFE = ("", "/", "!'()*", "!'()*;,/?:@&=+$#", "!$&'()*+,;=")
+"""What encoders leave as it is: strict ones, Python's quote, JavaScript's encodeURIComponent and encodeURI, and the
+user and password of a URL."""
+
+_WRAPS = (64, 76)
+"""Columns after which base64 breaks its lines (PEM, MIME)."""
+
+
+class Redactor:
+    """Masks every form of these secrets. Without secrets it is falsy, and returns what it is given."""
+
+    def __init__(self, secrets: Iterable[bytes] = ()) -> None:
+        patterns = sorted({piece for secret in secrets for form in _forms(secret) for piece in _pieces(form)})
+        self.reach = max(map(len, patterns), default=0)
+        """The longest pattern: so many bytes from where it begins, the rest of a secret is sure to be there."""
+        self._automaton = BytesAhoCorasick(patterns, MatchKind.LeftmostLongest) if patterns else None
+
+    def __bool__(self) -> bool:
+        return self._automaton is not None
+
+    def mask(self, data: bytes, limit: int | None = None) -> bytes:
+        """The first ``limit`` bytes of data, masked; one that begins there and ends beyond counts too."""
+        if not self:
+            return data[:limit]
+        parts, at = [], 0
+        for start, end in self._spans(data):
+            if limit is not None and start >= limit:
+                break
+            parts += [data[at:start], MASK]
+            at = end
+        return b"".join([*parts, data[at:limit]])
+
+    def text(self, text: str) -> str:
+        """The text, masked."""
+        if not self:
+            return text
+        # What no UTF-8 can hold, half of a surrogate pair, goes through unchanged.
+        return self.mask(text.encode("utf-8", "surrogatepass")).decode("utf-8", "surrogatepass")
+
+    def value(self, value: Any) -> Any:
+        """A value as JSON has them, with all texts in it masked, names included."""
+        if isinstance(value, str):
+            return self.text(value)
+        if isinstance(value, Mapping):
+            return {self.text(str(key)): self.value(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self.value(item) for item in value]
+        return value
+
+    def _find(self, data: bytes) -> list[tuple[int, int, int]]:
+        assert self._automaton is not None  # noqa: S101 - only called where there is one
+        return self._automaton.find_matches_as_indexes(data)
+
+    def _spans(self, data: bytes) -> list[tuple[int, int]]:
+        """What patterns cover, in order and apart. The automaton's own matches never overlap; those of secrets do."""
+        spans: list[tuple[int, int]] = []
+        overlaps = 0
+        for _, start, end in self._find(data):
+            if spans and end <= spans[-1][1]:
+                continue
+            at, last = start, end
+            while (later := self._next(data, at, last)) is not None:
+                at, last = later[0], max(last, later[1])
+                overlaps += 1
+                if overlaps > MAX_OVERLAPS:
+                    last = len(data)
+                    break
+            first = spans.pop()[0] if spans and start <= spans[-1][1] else start  # they touch: one span
+            spans.append((first, last))
+        return spans
+
+    def _next(self, data: bytes, at: int, end: int) -> tuple[int, int] | None:
+        """The first match that begins after ``at`` and before ``end``."""
+        found = self._find(data[at + 1 : end - 1 + self.reach])
+        if not found or at + 1 + found[0][1] >= end:
+            return None
+        return at + 1 + found[0][1], at + 1 + found[0][2]
+
+
+def _pieces(form: bytes) -> Iterator[bytes]:
+    if len(form) <= MAX_PATTERN:
+        yield form
+        return
+    for at in range(0, len(form) - MAX_PATTERN, MAX_PATTERN):
+        yield form[at : at + MAX_PATTERN]
+    yield form[-MAX_PATTERN:]
+
+
+def _forms(secret: bytes) -> Iterator[bytes]:
+    """All that is to be searched for, each without a line break and long enough."""
+    whole = secret.strip()
+    lines = {line.strip() for line in re.split(rb"[\r\n]+", whole)}
+    for part in {whole, *lines}:
+        if len(part.decode("utf-8", "replace")) >= MIN_LENGTH:
+            yield from (form for form in _written(part) if len(form) >= MIN_LENGTH and b"\n" not in form)
+    if len(whole.decode("utf-8", "replace")) >= MIN_LENGTH:
+        encoded = _base64(secret, 0)
+        for columns in _WRAPS:
+            wrapped = (encoded[at : at + columns] for at in range(0, len(encoded), columns))
+            yield from (line for line in wrapped if len(line) >= MIN_LENGTH)
+
+
+def _written(part: bytes) -> Iterator[bytes]:
+    """The ways in which programs write these bytes."""
+    yield part
+    for shift in range(3):
+        for encoded in (_base64(part, shift), _base64(part, shift, last=True)):
+            yield encoded
+            yield encoded.translate(bytes.maketrans(b"+/", b"-_"))
+    for escaped in [quote(part, safe=safe) for safe in _URL_SAFE] + [quote_plus(part), quote_plus(part, safe="*")]:
+        yield escaped.encode()
+        yield re.sub("%[0-9A-F]{2}", lambda code: code[0].lower(), escaped).encode()
+    try:
+        text = part.decode()
+    except UnicodeDecodeError:
+        return
+    for ascii_only in (True, False):
+        escaped = json.dumps(text, ensure_ascii=ascii_only)[1:-1]
+        yield escaped.encode()
+        yield escaped.replace("/", "\\/").encode()
+        yield re.sub("[<>&]", lambda sign: f"\\u{ord(sign[0]):04x}", escaped).encode()
+    yield repr(text)[1:-1].encode()
+    yield html.escape(text).encode()
+
+
+def _base64(part: bytes, shift: int, *, last: bool = False) -> bytes:
+    """Those characters of an encoding that depend on nothing but ``part``, where ``shift`` bytes stand before it.
+
+    Up to four bits of its first byte are in a character that the byte before has a share in; of its last byte too,
+    unless nothing comes after it.
+    """
+    encoded = base64.b64encode(bytes(shift) + part)
+    end = None if last else 8 * (shift + len(part)) // 6
+    return encoded[-(-8 * shift // 6) : end].rstrip(b"=")
