@@ -189,11 +189,14 @@ class Engine:
         return await self._call(create)
 
     async def start(self, container_id: str) -> None:
-        """Starts a container that never ran. The engine would run one that has ended a second time."""
+        """Starts a container that never ran. The engine would run one that has ended a second time. One that is gone
+        is left for ``inspect`` to tell.
+        """
 
         def start(client: docker.APIClient) -> None:
-            if client.inspect_container(container_id)["State"]["Status"] == "created":
-                client.start(container_id)
+            with contextlib.suppress(docker.errors.NotFound):
+                if client.inspect_container(container_id)["State"]["Status"] == "created":
+                    client.start(container_id)
 
         await self._call(start)
 

@@ -195,8 +195,9 @@ class Daemon:
             self._wake_up()
 
     async def look_around(self) -> None:
-        """Finds the containers of this database on this engine that no task of ours looks after."""
-        self._unknown |= await self._engine.owned(self._host.database_id) - self._runs.keys()
+        """Finds the runs that may be ours and no task looks after: by their containers, and in the database."""
+        found = await self._engine.owned(self._host.database_id) | await self._queue.adoptable()
+        self._unknown |= found - self._runs.keys()
         if self._unknown:
             self._wake_up()
 

@@ -202,6 +202,12 @@ class Queue:
             return code
         return Claim.from_payload(answer)
 
+    async def adoptable(self) -> set[uuid.UUID]:
+        """The runs to try that with, whether they have a container yet or not."""
+        me = self._me
+        answer = await self._call("select ops.adoptable_runs($1, $2, $3)", me.worker_id, me.instance_id, me.engine_id)
+        return {uuid.UUID(run_id) for run_id in _accepted(answer)["runs"]}
+
     async def release(self, run_id: uuid.UUID) -> None:
         """Gives a claimed run that was never started back to the queue."""
         await self._owned("select ops.release_run($1, $2, $3)", run_id)

@@ -186,6 +186,11 @@ begin
             'log_position', (
                 select coalesce(max(g.seq), 0) from ops.run_logs as g
                 where g.run_id = r.id and g.seq < 1099511627776),
+            -- a container that was there once is never made again: it may have run
+            'container_id', (
+                select e.payload ->> 'container_id' from ops.run_events as e
+                where e.run_id = r.id and e.event_type = 'info' and e.payload ? 'container_id'
+                order by e.seq limit 1),
             'metadata', r.metadata,
             'project', jsonb_build_object(
                 'slug', p.slug, 'name', p.name, 'workspace_key', p.workspace_key,
@@ -730,6 +735,22 @@ begin
 end
 $$;
 
+-- The runs that a worker should try to adopt, whether they have a container yet or not: those of its own
+-- earlier instances, and on its engine those whose lease ran out. adopt_run decides.
+create function ops.adoptable_runs(p_worker_id text, p_instance_id uuid, p_engine_id text) returns jsonb
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return jsonb_build_object('success', true, 'runs', (
+        select coalesce(jsonb_agg(l.run_id order by l.run_id), '[]')
+        from ops_private.leases as l
+        where l.instance_id is distinct from p_instance_id
+            and (l.db_role = ops_private.caller() or ops_private.trusted())
+            and (l.worker_id = p_worker_id
+                or (l.engine_id = p_engine_id and l.expires_at <= ops_private.current_time()))));
+end
+$$;
+
 -- Ends what nobody holds any more. Harmless when all workers call it at once: each skips what another has
 -- locked. A claimed run goes back to the queue, or is set aside when its claim was lost more than five times.
 -- A running one stays adoptable for the length of another lease, if a worker on its engine could come back,
@@ -903,6 +924,7 @@ revoke execute on function
     ops.unregister_worker(text, uuid),
     ops.heartbeat(text, uuid, integer),
     ops.adopt_run(uuid, text, uuid, text, integer),
+    ops.adoptable_runs(text, uuid, text),
     ops.reap(),
     ops.cancel_run(uuid, text),
     ops.list_queued_runs()
