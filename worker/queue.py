@@ -315,7 +315,13 @@ class Queue:
     async def _call(self, sql: str, *args: object) -> dict[str, Any]:
         async def once() -> str:
             async with self._pool.acquire(timeout=CALL_TIMEOUT) as connection:
-                value: str = await connection.fetchval(sql, *args)
+                try:
+                    value: str = await connection.fetchval(sql, *args)
+                except (TimeoutError, asyncpg.ReadOnlySQLTransactionError):
+                    # Half-open, or a server that stays as it is: the next attempt needs another connection, and the
+                    # pool would wait once more for this one.
+                    connection.terminate()
+                    raise
                 return value
 
         try:

@@ -3,10 +3,13 @@
 The worker itself knows nothing of this: each point is the edge of one of its methods, wrapped here before it
 starts. What is not named in the variable is not wrapped. ``@3`` is the third time; ``kill`` is SIGKILL to
 itself, ``stop`` SIGSTOP, ``block=SECONDS`` an event loop that does not turn for so long.
+
+``OPS_PATIENCE="worker.queue.CALL_TIMEOUT=3"`` makes one of the worker's time limits shorter.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import time
@@ -75,4 +78,9 @@ if __name__ == "__main__":
         place, _, what = point.partition("=")
         title, _, count = place.partition("@")
         wrapped(title, int(count or 1), what)
+    for limit in filter(None, os.environ.get("OPS_PATIENCE", "").split(",")):
+        name, _, seconds = limit.partition("=")
+        module, _, constant = name.rpartition(".")
+        assert hasattr(importlib.import_module(module), constant), name
+        setattr(importlib.import_module(module), constant, float(seconds))
     main()

@@ -89,6 +89,8 @@ class Relay:
     _flowing: asyncio.Event = field(default_factory=asyncio.Event)
     delay: float = 0.0
     """Seconds that each piece takes longer, in either direction."""
+    passed: int = 0
+    """Bytes of answers that clients took."""
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Self]:
@@ -133,6 +135,14 @@ class Relay:
         self.rules.append(rule)
         return rule
 
+    async def until_quiet(self) -> None:
+        """Waits until no client takes any more of what the server says."""
+        before = -1
+        async with asyncio.timeout(PATIENCE):
+            while before != self.passed:
+                before = self.passed
+                await asyncio.sleep(0.5)
+
     # --- passing on -------------------------------------------------------------------------------------------------
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -143,7 +153,7 @@ class Relay:
         await self._flowing.wait()
         try:
             if self.down:
-                raise ConnectionRefusedError  # noqa: TRY301
+                raise ConnectionRefusedError
             back, forth = await asyncio.open_unix_connection(self.upstream)
         except OSError:
             writer.transport.abort()
@@ -195,7 +205,7 @@ class Relay:
                     continue
                 rule = link.rule
                 if rule is not None and (rule.fate is Fate.BROKEN or rule.mark in data):
-                    data, over = data[: link.left], len(data) >= link.left  # noqa: PLW2901
+                    data, over = data[: link.left], len(data) >= link.left
                     link.left -= len(data)
                     link.client.write(data)
                     if over:
@@ -206,6 +216,7 @@ class Relay:
                     continue
                 link.client.write(data)
                 await link.client.drain()
+                self.passed += len(data)
             if not link.dead:
                 link.client.write_eof()
 

@@ -27,8 +27,11 @@ from tests.support.postgres import Cluster
 LEASE = 15
 """Seconds: the shortest that the worker takes."""
 
-MEMORY_BOUND = 200 << 20
+MEMORY_BOUND = 100 << 20
 """Bytes that no worker may ever have resident, whatever happens around it."""
+
+DURABLE = {"synchronous_commit": "on"}
+"""For servers that die: what was committed must be there afterwards (the machine itself lives on)."""
 
 UP = "up"
 LAST = "end, without a newline"
@@ -54,6 +57,10 @@ class Scene:
 
     plane: Plane
     cluster: Cluster
+    name: str
+    """The database's."""
+    role: str
+    """The one that the workers log in as."""
     database: Relay
     engine: Relay
     events: Path | None
@@ -141,7 +148,7 @@ class Scene:
     async def reconnect(self) -> None:
         """The test's own connection, after it was cut."""
         self.plane.db.terminate()
-        self.plane.db = await asyncpg.connect(self.cluster.url(self.plane.url.rpartition("/")[2].partition("?")[0]))
+        self.plane.db = await asyncpg.connect(self.cluster.url(self.name))
 
     async def until_gone(self) -> None:
         """Waits until no container of this database is left."""
@@ -256,7 +263,9 @@ def numbers(last: int) -> bytes:
 
 
 @asynccontextmanager
-async def new_scene(cluster: Cluster, image: str, folder: Path, engine: str, *, own: bool = False) -> AsyncIterator[Scene]:
+async def new_scene(
+    cluster: Cluster, image: str, folder: Path, engine: str, *, own: bool = False
+) -> AsyncIterator[Scene]:
     """A scene on a database of its own; ``engine`` is the engine's socket, ``own`` whether it is the tests' own."""
     async with AsyncExitStack() as stack:
         name = stack.enter_context(cluster.database(cluster.template()))
@@ -273,7 +282,7 @@ async def new_scene(cluster: Cluster, image: str, folder: Path, engine: str, *, 
         plane.program = "tests.faults.doomed"
         plane.engine = f"unix://{engine}" if own else None
         said = None if own else stack.enter_context(_events(folder / "engine-events"))
-        scene = Scene(plane, cluster, database, relay, said)
+        scene = Scene(plane, cluster, name, role, database, relay, said)
         watch = asyncio.create_task(scene._watch_memory())
         try:
             yield scene

@@ -1,0 +1,154 @@
+"""Docker goes away in every way it can: what survived is picked up again, what did not says so."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.engine import IMAGE, OwnEngine
+from tests.faults.relay import Fate, http_error
+from tests.faults.scene import Scene, new_scene
+from tests.support.postgres import Cluster
+
+# --- an engine of our own, stopped and killed -----------------------------------------------------------------------
+
+own = pytest.mark.xdist_group("own_engine")
+"""One process starts that engine, and only one."""
+
+
+@own
+@pytest.mark.parametrize("how", [OwnEngine.stop, OwnEngine.kill], ids=["stopped", "killed"])
+async def test_a_container_that_outlives_its_engine_is_picked_up_again(
+    engine_scene: Scene, own_engine: OwnEngine, how: Callable[[OwnEngine], None]
+) -> None:
+    own_engine.stop()
+    own_engine.start(live_restore=True)
+    job = await engine_scene.job(3_000, waits=True, network="none")
+    async with engine_scene.worker("--until-idle") as worker:
+        await engine_scene.until_up(job)
+        how(own_engine)
+        await worker.until_said("engine unavailable, retrying")
+        own_engine.start(live_restore=True)
+        await engine_scene.release(job)
+        assert await worker.wait() == 0
+    await engine_scene.holds(job)
+    own_engine.stop()
+    own_engine.start()
+
+
+@own
+@pytest.mark.parametrize("how", [OwnEngine.stop, OwnEngine.kill], ids=["stopped", "killed"])
+async def test_a_container_that_its_engine_took_along_ends_its_run_saying_so(
+    engine_scene: Scene, own_engine: OwnEngine, how: Callable[[OwnEngine], None]
+) -> None:
+    job = await engine_scene.job(waits=True, network="none")
+    async with engine_scene.worker("--until-idle") as worker:
+        await engine_scene.until_up(job)
+        await asyncio.to_thread(how, own_engine)
+        await asyncio.to_thread(own_engine.start)
+        assert await worker.wait() == 0
+    run = await engine_scene.plane.run(job.run_id)
+    await engine_scene.holds(job, "failed", run["reason"], log="begun")
+    assert run["reason"] in ("signal", "exit_code", "engine_error", "engine_lost")
+    print(run["reason"], run["error_message"])
+
+
+@pytest.fixture
+def small_disk() -> Iterator[Path]:
+    """A file system of 40 MB."""
+    with tempfile.TemporaryDirectory(prefix="ops-d-") as folder:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", folder], check=True)
+        try:
+            yield Path(folder)
+        finally:
+            subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@own
+async def test_a_full_disk_of_the_engine_ends_runs_saying_so(
+    cluster: Cluster, image: str, tmp_path: Path, small_disk: Path
+) -> None:
+    with OwnEngine(small_disk) as engine:
+        engine.load_image(image)
+        async with new_scene(cluster, IMAGE, tmp_path, engine.socket, own=True) as scene:
+            filling = await scene.job(10, network="none", then="head -c 100000000 /dev/zero > /artifacts/zero")
+            await scene.work()
+            print(dict(await scene.plane.run(filling.run_id)))
+            full = small_disk / "ballast"
+            subprocess.run(["sh", "-c", f"cat /dev/zero > {full}"], check=False, capture_output=True)
+            second = await scene.job(10, network="none")
+            await scene.work()
+            print(dict(await scene.plane.run(second.run_id)))
+            full.unlink()
+            third = await scene.job(10, network="none")
+            await scene.work()
+            await scene.holds(third)
+
+
+# --- the connection to it -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["cut", "half-open", "stalled"])
+async def test_connections_that_break_are_made_anew(scene: Scene, what: str) -> None:
+    job = await scene.job(5_000, waits=True, pause=0.1)
+    async with scene.worker("--until-idle", OPS_PATIENCE="worker.runner.QUIET_SECONDS=1") as worker:
+        await scene.until_up(job)
+        await scene.release(job)
+        await scene.plane.until_logged(job.run_id, job.lines[500])
+        if what == "cut":
+            scene.engine.cut()
+        elif what == "half-open":
+            scene.engine.freeze()
+        else:
+            scene.engine.stall()
+            scene.plane.docker("wait", job.container)
+            scene.engine.flow()
+        assert await worker.wait() == 0
+    await scene.holds(job)
+
+
+CALLS = {
+    "image": "GET /v[0-9.]+/images/.*/json",
+    "create": "POST /v[0-9.]+/containers/create",
+    "start": "POST /v[0-9.]+/containers/[^/]+/start",
+    "inspect": "GET /v[0-9.]+/containers/[^/]+/json",
+    "follow": "GET /v[0-9.]+/containers/[^/]+/logs.*follow=1",
+    "last": "GET /v[0-9.]+/containers/[^/]+/logs.*tail=1",
+    "archive": "GET /v[0-9.]+/containers/[^/]+/archive",
+    "remove": "DELETE /v[0-9.]+/containers/",
+    "networks": "GET /v[0-9.]+/networks",
+    "list": "GET /v[0-9.]+/containers/json",
+    "info": "GET /v[0-9.]+/info",
+    "version": "GET /version",
+}
+SORTS = ["cut", "lost", "answered", "broken"]
+
+
+@pytest.mark.parametrize("sort", SORTS)
+async def test_every_call_may_fail_once(scene: Scene, sort: str) -> None:
+    job = await scene.job(2_000, big=True)
+    details = {"answered": {"answer": http_error(500, "injected")}, "broken": {"passing": 300}}.get(sort, {})
+    rules = [scene.engine.strike(request, Fate(sort), **details) for request in CALLS.values()]
+    async with scene.worker() as worker:
+        await scene.until_final(job)
+        await scene.until_gone()
+        worker.signal(signal.SIGTERM)
+        assert await worker.wait() == 0
+    await scene.holds(job)
+    missed = [name for name, rule in zip(CALLS, rules, strict=True) if not rule.struck]
+    assert missed == [], sort
+
+
+@pytest.mark.parametrize("call", ["create", "start"])
+async def test_an_engine_that_keeps_refusing_ends_the_run_with_its_words(scene: Scene, call: str) -> None:
+    job = await scene.job()
+    scene.engine.strike(CALLS[call], Fate.ANSWERED, answer=http_error(500, "no luck today"), times=100)
+    await scene.work()
+    await scene.holds(job, "failed", "engine_error", log="begun", ran=False)
+    assert "no luck today" in (await scene.plane.run(job.run_id))["error_message"]
