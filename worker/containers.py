@@ -388,6 +388,10 @@ def _get(
     response: requests.Response = client.get(url, params=dict(params), stream=True, timeout=(API_TIMEOUT, timeout))
     if not response.ok:
         raise EngineError(response.status_code, response.text)
+    if response.headers.keys().isdisjoint(("Transfer-Encoding", "Content-Length")):
+        # http.client takes an answer that is cut within its headers for a whole one without a body.
+        response.close()
+        raise requests.ConnectionError("the headers of the answer are cut off")
     return response
 
 

@@ -76,7 +76,7 @@ class Daemon:
             background.start_soon(self._heartbeats, background.cancel_scope)
             for loop in (self._listen, self._sweeps, self._watchdog, self._end_claims):
                 background.start_soon(loop)
-            await self.look_around()
+            await _until_done(self.look_around, self._pace.poll)
             systemd.notify("READY=1", "STATUS=waiting for runs")
             async with task_group() as runs:
                 await self._claims(runs)
@@ -266,6 +266,13 @@ class Daemon:
 
 async def _every(seconds: float, once: Callable[[], Awaitable[object]]) -> None:
     """Calls ``once`` for ever; passing faults are logged and waited out, with backoff up to the same interval."""
+    while True:
+        await _until_done(once, seconds)
+        await anyio.sleep(seconds)
+
+
+async def _until_done(once: Callable[[], Awaitable[object]], cap: float) -> None:
+    """Calls ``once`` until no passing fault gets in its way; at most ``cap`` seconds between two attempts."""
     attempt = 0
     while True:
         try:
@@ -278,8 +285,7 @@ async def _every(seconds: float, once: Callable[[], Awaitable[object]]) -> None:
                 task=once.__qualname__,
                 error=str(error) or repr(error),
             )
-            await anyio.sleep(min(seconds, backoff(attempt)))
+            await anyio.sleep(min(cap, backoff(attempt)))
             attempt += 1
         else:
-            attempt = 0
-            await anyio.sleep(seconds)
+            return

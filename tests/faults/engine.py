@@ -40,7 +40,7 @@ class OwnEngine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._process is None:
+        if self._process is None or self._process.poll() is not None:
             self.start()
         if left := self.docker("ps", "-aq").split():
             self.docker("rm", "-fv", *left)

@@ -111,7 +111,8 @@ class Scene:
     ) -> AsyncIterator[WorkerProcess]:
         """A worker process of that name; ``points`` as in tests/faults/doomed.py."""
         words = ("--lease", str(LEASE), "--worker-id", f"{self.plane.name}-{name}", *flags)
-        async with self.plane.worker(*words, OPS_FAULT_POINTS=points, **environ) as worker:
+        ours = {"OPS_FAULT_POINTS": points, "OPS_WORKER_DOCKER_HOST": f"unix://{self.engine.path}"}
+        async with self.plane.worker(*words, **{**ours, **environ}) as worker:
             self.workers.append(worker)
             yield worker
 
@@ -217,7 +218,7 @@ class Scene:
 
     async def _artifacts_hold(self, job: Job) -> None:
         artifacts = await self.plane.artifacts(job.run_id)
-        assert sorted(artifacts) == sorted(job.files)
+        assert sorted(artifacts) == sorted(job.files), sorted(artifacts)
         for path, content in job.files.items():
             row = artifacts[path]
             assert row["checksum"] == f"sha256:{hashlib.sha256(content).hexdigest()}", path

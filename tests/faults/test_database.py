@@ -160,11 +160,11 @@ begin
     end if;
     return null;
 end $$;
-create trigger fail_now_and_then after insert on ops.run_logs for each statement execute function public.fail_now_and_then();
-create trigger fail_now_and_then after insert or update on ops.runs for each statement execute function public.fail_now_and_then();
-create trigger fail_now_and_then after insert or update on ops.run_artifacts for each statement
+create trigger t after insert on ops.run_logs for each statement execute function public.fail_now_and_then();
+create trigger t after insert or update on ops.runs for each statement execute function public.fail_now_and_then();
+create trigger t after insert or update on ops.run_artifacts for each statement
     execute function public.fail_now_and_then();
-create trigger fail_now_and_then after insert on ops.run_events for each statement execute function public.fail_now_and_then();
+create trigger t after insert on ops.run_events for each statement execute function public.fail_now_and_then();
 """
 
 
