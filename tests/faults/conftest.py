@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from tests.faults.engine import IMAGE, OwnEngine
 from tests.faults.scene import DURABLE, Scene, new_scene
 from tests.support.docker import base_image
 from tests.support.postgres import Cluster
@@ -38,23 +37,5 @@ def mortal_cluster() -> Iterator[Cluster]:
 async def scene(cluster: Cluster, image: str, tmp_path: Path, engine_socket: str) -> AsyncIterator[Scene]:
     """A scene on the shared server and engine; at its end, all runs being final, nothing may be left."""
     async with new_scene(cluster, image, tmp_path, engine_socket) as made:
-        yield made
-        await made.nothing_is_left()
-
-
-@pytest.fixture(scope="session")
-def own_engine(image: str) -> Iterator[OwnEngine]:
-    """An engine that tests stop, with a small image."""
-    if os.geteuid() != 0:
-        pytest.skip("starting an engine needs root")
-    with OwnEngine() as engine:
-        engine.load_image(image)
-        yield engine
-
-
-@pytest_asyncio.fixture
-async def engine_scene(cluster: Cluster, own_engine: OwnEngine, tmp_path: Path) -> AsyncIterator[Scene]:
-    """A scene on the engine of the tests' own."""
-    async with new_scene(cluster, IMAGE, tmp_path, own_engine.socket, own=True) as made:
         yield made
         await made.nothing_is_left()

@@ -1,4 +1,4 @@
-"""A Docker engine of the tests' own, to be stopped, killed and filled up."""
+"""A Docker engine of the tests' own, to be filled up."""
 
 from __future__ import annotations
 
@@ -53,14 +53,13 @@ class OwnEngine:
     def docker(self, *words: str) -> str:
         return docker("--host", f"unix://{self.socket}", *words)
 
-    def start(self, *, live_restore: bool = False) -> None:
+    def start(self) -> None:
         """Starts it and waits until it answers."""
         (self._folder / "pid").unlink(missing_ok=True)
         words = [
             "unshare", "--net", "dockerd", f"--host=unix://{self.socket}", f"--data-root={self._data}",
             f"--exec-root={self._folder / 'exec'}", f"--pidfile={self._folder / 'pid'}", "--bridge=none",
             "--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false", "--log-level=error",
-            f"--live-restore={str(live_restore).lower()}",
         ]  # fmt: skip
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -75,12 +74,16 @@ class OwnEngine:
         raise RuntimeError(f"the second engine did not start:\n{(self._folder / 'log').read_text()[-4000:]}")
 
     def stop(self) -> None:
-        """Stops it as a service manager does. Without live-restore that ends its containers."""
-        self._end(signal.SIGTERM)
-
-    def kill(self) -> None:
-        """Ends it on the spot. Containers run on without it."""
-        self._end(signal.SIGKILL)
+        """Stops it as a service manager does, which ends its containers."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
     def load_image(self, base: str) -> str:
         """An image of a few megabytes with a shell, out of a larger one on the shared engine; returns its name."""
@@ -94,14 +97,3 @@ class OwnEngine:
         words = ["docker", "--host", f"unix://{self.socket}", "import", "-", IMAGE]
         subprocess.run(words, input=made.stdout, check=True, capture_output=True)
         return IMAGE
-
-    def _end(self, number: signal.Signals) -> None:
-        process, self._process = self._process, None
-        if process is None:
-            return
-        process.send_signal(number)
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()

@@ -582,7 +582,7 @@ async def test_a_detached_run_leaves_its_container_and_says_nothing(world: World
 async def test_an_adopted_run_goes_on_where_its_log_ended(world: World, position: int) -> None:
     world.engine.become("exited")
     world.engine.started_at = datetime.now(UTC)
-    adopted = {"status": "running", "log_position": position, "container_id": CONTAINER}
+    adopted: dict[str, Any] = {"status": "running", "log_position": position, "container_id": CONTAINER}
     assert await world.execute(**adopted) == "succeeded"
     assert world.said == SAID[position:]
     assert world.did("claim→running") == []
