@@ -27,7 +27,7 @@ from worker.artifacts import ArtifactStore
 from worker.containers import Engine
 from worker.daemon import Daemon, Pace
 from worker.disk import shortage
-from worker.errors import ConfigurationError, DatabaseUnavailable, EngineUnavailable, OpsError, Refused
+from worker.errors import ConfigurationError, DatabaseUnavailable, EngineError, EngineUnavailable, OpsError, Refused
 from worker.models import WorkerIdentity
 from worker.queue import Queue
 from worker.retention import Retention, prune
@@ -156,7 +156,7 @@ async def _patiently(what: str, call: Callable[[], Awaitable[T]], settings: Sett
     while True:
         try:
             return await call()
-        except (DatabaseUnavailable, EngineUnavailable) as error:
+        except (DatabaseUnavailable, EngineUnavailable, EngineError) as error:
             if settings.until_idle:
                 raise
             log.warning("cannot be reached, trying again", what=what, error=str(error))

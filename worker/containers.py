@@ -230,11 +230,14 @@ class Engine:
         return await anyio.to_thread.run_sync(read, limiter=self._calls)
 
     async def start(self, container_id: str) -> None:
-        """Starts a container that never ran. The engine would run one that has ended a second time."""
+        """Starts a container that never ran. The engine would run one that has ended a second time. One that is gone
+        is left for ``inspect`` to tell.
+        """
 
         def start(client: docker.APIClient) -> None:
-            if client.inspect_container(container_id)["State"]["Status"] == "created":
-                client.start(container_id)
+            with contextlib.suppress(docker.errors.NotFound):
+                if client.inspect_container(container_id)["State"]["Status"] == "created":
+                    client.start(container_id)
 
         await self._call(start)
 
@@ -432,6 +435,10 @@ def _get(
     response: requests.Response = client.get(url, params=dict(params), stream=True, timeout=(API_TIMEOUT, timeout))
     if not response.ok:
         raise EngineError(response.status_code, response.text)
+    if response.headers.keys().isdisjoint(("Transfer-Encoding", "Content-Length")):
+        # http.client takes an answer that is cut within its headers for a whole one without a body.
+        response.close()
+        raise requests.ConnectionError("the headers of the answer are cut off")
     return response
 
 

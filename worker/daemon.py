@@ -96,7 +96,7 @@ class Daemon:
 
     async def _claims(self, runs: TaskGroup) -> None:
         with anyio.CancelScope() as self._claiming:
-            await _until_done(self.look_around)
+            await _until_done(self.look_around, self._pace.poll)
         while not self._draining.is_set():
             self._wake = anyio.Event()  # before the look: what comes up from now on wakes the wait below
             while self._unknown:
@@ -221,8 +221,9 @@ class Daemon:
             self._wake_up()
 
     async def look_around(self) -> None:
-        """Finds the containers of this database on this engine that no task of ours looks after."""
-        self._unknown |= await self._engine.owned(self._host.database_id) - self._runs.keys()
+        """Finds the runs that may be ours and no task looks after: by their containers, and in the database."""
+        found = await self._engine.owned(self._host.database_id) | await self._queue.adoptable()
+        self._unknown |= found - self._runs.keys()
         if self._unknown:
             self._wake_up()
 
@@ -295,14 +296,14 @@ class Daemon:
 
 
 async def _every(seconds: float, once: Callable[[], Awaitable[object]]) -> None:
-    """Calls ``once`` for ever; passing faults are waited out with backoff up to the same interval."""
+    """Calls ``once`` for ever; passing faults are logged and waited out, with backoff up to the same interval."""
     while True:
-        await _until_done(once, cap=min(seconds, 5.0))
+        await _until_done(once, seconds)
         await anyio.sleep(seconds)
 
 
-async def _until_done(once: Callable[[], Awaitable[object]], *, cap: float = 5.0) -> None:
-    """Calls ``once`` until it meets no passing fault; those are logged."""
+async def _until_done(once: Callable[[], Awaitable[object]], cap: float) -> None:
+    """Calls ``once`` until no passing fault gets in its way; at most ``cap`` seconds between two attempts."""
     attempt = 0
     while True:
         try:

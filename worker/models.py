@@ -58,6 +58,8 @@ class Claim:
     claim_count: int
     cancel_requested: bool
     log_position: int
+    container_id: str | None
+    """The container that was created for it, whether or not it is still there."""
     metadata: Mapping[str, Any]
     project: Project
     workflow: Workflow
@@ -66,7 +68,7 @@ class Claim:
     @classmethod
     def from_payload(cls, payload: Mapping[str, Any]) -> Self:
         """Reads what ``ops_private.run_payload`` makes; the keys of a newer schema are passed over."""
-        plain = ("run_number", "status", "claim_count", "cancel_requested", "log_position", "metadata")
+        plain = ("run_number", "status", "claim_count", "cancel_requested", "log_position", "container_id", "metadata")
         return cls(
             run_id=uuid.UUID(payload["run_id"]),
             project_id=uuid.UUID(payload["project_id"]),

@@ -202,6 +202,12 @@ class Queue:
             return code
         return Claim.from_payload(answer)
 
+    async def adoptable(self) -> set[uuid.UUID]:
+        """The runs to try that with, whether they have a container yet or not."""
+        me = self._me
+        answer = await self._call("select ops.adoptable_runs($1, $2, $3)", me.worker_id, me.instance_id, me.engine_id)
+        return {uuid.UUID(run_id) for run_id in _accepted(answer)["runs"]}
+
     async def release(self, run_id: uuid.UUID) -> None:
         """Gives a claimed run that was never started back to the queue."""
         await self._owned("select ops.release_run($1, $2, $3)", run_id)
@@ -310,7 +316,13 @@ class Queue:
     async def _call(self, sql: str, *args: object) -> dict[str, Any]:
         async def once() -> str:
             async with self._pool.acquire(timeout=CALL_TIMEOUT) as connection:
-                value: str = await connection.fetchval(sql, *args)
+                try:
+                    value: str = await connection.fetchval(sql, *args)
+                except (TimeoutError, asyncpg.ReadOnlySQLTransactionError):
+                    # Half-open, or a server that stays as it is: the next attempt needs another connection, and the
+                    # pool would wait once more for this one.
+                    connection.terminate()
+                    raise
                 return value
 
         try:

@@ -41,6 +41,12 @@ T = TypeVar("T")
 QUIET_SECONDS = 5.0
 """After this long without a byte of log the container is looked at: a half-open stream never ends by itself."""
 
+ENGINE_REFUSALS = 5
+"""How often in a row the engine may say that it failed, before that is the end of the run (some 3 s)."""
+
+SERVER_ERROR = 500
+"""The HTTP status from which on it is the engine that failed, and not the request."""
+
 CLEANUP_SECONDS = 30.0
 """How long a finished run's task may take to remove its container; what is left over is removed by the next sweep."""
 
@@ -156,14 +162,16 @@ class Run:
         """Everything between start and complete. Raises ``LeaseLost`` only."""
         try:
             spec = resolve(self.claim, self._host.policy)
-            if await self._adopted():
+            container = self.claim.container_id  # made once in a run's life: one that is gone may have run
+            if container is not None or await self._adopted():
                 await self._learn_secrets(spec, adopted=True)
-                return await self._supervise(spec, self.container_name)
-            secrets = await self._learn_secrets(spec, adopted=False)
-            image = await self._image(spec.image)
-            if image is None:
-                return Outcome(None, Reason.CANCELED, "canceled before its container was created")
-            container = await self._create(spec, image, secrets)
+                container = container or self.container_name
+            else:
+                secrets = await self._learn_secrets(spec, adopted=False)
+                image = await self._image(spec.image)
+                if image is None:
+                    return Outcome(None, Reason.CANCELED, "canceled before its container was created")
+                container = await self._create(spec, image, secrets)
             if self._why is None:
                 await self._patiently(self._engine.start, container)
             return await self._supervise(spec, container)
@@ -287,14 +295,17 @@ class Run:
             await self._host.queue.append_logs(self.claim.run_id, lines)
 
         async with LogWriter(store).running() as writer:
-            attempt = 0
+            attempt = refused = 0
             while True:
                 lines = LineAssembler(position, self._host.max_log_bytes, self._redactor)
+                complete = False
                 try:
                     complete = await self._read(spec, container, lines, writer)
-                except EngineUnavailable as error:
+                except (EngineUnavailable, EngineError) as error:
+                    refused = refused + 1 if isinstance(error, EngineError) and not lines.position else 0
+                    if refused > ENGINE_REFUSALS:
+                        raise
                     self._log.warning("log stream broken, reading again", error=str(error))
-                    complete = False
                 state = await self._patiently(self._engine.inspect, container)
                 if state is None or (complete and not state.running):
                     await writer.put(lines.flush())
@@ -358,12 +369,16 @@ class Run:
         await self._host.queue.add_event(self.claim.run_id, event_type, message, payload)
 
     async def _patiently(self, call: Callable[..., Awaitable[T]], *args: object) -> T:
-        """Makes a call of the engine, again and again while the engine is away. Every such call can be repeated."""
+        """Makes a call of the engine, again and again while the engine is away, and a few times more if the engine
+        says that it failed (5xx), which may pass. Every such call can be repeated.
+        """
         attempt = 0
         while True:
             try:
                 return await call(*args)
-            except EngineUnavailable as error:
+            except (EngineUnavailable, EngineError) as error:
+                if isinstance(error, EngineError) and (error.status < SERVER_ERROR or attempt >= ENGINE_REFUSALS):
+                    raise
                 if attempt == 0:
                     self._log.warning("engine unavailable, retrying", error=str(error))
                 await anyio.sleep(backoff(attempt))

@@ -301,6 +301,11 @@ begin
             'lease_expires_at', l.expires_at,
             'cancel_requested', r.cancel_requested_at is not null,
             'log_position', ops_private.log_position(r.id),
+            -- a container that was there once is never made again: it may have run
+            'container_id', (
+                select e.payload ->> 'container_id' from ops.run_events as e
+                where e.run_id = r.id and e.event_type = 'info' and e.payload ? 'container_id'
+                order by e.seq limit 1),
             'metadata', r.metadata,
             'project', jsonb_build_object(
                 'slug', p.slug, 'name', p.name, 'workspace_key', p.workspace_key,
@@ -906,6 +911,22 @@ begin
 end
 $$;
 
+-- The runs that a worker should try to adopt, whether they have a container yet or not: those of its own
+-- earlier instances, and on its engine those whose lease ran out. adopt_run decides.
+create function ops.adoptable_runs(p_worker_id text, p_instance_id uuid, p_engine_id text) returns jsonb
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return jsonb_build_object('success', true, 'runs', (
+        select coalesce(jsonb_agg(l.run_id order by l.run_id), '[]')
+        from ops_private.leases as l
+        where l.instance_id is distinct from p_instance_id
+            and (l.db_role = ops_private.caller() or ops_private.trusted())
+            and (l.worker_id = p_worker_id
+                or (l.engine_id = p_engine_id and l.expires_at <= ops_private.current_time()))));
+end
+$$;
+
 -- Ends a run with which too many workers were lost.
 create function ops_private.set_aside(
     p_run_id uuid, p_status text, p_lost integer, p_lease ops_private.leases
@@ -1070,6 +1091,7 @@ revoke execute on function
     ops.unregister_worker(text, uuid),
     ops.heartbeat(text, uuid, integer),
     ops.adopt_run(uuid, text, uuid, text, integer),
+    ops.adoptable_runs(text, uuid, text),
     ops.reap(),
     ops.cancel_run(uuid, text),
     ops.list_queued_runs()

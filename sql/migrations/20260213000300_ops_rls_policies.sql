@@ -168,5 +168,6 @@ grant execute on function
     ops.unregister_worker(text, uuid),
     ops.heartbeat(text, uuid, integer),
     ops.adopt_run(uuid, text, uuid, text, integer),
+    ops.adoptable_runs(text, uuid, text),
     ops.reap()
 to ops_worker, service_role;

@@ -16,6 +16,7 @@ drop function
     ops.unregister_worker(text, uuid),
     ops.heartbeat(text, uuid, integer),
     ops.adopt_run(uuid, text, uuid, text, integer),
+    ops.adoptable_runs(text, uuid, text),
     ops.reap(),
     ops.cancel_run(uuid, text),
     ops.list_queued_runs(),

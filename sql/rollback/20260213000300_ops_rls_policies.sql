@@ -27,6 +27,7 @@ revoke execute on function
     ops.unregister_worker(text, uuid),
     ops.heartbeat(text, uuid, integer),
     ops.adopt_run(uuid, text, uuid, text, integer),
+    ops.adoptable_runs(text, uuid, text),
     ops.reap()
 from ops_worker, service_role;
 

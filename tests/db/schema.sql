@@ -133,6 +133,21 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops.adoptable_runs(p_worker_id text, p_instance_id uuid, p_engine_id text) RETURNS jsonb
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return jsonb_build_object('success', true, 'runs', (
+        select coalesce(jsonb_agg(l.run_id order by l.run_id), '[]')
+        from ops_private.leases as l
+        where l.instance_id is distinct from p_instance_id
+            and (l.db_role = ops_private.caller() or ops_private.trusted())
+            and (l.worker_id = p_worker_id
+                or (l.engine_id = p_engine_id and l.expires_at <= ops_private.current_time()))));
+end
+$$;
+
 CREATE FUNCTION ops.append_run_log(p_run_id uuid, p_level text, p_message text, p_metadata jsonb DEFAULT '{}'::jsonb, p_worker_id text DEFAULT NULL::text, p_instance_id uuid DEFAULT NULL::uuid) RETURNS jsonb
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1492,6 +1507,11 @@ begin
             'lease_expires_at', l.expires_at,
             'cancel_requested', r.cancel_requested_at is not null,
             'log_position', ops_private.log_position(r.id),
+            -- a container that was there once is never made again: it may have run
+            'container_id', (
+                select e.payload ->> 'container_id' from ops.run_events as e
+                where e.run_id = r.id and e.event_type = 'info' and e.payload ? 'container_id'
+                order by e.seq limit 1),
             'metadata', r.metadata,
             'project', jsonb_build_object(
                 'slug', p.slug, 'name', p.name, 'workspace_key', p.workspace_key,
@@ -2055,6 +2075,10 @@ GRANT ALL ON FUNCTION ops.add_run_event(p_run_id uuid, p_event_type text, p_mess
 REVOKE ALL ON FUNCTION ops.adopt_run(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_engine_id text, p_lease_seconds integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops.adopt_run(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_engine_id text, p_lease_seconds integer) TO ops_worker;
 GRANT ALL ON FUNCTION ops.adopt_run(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_engine_id text, p_lease_seconds integer) TO service_role;
+
+REVOKE ALL ON FUNCTION ops.adoptable_runs(p_worker_id text, p_instance_id uuid, p_engine_id text) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.adoptable_runs(p_worker_id text, p_instance_id uuid, p_engine_id text) TO ops_worker;
+GRANT ALL ON FUNCTION ops.adoptable_runs(p_worker_id text, p_instance_id uuid, p_engine_id text) TO service_role;
 
 REVOKE ALL ON FUNCTION ops.append_run_log(p_run_id uuid, p_level text, p_message text, p_metadata jsonb, p_worker_id text, p_instance_id uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops.append_run_log(p_run_id uuid, p_level text, p_message text, p_metadata jsonb, p_worker_id text, p_instance_id uuid) TO ops_worker;

@@ -25,6 +25,7 @@ CALLS: list[tuple[str, set[str]]] = [
     ("unregister_worker('w', gen_random_uuid())", WORKERS),
     ("heartbeat('w', gen_random_uuid())", WORKERS),
     ("claim_next_run('w')", WORKERS),
+    ("adoptable_runs('w', gen_random_uuid(), 'engine-1')", WORKERS),
     ("reap()", WORKERS),
     # a run that the superuser's worker holds
     ("start_workflow_run('{claimed}', 'host-a')", SERVICE),

@@ -50,6 +50,7 @@ async def test_the_answer_holds_all_that_a_worker_needs(world: World) -> None:
         "run_id": str(run), "project_id": str(world.project), "workflow_id": str(world.workflow),
         "run_number": 1, "started_at": None, "status": "claimed", "claim_count": 1, "cancel_requested": False,
         "log_position": 0,
+        "container_id": None,
         "metadata": {"args": ["-v"]},
         "project": {"slug": "acme", "name": "Acme", "workspace_key": "acme", "odoo_version": "19.0",
                     "status": "active"},

@@ -76,6 +76,14 @@ class Plane:
     folder: Path
     project_id: uuid.UUID
     name: str
+    engine: str | None = None
+    """The engine's address, where it is not the default one."""
+    program: str = "worker"
+    """The module that a worker process runs."""
+
+    def docker(self, *words: str) -> str:
+        """What the ``docker`` command prints, at this plane's engine."""
+        return docker(*(() if self.engine is None else ("--host", self.engine)), *words)
 
     @property
     def store(self) -> Path:
@@ -133,7 +141,7 @@ class Plane:
         }
         with output.open("wb") as sink:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "worker", *flags,
+                sys.executable, "-m", self.program, *flags,
                 cwd=ROOT, env={**os.environ, **settings, **environ}, stdout=sink, stderr=sink,
             )  # fmt: skip
         try:
@@ -200,12 +208,12 @@ class Plane:
 
     async def release(self, run_id: uuid.UUID) -> None:
         """Lets a container go on that waits for /tmp/go."""
-        docker("exec", f"ops-run-{run_id}", "touch", "/tmp/go")  # noqa: S108 - inside the container
+        self.docker("exec", f"ops-run-{run_id}", "touch", "/tmp/go")  # noqa: S108 - inside the container
 
     async def containers(self) -> list[str]:
         """The containers of this database's runs, in any state."""
         identity = await self.db.fetchval("select database_id from ops_private.control")
-        return docker("ps", "-aq", "--filter", f"label=ops-worker.database-id={identity}").split()
+        return self.docker("ps", "-aq", "--filter", f"label=ops-worker.database-id={identity}").split()
 
 
 def docker(*words: str, check: bool = True) -> str:

@@ -312,7 +312,7 @@ class Cluster:
         deadline = time.monotonic() + START_TIMEOUT
         while time.monotonic() < deadline and self._process.poll() is None:
             try:
-                if (self.data / "postmaster.pid").read_text().splitlines()[7].strip() == "ready":
+                if (self.data / "postmaster.pid").read_text().splitlines()[7].strip() in ("ready", "standby"):
                     return True
             except (FileNotFoundError, IndexError):
                 pass

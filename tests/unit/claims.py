@@ -24,6 +24,7 @@ def make_claim(run_id: uuid.UUID | None = None, **changed: Any) -> Claim:
         "claim_count": 1,
         "cancel_requested": False,
         "log_position": 0,
+        "container_id": None,
         "metadata": {},
         "project": {
             "slug": "acme", "name": "Acme", "workspace_key": "acme", "odoo_version": "19.0", "status": "active",

@@ -66,7 +66,8 @@ class ScriptedQueue:
     def __init__(self) -> None:
         self.queued: list[Claim | Exception] = []
         self.waiting = False
-        self.adoptable: dict[uuid.UUID, Claim | str] = {}
+        self.adoptions: dict[uuid.UUID, Claim | str] = {}
+        self.held: set[uuid.UUID] = set()
         self.beats: list[Heartbeat | Exception] = []
         self.swept: dict[str, object] | None = {}
         self.released: list[uuid.UUID] = []
@@ -94,7 +95,10 @@ class ScriptedQueue:
 
     async def adopt(self, run_id: uuid.UUID) -> Claim | str:
         self.adopted.append(run_id)
-        return self.adoptable[run_id]
+        return self.adoptions[run_id]
+
+    async def adoptable(self) -> set[uuid.UUID]:
+        return self.held
 
     async def heartbeat(self) -> Heartbeat:
         if self.beating is not None:
@@ -297,7 +301,7 @@ async def test_a_run_that_breaks_ends_no_other_and_frees_its_place(world: World)
 async def test_a_renewal_cancels_what_was_asked_for_and_loses_what_is_not_ours(world: World) -> None:
     kept, cancelled, lost = (world.push() for _ in range(3))
     async with world.working(concurrency=3) as daemon:
-        world.queue.adoptable[lost] = "not_owner"
+        world.queue.adoptions[lost] = "not_owner"
         world.queue.beats = [beat(kept, cancelled, cancel=(cancelled,))]
         await daemon.heartbeat()
         assert (world.runs[kept].stops, world.runs[kept].lost) == ([], False)
@@ -361,7 +365,7 @@ async def test_a_worker_whose_id_another_took_leaves_its_containers_and_ends(wor
 async def test_a_run_whose_claim_was_answered_into_the_void_is_taken_up(world: World) -> None:
     async with world.working() as daemon:
         claim = make_claim()
-        world.queue.adoptable[claim.run_id] = claim
+        world.queue.adoptions[claim.run_id] = claim
         world.queue.beats = [beat(claim.run_id)]
         await daemon.heartbeat()
         await until(lambda: claim.run_id in world.runs)
@@ -381,7 +385,7 @@ async def test_the_container_of_a_lost_run_ends_unless_somebody_may_need_it(
 ) -> None:
     run_id = world.push()
     async with world.working():
-        world.queue.adoptable[run_id] = found
+        world.queue.adoptions[run_id] = found
         world.runs[run_id].lose()
         await until(lambda: world.count("lost") == 1)
         container = container_name(run_id)
@@ -392,7 +396,7 @@ async def test_a_lost_run_that_nobody_took_goes_on_here(world: World) -> None:
     run_id = world.push()
     async with world.working():
         first = world.runs[run_id]
-        world.queue.adoptable[run_id] = make_claim(run_id, status="running", log_position=7)
+        world.queue.adoptions[run_id] = make_claim(run_id, status="running", log_position=7)
         first.lose()
         await until(lambda: world.runs[run_id] is not first)
         assert world.runs[run_id].claim.log_position == 7
@@ -402,7 +406,7 @@ async def test_a_lost_run_that_nobody_took_goes_on_here(world: World) -> None:
 async def test_containers_found_at_the_start_are_taken_up_or_removed(world: World) -> None:
     running, ended, others, back, unknown = (uuid.uuid4() for _ in range(5))
     world.engine.containers = {running, ended, others, back, unknown}
-    world.queue.adoptable = {
+    world.queue.adoptions = {
         running: make_claim(running, status="running"),
         ended: "final",
         others: "not_owner",
@@ -415,10 +419,18 @@ async def test_containers_found_at_the_start_are_taken_up_or_removed(world: Worl
         assert sorted(world.engine.done) == sorted((what, name) for what in ("stop", "remove") for name in gone)
 
 
+async def test_runs_that_have_no_container_yet_are_taken_up_too(world: World) -> None:
+    claim = make_claim(uuid.uuid4(), status="running")
+    world.queue.held = {claim.run_id}
+    world.queue.adoptions = {claim.run_id: claim}
+    async with world.working():
+        assert world.runs.keys() == {claim.run_id}
+
+
 async def test_more_may_be_taken_up_than_there_is_room_for_but_nothing_more_is_claimed_then(world: World) -> None:
     left = [make_claim(status="running") for _ in range(3)]
     world.engine.containers = {claim.run_id for claim in left}
-    world.queue.adoptable = {claim.run_id: claim for claim in left}
+    world.queue.adoptions = {claim.run_id: claim for claim in left}
     queued = world.push()
     async with world.working(concurrency=2):
         assert world.runs.keys() == world.engine.containers
@@ -431,7 +443,7 @@ async def test_more_may_be_taken_up_than_there_is_room_for_but_nothing_more_is_c
 async def test_a_container_that_cannot_be_removed_now_holds_nothing_up(world: World, error: Exception) -> None:
     ended = uuid.uuid4()
     world.engine.containers, world.engine.error = {ended}, error
-    world.queue.adoptable = {ended: "final"}
+    world.queue.adoptions = {ended: "final"}
     run_id = world.push()
     async with world.working():
         assert world.runs.keys() == {run_id}
@@ -442,7 +454,7 @@ async def test_sweeping_takes_up_what_dead_workers_left_and_leaves_our_own_alone
     async with world.working(lease=0.03):
         left = make_claim(status="running")
         world.engine.containers = {run_id, left.run_id}
-        world.queue.adoptable = {left.run_id: left}
+        world.queue.adoptions = {left.run_id: left}
         await until(lambda: left.run_id in world.runs)
         assert world.queue.reaps > 0
         assert world.queue.adopted == [left.run_id]

@@ -619,10 +619,26 @@ async def test_a_detached_run_leaves_its_container_and_says_nothing(world: World
 async def test_an_adopted_run_goes_on_where_its_log_ended(world: World, position: int) -> None:
     world.engine.become("exited")
     world.engine.started_at = datetime.now(UTC)
-    assert await world.execute(status="running", log_position=position) == "succeeded"
+    adopted: dict[str, Any] = {"status": "running", "log_position": position, "container_id": CONTAINER}
+    assert await world.execute(**adopted) == "succeeded"
     assert world.said == SAID[position:]
     assert world.did("claim→running") == []
     assert world.queue.events == []  # what was said of its container was said already
+
+
+@pytest.mark.parametrize("call", ["image", "create", "start", "follow", "inspect", "last_entry", "archive", "remove"])
+async def test_an_engine_that_failed_once_is_asked_again(world: World, call: str) -> None:
+    world.engine.faults = {call: [EngineError(500, "out of luck")]}
+    assert await world.execute() == "succeeded"
+    assert world.said == SAID
+    assert world.engine.status is None
+
+
+async def test_a_container_that_is_gone_is_not_made_again(world: World) -> None:
+    world.engine.faults = {"follow": [EngineError(404, "No such container")]}
+    assert await world.execute(status="running", container_id=CONTAINER) == "failed"
+    assert world.outcome == ("engine_lost", None)
+    assert world.did("create") == []
 
 
 # --- failures -------------------------------------------------------------------------------------------------------
@@ -646,7 +662,7 @@ async def test_whatever_goes_wrong_ends_the_run_with_a_word_and_takes_its_contai
     world: World, call: str, error: Exception, reason: str
 ) -> None:
     world.engine.here = call != "pull"
-    world.engine.faults = {call: [error]}
+    world.engine.faults = {call: [error] * (module.ENGINE_REFUSALS + 1)}
     assert await world.execute() == "failed"
     assert world.outcome == (reason, None)
     assert str(error) in world.message
@@ -682,7 +698,7 @@ async def test_an_image_that_a_pull_did_not_bring_is_missing(world: World, monke
     ],
 )
 async def test_a_success_whose_artifacts_cannot_be_stored_is_none(world: World, error: Exception, reason: str) -> None:
-    world.store.errors = [error]
+    world.store.errors = [error] * (module.ENGINE_REFUSALS + 1)
     assert await world.execute() == "failed"
     assert world.outcome == (reason, None)
     assert str(error) in world.message

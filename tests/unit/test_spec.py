@@ -27,6 +27,7 @@ PAYLOAD: dict[str, Any] = {
     "lease_expires_at": "2026-11-23T10:16:12.5+00:00",
     "cancel_requested": False,
     "log_position": 0,
+    "container_id": None,
     "metadata": {},
     "project": {
         "slug": "acme",

@@ -1,0 +1,86 @@
+"""The worker, with points at which it dies: ``OPS_FAULT_POINTS="logged@3=kill" python -m tests.faults.doomed``.
+
+The worker itself knows nothing of this: each point is the edge of one of its methods, wrapped here before it
+starts. What is not named in the variable is not wrapped. ``@3`` is the third time; ``kill`` is SIGKILL to
+itself, ``stop`` SIGSTOP, ``block=SECONDS`` an event loop that does not turn for so long.
+
+``OPS_PATIENCE="worker.queue.CALL_TIMEOUT=3"`` makes one of the worker's time limits shorter.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from functools import wraps
+from typing import Any
+
+from worker.__main__ import main
+from worker.artifacts import ArtifactStore
+from worker.containers import Engine
+from worker.queue import Queue
+
+BEFORE, AFTER = "before", "after"
+POINTS: dict[str, tuple[type, str, str]] = {
+    "registered": (Queue, "register", AFTER),
+    "claimed": (Queue, "claim", AFTER),
+    "adopted": (Queue, "adopt", AFTER),
+    "started": (Queue, "start", AFTER),
+    "created": (Engine, "create", AFTER),
+    "up": (Engine, "start", AFTER),
+    "logging": (Queue, "append_logs", BEFORE),
+    "logged": (Queue, "append_logs", AFTER),
+    "exited": (ArtifactStore, "collect", BEFORE),
+    "uploaded": (Queue, "add_artifact", BEFORE),  # the file is stored, its row is not
+    "recorded": (Queue, "add_artifact", AFTER),
+    "completing": (Queue, "complete", BEFORE),
+    "completed": (Queue, "complete", AFTER),
+    "removed": (Engine, "remove", AFTER),
+}
+
+
+def happen(action: str) -> None:
+    kind, _, seconds = action.partition("=")
+    if kind == "block":
+        time.sleep(float(seconds))
+    else:
+        os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}[kind])
+
+
+def wrapped(name: str, nth: int, action: str) -> None:
+    """Makes the action happen at the ``nth`` passing of that point."""
+    owner, method, when = POINTS[name]
+    original: Callable[..., Awaitable[Any]] = getattr(owner, method)
+    passed = 0
+
+    def passing() -> None:
+        nonlocal passed
+        passed += 1
+        if passed == nth:
+            happen(action)
+
+    @wraps(original)
+    async def call(*args: Any, **named: Any) -> Any:
+        if when == BEFORE:
+            passing()
+        value = await original(*args, **named)
+        if when == AFTER and not (name == "claimed" and value[0] is None):
+            passing()
+        return value
+
+    setattr(owner, method, call)
+
+
+if __name__ == "__main__":
+    for point in filter(None, os.environ.get("OPS_FAULT_POINTS", "").split(",")):
+        place, _, what = point.partition("=")
+        title, _, count = place.partition("@")
+        wrapped(title, int(count or 1), what)
+    for limit in filter(None, os.environ.get("OPS_PATIENCE", "").split(",")):
+        name, _, seconds = limit.partition("=")
+        module, _, constant = name.rpartition(".")
+        assert hasattr(importlib.import_module(module), constant), name
+        setattr(importlib.import_module(module), constant, float(seconds))
+    main()

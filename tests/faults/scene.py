@@ -1,0 +1,310 @@
+"""A control plane, an engine, a relay in front of each, workers that may die, and what must hold afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import signal
+import subprocess
+import tempfile
+import time
+import uuid
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+
+from tests.db.world import shift_clock
+from tests.faults.relay import Relay
+from tests.support.docker import FINAL, PATIENCE, Plane, WorkerProcess, new_plane
+from tests.support.postgres import Cluster
+
+LEASE = 15
+"""Seconds: the shortest that the worker takes."""
+
+MEMORY_BOUND = 100 << 20
+"""Bytes that no worker may ever have resident, whatever happens around it."""
+
+DURABLE = {"synchronous_commit": "on"}
+"""For servers that die: what was committed must be there afterwards (the machine itself lives on)."""
+
+UP = "up"
+LAST = "end, without a newline"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run, and what must be found of it afterwards."""
+
+    run_id: uuid.UUID
+    lines: Sequence[str]
+    files: dict[str, bytes]
+    exit_code: int
+
+    @property
+    def container(self) -> str:
+        return f"ops-run-{self.run_id}"
+
+
+@dataclass
+class Scene:
+    """Everything of one test. Workers reach database and engine through the relays, the test goes straight there."""
+
+    plane: Plane
+    cluster: Cluster
+    name: str
+    """The database's."""
+    role: str
+    """The one that the workers log in as."""
+    database: Relay
+    engine: Relay
+    events: Path | None
+    """What the engine said of containers and volumes since the test began."""
+    workers: list[WorkerProcess] = field(default_factory=list)
+    volumes: set[str] = field(default_factory=set)
+    peak: int = 0
+
+    # --- acting -----------------------------------------------------------------------------------------------------
+
+    async def job(
+        self,
+        lines: int = 200,
+        *,
+        waits: bool = False,
+        pause: float = 0.0,
+        exit_code: int = 0,
+        big: bool = False,
+        then: str = "",
+        **config: Any,
+    ) -> Job:
+        """Queues a run that prints numbered lines and leaves files.
+
+        It counts its own executions in the artifact ``ran``. ``waits``: after its first line it waits for
+        ``release``. ``pause``: seconds between ten portions of the lines. ``then``: what it does at the end.
+        """
+        nonce = uuid.uuid4().hex[:8]
+        words = ["echo ran >> /artifacts/ran", f"echo {UP}"]
+        if waits:
+            words.append("while [ ! -e /tmp/go ]; do sleep 0.05; done")
+        size = -(-lines // 10) if pause else lines
+        for first in range(1, lines + 1, size):
+            words.append(f"seq -f '{nonce} %.0f' {first} {min(lines, first + size - 1)}")
+            words += [f"sleep {pause}"] if pause else []
+        files = {"ran": b"ran\n", "deep/numbers": numbers(1000)}
+        words.append("mkdir /artifacts/deep; seq 1 1000 > /artifacts/deep/numbers")
+        if big:
+            words.append("seq 1 200000 > /artifacts/big")
+            files["big"] = numbers(200_000)
+        words += [f"printf '{LAST}'", then, f"exit {exit_code}"]
+        run_id = await self.plane.shell("\n".join(words), **config)
+        said = [UP, *(f"{nonce} {n}" for n in range(1, lines + 1)), LAST]
+        return Job(run_id, said, files, exit_code)
+
+    @asynccontextmanager
+    async def worker(
+        self, *flags: str, name: str = "a", points: str = "", **environ: str
+    ) -> AsyncIterator[WorkerProcess]:
+        """A worker process of that name; ``points`` as in tests/faults/doomed.py."""
+        words = ("--lease", str(LEASE), "--worker-id", f"{self.plane.name}-{name}", *flags)
+        ours = {"OPS_FAULT_POINTS": points, "OPS_WORKER_DOCKER_HOST": f"unix://{self.engine.path}"}
+        async with self.plane.worker(*words, **{**ours, **environ}) as worker:
+            self.workers.append(worker)
+            yield worker
+
+    async def work(self, *flags: str, name: str = "a") -> WorkerProcess:
+        """A worker that carries out what there is, and is expected to leave in peace."""
+        async with self.worker("--until-idle", *flags, name=name) as worker:
+            assert await worker.wait() == 0, worker.output.read_text()
+        return worker
+
+    async def killed(self, *flags: str, points: str, name: str = "a") -> None:
+        """A worker that works until it kills itself."""
+        async with self.worker(*flags, points=points, name=name) as worker:
+            assert await worker.wait() == -signal.SIGKILL, worker.output.read_text()
+        self.note_volumes()
+
+    async def release(self, job: Job) -> None:
+        await self.plane.release(job.run_id)
+
+    async def until_up(self, job: Job) -> None:
+        await self.plane.until_logged(job.run_id, UP)
+
+    async def until_final(self, *jobs: Job) -> None:
+        for job in jobs:
+            await self.plane.until(job.run_id, *FINAL)
+
+    async def cancel(self, job: Job) -> None:
+        answer = json.loads(await self.plane.db.fetchval("select ops.cancel_run($1)", job.run_id))
+        assert answer["success"], answer
+
+    async def later(self, seconds: float) -> None:
+        """Moves the database's clock."""
+        await shift_clock(self.plane.db, seconds)
+
+    async def reconnect(self) -> None:
+        """The test's own connection, after it was cut."""
+        self.plane.db.terminate()
+        self.plane.db = await asyncpg.connect(self.cluster.url(self.name))
+
+    async def until_gone(self) -> None:
+        """Waits until no container of this database is left."""
+        async with asyncio.timeout(PATIENCE):
+            while await self.plane.containers():
+                await asyncio.sleep(0.05)
+
+    async def adoptions(self, job: Job) -> list[str]:
+        """The names of the workers that took the run over, in order."""
+        payloads = [event["payload"] for event in await self.plane.events(job.run_id, "info")]
+        return [said["worker_id"].rpartition("-")[2] for said in payloads if "previous_worker_id" in said]
+
+    def note_volumes(self) -> None:
+        """Remembers the volumes of the containers that are there, so that their absence can be shown later."""
+        words = ("--filter", f"label=ops-worker.worker-id={self.plane.name}-a", "--format", "{{.Mounts}}")
+        named = self.plane.docker("ps", "-a", "--no-trunc", *words)
+        self.volumes.update(name for line in named.splitlines() for name in line.split(",") if name)
+
+    # --- what must hold ---------------------------------------------------------------------------------------------
+
+    async def holds(
+        self, job: Job, status: str = "succeeded", reason: str = "succeeded", *, log: str = "whole", ran: bool = True
+    ) -> None:
+        """The run ended like this, and nothing of it was lost, doubled or disordered.
+
+        ``log``: ``whole``, or ``begun`` when it was ended on the way. ``ran``: whether its container was started.
+        """
+        run = await self.plane.run(job.run_id)
+        ended = (run["status"], run["reason"], run["exit_code"])
+        code = {"succeeded": 0, "exit_code": job.exit_code}.get(reason, run["exit_code"])
+        assert ended == (status, reason, code), run["error_message"]
+        await self._log_holds(job, log if ran else "empty")
+        await self._events_hold(job, status, reason)
+        if log == "whole" and ran:
+            await self._artifacts_hold(job)
+        if self.events is not None:
+            await self._executed(job, times=int(ran))
+
+    async def nothing_is_left(self) -> None:
+        """No container, no volume, no lease; and no worker ever took more memory than it may."""
+        assert await self.plane.containers() == []
+        left = set(self.plane.docker("volume", "ls", "--quiet").split())
+        mounted = {record["Actor"]["ID"] for record in self._said("volume", "mount")}
+        assert not (self.volumes | mounted) & left
+        assert await self.plane.db.fetch("select * from ops_private.leases") == []
+        assert self.peak < MEMORY_BOUND
+
+    async def _log_holds(self, job: Job, how: str) -> None:
+        rows = await self.plane.log(job.run_id)
+        assert [row["seq"] for row in rows] == list(range(1, len(rows) + 1))
+        said = [row["message"] for row in rows]
+        expected = {"whole": list(job.lines), "begun": list(job.lines[: len(said)]), "empty": []}[how]
+        assert said == expected
+
+    async def _events_hold(self, job: Job, status: str, reason: str) -> None:
+        changes = await self.plane.events(job.run_id, "state_change")
+        chain = [(change["payload"]["previous_status"], change["payload"]["new_status"]) for change in changes]
+        path = [new for _, new in chain]
+        assert [old for old, _ in chain[1:]] == path[:-1], "each change begins where the one before ended"
+        assert [state for state in path if state in FINAL] == [status]
+        assert path.count("running") <= 1, path
+        assert changes[-1]["payload"].get("reason") == reason
+        if status == "failed":
+            errors = await self.plane.events(job.run_id, "error")
+            assert [error["payload"]["reason"] for error in errors] == [reason]
+
+    async def _artifacts_hold(self, job: Job) -> None:
+        artifacts = await self.plane.artifacts(job.run_id)
+        assert sorted(artifacts) == sorted(job.files), sorted(artifacts)
+        for path, content in job.files.items():
+            row = artifacts[path]
+            assert row["checksum"] == f"sha256:{hashlib.sha256(content).hexdigest()}", path
+            assert row["size_bytes"] == len(content)
+            assert self.plane.stored(row).read_bytes() == content
+
+    async def _executed(self, job: Job, times: int) -> None:
+        """How often the engine started a container for the run."""
+        async with asyncio.timeout(PATIENCE):  # what the engine says may come a little later
+            while (seen := self._starts()[job.container]) < times:
+                await asyncio.sleep(0.02)
+        assert seen == times
+
+    def _starts(self) -> Counter[str]:
+        return Counter(record["Actor"]["Attributes"]["name"] for record in self._said("container", "start"))
+
+    def _said(self, kind: str, action: str) -> list[dict[str, Any]]:
+        """The engine's events about containers of this plane, or about volumes mounted into one of them."""
+        lines = [] if self.events is None else self.events.read_text().splitlines()
+        records = [record for line in lines if (record := json.loads(line))["Type"] == kind]
+        mine = {run["Actor"]["ID"] for run in self._said("container", "create")} if kind == "volume" else set()
+        return [
+            record
+            for record in records
+            if record["Action"] == action
+            and (
+                record["Actor"]["Attributes"].get("container") in mine
+                or record["Actor"]["Attributes"].get("ops-worker.worker-id", "").startswith(f"{self.plane.name}-")
+            )
+        ]
+
+    async def _watch_memory(self) -> None:
+        while True:
+            for worker in self.workers:
+                with suppress(OSError, IndexError):  # it is gone
+                    self.peak = max(self.peak, worker.peak_memory)
+            await asyncio.sleep(0.1)
+
+
+def numbers(last: int) -> bytes:
+    """What ``seq 1 last`` prints."""
+    return "".join(f"{n}\n" for n in range(1, last + 1)).encode()
+
+
+@asynccontextmanager
+async def new_scene(
+    cluster: Cluster, image: str, folder: Path, engine: str, *, own: bool = False
+) -> AsyncIterator[Scene]:
+    """A scene on a database of its own; ``engine`` is the engine's socket, ``own`` whether it is the tests' own."""
+    async with AsyncExitStack() as stack:
+        name = stack.enter_context(cluster.database(cluster.template()))
+        db = await asyncpg.connect(cluster.url(name))
+        role = f"worker_{uuid.uuid4().hex[:10]}"
+        await db.execute(f"create role {role} login in role ops_worker")
+        sockets = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ops-r-")))  # a short path
+        database = Relay(f"{cluster.directory}/.s.PGSQL.{cluster.port}")
+        relay = Relay(engine, sockets / "docker.sock")
+        await stack.enter_async_context(database.running())
+        await stack.enter_async_context(relay.running())
+        url = f"postgresql://{role}@127.0.0.1:{database.port}/{name}?sslmode=disable"
+        plane = await new_plane(db, url, image, folder)
+        plane.program = "tests.faults.doomed"
+        plane.engine = f"unix://{engine}" if own else None
+        said = None if own else stack.enter_context(_events(folder / "engine-events"))
+        scene = Scene(plane, cluster, name, role, database, relay, said)
+        watch = asyncio.create_task(scene._watch_memory())
+        try:
+            yield scene
+        finally:
+            watch.cancel()
+            with suppress(asyncpg.PostgresError, OSError, asyncpg.InterfaceError):
+                if scene.plane.db.is_closed():
+                    await scene.reconnect()
+                if left := await plane.containers():
+                    plane.docker("rm", "-fv", *left)
+            scene.plane.db.terminate()
+
+
+@contextmanager
+def _events(output: Path) -> Iterator[Path]:
+    """The engine's events about containers and volumes, from now on, a line of JSON each."""
+    words = ["docker", "events", "--since", str(time.time()), "--format", "{{json .}}"]
+    for condition in ("type=container", "type=volume", "event=create", "event=start", "event=mount"):
+        words += ["--filter", condition]
+    with output.open("wb") as sink, subprocess.Popen(words, stdout=sink) as process:
+        try:
+            yield output
+        finally:
+            process.kill()

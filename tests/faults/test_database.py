@@ -1,0 +1,276 @@
+"""PostgreSQL goes away in every way it can: containers run on, nothing is dropped, and no lease runs out by it."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Literal
+
+import asyncpg
+import pytest
+import pytest_asyncio
+
+from tests.faults.relay import EXECUTED, LOGIN, Fate, Relay, fatal
+from tests.faults.scene import DURABLE, LEASE, Job, Scene, new_scene
+from tests.support.docker import PATIENCE, WorkerProcess
+from tests.support.postgres import Cluster
+
+
+@pytest_asyncio.fixture
+async def mortal(mortal_cluster: Cluster, image: str, tmp_path: Path, engine_socket: str) -> AsyncIterator[Scene]:
+    """A scene on a server that the test may stop."""
+    async with new_scene(mortal_cluster, image, tmp_path, engine_socket) as made:
+        yield made
+        await made.nothing_is_left()
+
+
+@asynccontextmanager
+async def at_work(scene: Scene, job: Job) -> AsyncIterator[WorkerProcess]:
+    """A worker whose container is up; after the block the run must end as if nothing had happened."""
+    async with scene.worker("--until-idle", OPS_PATIENCE="worker.queue.CALL_TIMEOUT=3") as worker:
+        await scene.until_up(job)
+        yield worker
+        assert await worker.wait() == 0, worker.output.read_text()
+    await scene.holds(job)
+
+
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+async def test_a_server_that_restarts_costs_a_delay(mortal: Scene, mode: Literal["fast", "immediate"]) -> None:
+    job = await mortal.job(5_000, waits=True, big=True)
+    async with at_work(mortal, job):
+        mortal.cluster.stop(mode)
+        await mortal.release(job)
+        mortal.plane.docker("wait", job.container)  # it runs to its end with nobody to store what it says
+        mortal.cluster.start()
+        await mortal.reconnect()
+
+
+CONNECTIONS: dict[str, Callable[[Scene], None]] = {
+    "cut": lambda scene: scene.database.cut(),
+    "half-open": lambda scene: scene.database.freeze(),
+}
+
+
+@pytest.mark.parametrize("what", CONNECTIONS)
+async def test_connections_that_break_are_made_anew(scene: Scene, what: str) -> None:
+    job = await scene.job(5_000, waits=True, pause=0.1)
+    async with at_work(scene, job):
+        await scene.release(job)
+        await scene.plane.until_logged(job.run_id, job.lines[500])
+        CONNECTIONS[what](scene)
+
+
+async def test_a_server_that_accepts_and_never_answers_is_waited_for(scene: Scene) -> None:
+    job = await scene.job(5_000, waits=True)
+    async with at_work(scene, job):
+        scene.database.stall()
+        await scene.release(job)
+        scene.plane.docker("wait", job.container)
+        scene.database.flow()
+
+
+async def test_a_server_at_another_address_is_found_after_a_failover(
+    image: str, tmp_path: Path, engine_socket: str
+) -> None:
+    with Cluster(settings=DURABLE) as primary:
+        async with new_scene(primary, image, tmp_path, engine_socket) as scene:
+            job = await scene.job(2_000, waits=True)
+            with Standby(primary) as second:
+                hosts = f"host={primary.directory},{second.directory}&port={primary.port},{second.port}"
+                scene.plane.url = f"postgresql://{scene.role}@/{scene.name}?{hosts}&target_session_attrs=read-write"
+                async with at_work(scene, job):
+                    await until_caught_up(primary, second)
+                    primary.stop("immediate")
+                    second.execute("select pg_promote()")
+                    scene.cluster = second
+                    await scene.reconnect()
+                    await scene.release(job)
+                await scene.nothing_is_left()
+                scene.plane.db.terminate()
+            primary.start()
+            scene.cluster = primary
+
+
+async def test_a_connection_that_only_reads_is_left_for_one_that_writes(scene: Scene) -> None:
+    job = await scene.job(2_000, waits=True)
+    async with at_work(scene, job) as worker:
+        await scene.plane.db.execute(f"alter database {scene.name} set default_transaction_read_only = on")
+        await sever(scene)
+        await scene.release(job)
+        await until_written(worker, "read-only transaction")
+        await scene.plane.db.execute(f"alter database {scene.name} reset default_transaction_read_only")
+
+
+async def test_a_server_with_too_many_connections_is_asked_again(scene: Scene) -> None:
+    job = await scene.job(2_000, waits=True)
+    async with at_work(scene, job) as worker:
+        await scene.plane.db.execute(f"alter role {scene.role} connection limit 0")
+        await sever(scene)
+        await scene.release(job)
+        await until_written(worker, "too many connections")
+        await scene.plane.db.execute(f"alter role {scene.role} connection limit -1")
+
+
+async def test_a_server_that_turns_clients_away_for_a_while_is_asked_again(scene: Scene) -> None:
+    job = await scene.job(500, waits=True)
+    codes = ("57P03", "57P01", "53300", "53200", "58030", "08006")
+    async with at_work(scene, job):
+        refusals = [scene.database.strike(LOGIN, Fate.ANSWERED, answer=fatal(code, "not now")) for code in codes]
+        scene.database.cut()
+        await scene.release(job)
+        await refusals[-1].until_struck()
+
+
+async def test_statements_over_the_time_limit_are_made_again(scene: Scene) -> None:
+    job = await scene.job(2_000, waits=True)
+    async with at_work(scene, job) as worker:
+        await scene.plane.db.execute(f"alter role {scene.role} set statement_timeout = '500ms'")
+        async with scene.plane.db.transaction():
+            await scene.plane.db.execute("lock ops.run_logs in access exclusive mode")
+            scene.database.cut()
+            await scene.release(job)
+            await until_written(worker, "statement timeout")
+        await scene.plane.db.execute(f"alter role {scene.role} reset statement_timeout")
+        scene.database.cut()
+
+
+async def test_serialization_failures_are_made_again(scene: Scene) -> None:
+    jobs = [await scene.job(500) for _ in range(4)]
+    await scene.plane.db.execute(f"alter database {scene.name} set default_transaction_isolation = serializable")
+    await scene.plane.db.execute(FAILS_NOW_AND_THEN)
+    first = scene.worker("--until-idle", "--concurrency", "2")
+    second = scene.worker("--until-idle", "--concurrency", "2", name="b")
+    async with first as one, second as other:
+        assert (await one.wait(), await other.wait()) == (0, 0)
+    for job in jobs:
+        await scene.holds(job)
+    assert await scene.plane.db.fetchval("select last_value from public.attempts") > 10
+
+
+FAILS_NOW_AND_THEN = """
+create sequence public.attempts;
+grant usage on sequence public.attempts to public;
+create function public.fail_now_and_then() returns trigger language plpgsql security definer as $$
+begin
+    if nextval('public.attempts') % 5 = 0 then
+        raise exception 'could not serialize access' using errcode = '40001';
+    end if;
+    return null;
+end $$;
+create trigger t after insert on ops.run_logs for each statement execute function public.fail_now_and_then();
+create trigger t after insert or update on ops.runs for each statement execute function public.fail_now_and_then();
+create trigger t after insert or update on ops.run_artifacts for each statement
+    execute function public.fail_now_and_then();
+create trigger t after insert on ops.run_events for each statement execute function public.fail_now_and_then();
+"""
+
+
+async def test_an_acknowledgement_that_is_lost_after_the_commit_changes_nothing(scene: Scene) -> None:
+    job = await scene.job(2_000)
+    await scene.killed(points="claimed=kill")
+    functions = (
+        "register_worker", "adopt_run", "heartbeat", "start_workflow_run", "append_run_logs", "add_run_artifact",
+        "complete_workflow_run", "claim_next_run",
+    )  # fmt: skip
+    lost = [scene.database.strike(rf"ops\.{name}\(", Fate.LOST, mark=EXECUTED) for name in functions]
+    async with scene.worker() as worker:
+        await scene.until_final(job)
+        second = await scene.job()
+        await scene.until_final(second)
+        for rule in lost:
+            await rule.until_struck()
+        await scene.until_gone()
+        worker.signal(signal.SIGTERM)
+        assert await worker.wait() == 0
+    await scene.holds(job)
+    await scene.holds(second)
+
+
+async def test_no_lease_runs_out_because_the_database_was_away(scene: Scene) -> None:
+    """The first worker that is back must not take the other one's silence for its death."""
+    jobs = [await scene.job(waits=True) for _ in range(2)]
+    other = Relay(scene.database.upstream)
+    async with other.running():
+        url = scene.plane.url.replace(str(scene.database.port), str(other.port))
+        late = scene.worker("--concurrency", "1")
+        early = scene.worker("--concurrency", "1", name="b", OPS_WORKER_DATABASE_URL=url)
+        async with late, early:
+            for job in jobs:
+                await scene.until_up(job)
+            for relay in (scene.database, other):
+                relay.down = True
+                relay.cut()
+            await scene.later(100 * LEASE)
+            assert len(await expired(scene)) == 2
+            other.down = False
+            async with asyncio.timeout(PATIENCE):
+                while len(await expired(scene)) == 2:
+                    await asyncio.sleep(0.02)
+            await asyncio.sleep(LEASE / 5)  # less than the third of a lease for which the early one must wait
+            scene.database.down = False
+            for job in jobs:
+                await scene.release(job)
+            await scene.until_final(*jobs)
+            await scene.until_gone()
+    for job in jobs:
+        await scene.holds(job)
+        assert await scene.adoptions(job) == []
+
+
+async def test_the_memory_of_a_worker_is_bounded_while_a_run_talks_into_the_void(scene: Scene) -> None:
+    job = await scene.job(120_000, waits=True)
+    async with at_work(scene, job):
+        scene.database.stall()
+        await scene.release(job)
+        scene.plane.docker("wait", job.container)
+        await scene.engine.until_quiet()  # what the worker may hold is read by now
+        scene.database.flow()
+
+
+# --- servers --------------------------------------------------------------------------------------------------------
+
+
+class Standby(Cluster):
+    """A copy that follows another server until it is promoted."""
+
+    def __init__(self, primary: Cluster) -> None:
+        self._primary = primary
+        with (primary.data / "pg_hba.conf").open("a") as hba:
+            hba.write("local replication all trust\n")
+        primary.execute("select pg_reload_conf()")
+        super().__init__()
+
+    def _init(self) -> None:
+        words = ["-h", str(self._primary.directory), "-p", str(self._primary.port), "-U", self.superuser]
+        words += ["-D", str(self.data), "--write-recovery-conf", "--checkpoint", "fast", "--no-sync"]
+        self._as_user([str(self._binaries / "pg_basebackup"), *words])
+
+
+async def until_caught_up(primary: Cluster, standby: Cluster) -> None:
+    """Waits until all that is committed is on the other side: what a synchronous standby guarantees."""
+    written = primary.execute("select pg_current_wal_lsn()")[0][0]
+    async with asyncio.timeout(PATIENCE):
+        while not standby.execute("select pg_last_wal_replay_lsn() >= $1", written)[0][0]:
+            await asyncio.sleep(0.05)
+
+
+async def sever(scene: Scene) -> None:
+    """Ends the workers' sessions, as a server does that restarts."""
+    await scene.plane.db.fetch("select pg_terminate_backend(pid) from pg_stat_activity where usename = $1", scene.role)
+
+
+async def until_written(worker: WorkerProcess, text: str) -> None:
+    """Waits until the worker's log has that text."""
+    async with asyncio.timeout(PATIENCE):
+        while text not in worker.output.read_text():
+            await asyncio.sleep(0.02)
+
+
+async def expired(scene: Scene) -> list[asyncpg.Record]:
+    rows: list[asyncpg.Record] = await scene.plane.db.fetch(
+        "select run_id from ops_private.leases where expires_at < ops_private.current_time()"
+    )
+    return rows

@@ -1,0 +1,124 @@
+"""Docker goes away in every way it can: what survived is picked up again, what did not says so."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.engine import IMAGE, OwnEngine
+from tests.faults.relay import Fate, http_error
+from tests.faults.scene import Scene, new_scene
+from tests.support.postgres import Cluster
+
+# --- an engine of our own, filled up --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk() -> Iterator[Path]:
+    """A file system of 40 MB."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting, and starting an engine, needs root")
+    with tempfile.TemporaryDirectory(prefix="ops-d-") as folder:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", folder], check=True)
+        try:
+            yield Path(folder)
+        finally:
+            subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+async def test_a_full_disk_of_the_engine_ends_runs_saying_so(
+    cluster: Cluster, image: str, tmp_path: Path, small_disk: Path
+) -> None:
+    with OwnEngine(small_disk) as engine:
+        engine.load_image(image)
+        async with new_scene(cluster, IMAGE, tmp_path, engine.socket, own=True) as scene:
+            ballast = small_disk / "ballast"
+            await asyncio.to_thread(fill, ballast)
+            full = await scene.job(network="none")
+            await scene.work()
+            await scene.holds(full, "failed", "disk_full", ran=False)
+            ballast.unlink()
+            after = await scene.job(network="none")
+            await scene.work()
+            await scene.holds(after)
+
+
+def fill(file: Path) -> None:
+    """Makes it as large as its file system has room for."""
+    with suppress(OSError), file.open("wb", buffering=0) as sink:
+        while True:
+            sink.write(bytes(1 << 16))
+
+
+# --- the connection to it -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["cut", "half-open", "stalled"])
+async def test_connections_that_break_are_made_anew(scene: Scene, what: str) -> None:
+    job = await scene.job(5_000, waits=True, pause=0.1)
+    async with scene.worker(
+        "--until-idle", OPS_PATIENCE="worker.runner.QUIET_SECONDS=1,worker.containers.API_TIMEOUT=3"
+    ) as worker:
+        await scene.until_up(job)
+        await scene.release(job)
+        await scene.plane.until_logged(job.run_id, job.lines[500])
+        if what == "cut":
+            scene.engine.cut()
+        elif what == "half-open":
+            scene.engine.freeze()
+        else:
+            scene.engine.stall()
+            scene.plane.docker("wait", job.container)
+            scene.engine.flow()
+        assert await worker.wait() == 0
+    await scene.holds(job)
+
+
+CALLS = {
+    "image": "GET /v[0-9.]+/images/.*/json",
+    "create": "POST /v[0-9.]+/containers/create",
+    "start": "POST /v[0-9.]+/containers/[^/]+/start",
+    "inspect": "GET /v[0-9.]+/containers/[^/]+/json",
+    "follow": "GET /v[0-9.]+/containers/[^/]+/logs.*follow=1",
+    "last": "GET /v[0-9.]+/containers/[^/]+/logs.*tail=1",
+    "archive": "GET /v[0-9.]+/containers/[^/]+/archive",
+    "remove": "DELETE /v[0-9.]+/containers/",
+    "networks": "GET /v[0-9.]+/networks",
+    "list": "GET /v[0-9.]+/containers/json",
+    "info": "GET /v[0-9.]+/info",
+    "version": "GET /version",
+}
+SORTS = ["cut", "lost", "answered", "broken"]
+
+
+@pytest.mark.parametrize("sort", SORTS)
+async def test_every_call_may_fail_once(scene: Scene, sort: str) -> None:
+    job = await scene.job(2_000, big=True)
+    sorts: dict[str, dict[str, Any]] = {"answered": {"answer": http_error(500, "injected")}, "broken": {"passing": 60}}
+    rules = [scene.engine.strike(request, Fate(sort), **sorts.get(sort, {})) for request in CALLS.values()]
+    async with scene.worker() as worker:
+        await scene.until_final(job)
+        await scene.until_gone()
+        worker.signal(signal.SIGTERM)
+        assert await worker.wait() == 0
+    await scene.holds(job)
+    missed = [name for name, rule in zip(CALLS, rules, strict=True) if not rule.struck]
+    assert missed == [], sort
+
+
+@pytest.mark.parametrize("call", ["create", "start"])
+async def test_an_engine_that_keeps_refusing_ends_the_run_with_its_words(scene: Scene, call: str) -> None:
+    job = await scene.job()
+    scene.engine.strike(CALLS[call], Fate.ANSWERED, answer=http_error(500, "no luck today"), times=100)
+    await scene.work()
+    await scene.holds(job, "failed", "engine_error", log="begun", ran=False)
+    assert "no luck today" in (await scene.plane.run(job.run_id))["error_message"]
