@@ -8,7 +8,10 @@ BIN := .venv/bin
 # More words for the program behind a target: make test ARGS="tests/unit -k redact"
 ARGS ?=
 
-.PHONY: help setup demo test check format schema bench wheel wheelhouse image lock clean
+# pytest as `make test` starts it, for a part of the tests
+PYTEST := $(BIN)/pytest -n auto --dist loadgroup --no-cov -q
+
+.PHONY: help setup demo test check format schema schema-docs gate-schema gate-prisma bench wheel wheelhouse image lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +37,16 @@ format: setup ## put the Python files into the format that the check wants
 
 schema: setup ## write what the tests and `db verify` expect of the schema; then review the diff
 	@$(BIN)/python -m tests.support.schema
+
+schema-docs: setup ## write docs/schema.* and docs/types from the live schema; then review the diff
+	@$(BIN)/python -m tests.support.schema_docs
+
+gate-schema: setup ## the migrations, their check by Supabase's CLI, DBML and ERD
+	@$(PYTEST) tests/db/test_migrations.py tests/db/test_supabase_cli.py tests/db/test_schema_docs.py \
+		-k "not prisma and not types"
+
+gate-prisma: setup ## the Prisma schema and the TypeScript types
+	@$(PYTEST) tests/db/test_supabase_cli.py tests/db/test_schema_docs.py -k "prisma or types"
 
 bench: setup ## measure what a run costs beyond the bare engine, and log lines per second
 	@scripts/engine run $(BIN)/python -m tests.bench $(ARGS)

@@ -741,9 +741,9 @@ declare
     v_now constant timestamptz := ops_private.current_time();
     v_lost record;
     v_error text;
-    v_requeued uuid[] := '{}';
-    v_failed uuid[] := '{}';
-    v_set_aside uuid[] := '{}';
+    v_requeued uuid[] := '{}'::uuid[];
+    v_failed uuid[] := '{}'::uuid[];
+    v_set_aside uuid[] := '{}'::uuid[];
 begin
     for v_lost in
         select r.id, r.status, r.claim_count, l.worker_id, l.expires_at
