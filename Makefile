@@ -11,10 +11,11 @@ ARGS ?=
 # pytest as `make test` starts it, for a part of the tests
 PYTEST := $(BIN)/pytest -n auto --dist loadgroup --no-cov -q
 
-.PHONY: help setup demo test check format schema schema-docs gate-schema gate-prisma bench wheel wheelhouse image lock clean
+.PHONY: help setup demo test check format schema schema-docs gate-schema gate-prisma bench wheel wheelhouse \
+	image lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## make .venv with the pinned dependencies and an editable install
 	@scripts/setup

@@ -35,7 +35,7 @@ def run(program: str, *args: str | Path) -> str:
     return done.stdout
 
 
-def install(folder: Path, complete: Callable[[Path], None] = lambda modules: None) -> Path:
+def install(folder: Path, complete: Callable[[Path], None] | None = None) -> Path:
     """``node_modules`` of ``folder``, installed as its lock says if it is not there or not of this lock.
 
     ``complete`` is given a new one, to do what packages leave to scripts: none of theirs is run.
@@ -56,7 +56,8 @@ def install(folder: Path, complete: Callable[[Path], None] = lambda modules: Non
         )  # fmt: skip
         if done.returncode:
             raise NpmMissing(f"npm ci in {folder} failed:\n{done.stderr}")
-        complete(modules)
+        if complete is not None:
+            complete(modules)
         stamp.write_text(lock, encoding="utf-8")
     return modules
 
