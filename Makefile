@@ -9,9 +9,13 @@ BIN := .venv/bin
 ARGS ?=
 
 # What bash reads; shellcheck must have nothing to say about it.
-SCRIPTS = $(shell grep -rlI -E '^.(!/usr/bin/env bash| shellcheck shell=bash)$$' .ci deploy scripts sql)
+SCRIPTS = $(shell grep -rlI --exclude-dir=node_modules -E '^.(!/usr/bin/env bash| shellcheck shell=bash)$$' .ci deploy scripts sql)
 
-.PHONY: help setup demo test check format gate-spec gate-docs schema bench wheel wheelhouse image lock clean
+# pytest as `make test` starts it, for a part of the tests
+PYTEST := $(BIN)/pytest -n auto --dist loadgroup --no-cov -q
+
+.PHONY: help setup demo test check format schema schema-docs gate-schema gate-prisma gate-spec gate-docs bench \
+	wheel wheelhouse image lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +48,16 @@ gate-docs: setup ## the documentation: its files, its links, and docs/coverage.m
 
 schema: setup ## write what the tests and `db verify` expect of the schema; then review the diff
 	@$(BIN)/python -m tests.support.schema
+
+schema-docs: setup ## write docs/schema.* and docs/types from the live schema; then review the diff
+	@$(BIN)/python -m tests.support.schema_docs
+
+gate-schema: setup ## the migrations, their check by Supabase's CLI, DBML and ERD
+	@$(PYTEST) tests/db/test_migrations.py tests/db/test_supabase_cli.py tests/db/test_schema_docs.py \
+		-k "not prisma and not types"
+
+gate-prisma: setup ## the Prisma schema and the TypeScript types
+	@$(PYTEST) tests/db/test_supabase_cli.py tests/db/test_schema_docs.py -k "prisma or types"
 
 bench: setup ## measure what a run costs beyond the bare engine, and log lines per second
 	@scripts/engine run $(BIN)/python -m tests.bench $(ARGS)

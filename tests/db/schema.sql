@@ -586,9 +586,9 @@ declare
     v_max_lost constant integer := (select c.max_lost_leases from ops_private.control as c);
     v_lost record;
     v_error text;
-    v_requeued uuid[] := '{}';
-    v_failed uuid[] := '{}';
-    v_set_aside uuid[] := '{}';
+    v_requeued uuid[] := '{}'::uuid[];
+    v_failed uuid[] := '{}'::uuid[];
+    v_set_aside uuid[] := '{}'::uuid[];
 begin
     for v_lost in
         select r.id, r.status, r.claim_count, l as lease

@@ -8,7 +8,6 @@ socket in a directory of its own, and on TCP only where a test asks. It dies wit
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import importlib.util
 import json
 import os
@@ -19,7 +18,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
@@ -32,13 +30,14 @@ from urllib.parse import quote
 
 import asyncpg
 
+from tests.support import npm
+
 T = TypeVar("T")
 
 MAJORS = (15, 16, 17, 18)
 NEWEST = 18
 START_TIMEOUT = 60.0
 SERVERS = Path(__file__).with_name("servers")
-_NPM_DONE = SERVERS / "node_modules" / ".complete"
 _EMBEDDED = {16: "pginstall", 18: "pginstall18"}
 _ARCHITECTURE = {"x86_64": "x64", "aarch64": "arm64"}
 _SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
@@ -75,14 +74,16 @@ def binaries(major: int) -> Path:
         return client_binaries(major)
     machine = _ARCHITECTURE.get(platform.machine(), platform.machine())
     found = SERVERS / "node_modules" / f"postgres-{major}-{machine}" / "native" / "bin"
-    npm = shutil.which("npm") or shutil.which("npm", path=str(Path(sys.executable).parent))
-    if npm and not _NPM_DONE.exists():
-        _npm_ci(npm)
+    reason = f"{SERVERS} names none for {machine}"
+    try:
+        npm.install(SERVERS, _link)
+    except npm.NpmMissing as error:
+        reason = str(error)
     debian = Path(f"/usr/lib/postgresql/{major}/bin")
     for candidate in (found, debian):
         if (candidate / "postgres").exists():
             return candidate
-    raise ServerMissing(f"PostgreSQL {major} is not here: `npm ci` in {SERVERS} brings it, but npm is missing")
+    raise ServerMissing(f"PostgreSQL {major} is not here: {reason}")
 
 
 def client_binaries(major: int = NEWEST) -> Path:
@@ -93,25 +94,13 @@ def client_binaries(major: int = NEWEST) -> Path:
     return Path(spec.submodule_search_locations[0]) / _EMBEDDED[major] / "bin"
 
 
-def _npm_ci(npm: str) -> None:
-    with (SERVERS / "package.json").open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # several test processes may find it missing at once
-        if _NPM_DONE.exists():
-            return
-        environment = os.environ | {"PATH": f"{Path(npm).parent}{os.pathsep}{os.environ['PATH']}"}
-        done = subprocess.run(
-            [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"],
-            cwd=SERVERS, env=environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        if done.returncode:
-            raise ServerMissing(f"npm ci in {SERVERS} failed:\n{done.stderr}")
-        # a package cannot hold symbolic links: it brings a list of them, and a script that npm no longer runs
-        for listing in SERVERS.glob("node_modules/*/native/pg-symlinks.json"):
-            package = listing.parent.parent
-            for link in json.loads(listing.read_text()):
-                target = package / link["target"]
-                target.symlink_to(os.path.relpath(package / link["source"], target.parent))
-        _NPM_DONE.touch()
+def _link(modules: Path) -> None:
+    # a package cannot hold symbolic links: it brings a list of them, and a script that npm no longer runs
+    for listing in modules.glob("*/native/pg-symlinks.json"):
+        package = listing.parent.parent
+        for link in json.loads(listing.read_text()):
+            target = package / link["target"]
+            target.symlink_to(os.path.relpath(package / link["source"], target.parent))
 
 
 class Cluster:
@@ -119,11 +108,12 @@ class Cluster:
 
     ``listen`` is what ``listen_addresses`` takes, e.g. ``127.0.0.1,172.17.0.1``; the port is a free one. Over
     the socket every role is trusted; over TCP a password is asked, the superuser's is ``password``.
+    ``extension`` is the root of an unpacked package of Debian's, for a server that does not bring it.
     """
 
     def __init__(
         self, major: int = NEWEST, *, listen: str = "", superuser: str = "postgres",
-        settings: Mapping[str, str] | None = None,
+        settings: Mapping[str, str] | None = None, extension: Path | None = None,
     ) -> None:  # fmt: skip
         self.major = major
         self.superuser = superuser
@@ -140,6 +130,8 @@ class Cluster:
             if self._user is not None:
                 os.chown(self.directory, self._user.pw_uid, self._user.pw_gid)
             self._binaries = self._reachable(binaries(major))
+            if extension is not None:
+                self._binaries = self._extended(self._binaries, extension)
             self._init()
             self.start()
         except BaseException:
@@ -271,16 +263,32 @@ class Cluster:
         try:
             self._as_user([str(path / "postgres"), "--version"])
         except (PermissionError, RuntimeError):
-            package, copy = path.parent.parent, self.directory / "server"
-            shutil.copytree(path.parent, copy / package.name / path.parent.name, symlinks=True)
-            libraries = package.with_name(f"{package.name}.libs")  # a wheel's; found by relative path
-            if libraries.is_dir():
-                shutil.copytree(libraries, copy / libraries.name, symlinks=True)
-            for item in (copy, *copy.rglob("*")):
-                if not item.is_symlink():
-                    item.chmod(0o755)
-            return copy / package.name / path.parent.name / path.name
+            return self._copied(path)
         return path
+
+    def _extended(self, path: Path, extension: Path) -> Path:
+        """``path`` in a copy of that installation which has the extension too."""
+        if self.directory not in path.parents:
+            path = self._copied(path)
+        for source, target in (
+            (f"usr/lib/postgresql/{self.major}/lib", "lib/postgresql"),
+            (f"usr/share/postgresql/{self.major}/extension", "share/postgresql/extension"),
+        ):
+            shutil.copytree(
+                extension / source, path.parent / target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("bitcode")
+            )
+        return path
+
+    def _copied(self, path: Path) -> Path:
+        package, copy = path.parent.parent, self.directory / "server"
+        shutil.copytree(path.parent, copy / package.name / path.parent.name, symlinks=True)
+        libraries = package.with_name(f"{package.name}.libs")  # a wheel's; found by relative path
+        if libraries.is_dir():
+            shutil.copytree(libraries, copy / libraries.name, symlinks=True)
+        for item in (copy, *copy.rglob("*")):
+            if not item.is_symlink():
+                item.chmod(0o755)
+        return copy / package.name / path.parent.name / path.name
 
     def _init(self) -> None:
         passwords = self.directory / "password"
