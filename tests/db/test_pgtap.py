@@ -14,7 +14,7 @@ from tests.support.postgres import NEWEST, Cluster, client_binaries, run_sync
 from tests.support.supabase import OWNER, supabase_cluster, supabase_database
 from worker import migrations
 
-FILES = sorted((Path(__file__).resolve().parents[2] / "sql" / "tests").glob("*.sql"))
+FILES = sorted((Path(__file__).resolve().parents[2] / "sql" / "tests" / "pgtap").glob("*.sql"))
 
 
 def load_pgtap(url: str, *settings: str) -> None:
