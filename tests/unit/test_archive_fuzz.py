@@ -6,7 +6,7 @@ import io
 import tarfile
 import tracemalloc
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -75,15 +75,13 @@ def judge(data: bytes, piece: int = 512) -> None:
     seen: set[str] = set()
     tracemalloc.start()
     try:
-        while files := reader.next_files():
-            for file, content in files:
-                assert content is None or len(content) == file.size
-                assert content is not None or read_large(reader) == file.size
-                inside(file)
-                assert file.key not in seen
-                seen.add(file.key)
-    except ArtifactError as error:
-        assert str(error)
+        with suppress(ArtifactError):
+            while files := reader.next_files():
+                for file, content in files:
+                    inside(file)
+                    assert file.key not in seen
+                    seen.add(file.key)
+                    assert (read_large(reader) if content is None else len(content)) == file.size
     finally:
         reader.close()
         peak = tracemalloc.get_traced_memory()[1]
