@@ -69,8 +69,7 @@ def archive(data: bytes, piece: int) -> Archive:
 
 def judge(data: bytes, piece: int = 512) -> None:
     """Reads it to its end or its error; whatever else comes out fails the test."""
-    rules, limits = [ArtifactRule()], {"max_bytes": MOST_BYTES, "max_files": 3, "max_key": 900}
-    selection = Selection(rules, PREFIX, in_folder=True, **limits)
+    selection = Selection([ArtifactRule()], PREFIX, max_bytes=MOST_BYTES, max_files=3, max_key=900, in_folder=True)
     reader = ArchiveReader(archive(data, piece), selection)
     seen: set[str] = set()
     tracemalloc.start()
