@@ -227,7 +227,7 @@ def load(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> Setti
     flags = source(args=words)
     env_file = parser.env_file or environ.get(f"{PREFIX}ENV_FILE")
     values: dict[str, Any] = {**_file(env_file, problems), **_variables(environ, "the environment", problems)}
-    problems += parser.unknown
+    problems = [_without_password(problem) for problem in (*problems, *parser.unknown)]
     try:
         settings = Settings(_cli_settings_source=flags, **values)
     except ValidationError as error:
@@ -288,7 +288,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raises instead of leaving the program."""
-        raise ConfigurationError(message.removeprefix("argument "))
+        raise ConfigurationError(_without_password(message.removeprefix("argument ")))
 
 
 def _file(path: str | None, problems: list[str]) -> dict[str, str]:
@@ -313,6 +313,11 @@ def _variables(variables: Mapping[str, str | None], where: str, problems: list[s
         f"{name} in {where}: there is no such setting{_did_you_mean(name, known)}" for name in ours if name not in known
     ]
     return {known[name]: value for name, value in ours.items() if value and name in known}
+
+
+def _without_password(line: str) -> str:
+    """A line without the user and the password of a URL, which may stand where a path or a name should."""
+    return re.sub(r"://.*@", "://***@", line, flags=re.DOTALL)
 
 
 def _follows(problem: Mapping[str, Any], unknown: Sequence[str]) -> bool:
@@ -356,6 +361,8 @@ def _contradictions(settings: Settings) -> Iterator[str]:
 
 
 def _unknown_flag(word: str) -> str:
+    if not word.startswith("-"):
+        return f"unknown command; there are these: {COMMANDS}"
     name = word.partition("=")[0] if word.startswith("--") else word[:2]  # what follows may be a secret
     return f"unknown setting {name}{_did_you_mean(name, map(_flag, Settings.model_fields))}"
 

@@ -599,7 +599,7 @@ begin
         return ops_private.refusal('bad_level', 'each level must be debug, info, warn or error');
     end if;
     if 1099511627776 <= any (p_seqs) then
-        return ops_private.refusal('bad_argument', 'line numbers end below 1099511627776');
+        return ops_private.refusal('bad_argument', 'the seqs end below 1099511627776');
     end if;
     select r.project_id into v_project_id from ops.runs as r where r.id = p_run_id;
     begin
@@ -672,7 +672,7 @@ begin
     if p_event_type is null or p_event_type not in ('error', 'warning', 'info') or p_message is null
         or jsonb_typeof(coalesce(p_payload, '{}')) <> 'object' then
         return ops_private.refusal(
-            'bad_argument', 'an event is an error, warning or info with a message and an object as payload');
+            'bad_argument', 'the event_type is error, warning or info, with a message and an object as payload');
     end if;
     v_refusal := ops_private.check_run(p_run_id, p_worker_id, p_instance_id, '{claimed,running}', true);
     if v_refusal is not null then
@@ -746,7 +746,7 @@ begin
     if coalesce(p_worker_id, '') = '' or p_instance_id is null
         or (p_lease_seconds between 1 and 86400) is not true then
         return ops_private.refusal(
-            'bad_argument', 'a worker needs an id, an instance and a lease of 1 to 86400 seconds');
+            'bad_argument', 'a worker needs a worker_id, an instance_id, and lease_seconds from 1 to 86400');
     end if;
     insert into ops_private.workers as w
         (worker_id, instance_id, db_role, host_id, engine_id, version, labels, started_at, expires_at)
@@ -801,7 +801,7 @@ declare
     v_runs jsonb;
 begin
     if (p_lease_seconds between 1 and 86400) is not true then
-        return ops_private.refusal('bad_argument', 'a lease has 1 to 86400 seconds');
+        return ops_private.refusal('bad_argument', 'the lease_seconds must be from 1 to 86400');
     end if;
     with held as (
         select l.run_id from ops_private.leases as l
@@ -873,7 +873,7 @@ begin
         return jsonb_build_object(
             'run_id', null, 'code', v_code, 'status', v_status,
             'message', case v_code
-                when 'bad_argument' then 'a worker needs an id, an instance and a lease of 1 to 86400 seconds'
+                when 'bad_argument' then 'a worker needs a worker_id, an instance_id, and lease_seconds from 1 to 86400'
                 when 'not_found' then 'there is no such run'
                 when 'not_owner' then 'another worker holds the run'
                 when 'worker_id_taken' then 'another instance works under this worker id'

@@ -16,13 +16,13 @@ alter table ops.projects
     add constraint projects_odoo_version_format check (odoo_version ~ '^\d+\.\d+$');
 
 alter table ops.run_artifacts
-    add constraint run_artifacts_key_format check (
+    add constraint run_artifacts_artifact_key_format check (
         octet_length(artifact_key) <= 1024
         and artifact_key !~ '[[:cntrl:]]'
         and artifact_key !~ '(^|/)\.{0,2}(/|$)'),
-    add constraint run_artifacts_url_format check (artifact_url <> ''),
+    add constraint run_artifacts_artifact_url_format check (artifact_url <> ''),
     add constraint run_artifacts_checksum_format check (checksum ~ '^sha256:[0-9a-f]{64}$'),
-    add constraint run_artifacts_size_not_negative check (size_bytes >= 0);
+    add constraint run_artifacts_size_bytes_not_negative check (size_bytes >= 0);
 
 -- Invariants of a run ---------------------------------------------------------------------------------------
 

@@ -83,7 +83,7 @@ begin
         or octet_length(p_idempotency_key) not between 1 and 200 then
         return ops_private.refusal(
             'bad_argument',
-            'the metadata must be an object, the time finite, and the idempotency key of 1 to 200 bytes');
+            'the metadata must be an object, scheduled_at finite, and the idempotency_key of 1 to 200 bytes');
     end if;
 
     -- from here on requests of this project take turns, so two with the same key cannot miss each other
@@ -187,13 +187,13 @@ declare
         p_project_id, (select r.project_id from ops.runs as r where r.id = p_run_id));
 begin
     if num_nonnulls(p_project_id, p_run_id) <> 1 then
-        raise exception 'a search is in one project or in one run' using errcode = 'invalid_parameter_value';
+        raise exception 'a search has either a project_id or a run_id' using errcode = 'invalid_parameter_value';
     elsif numnode(v_query) > 0 is not true then
-        raise exception 'a search needs a word' using errcode = 'invalid_parameter_value';
+        raise exception 'the query needs a word' using errcode = 'invalid_parameter_value';
     elsif (p_limit between 1 and 1000) is not true then
-        raise exception 'a page has 1 to 1000 lines' using errcode = 'invalid_parameter_value';
+        raise exception 'the limit must be from 1 to 1000' using errcode = 'invalid_parameter_value';
     elsif num_nonnulls(p_before, p_before_run_id, p_before_seq) not in (0, 3) then
-        raise exception 'the next page begins at timestamp, run_id and seq of the last line'
+        raise exception 'before, before_run_id and before_seq go together: they are those of the last line'
             using errcode = 'invalid_parameter_value';
     end if;
     if not ops_private.trusted()
@@ -247,7 +247,7 @@ declare
     v_to constant integer[] := ops_private.version_key(p_to);
 begin
     if v_from is null or v_to is null then
-        raise exception 'expected two versions such as 17.0 and 19.0' using errcode = 'invalid_parameter_value';
+        raise exception 'from and to must be versions such as 17.0 and 19.0' using errcode = 'invalid_parameter_value';
     end if;
     return query
     select a.*

@@ -67,10 +67,10 @@ alter table ops.runs
     drop constraint runs_retry_is_later_attempt;
 
 alter table ops.run_artifacts
-    drop constraint run_artifacts_key_format,
-    drop constraint run_artifacts_url_format,
+    drop constraint run_artifacts_artifact_key_format,
+    drop constraint run_artifacts_artifact_url_format,
     drop constraint run_artifacts_checksum_format,
-    drop constraint run_artifacts_size_not_negative;
+    drop constraint run_artifacts_size_bytes_not_negative;
 
 alter table ops.projects
     drop constraint projects_workspace_key_format,

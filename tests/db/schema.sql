@@ -44,7 +44,7 @@ begin
     if p_event_type is null or p_event_type not in ('error', 'warning', 'info') or p_message is null
         or jsonb_typeof(coalesce(p_payload, '{}')) <> 'object' then
         return ops_private.refusal(
-            'bad_argument', 'an event is an error, warning or info with a message and an object as payload');
+            'bad_argument', 'the event_type is error, warning or info, with a message and an object as payload');
     end if;
     v_refusal := ops_private.check_run(p_run_id, p_worker_id, p_instance_id, '{claimed,running}', true);
     if v_refusal is not null then
@@ -95,7 +95,7 @@ begin
         return jsonb_build_object(
             'run_id', null, 'code', v_code, 'status', v_status,
             'message', case v_code
-                when 'bad_argument' then 'a worker needs an id, an instance and a lease of 1 to 86400 seconds'
+                when 'bad_argument' then 'a worker needs a worker_id, an instance_id, and lease_seconds from 1 to 86400'
                 when 'not_found' then 'there is no such run'
                 when 'not_owner' then 'another worker holds the run'
                 when 'worker_id_taken' then 'another instance works under this worker id'
@@ -199,7 +199,7 @@ begin
         return ops_private.refusal('bad_level', 'each level must be debug, info, warn or error');
     end if;
     if 1099511627776 <= any (p_seqs) then
-        return ops_private.refusal('bad_argument', 'line numbers end below 1099511627776');
+        return ops_private.refusal('bad_argument', 'the seqs end below 1099511627776');
     end if;
     select r.project_id into v_project_id from ops.runs as r where r.id = p_run_id;
     begin
@@ -240,7 +240,7 @@ declare
     v_to constant integer[] := ops_private.version_key(p_to);
 begin
     if v_from is null or v_to is null then
-        raise exception 'expected two versions such as 17.0 and 19.0' using errcode = 'invalid_parameter_value';
+        raise exception 'from and to must be versions such as 17.0 and 19.0' using errcode = 'invalid_parameter_value';
     end if;
     return query
     select a.*
@@ -493,7 +493,7 @@ begin
         or octet_length(p_idempotency_key) not between 1 and 200 then
         return ops_private.refusal(
             'bad_argument',
-            'the metadata must be an object, the time finite, and the idempotency key of 1 to 200 bytes');
+            'the metadata must be an object, scheduled_at finite, and the idempotency_key of 1 to 200 bytes');
     end if;
 
     -- from here on requests of this project take turns, so two with the same key cannot miss each other
@@ -540,7 +540,7 @@ declare
     v_runs jsonb;
 begin
     if (p_lease_seconds between 1 and 86400) is not true then
-        return ops_private.refusal('bad_argument', 'a lease has 1 to 86400 seconds');
+        return ops_private.refusal('bad_argument', 'the lease_seconds must be from 1 to 86400');
     end if;
     with held as (
         select l.run_id from ops_private.leases as l
@@ -639,7 +639,7 @@ begin
     if coalesce(p_worker_id, '') = '' or p_instance_id is null
         or (p_lease_seconds between 1 and 86400) is not true then
         return ops_private.refusal(
-            'bad_argument', 'a worker needs an id, an instance and a lease of 1 to 86400 seconds');
+            'bad_argument', 'a worker needs a worker_id, an instance_id, and lease_seconds from 1 to 86400');
     end if;
     insert into ops_private.workers as w
         (worker_id, instance_id, db_role, host_id, engine_id, version, labels, started_at, expires_at)
@@ -740,13 +740,13 @@ declare
         p_project_id, (select r.project_id from ops.runs as r where r.id = p_run_id));
 begin
     if num_nonnulls(p_project_id, p_run_id) <> 1 then
-        raise exception 'a search is in one project or in one run' using errcode = 'invalid_parameter_value';
+        raise exception 'a search has either a project_id or a run_id' using errcode = 'invalid_parameter_value';
     elsif numnode(v_query) > 0 is not true then
-        raise exception 'a search needs a word' using errcode = 'invalid_parameter_value';
+        raise exception 'the query needs a word' using errcode = 'invalid_parameter_value';
     elsif (p_limit between 1 and 1000) is not true then
-        raise exception 'a page has 1 to 1000 lines' using errcode = 'invalid_parameter_value';
+        raise exception 'the limit must be from 1 to 1000' using errcode = 'invalid_parameter_value';
     elsif num_nonnulls(p_before, p_before_run_id, p_before_seq) not in (0, 3) then
-        raise exception 'the next page begins at timestamp, run_id and seq of the last line'
+        raise exception 'before, before_run_id and before_seq go together: they are those of the last line'
             using errcode = 'invalid_parameter_value';
     end if;
     if not ops_private.trusted()
@@ -1649,11 +1649,11 @@ CREATE TABLE ops.run_artifacts (
     metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     project_id uuid NOT NULL,
+    CONSTRAINT run_artifacts_artifact_key_format CHECK (((octet_length(artifact_key) <= 1024) AND (artifact_key !~ '[[:cntrl:]]'::text) AND (artifact_key !~ '(^|/)\.{0,2}(/|$)'::text))),
+    CONSTRAINT run_artifacts_artifact_url_format CHECK ((artifact_url <> ''::text)),
     CONSTRAINT run_artifacts_checksum_format CHECK ((checksum ~ '^sha256:[0-9a-f]{64}$'::text)),
-    CONSTRAINT run_artifacts_key_format CHECK (((octet_length(artifact_key) <= 1024) AND (artifact_key !~ '[[:cntrl:]]'::text) AND (artifact_key !~ '(^|/)\.{0,2}(/|$)'::text))),
     CONSTRAINT run_artifacts_metadata_check CHECK ((jsonb_typeof(metadata) = 'object'::text)),
-    CONSTRAINT run_artifacts_size_not_negative CHECK ((size_bytes >= 0)),
-    CONSTRAINT run_artifacts_url_format CHECK ((artifact_url <> ''::text))
+    CONSTRAINT run_artifacts_size_bytes_not_negative CHECK ((size_bytes >= 0))
 );
 
 CREATE TABLE ops.run_events (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import uuid
 from collections.abc import Callable
 from random import Random
@@ -62,7 +63,9 @@ async def functions(db: asyncpg.Connection) -> list[tuple[str, list[str], list[s
     return [(row["proname"], row["names"], row["types"]) for row in rows]
 
 
-async def call(db: asyncpg.Connection, name: str, types: list[str], values: list[str | None]) -> None:
+async def call(
+    db: asyncpg.Connection, name: str, parameters: list[str], types: list[str], values: list[str | None]
+) -> None:
     """Calls it, and judges what comes of that."""
     places = ", ".join(f"${n}::text::{kind}" for n, kind in enumerate(types, 1))
     try:
@@ -71,15 +74,26 @@ async def call(db: asyncpg.Connection, name: str, types: list[str], values: list
     except asyncpg.PostgresError as error:
         if error.sqlstate[:2] not in PLAIN_REFUSALS:
             raise AssertionError(f"{name}{values!r:.300}: {error.sqlstate} {error}") from error
+        named = error.sqlstate != "22023" or names_one(str(error), parameters)  # which our functions raise
+        if not named:
+            raise AssertionError(f"{name}: {error}") from error
     else:
-        judge(name, json.loads(answer, parse_int=float) if answer is not None else None)
+        judge(name, parameters, json.loads(answer, parse_int=float) if answer is not None else None)
 
 
-def judge(name: str, answer: Any) -> None:
-    """A refusal has a code of one word and a sentence; it is short, whatever it was asked."""
+def names_one(sentence: str, parameters: list[str]) -> bool:
+    """Whether it names a parameter, or the column or the element that such a one becomes."""
+    words = "|".join(re.escape(parameter.removeprefix("p_").removesuffix("s")) for parameter in parameters)
+    return re.search(rf"(?<![a-z])({words})s?(?![a-z])", sentence) is not None
+
+
+def judge(name: str, parameters: list[str], answer: Any) -> None:
+    """A refusal has a code of one word and a short sentence, which names the argument if that was at fault."""
     if isinstance(answer, dict) and answer.get("success") is False:
         assert answer["code"].replace("_", "").isalpha()
         assert 0 < len(answer["error"]) < 1_000, name
+        if answer["code"].startswith("bad_"):
+            assert names_one(answer["error"], parameters), f"{name}: {answer}"
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -98,10 +112,40 @@ async def test_no_argument_does_worse_than_a_refusal(world: World, seed: int) ->
                 else VALUES[kind](random)
                 for parameter, kind in zip(parameters, types, strict=True)
             ]  # fmt: skip
-            await call(db, name, types, values)
+            await call(db, name, parameters, types, values)
     stored = await db.fetchrow(
         "select (select count(*) from ops.run_logs) as lines, "
         "(select count(*) from ops.run_artifacts) as files, (select count(*) from ops.run_events) as events"
     )
     assert all(stored), f"no call got far enough: {stored}"
     await world.queue()
+
+
+RUN = "00000000-0000-0000-0000-000000000001"
+AT_FAULT = [
+    ("append_run_log", "level", {"run_id": RUN, "level": "loud", "message": "x"}),
+    ("append_run_log", "message", {"run_id": RUN, "level": "info", "message": None}),
+    ("append_run_log", "metadata", {"run_id": RUN, "level": "info", "message": "x", "metadata": "[]"}),
+    ("add_run_event", "event_type", {"run_id": RUN, "event_type": "party", "message": "x"}),
+    ("add_run_event", "message", {"run_id": RUN, "event_type": "info", "message": None}),
+    ("add_run_event", "payload", {"run_id": RUN, "event_type": "info", "message": "x", "payload": "[]"}),
+    ("heartbeat", "lease_seconds", {"worker_id": "w", "instance_id": RUN, "lease_seconds": 0}),
+    ("search_run_logs", "project_id", {"query": "x"}),
+    ("search_run_logs", "query", {"query": "", "run_id": RUN}),
+    ("search_run_logs", "limit", {"query": "x", "run_id": RUN, "limit": 0}),
+    ("search_run_logs", "before_seq", {"query": "x", "run_id": RUN, "before_run_id": RUN}),
+]
+
+
+@pytest.mark.parametrize(("function", "at_fault", "arguments"), AT_FAULT)
+async def test_a_refusal_names_the_argument_at_fault(
+    db: asyncpg.Connection, function: str, at_fault: str, arguments: dict[str, Any]
+) -> None:
+    given = ", ".join(f"p_{name} => ${n}" for n, name in enumerate(arguments, 1))
+    try:
+        answer = await db.fetchval(f"select to_jsonb(f) from ops.{function}({given}) as f", *arguments.values())
+    except asyncpg.InvalidParameterValueError as error:
+        sentence = str(error)
+    else:
+        sentence = json.loads(answer)["error"]
+    assert names_one(sentence, [at_fault]), sentence

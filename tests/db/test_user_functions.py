@@ -328,12 +328,12 @@ async def test_to_a_stranger_there_is_nothing_to_find(world: World, connect: Con
 @pytest.mark.parametrize(
     ("named", "complaint"),
     [
-        ({}, "in one project or in one run"),
-        ({"p_project_id": uuid.uuid4(), "p_run_id": uuid.uuid4()}, "in one project or in one run"),
+        ({}, "either a project_id or a run_id"),
+        ({"p_project_id": uuid.uuid4(), "p_run_id": uuid.uuid4()}, "either a project_id or a run_id"),
         ({"p_run_id": uuid.uuid4(), "p_limit": 0}, "1 to 1000"),
         ({"p_run_id": uuid.uuid4(), "p_limit": 1001}, "1 to 1000"),
         ({"p_run_id": uuid.uuid4(), "p_limit": None}, "1 to 1000"),
-        ({"p_run_id": uuid.uuid4(), "p_before_seq": 1}, "next page"),
+        ({"p_run_id": uuid.uuid4(), "p_before_seq": 1}, "before_run_id and before_seq go together"),
     ],
 )
 async def test_a_search_that_makes_no_sense_is_an_error(

@@ -7,9 +7,11 @@ secret and an artifact of its own to be stolen.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
-import os
-from collections.abc import Iterator
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ import ctypes, errno, json, os, pathlib, socket, stat, subprocess, sys, time
 
 libc = ctypes.CDLL(None, use_errno=True)
 CANARIES = [word[::-1] for word in json.loads(sys.argv[1])]
-PORT = int(sys.argv[2])
+HOST, PORT = sys.argv[2], int(sys.argv[3])
 
 def system(name, *args):
     if getattr(libc, name)(*args) != -1:
@@ -146,7 +148,7 @@ attempt("fill memory", fill_memory)
 attempt("fork bomb", fork_bomb)
 attempt("network interfaces", lambda: [n for n in os.listdir("/sys/class/net") if n != "lo"])
 attempt("database by loopback", lambda: connects("127.0.0.1", PORT))
-attempt("database by the bridge", lambda: connects("172.17.0.1", PORT))
+attempt("a server on the host", lambda: connects(HOST, PORT))
 attempt("the internet", lambda: connects("192.0.2.1", 80))
 attempt("cloud metadata", lambda: connects("169.254.169.254", 80))
 """
@@ -182,7 +184,7 @@ ALLOWED: dict[str, Any] = {
     "fork bomb": ["EAGAIN below 64"],
     "network interfaces": [[]],
     "database by loopback": ["ECONNREFUSED"],
-    "database by the bridge": ["ENETUNREACH"],
+    "a server on the host": ["ENETUNREACH"],
     "the internet": ["ENETUNREACH"],
     "cloud metadata": ["ENETUNREACH"],
 }
@@ -196,6 +198,19 @@ def got(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield run_sync(attempts, cluster.url(name), folder)
 
 
+@asynccontextmanager
+async def host_server() -> AsyncIterator[tuple[str, int]]:
+    """A server of this process on the bridge's own address: containers of the bridge reach it."""
+    host = docker("network", "inspect", "bridge", "--format", "{{range .IPAM.Config}}{{.Subnet}}{{end}}")
+    address = str(next(ipaddress.ip_network(host.strip()).hosts()))
+
+    async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    async with await asyncio.start_server(greet, address, 0) as server:
+        yield address, server.sockets[0].getsockname()[1]
+
+
 async def attempts(url: str, folder: Path) -> dict[str, Any]:
     (folder / "host.txt").write_text(CANARIES["host"])
     (folder / "secrets").mkdir()
@@ -204,19 +219,25 @@ async def attempts(url: str, folder: Path) -> dict[str, Any]:
     plane = await new_plane(db, url, base_image("python3", "python3-venv"), folder)
     waits = "cp /run/secrets/theirs /artifacts/theirs; echo up; while [ ! -e /tmp/go ]; do sleep 0.1; done"
     victim = await plane.shell(waits, secrets=["theirs"])
-    flags = ("--until-idle", "--concurrency", "2", "--secrets-dir", str(folder / "secrets"))
+    flags = ("--until-idle", "--concurrency", "3", "--secrets-dir", str(folder / "secrets"))
     try:
         async with plane.worker(*flags, AWS_SECRET_ACCESS_KEY=CANARIES["worker"]) as worker:
             await plane.until_logged(victim, "up")
             # Reversed, or the program itself would hold what it looks for.
             words = json.dumps([canary[::-1] for canary in CANARIES.values()])
-            command = ["python3", "-c", ATTEMPTS, words, str(os.environ.get("PGPORT", "5432"))]
-            hostile = await plane.queue(await plane.workflow({
-                "command": command, "network": "none", "read_only": True,
-                "resources": {"memory": "128m", "pids": 64},
-            }))  # fmt: skip
-            async with asyncio.timeout(PATIENCE):
-                await plane.until(hostile, "succeeded", "failed")
+            async with host_server() as (host, port):
+                hostile = await plane.queue(await plane.workflow({
+                    "command": ["python3", "-c", ATTEMPTS, words, host, str(port)], "network": "none",
+                    "read_only": True, "resources": {"memory": "128m", "pids": 64},
+                }))  # fmt: skip
+                reaches = f"import socket; socket.create_connection(({host!r}, {port}), 30); print('connected')"
+                control = await plane.python(reaches, network="bridge")
+                await plane.until(control, "succeeded", "failed")
+                assert await plane.messages(control) == ["connected"], (
+                    "the server that must not be reached is not there"
+                )
+                async with asyncio.timeout(PATIENCE):
+                    await plane.until(hostile, "succeeded", "failed")
             await plane.release(victim)
             assert await worker.wait() == 0
         assert (await plane.run(victim))["status"] == "succeeded", "the neighbour suffered"
@@ -230,6 +251,35 @@ async def attempts(url: str, folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("attempt", ALLOWED)
 def test_an_attempt_of_a_hostile_program_fails(got: dict[str, Any], attempt: str) -> None:
     assert got[attempt] in ALLOWED[attempt]
+
+
+_SETUID = """\
+ARG BASE
+FROM ${BASE}
+RUN cp /usr/bin/id /usr/local/bin/id-of-root && chmod 4755 /usr/local/bin/id-of-root
+USER 1234
+"""
+
+
+@pytest.fixture(scope="module")
+def setuid_image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An image whose user is nobody in particular, with a program that runs as root for everybody."""
+    folder, tag = tmp_path_factory.mktemp("setuid"), f"ops-worker-tests/setuid:{uuid.uuid4().hex[:12]}"
+    (folder / "Dockerfile").write_text(_SETUID)
+    base = base_image("python3", "python3-venv")
+    docker("build", "--network", "none", "--build-arg", f"BASE={base}", "--tag", tag, str(folder))
+    yield tag
+    docker("rmi", "--force", tag)
+
+
+async def test_a_setuid_program_makes_nobody_root(
+    db: asyncpg.Connection, db_url: str, tmp_path: Path, setuid_image: str
+) -> None:
+    assert docker("run", "--rm", setuid_image, "id-of-root", "-u") == "0\n", "the control: it would, elsewhere"
+    plane = await new_plane(db, db_url, setuid_image, tmp_path)
+    run = await plane.queue(await plane.workflow({"command": ["id-of-root", "-u"]}))
+    await plane.work()
+    assert await plane.messages(run) == ["1234"]
 
 
 def test_every_attempt_is_judged(got: dict[str, Any]) -> None:
