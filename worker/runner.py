@@ -47,6 +47,9 @@ ENGINE_REFUSALS = 5
 SERVER_ERROR = 500
 """The HTTP status from which on it is the engine that failed, and not the request."""
 
+ENDED_POLL_SECONDS = 0.2
+"""How often a container that is being killed is looked at."""
+
 CLEANUP_SECONDS = 30.0
 """How long a finished run's task may take to remove its container; what is left over is removed by the next sweep."""
 
@@ -333,8 +336,10 @@ class Run:
                     chunk = await journal.receive()
                 if chunk:
                     await writer.put(lines.feed(chunk))
-                    if lines.bytes > spec.output_bytes:
+                    if lines.bytes > spec.output_bytes:  # what it prints from here on is not read: it may be endless
                         self.stop(Stop.OUTPUT)
+                        await self._until_ended(container)
+                        return True
                 elif chunk is None:  # quiet: is there anything left that could still speak?
                     state = await self._patiently(self._engine.inspect, container)
                     if state is None or not state.running:
@@ -343,6 +348,13 @@ class Run:
                     # The SDK and proxies can show a cut stream as a clean end, so the last entry is compared.
                     last = await self._patiently(self._engine.last_entry, container)
                     return last == lines.last_frame or bool(lines.fault)
+
+    async def _until_ended(self, container: str) -> None:
+        while True:
+            state = await self._patiently(self._engine.inspect, container)
+            if state is None or not state.running:
+                return
+            await anyio.sleep(ENDED_POLL_SECONDS)
 
     async def _collect(self, spec: RunSpec, container: str) -> str | None:
         """Uploads what the container left; returns what went wrong, if anything did."""

@@ -239,8 +239,9 @@ def fatal(sqlstate: str, message: str) -> bytes:
     return b"E" + struct.pack(">I", len(fields) + 4) + fields
 
 
-EXECUTED = b"SELECT 1\0"
-"""In PostgreSQL's answer to a function call, sent after its commit: the ``mark`` of an acknowledgement."""
+EXECUTED = b"Z\0\0\0\5I"
+"""In PostgreSQL's answer to a statement, sent after its commit (ready for the next one): the ``mark`` of an
+acknowledgement."""
 
 LOGIN = "user\0"
 """In the first message of a client to PostgreSQL."""

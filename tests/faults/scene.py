@@ -271,19 +271,18 @@ async def new_scene(
     async with AsyncExitStack() as stack:
         name = stack.enter_context(cluster.database(cluster.template()))
         db = await asyncpg.connect(cluster.url(name))
-        role = f"worker_{uuid.uuid4().hex[:10]}"
-        await db.execute(f"create role {role} login in role ops_worker")
         sockets = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ops-r-")))  # a short path
         database = Relay(f"{cluster.directory}/.s.PGSQL.{cluster.port}")
         relay = Relay(engine, sockets / "docker.sock")
         await stack.enter_async_context(database.running())
         await stack.enter_async_context(relay.running())
-        url = f"postgresql://{role}@127.0.0.1:{database.port}/{name}?sslmode=disable"
+        url = f"postgresql://127.0.0.1:{database.port}/{name}?sslmode=disable"
         plane = await new_plane(db, url, image, folder)
+        plane.url = plane.login(url)
         plane.program = "tests.faults.doomed"
         plane.engine = f"unix://{engine}" if own else None
         said = None if own else stack.enter_context(_events(folder / "engine-events"))
-        scene = Scene(plane, cluster, name, role, database, relay, said)
+        scene = Scene(plane, cluster, name, f"{plane.name}_host", database, relay, said)
         watch = asyncio.create_task(scene._watch_memory())
         try:
             yield scene

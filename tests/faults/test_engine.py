@@ -43,12 +43,15 @@ async def test_a_full_disk_of_the_engine_ends_runs_saying_so(
         async with new_scene(cluster, IMAGE, tmp_path, engine.socket, own=True) as scene:
             ballast = small_disk / "ballast"
             await asyncio.to_thread(fill, ballast)
+            os.truncate(ballast, ballast.stat().st_size - 8192)  # a worker claims nothing where nothing at all is left
             full = await scene.job(network="none")
-            await scene.work()
+            async with scene.worker("--min-free-disk", "1k"):
+                await scene.until_final(full)
+                await scene.until_gone()
             await scene.holds(full, "failed", "disk_full", ran=False)
             ballast.unlink()
             after = await scene.job(network="none")
-            await scene.work()
+            await scene.work("--min-free-disk", "1k")
             await scene.holds(after)
 
 
