@@ -85,7 +85,7 @@ async def _carry_out(settings: Settings) -> int:
     dsn = settings.database_url.get_secret_value()
     if settings.verb[:1] == ("prune",):
         if len(settings.verb) > 1:
-            raise ConfigurationError(f"too many words: {' '.join(settings.verb)}")
+            raise ConfigurationError("too many words after prune")
         store = ArtifactStore.from_url(settings.artifact_store)
         kept = Retention(settings.keep_logs, settings.keep_events)
         return await prune(dsn, store, settings.worker_id, kept, dry_run=settings.dry_run)

@@ -14,17 +14,20 @@ from worker.settings import COMMANDS
 
 
 async def run(dsn: str, words: Sequence[str]) -> int:
-    """Carries out ``words`` and returns the exit code. Raises ``ConfigurationError`` for unknown words."""
+    """Carries out ``words`` and returns the exit code. Raises ``ConfigurationError`` for unknown words.
+
+    No refusal quotes a word: one in the wrong place may be the database's URL, or a password.
+    """
     verbs: dict[str, Callable[..., Awaitable[int]]] = {**_VERBS, "db create-worker": partial(_create_worker, dsn)}
     name, arguments = " ".join(words[:2]), words[2:]
     try:
         verb = verbs[name]
     except KeyError:
-        raise ConfigurationError(f"unknown command {' '.join(words)!r}; there are: {COMMANDS}") from None
+        raise ConfigurationError(f"unknown command; there are: {COMMANDS}") from None
     least, most = _ARGUMENTS.get(name, (0, 0))
     if not least <= len(arguments) <= most:
         few_or_many = "few" if len(arguments) < least else "many"
-        raise ConfigurationError(f"too {few_or_many} words: {' '.join(words)}; there are: {COMMANDS}")
+        raise ConfigurationError(f"too {few_or_many} words after {name}; there are: {COMMANDS}")
     async with migrations.connect(dsn) as connection:
         return await verb(connection, *arguments)
 

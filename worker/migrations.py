@@ -174,7 +174,8 @@ async def rollback(
     """
     rows = await status(connection, directory)
     if version is not None and version not in {row.migration.version for row in rows}:
-        raise MigrationError(version, "is not the version of any migration")
+        # what has no digits only may be anything, a password too
+        raise MigrationError(version if version.isdecimal() else "VERSION", "is not the version of any migration")
     applied = [row.migration for row in reversed(rows) if row.applied]
     if version is None:
         del applied[1:]

@@ -46,7 +46,7 @@ class SecretsFolder:
     def __init__(self, root: Path | None = None) -> None:
         """Raises ``ConfigurationError`` when there is no such folder."""
         if root is not None and not root.is_dir():
-            raise ConfigurationError(f"{flag('secrets_dir')}: {root} is not a folder")
+            raise ConfigurationError(f"{flag('secrets_dir')}: there is no such folder")
         self._root = root
 
     def read(self, workspace_key: str, names: Iterable[str], *, required: bool = True) -> tuple[Secret, ...]:

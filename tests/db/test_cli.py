@@ -228,6 +228,30 @@ def test_unknown_words_are_refused(surroundings: Surroundings, argv: str) -> Non
     assert surroundings.touched == []
 
 
+@pytest.mark.parametrize(
+    "argv",
+    [
+        "db {}",
+        "db migrate {}",
+        "db rollback {}",
+        "db create-worker build1 {} extra",
+        "prune {}",
+        "{}",
+        "--secrets-dir {}",
+    ],
+)
+def test_a_secret_in_the_wrong_place_is_not_repeated(db_url: str, tmp_path: Path, argv: str) -> None:
+    misplaced = f"postgresql://worker:{SECRET}@127.0.0.1:9/ops"
+    done = ops_worker(
+        *argv.format(misplaced).split(),
+        OPS_WORKER_DATABASE_URL=db_url,
+        OPS_WORKER_ARTIFACT_STORE=(tmp_path / "store").as_uri(),
+    )
+    assert done.returncode in (1, 2)
+    assert complaints(done)
+    assert SECRET not in done.stderr
+
+
 def test_the_help_names_each_setting_with_its_variable_and_needs_none() -> None:
     done = ops_worker("--help")
     assert (done.returncode, done.stderr) == (0, "")

@@ -45,7 +45,7 @@ def test_a_host_without_a_folder_says_so() -> None:
 
 def test_a_folder_that_is_not_there_is_a_wrong_setting(folder: Path) -> None:
     for wrong in (folder / "missing", folder / "token"):
-        with pytest.raises(ConfigurationError, match=r"--secrets-dir .* is not a folder"):
+        with pytest.raises(ConfigurationError, match=r"--secrets-dir .* there is no such folder"):
             SecretsFolder(wrong)
 
 
