@@ -10,7 +10,7 @@ import io
 import tarfile
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -23,9 +23,9 @@ import docker
 import docker.errors
 import docker.utils
 import requests
-from docker.types import CancellableStream, LogConfig
+from docker.types import LogConfig
 
-from worker.engine_api import BROKEN, Body, EngineApi, get, logs, translated
+from worker.engine_api import BROKEN, Body, EngineApi, cut, get, logs, translated
 from worker.errors import EngineError, ImageMissing
 from worker.images import ImageName, digest_of
 from worker.pipe import Pipe
@@ -298,10 +298,9 @@ class Engine:
     async def _pump(self, container_id: str, pipe: Pipe) -> None:
         def pump() -> None:
             try:
-                with self._api.client() as client:
+                with closing(self._api.new_client()) as client:
                     response = logs(client, container_id, {"follow": 1})
-                    # Closing it as the SDK closes its own streams frees a thread that waits for the next byte.
-                    pipe.opened(CancellableStream(iter(()), response).close)
+                    pipe.opened(partial(cut, response))
                     for chunk in response.raw.stream(65536, decode_content=False):
                         pipe.put(chunk)
             except Exception as error:  # noqa: BLE001 - the thread's edge: the reader of the pipe gets it
@@ -319,7 +318,7 @@ class Engine:
         The iterator's ``close``, called from another thread, ends a read that waits. Raises ``EngineUnavailable`` or
         ``EngineError``.
         """
-        with self._api.client() as client, _archive(client, container_id, path) as chunks:
+        with closing(self._api.new_client()) as client, _archive(client, container_id, path) as chunks:
             yield chunks
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 import anyio
@@ -63,7 +63,7 @@ class EngineApi:
     @contextmanager
     def client(self) -> Iterator[docker.APIClient]:
         """A client that nobody else uses; it goes back only if its connection is known to be sound."""
-        client = self._clients.pop() if self._clients else self._new_client()
+        client = self._clients.pop() if self._clients else self.new_client()
         try:
             yield client
         except (docker.errors.APIError, ImageMissing, EngineError):  # an answer: the connection works
@@ -74,7 +74,11 @@ class EngineApi:
             raise
         self._clients.append(client)
 
-    def _new_client(self) -> docker.APIClient:
+    def new_client(self) -> docker.APIClient:
+        """A client of the caller's own, to be closed, for a stream whose socket may be closed under it.
+
+        What has arrived by then is still read to its clean end, and nothing shows that the connection is dead.
+        """
         host = self.host
         options = docker.utils.kwargs_from_env({**os.environ, "DOCKER_HOST": host} if host else None)
         try:
@@ -112,7 +116,13 @@ class Body:
 
     def close(self) -> None:
         """Ends a read that waits, from another thread."""
-        CancellableStream(iter(()), self._response).close()
+        cut(self._response)
+
+
+def cut(response: requests.Response) -> None:
+    """Ends a read of that answer which waits in another thread, as the SDK ends its own; one that is over is left."""
+    with suppress(OSError, AttributeError):  # it has ended between the SDK's look at it and its close
+        CancellableStream(iter(()), response).close()
 
 
 def logs(client: docker.APIClient, container_id: str, params: dict[str, int]) -> requests.Response:
