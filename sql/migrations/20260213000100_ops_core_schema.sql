@@ -180,7 +180,7 @@ create table ops_private.control (
 );
 
 comment on column ops_private.control.max_lost_leases is
-    'A run is set aside when more workers than this were lost with it, one after the other.';
+    'A run is set aside when more workers than this were lost with it, one after the other, over a minute or more.';
 
 insert into ops_private.control default values;
 
@@ -202,13 +202,15 @@ create table ops_private.leases (
     expires_at timestamptz not null,
     renewed boolean not null default false,
     log_position bigint not null default 0,
-    lost integer not null default 0
+    lost integer not null default 0,
+    lost_since timestamptz
 ) with (fillfactor = 50);
 
 comment on column ops_private.leases.renewed is 'Whether the present holder has renewed it, or left in peace.';
 comment on column ops_private.leases.log_position is 'The last journal line that was stored when the holder took it.';
 comment on column ops_private.leases.lost is
     'How many holders in a row were gone before they renewed the lease or stored a line.';
+comment on column ops_private.leases.lost_since is 'When the first of those was found to be gone.';
 
 create table ops_private.workers (
     worker_id text primary key,

@@ -828,7 +828,8 @@ $$;
 
 -- A worker that came back finds its containers, and takes their runs over from the instance that it was
 -- before. Any worker on the same engine may do so once the lease ran out. A run whose holders are lost one after the
--- other, before they renewed the lease once or stored one line, fails as poison.
+-- other, before they renewed the lease once or stored one line, fails as poison; not within a minute, in which
+-- something else may be killing the workers faster than any of them can show a sign of life.
 create function ops.adopt_run(
     p_run_id uuid,
     p_worker_id text,
@@ -884,7 +885,9 @@ begin
     if v_lease.instance_id is distinct from p_instance_id then
         v_position := ops_private.log_position(p_run_id);
         v_lost := case when v_lease.renewed or v_position > v_lease.log_position then 0 else v_lease.lost + 1 end;
-        if v_status = 'running' and v_lost > (select c.max_lost_leases from ops_private.control as c) then
+        v_lease.lost_since := case when v_lost > 1 then v_lease.lost_since when v_lost = 1 then v_now end;
+        if v_status = 'running' and v_lost > (select c.max_lost_leases from ops_private.control as c)
+            and v_lease.lost_since <= v_now - interval '1 minute' then
             perform ops_private.set_aside(p_run_id, 'failed', v_lost, v_lease);
             return jsonb_build_object(
                 'run_id', null, 'code', 'final', 'status', 'failed', 'message', 'the run is set aside');
@@ -897,7 +900,8 @@ begin
     set worker_id = p_worker_id, instance_id = p_instance_id, db_role = ops_private.caller(),
         engine_id = p_engine_id, lease_seconds = p_lease_seconds,
         expires_at = v_now + make_interval(secs => p_lease_seconds),
-        renewed = v_lease.renewed, log_position = v_lease.log_position, lost = v_lease.lost
+        renewed = v_lease.renewed, log_position = v_lease.log_position, lost = v_lease.lost,
+        lost_since = v_lease.lost_since
     where l.run_id = p_run_id;
     if v_lease.instance_id is distinct from p_instance_id then
         update ops.runs as r

@@ -111,6 +111,7 @@ def run_of(row: asyncpg.Record) -> Run:
             engine=lease["engine_id"]),
         lease["lease_seconds"], int(datetime.fromisoformat(lease["expires_at"]).timestamp()),
         lease["renewed"], lease["log_position"], lease["lost"],
+        lease["lost_since"] and int(datetime.fromisoformat(lease["lost_since"]).timestamp()),
     )  # fmt: skip
     columns["labels"] = frozenset(columns["labels"])
     columns["artifacts"] = dict(columns["artifacts"])

@@ -24,6 +24,7 @@ TRANSITIONS = {
 TRUSTED = ("postgres", "service_role")
 LEVELS = ("debug", "info", "warn", "error")
 MAX_LOST = 5  # with more lost workers than this a run is set aside
+LOST_SECONDS = 60  # once the first was lost so long ago
 DIRECT_LEASE = 300  # seconds, for a run that somebody claims by an update
 
 
@@ -53,6 +54,7 @@ class Lease:
     renewed: bool = False  # by its holder, or left in peace
     position: int = 0  # of the log when the holder took it
     lost: int = 0  # holders in a row before this one that gave no sign of life
+    lost_since: int | None = None  # when the first of them was found to be gone
 
 
 @dataclass(frozen=True)
@@ -326,10 +328,11 @@ class Contract:
         run.lease = replace(old, holder=who, seconds=lease_seconds, expires_at=self.now + lease_seconds)
         if holder.instance != who.instance:
             lost = 0 if old.renewed or run.position > old.position else old.lost + 1
-            if run.status == "running" and lost > MAX_LOST:
+            since = {0: None, 1: self.now}.get(lost, old.lost_since)
+            if run.status == "running" and lost > MAX_LOST and since is not None and self.now - since >= LOST_SECONDS:
                 self._set_aside(run, "failed", who, old)
                 raise Refused("final")
-            run.lease = replace(run.lease, renewed=False, position=run.position, lost=lost)
+            run.lease = replace(run.lease, renewed=False, position=run.position, lost=lost, lost_since=since)
             run.worker, run.instance = who.worker, who.instance
             run.claim_count += 1
             self._tell(run.id, "info", actor=who.role, worker_id=who.worker, previous_worker_id=holder.worker)

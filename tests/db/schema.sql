@@ -106,7 +106,9 @@ begin
     if v_lease.instance_id is distinct from p_instance_id then
         v_position := ops_private.log_position(p_run_id);
         v_lost := case when v_lease.renewed or v_position > v_lease.log_position then 0 else v_lease.lost + 1 end;
-        if v_status = 'running' and v_lost > (select c.max_lost_leases from ops_private.control as c) then
+        v_lease.lost_since := case when v_lost > 1 then v_lease.lost_since when v_lost = 1 then v_now end;
+        if v_status = 'running' and v_lost > (select c.max_lost_leases from ops_private.control as c)
+            and v_lease.lost_since <= v_now - interval '1 minute' then
             perform ops_private.set_aside(p_run_id, 'failed', v_lost, v_lease);
             return jsonb_build_object(
                 'run_id', null, 'code', 'final', 'status', 'failed', 'message', 'the run is set aside');
@@ -119,7 +121,8 @@ begin
     set worker_id = p_worker_id, instance_id = p_instance_id, db_role = ops_private.caller(),
         engine_id = p_engine_id, lease_seconds = p_lease_seconds,
         expires_at = v_now + make_interval(secs => p_lease_seconds),
-        renewed = v_lease.renewed, log_position = v_lease.log_position, lost = v_lease.lost
+        renewed = v_lease.renewed, log_position = v_lease.log_position, lost = v_lease.lost,
+        lost_since = v_lease.lost_since
     where l.run_id = p_run_id;
     if v_lease.instance_id is distinct from p_instance_id then
         update ops.runs as r
@@ -1210,6 +1213,7 @@ CREATE TABLE ops_private.leases (
     renewed boolean DEFAULT false NOT NULL,
     log_position bigint DEFAULT 0 NOT NULL,
     lost integer DEFAULT 0 NOT NULL,
+    lost_since timestamp with time zone,
     CONSTRAINT leases_lease_seconds_check CHECK ((lease_seconds > 0))
 )
 WITH (fillfactor='50');
@@ -1219,6 +1223,8 @@ COMMENT ON COLUMN ops_private.leases.renewed IS 'Whether the present holder has 
 COMMENT ON COLUMN ops_private.leases.log_position IS 'The last journal line that was stored when the holder took it.';
 
 COMMENT ON COLUMN ops_private.leases.lost IS 'How many holders in a row were gone before they renewed the lease or stored a line.';
+
+COMMENT ON COLUMN ops_private.leases.lost_since IS 'When the first of those was found to be gone.';
 
 CREATE FUNCTION ops_private.owns(p_lease ops_private.leases, p_worker_id text, p_instance_id uuid) RETURNS boolean
     LANGUAGE plpgsql STABLE
@@ -1799,7 +1805,7 @@ CREATE TABLE ops_private.control (
     CONSTRAINT control_singleton_check CHECK (singleton)
 );
 
-COMMENT ON COLUMN ops_private.control.max_lost_leases IS 'A run is set aside when more workers than this were lost with it, one after the other.';
+COMMENT ON COLUMN ops_private.control.max_lost_leases IS 'A run is set aside when more workers than this were lost with it, one after the other, over a minute or more.';
 
 CREATE TABLE ops_private.retired_artifacts (
     artifact_id uuid NOT NULL,
