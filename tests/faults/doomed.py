@@ -29,9 +29,12 @@ POINTS: dict[str, tuple[type, str, str]] = {
     "adopted": (Queue, "adopt", AFTER),
     "started": (Queue, "start", AFTER),
     "created": (Engine, "create", AFTER),
+    "told": (Queue, "add_event", AFTER),  # that the container is created; it is not started
     "up": (Engine, "start", AFTER),
     "logging": (Queue, "append_logs", BEFORE),
     "logged": (Queue, "append_logs", AFTER),
+    "stopping": (Engine, "stop", BEFORE),
+    "stopped": (Engine, "stop", AFTER),
     "exited": (ArtifactStore, "collect", BEFORE),
     "uploaded": (Queue, "add_artifact", BEFORE),  # the file is stored, its row is not
     "recorded": (Queue, "add_artifact", AFTER),
