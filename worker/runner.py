@@ -119,9 +119,12 @@ class Host:
     secrets: SecretsFolder = field(default_factory=SecretsFolder)
 
 
-def container_name(run_id: uuid.UUID) -> str:
-    """The same for every attempt to create it, so that a run's container exists at most once."""
-    return f"ops-run-{run_id}"
+def container_name(run_id: uuid.UUID, database_id: uuid.UUID) -> str:
+    """The same for every attempt to create it, so that a run's container exists at most once.
+
+    A copy of a database has the same runs, and perhaps the same engine.
+    """
+    return f"ops-run-{run_id}-{database_id.hex[:8]}"
 
 
 class Run:
@@ -135,7 +138,7 @@ class Run:
         self._stopping = anyio.Event()
         self._scope = anyio.CancelScope()
         self._redactor = Redactor()
-        self.container_name = container_name(claim.run_id)
+        self.container_name = container_name(claim.run_id, host.database_id)
         self._log = structlog.get_logger().bind(run_id=str(claim.run_id), run_number=claim.run_number)
 
     def stop(self, why: Stop) -> None:

@@ -45,10 +45,8 @@ class Job:
     lines: Sequence[str]
     files: dict[str, bytes]
     exit_code: int
-
-    @property
-    def container(self) -> str:
-        return f"ops-run-{self.run_id}"
+    container: str
+    """The name of its container."""
 
 
 @dataclass
@@ -103,7 +101,7 @@ class Scene:
         words += [f"printf '{LAST}'", then, f"exit {exit_code}"]
         run_id = await self.plane.shell("\n".join(words), **config)
         said = [UP, *(f"{nonce} {n}" for n in range(1, lines + 1)), LAST]
-        return Job(run_id, said, files, exit_code)
+        return Job(run_id, said, files, exit_code, self.plane.container(run_id))
 
     @asynccontextmanager
     async def worker(

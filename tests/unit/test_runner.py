@@ -26,7 +26,7 @@ from worker.spec import ArtifactRule, HostPolicy, RunSpec, Supervision, resolve
 
 AWAY = EngineUnavailable("cannot be reached")
 RUN_ID = uuid.UUID(int=7)
-NAME = f"ops-run-{RUN_ID}"
+NAME = f"ops-run-{RUN_ID}-00000000"
 CONTAINER = "c0ffee"
 PATIENCE = 30.0
 LINES = [(1, "one"), (2, "two"), (1, "three"), (1, ""), (2, "fünf"), (1, "six")]
