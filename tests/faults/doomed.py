@@ -34,7 +34,6 @@ POINTS: dict[str, tuple[type, str, str]] = {
     "up": (Engine, "start", AFTER),
     "logging": (Queue, "append_logs", BEFORE),
     "logged": (Queue, "append_logs", AFTER),
-    "stopping": (Engine, "stop", BEFORE),
     "stopped": (Engine, "stop", AFTER),
     "exited": (ArtifactStore, "collect", BEFORE),
     "uploaded": (Queue, "add_artifact", BEFORE),  # the file is stored, its row is not

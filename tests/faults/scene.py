@@ -162,7 +162,7 @@ class Scene:
 
     def note_volumes(self) -> None:
         """Remembers the volumes of the containers that are there, so that their absence can be shown later."""
-        words = ("--filter", f"label=ops-worker.worker-id={self.plane.name}-a", "--format", "{{.Mounts}}")
+        words = ("--filter", f"label=ops-worker.database-id={self.plane.identity}", "--format", "{{.Mounts}}")
         named = self.plane.docker("ps", "-a", "--no-trunc", *words)
         self.volumes.update(name for line in named.splitlines() for name in line.split(",") if name)
 
@@ -234,7 +234,7 @@ class Scene:
         return Counter(record["Actor"]["Attributes"]["name"] for record in self._said("container", "start"))
 
     def _said(self, kind: str, action: str) -> list[dict[str, Any]]:
-        """The engine's events about containers of this plane, or about volumes mounted into one of them."""
+        """The engine's events about containers of this database, or about volumes mounted into one of them."""
         lines = [] if self.events is None else self.events.read_text().splitlines()
         records = [record for line in lines if (record := json.loads(line))["Type"] == kind]
         mine = {run["Actor"]["ID"] for run in self._said("container", "create")} if kind == "volume" else set()
@@ -244,7 +244,7 @@ class Scene:
             if record["Action"] == action
             and (
                 record["Actor"]["Attributes"].get("container") in mine
-                or record["Actor"]["Attributes"].get("ops-worker.worker-id", "").startswith(f"{self.plane.name}-")
+                or record["Actor"]["Attributes"].get("ops-worker.database-id") == str(self.plane.identity)
             )
         ]
 
