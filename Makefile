@@ -8,13 +8,19 @@ BIN := .venv/bin
 # More words for the program behind a target: make test ARGS="tests/unit -k redact"
 ARGS ?=
 
+# How much of the random faults
+SEEDS ?= 20
+SEED ?=
+RUNS ?= 100
+LINES ?= 10000
+
 # What bash reads; shellcheck must have nothing to say about it.
 SCRIPTS = $(shell grep -rlI --exclude-dir=node_modules -E '^.(!/usr/bin/env bash| shellcheck shell=bash)$$' .ci deploy scripts sql)
 
 # pytest as `make test` starts it, for a part of the tests
 PYTEST := $(BIN)/pytest -n auto --dist loadgroup --no-cov -q
 
-.PHONY: help setup demo test check format schema schema-docs gate-schema gate-prisma gate-spec gate-docs bench \
+.PHONY: help setup demo test faults kills check format schema schema-docs gate-schema gate-prisma gate-spec gate-docs bench \
 	wheel wheelhouse image lock clean
 
 help: ## list the targets
@@ -28,6 +34,12 @@ demo: setup ## watch real work run through a real PostgreSQL and a real Docker e
 
 test: check ## the checks and all tests
 	@scripts/engine run $(BIN)/pytest -n auto --dist loadgroup --cov --cov-report term $(ARGS)
+
+faults: setup ## play SEEDS=20 random campaigns of faults; SEED=n plays that one again
+	@scripts/engine run $(BIN)/python -m tests.faults.campaign --seeds $(SEEDS) $(if $(SEED),--seed $(SEED))
+
+kills: setup ## kill a worker every second under RUNS=100 runs of LINES=10000 lines
+	@scripts/engine run $(BIN)/python -m tests.faults.campaign --kills $(RUNS) --lines $(LINES)
 
 check: setup ## lint, format, types, import direction, shell scripts
 	@$(BIN)/ruff check --quiet

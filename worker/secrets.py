@@ -6,16 +6,22 @@ reaches nothing else: neither another project's folder nor the rest of the host.
 
 from __future__ import annotations
 
+import io
 import re
-from collections.abc import Iterable
+import tarfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from worker.errors import ConfigurationError, SpecError
 from worker.settings import flag
+from worker.spec import MAX_SECRETS
 
 MAX_BYTES = 64 * 1024
 """Of one secret; what is larger is no secret."""
+
+_HELD_BYTES = MAX_SECRETS * (MAX_BYTES + 3 * tarfile.BLOCKSIZE)
 
 _WORKSPACE_KEY = re.compile(r"[a-z0-9_]+", re.ASCII)
 
@@ -87,3 +93,29 @@ class SecretsFolder:
             return []
         own = [self._root / workspace_key / name] if _WORKSPACE_KEY.fullmatch(workspace_key) else []
         return [*own, self._root / name]
+
+
+def secret_files(secrets: Sequence[Secret], uid: int) -> bytes:
+    """A tar archive of files that only that user may read: without capabilities, root may not read others' either."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for secret in secrets:
+            entry = tarfile.TarInfo(secret.name)
+            entry.mode, entry.uid, entry.size = 0o400, uid, len(secret.value)
+            tar.addfile(entry, io.BytesIO(secret.value))
+    return buffer.getvalue()
+
+
+def held_secrets(chunks: Iterator[bytes]) -> tuple[Secret, ...]:
+    """The plain files of an archive, as far as they could be ours."""
+    data = b""
+    while len(data) < _HELD_BYTES and (chunk := next(chunks, b"")):
+        data += chunk
+    held: list[Secret] = []
+    # Cut or damaged: what was read until then.
+    with suppress(tarfile.TarError, ValueError), tarfile.open(fileobj=io.BytesIO(data), mode="r|") as tar:
+        for entry in tar:
+            content = tar.extractfile(entry) if entry.isreg() and entry.size <= MAX_BYTES else None
+            if content is not None:
+                held.append(Secret(entry.name.rpartition("/")[2], content.read()))
+    return tuple(held[:MAX_SECRETS])

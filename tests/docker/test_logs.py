@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from tests.support.docker import Plane
+import uuid
+
+import pytest
+
+from tests.support.docker import Plane, docker
+from worker import containers
 
 
 async def test_no_output_is_no_line(plane: Plane) -> None:
@@ -98,3 +103,21 @@ async def test_times_are_those_of_the_writing(plane: Plane) -> None:
     first, second = [line["timestamp"] for line in await plane.log(run_id)]
     assert run["started_at"] < first < second < run["finished_at"]
     assert (second - first).total_seconds() >= 0.9
+
+
+async def test_a_connection_whose_stream_was_closed_half_read_is_not_used_again(
+    image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What had arrived by then is read to its clean end from a socket that is closed already."""
+    monkeypatch.setattr(containers, "STREAM_BUFFER", 1)
+    name = f"ops-worker-tests-{uuid.uuid4().hex[:12]}"
+    docker("run", "--name", name, "--network", "none", image, "seq", "20")
+    engine = containers.Engine(None, streams=1)
+    try:
+        async with engine.follow(name) as journal:
+            assert await journal.receive()  # the thread has some more in its hands and waits
+        async with engine.follow(name) as journal:
+            assert await journal.receive()
+    finally:
+        docker("rm", "--force", name)
+        engine.close()

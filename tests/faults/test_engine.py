@@ -69,7 +69,7 @@ def fill(file: Path) -> None:
 async def test_connections_that_break_are_made_anew(scene: Scene, what: str) -> None:
     job = await scene.job(5_000, waits=True, pause=0.1)
     async with scene.worker(
-        "--until-idle", OPS_PATIENCE="worker.runner.QUIET_SECONDS=1,worker.containers.API_TIMEOUT=3"
+        "--until-idle", OPS_PATIENCE="worker.runner.QUIET_SECONDS=1,worker.engine_api.API_TIMEOUT=3"
     ) as worker:
         await scene.until_up(job)
         await scene.release(job)

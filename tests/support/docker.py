@@ -35,7 +35,9 @@ class WorkerProcess:
     output: Path
 
     def signal(self, number: int) -> None:
-        self.process.send_signal(number)
+        """Not by way of the process object, which would take the exit status from whoever waits for it."""
+        if self.process.returncode is None:
+            os.kill(self.process.pid, number)
 
     async def wait(self) -> int:
         async with asyncio.timeout(PATIENCE):

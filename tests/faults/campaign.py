@@ -1,0 +1,477 @@
+"""Random faults under random runs, all drawn from a seed.
+
+    python -m tests.faults.campaign --seeds 200     seeds 1 to 200, a line each
+    python -m tests.faults.campaign --seed 17       that one
+    python -m tests.faults.campaign --kills 100     100 runs of 10,000 lines, their worker killed every second
+
+The exit status is 1 when anything did not hold; what the workers said is then kept below ``build/faults``. A seed
+fixes what happens and when; how far the worker has come by then is up to the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+import traceback
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from rich.console import Console
+
+from tests.faults.relay import EXECUTED, LOGIN, Fate, http_error
+from tests.faults.relay import fatal as turned_away
+from tests.faults.scene import DURABLE, LEASE, Job, Scene, new_scene
+from tests.support.docker import FINAL, ROOT, WorkerProcess, base_image
+from tests.support.postgres import Cluster
+
+PATIENCE = 300.0
+"""Seconds after which a seed counts as stuck."""
+
+LIMITS = "worker.queue.CALL_TIMEOUT=5,worker.runner.QUIET_SECONDS=1,worker.containers.API_TIMEOUT=10"
+"""The worker's own time limits, shorter than usual: half-open connections are common here."""
+
+TROUBLE_SECONDS = 8.0
+"""How long things keep happening."""
+
+PEACEFUL = (0, -signal.SIGKILL, -signal.SIGTERM)
+"""How a worker may end here; the last before it listens to signals."""
+
+console = Console(soft_wrap=True, markup=False, highlight=False)
+
+KEPT = ROOT / "build" / "faults"
+
+
+# --- what is drawn --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Order:
+    """A run to be queued."""
+
+    lines: int
+    pause: float
+    exit_code: int
+    big: bool
+    ends: Literal["itself", "canceled", "timeout"]
+    after: float
+    """Seconds until it is queued; for a cancelled one, as many again until the cancel."""
+
+
+@dataclass(frozen=True)
+class Blow:
+    """Something that happens to one of the parts."""
+
+    what: str
+    after: float
+    seconds: float
+    """How long it lasts, where it does."""
+    host: str
+    call: str
+    """The request that is picked out, where one is."""
+
+    def __str__(self) -> str:
+        return f"{self.what}@{self.after:.1f}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    seed: int
+    hosts: tuple[str, ...]
+    orders: tuple[Order, ...]
+    blows: tuple[Blow, ...]
+
+    def __str__(self) -> str:
+        kinds = " ".join(f"{order.ends}:{order.lines}" for order in self.orders)
+        return f"{len(self.hosts)} workers; {kinds}; {' '.join(map(str, self.blows))}"
+
+
+ENGINE_CALLS = (
+    "POST /v[0-9.]+/containers/create",
+    "POST /v[0-9.]+/containers/[^/]+/start",
+    "POST /v[0-9.]+/containers/[^/]+/(stop|kill)",
+    "GET /v[0-9.]+/containers/[^/]+/json",
+    "GET /v[0-9.]+/containers/[^/]+/logs.*follow=1",
+    "GET /v[0-9.]+/containers/[^/]+/logs.*tail=1",
+    "GET /v[0-9.]+/containers/[^/]+/archive",
+    "DELETE /v[0-9.]+/containers/",
+    "GET /v[0-9.]+/containers/json",
+)
+DATABASE_CALLS = (
+    "register_worker", "heartbeat", "reap", "claim_next_run", "adopt_run", "adoptable_runs", "release_run",
+    "start_workflow_run", "append_run_logs", "add_run_artifact", "add_run_event", "complete_workflow_run",
+)  # fmt: skip
+
+
+def draw(seed: int) -> Plan:
+    """The same for every call with that seed."""
+    dice = random.Random(seed)
+    hosts = ("a", "b")[: dice.randint(1, 2)]
+    orders = tuple(
+        Order(
+            lines=dice.choice((0, 1, 50, 500, 5_000, 20_000)),
+            pause=dice.choice((0.0, 0.05, 0.3)),
+            exit_code=dice.choice((0, 0, 0, 3)),
+            big=dice.random() < 0.3,
+            ends=dice.choice(("itself", "itself", "itself", "canceled", "timeout")),
+            after=dice.uniform(0, TROUBLE_SECONDS / 2),
+        )
+        for _ in range(dice.randint(2, 5))
+    )
+    names = [name for name, weight in WEIGHTS.items() for _ in range(weight)]
+    drawn = [dice.choice(names) for _ in range(dice.randint(3, 8))]
+    # Every host's lease may run out once in a seed: what is lost again and again is rightly set aside.
+    kinds = [name for n, name in enumerate(drawn) if name != "late" or "late" not in drawn[:n]]
+    blows = tuple(
+        Blow(
+            what=name,
+            after=dice.uniform(0.2, TROUBLE_SECONDS),
+            seconds=dice.uniform(0.2, 4.0),
+            host=dice.choice(hosts),
+            call=dice.choice(DATABASE_CALLS if name == "unheard" else ENGINE_CALLS),
+        )
+        for name in kinds
+    )
+    return Plan(seed, hosts, orders, tuple(sorted(blows, key=lambda blow: blow.after)))
+
+
+# --- carrying it out ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Host:
+    """A worker that is started again whenever it ends, as a service manager does."""
+
+    scene: Scene
+    name: str
+    process: WorkerProcess | None = None
+    starts: int = 0
+    over: bool = False
+
+    async def run(self) -> None:
+        while not self.over:
+            async with self.scene.worker("--concurrency", "3", name=self.name, OPS_PATIENCE=LIMITS) as worker:
+                self.process = worker
+                self.starts += 1
+                code = await worker.process.wait()
+            self.scene.workers.remove(worker)
+            assert code in PEACEFUL, f"worker {self.name} ended with {code}:\n{worker.output.read_text()}"
+
+    def signal(self, number: int) -> None:
+        if self.process is not None:
+            with suppress(ProcessLookupError):  # it has just ended
+                self.process.signal(number)
+
+    @property
+    def at_work(self) -> bool:
+        """Whether it has registered, so that it has begun to do something."""
+        return self.process is not None and any(line["event"] == "worker started" for line in self.process.said)
+
+    async def leave(self) -> None:
+        self.over = True
+        while self.process is None:
+            await asyncio.sleep(0.01)
+        self.signal(signal.SIGTERM)
+
+
+@dataclass
+class Trouble:
+    """The hands that deal the blows."""
+
+    scene: Scene
+    hosts: dict[str, Host]
+    straight: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """For the test's own connection, which does one thing at a time and is gone while the server is."""
+
+    async def strike(self, blow: Blow) -> None:
+        await asyncio.sleep(blow.after)
+        await getattr(self, f"_{blow.what}")(blow)
+
+    async def cancel(self, job: Job, after: float) -> None:
+        await asyncio.sleep(after)
+        async with self.straight:
+            await self.scene.plane.db.fetchval("select ops.cancel_run($1)", job.run_id)  # it may have ended already
+
+    def repair(self) -> None:
+        """Ends what is still wrong."""
+        for relay in (self.scene.database, self.scene.engine):
+            relay.rules.clear()
+            relay.delay = 0.0
+            relay.down = False
+            relay.flow()
+
+    # workers
+
+    async def _kill(self, blow: Blow) -> None:
+        self.hosts[blow.host].signal(signal.SIGKILL)
+
+    async def _pause(self, blow: Blow) -> None:
+        host = self.hosts[blow.host]
+        host.signal(signal.SIGSTOP)
+        await asyncio.sleep(blow.seconds)
+        host.signal(signal.SIGCONT)
+
+    async def _drain(self, blow: Blow) -> None:
+        self.hosts[blow.host].signal(signal.SIGTERM)
+
+    async def _detach(self, blow: Blow) -> None:
+        for _ in range(2):
+            self.hosts[blow.host].signal(signal.SIGTERM)
+            await asyncio.sleep(0.1)
+
+    async def _late(self, _blow: Blow) -> None:
+        async with self.straight:
+            await self.scene.later(LEASE + 1)
+
+    # the database
+
+    async def _cut(self, _blow: Blow) -> None:
+        self.scene.database.cut()
+
+    async def _frozen(self, _blow: Blow) -> None:
+        self.scene.database.freeze()
+
+    async def _stalled(self, blow: Blow) -> None:
+        self.scene.database.stall()
+        await asyncio.sleep(blow.seconds)
+        self.scene.database.flow()
+
+    async def _away(self, blow: Blow) -> None:
+        self.scene.database.down = True
+        self.scene.database.cut()
+        await asyncio.sleep(blow.seconds)
+        self.scene.database.down = False
+
+    async def _full(self, _blow: Blow) -> None:
+        answer = turned_away("53300", "too many clients already")
+        self.scene.database.strike(LOGIN, Fate.ANSWERED, answer=answer, times=3)
+        self.scene.database.cut()
+
+    async def _unheard(self, blow: Blow) -> None:
+        self.scene.database.strike(rf"ops\.{blow.call}\(", Fate.LOST, mark=EXECUTED)
+
+    async def _restart(self, blow: Blow) -> None:
+        async with self.straight:
+            mode: Literal["fast", "immediate"] = "fast" if blow.seconds < 2 else "immediate"
+            await asyncio.to_thread(self.scene.cluster.stop, mode)
+            await asyncio.sleep(blow.seconds / 2)
+            await asyncio.to_thread(self.scene.cluster.start)
+            await self.scene.reconnect()
+
+    # the engine
+
+    async def _engine_cut(self, _blow: Blow) -> None:
+        self.scene.engine.cut()
+
+    async def _engine_frozen(self, _blow: Blow) -> None:
+        self.scene.engine.freeze()
+
+    async def _engine_stalled(self, blow: Blow) -> None:
+        self.scene.engine.stall()
+        await asyncio.sleep(blow.seconds)
+        self.scene.engine.flow()
+
+    async def _engine_away(self, blow: Blow) -> None:
+        self.scene.engine.down = True
+        self.scene.engine.cut()
+        await asyncio.sleep(blow.seconds)
+        self.scene.engine.down = False
+
+    async def _engine_error(self, blow: Blow) -> None:
+        self.scene.engine.strike(blow.call, Fate.ANSWERED, answer=http_error(500, "injected"))
+
+    async def _engine_unheard(self, blow: Blow) -> None:
+        self.scene.engine.strike(blow.call, Fate.LOST)
+
+    async def _engine_broken(self, blow: Blow) -> None:
+        self.scene.engine.strike(blow.call, Fate.BROKEN, passing=int(blow.seconds * 100))
+
+
+WEIGHTS = {
+    "kill": 5, "pause": 2, "drain": 1, "detach": 1, "late": 1,
+    "cut": 1, "frozen": 1, "stalled": 1, "away": 1, "full": 1, "unheard": 3, "restart": 1,
+    "engine_cut": 1, "engine_frozen": 1, "engine_stalled": 1, "engine_away": 1, "engine_error": 2,
+    "engine_unheard": 2, "engine_broken": 2,
+}  # fmt: skip
+"""The blows, and how likely each is."""
+
+
+@asynccontextmanager
+async def at_work(scene: Scene, names: tuple[str, ...]) -> AsyncIterator[dict[str, Host]]:
+    """Hosts that work until the block ends, and then leave in peace."""
+    hosts = {name: Host(scene, name) for name in names}
+    async with asyncio.TaskGroup() as tasks:
+        for host in hosts.values():
+            tasks.create_task(host.run())
+        yield hosts
+        for host in hosts.values():
+            await host.leave()
+
+
+async def play(scene: Scene, plan: Plan) -> str:
+    """Deals the blows under the runs, and checks what must hold. Returns a few words on what happened."""
+    jobs: list[tuple[Order, Job]] = []
+    async with asyncio.timeout(PATIENCE), at_work(scene, plan.hosts) as hosts:
+        trouble = Trouble(scene, hosts)
+
+        async def order(wanted: Order) -> None:
+            await asyncio.sleep(wanted.after)
+            more: dict[str, Any] = {"network": "none"}
+            if wanted.ends == "timeout":
+                more |= {"then": "sleep 1000", "timeout_seconds": 5}
+            async with trouble.straight:
+                job = await scene.job(
+                    wanted.lines, pause=wanted.pause, exit_code=wanted.exit_code, big=wanted.big, **more
+                )
+            jobs.append((wanted, job))
+            if wanted.ends == "canceled":
+                await trouble.cancel(job, wanted.after)
+
+        async with asyncio.TaskGroup() as tasks:
+            for wanted in plan.orders:
+                tasks.create_task(order(wanted))
+            for blow in plan.blows:
+                tasks.create_task(trouble.strike(blow))
+        trouble.repair()
+        for _, job in jobs:
+            while (await scene.plane.run(job.run_id))["status"] not in FINAL:
+                await asyncio.sleep(0.1)
+        await scene.until_gone()
+    for wanted, job in jobs:
+        await verify(scene, wanted, job)
+    await scene.nothing_is_left()
+    return f"{len(jobs)} runs, {sum(host.starts for host in hosts.values())} worker starts"
+
+
+async def verify(scene: Scene, wanted: Order, job: Job) -> None:
+    """A run that was cancelled may have ended by itself before; everything else ends in just one way."""
+    itself = ("failed", "exit_code") if wanted.exit_code else ("succeeded", "succeeded")
+    if wanted.ends == "timeout":
+        await scene.holds(job, "failed", "timeout", log="begun")
+    elif wanted.ends == "canceled" and (await scene.plane.run(job.run_id))["status"] == "canceled":
+        await scene.holds(job, "canceled", "canceled", log="begun", ran=None)
+    else:
+        await scene.holds(job, *itself)
+
+
+async def kill_every_second(scene: Scene, runs: int, lines: int) -> str:
+    """Every second one of two workers is killed, until all runs have ended; they must be as if it never had been.
+
+    It is the turn of the one that has been at work for longer. While neither has come that far (a machine that needs
+    more than a second to start a process) nobody is killed, or nothing would ever be done.
+    """
+    jobs = [await scene.job(lines, network="none") for _ in range(runs)]
+
+    async def killer(hosts: list[Host]) -> None:
+        while True:
+            await asyncio.sleep(1)
+            hosts.sort(key=lambda host: host.starts)
+            if ready := next((host for host in hosts if host.at_work), None):
+                ready.signal(signal.SIGKILL)
+
+    async with at_work(scene, ("a", "b")) as hosts:
+        killing = asyncio.create_task(killer(list(hosts.values())))
+        while await scene.plane.db.fetchval("select count(*) from ops.runs where status <> all($1)", list(FINAL)):
+            await asyncio.sleep(0.2)
+        killing.cancel()
+        await scene.until_gone()
+    for job in jobs:
+        await scene.holds(job)
+    await scene.nothing_is_left()
+    return f"{runs} runs of {lines:,} lines, {sum(host.starts for host in hosts.values())} worker starts"
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+
+async def seeds_in(queue: list[int], image: str, engine: str, report: Callable[[int, str | None, str], None]) -> None:
+    """Plays seeds of the queue, one after the other, on a server of its own."""
+    with Cluster(settings=DURABLE) as cluster:
+        while queue:
+            seed = queue.pop(0)
+            plan = draw(seed)
+            folder = KEPT / str(seed)
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            started = time.monotonic()
+            failure = None
+            try:
+                async with new_scene(cluster, image, folder, engine) as scene:
+                    said = await play(scene, plan)
+                shutil.rmtree(folder)
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is this seed's failure
+                said, failure = str(plan), told(error)
+                (folder / "failure").write_text(f"{plan}\n{failure}")
+            report(seed, failure, f"{time.monotonic() - started:.1f} s, {said}")
+
+
+def told(error: BaseException) -> str:
+    """The errors within a group, without the frames of the groups."""
+    if isinstance(error, BaseExceptionGroup):
+        return "\n".join(told(each) for each in error.exceptions)
+    return "".join(traceback.format_exception(error))
+
+
+async def campaign(seeds: list[int], lanes: int, image: str, engine: str) -> bool:
+    """Whether every seed held."""
+    count, failed = len(seeds), list[int]()
+    done = 0
+
+    def report(seed: int, failure: str | None, said: str) -> None:
+        nonlocal done
+        done += 1
+        console.print(f"[{done}/{count}] seed {seed}: {'FAILED' if failure else 'ok'}, {said}")
+        if failure:
+            failed.append(seed)
+            console.print(failure)
+
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(min(lanes, count)):
+            tasks.create_task(seeds_in(seeds, image, engine, report))
+    kept = f"; see {KEPT.relative_to(ROOT)}" if failed else ""
+    console.print(
+        f"{count - len(failed)} of {count} seeds held{kept}", *(f"seed {seed} failed" for seed in failed), sep="\n"
+    )
+    return not failed
+
+
+async def kills(runs: int, lines: int, image: str, engine: str) -> bool:
+    folder = KEPT / "kills"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    started = time.monotonic()
+    with Cluster(settings=DURABLE) as cluster:
+        async with new_scene(cluster, image, folder, engine) as scene:
+            said = await kill_every_second(scene, runs, lines)
+    shutil.rmtree(folder)
+    console.print(f"nothing lost, nothing doubled: {said} in {time.monotonic() - started:.0f} s")
+    return True
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--seeds", type=int, default=20, help="play the seeds from 1 to this (20)")
+    parser.add_argument("--seed", type=int, help="play this one only")
+    parser.add_argument("--lanes", type=int, default=2 * (os.cpu_count() or 1), help="how many at a time")
+    parser.add_argument("--kills", type=int, help="instead, kill the worker of this many runs every second")
+    parser.add_argument("--lines", type=int, default=10_000, help="which each of them prints (10000)")
+    words = parser.parse_args()
+    image = base_image("python3-minimal")
+    engine = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://")
+    if words.kills:
+        held = asyncio.run(kills(words.kills, words.lines, image, engine))
+    else:
+        seeds = [words.seed] if words.seed is not None else list(range(1, words.seeds + 1))
+        held = asyncio.run(campaign(seeds, words.lanes, image, engine))
+    sys.exit(0 if held else 1)
+
+
+if __name__ == "__main__":
+    main()
