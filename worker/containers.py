@@ -36,6 +36,7 @@ from worker.tasks import task_group
 LABEL_RUN = "ops-worker.run-id"
 LABEL_DATABASE = "ops-worker.database-id"
 LABEL_WORKER = "ops-worker.worker-id"
+LABEL_SUPERVISION = "ops-worker.supervision"
 NETWORK = "ops-worker"
 """A bridge on which containers reach the outside but not each other."""
 
@@ -75,10 +76,19 @@ class ContainerState:
     oom_killed: bool
     error: str
     started_at: datetime | None
+    finished_at: datetime | None
+    labels: Mapping[str, str]
 
     @property
     def running(self) -> bool:
         return self.status in ("running", "paused", "restarting")
+
+    @property
+    def lasted(self) -> float:
+        """Seconds from its start to its end; 0 as long as it has not had both."""
+        if self.started_at is None or self.finished_at is None:
+            return 0.0
+        return (self.finished_at - self.started_at).total_seconds()
 
 
 class Journal(Protocol):
@@ -239,13 +249,14 @@ class Engine:
                 return None
             raise
         state = facts["State"]
-        started = state.get("StartedAt", "")
         return ContainerState(
             state["Status"],
             state["ExitCode"],
             state["OOMKilled"],
             state.get("Error", ""),
-            None if started.startswith("0001-") or not started else datetime.fromisoformat(started),
+            _time(state.get("StartedAt")),
+            _time(state.get("FinishedAt")),
+            facts["Config"].get("Labels") or {},
         )
 
     async def stop(self, container_id: str, grace_seconds: float) -> None:
@@ -346,6 +357,11 @@ def _archive(client: docker.APIClient, container_id: str, path: str) -> Iterator
         raise translated(error) from error
     else:
         yield Body(response)
+
+
+def _time(text: str | None) -> datetime | None:
+    """A time of the engine's, which says the year 1 for never."""
+    return None if not text or text.startswith("0001-") else datetime.fromisoformat(text)
 
 
 def _directory(name: str, *, mode: int) -> bytes:

@@ -187,9 +187,10 @@ class Daemon:
 
     async def _clear(self, run_id: uuid.UUID) -> None:
         """Ends and removes the container of a run, if there is one."""
+        container = container_name(run_id, self._host.database_id)
         try:
-            await self._engine.stop(container_name(run_id), self._host.stop_grace_seconds)
-            await self._engine.remove(container_name(run_id))
+            await self._engine.stop(container, self._host.stop_grace_seconds)
+            await self._engine.remove(container)
         except (EngineUnavailable, EngineError) as error:
             log.warning("cannot remove a leftover container yet", run_id=str(run_id), error=str(error))
 

@@ -147,11 +147,15 @@ class LineAssembler:
             self._end(stream, lines)
         if self._tail:
             first = self._tail[0][0]
-            self.omitted = first.seq - self._head - 1
-            if self.omitted:
-                message = f"[{self.omitted:,} lines left out here: the log is longer than this host keeps]"
+            omitted = first.seq - self._head - 1
+            if omitted:
+                message = f"[{omitted:,} lines left out here: the log is longer than this host keeps]"
                 self._tail.appendleft((first._replace(seq=self._head + 1, level="warn", message=message), 0))
             lines += [line for line, _ in self._tail if line.seq > self._skip]
+            self.omitted += omitted
+            self._head = self.position
+            self._tail.clear()  # given out once, however often it is asked for
+            self._tail_bytes = 0
         self.delivered = lines[-1].seq if lines else self.delivered
         return lines
 

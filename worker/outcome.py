@@ -87,7 +87,7 @@ def decide(ending: Ending, stop: Stop | None) -> Outcome:
     if stop is Stop.CANCEL:
         return Outcome(code, Reason.CANCELED, "canceled on request", details)
     if stop is Stop.TIMEOUT:
-        message = f"stopped after its time limit of {ending.timeout_seconds:.12g} s (timeout_seconds)"
+        message = f"ran beyond its time limit of {ending.timeout_seconds:.12g} s (timeout_seconds)"
         return Outcome(code, Reason.TIMEOUT, message, details)
     if stop is Stop.OUTPUT:
         message = f"stopped: it printed more than {shown_size(ending.output_bytes)} (resources.output)"

@@ -25,7 +25,15 @@ import anyio
 import anyio.to_thread
 import structlog
 
-from worker.containers import LABEL_DATABASE, LABEL_RUN, LABEL_WORKER, ContainerState, Image, Journal
+from worker.containers import (
+    LABEL_DATABASE,
+    LABEL_RUN,
+    LABEL_SUPERVISION,
+    LABEL_WORKER,
+    ContainerState,
+    Image,
+    Journal,
+)
 from worker.errors import ArtifactError, EngineError, EngineUnavailable, ImageMissing, LeaseLost, SpecError
 from worker.log_writer import LogWriter
 from worker.logs import LineAssembler
@@ -33,7 +41,7 @@ from worker.models import Artifact, Claim, LogLine
 from worker.outcome import Ending, Outcome, Reason, Stop, decide, engine_failure
 from worker.redact import Redactor
 from worker.secrets import Secret, SecretsFolder
-from worker.spec import ArtifactRule, HostPolicy, RunSpec, resolve
+from worker.spec import ArtifactRule, HostPolicy, RunSpec, Supervision, resolve
 from worker.tasks import backoff, task_group
 
 T = TypeVar("T")
@@ -111,9 +119,12 @@ class Host:
     secrets: SecretsFolder = field(default_factory=SecretsFolder)
 
 
-def container_name(run_id: uuid.UUID) -> str:
-    """The same for every attempt to create it, so that a run's container exists at most once."""
-    return f"ops-run-{run_id}"
+def container_name(run_id: uuid.UUID, database_id: uuid.UUID) -> str:
+    """The same for every attempt to create it, so that a run's container exists at most once.
+
+    A copy of a database has the same runs, and perhaps the same engine.
+    """
+    return f"ops-run-{run_id}-{database_id.hex[:8]}"
 
 
 class Run:
@@ -127,7 +138,7 @@ class Run:
         self._stopping = anyio.Event()
         self._scope = anyio.CancelScope()
         self._redactor = Redactor()
-        self.container_name = container_name(claim.run_id)
+        self.container_name = container_name(claim.run_id, host.database_id)
         self._log = structlog.get_logger().bind(run_id=str(claim.run_id), run_number=claim.run_number)
 
     def stop(self, why: Stop) -> None:
@@ -164,20 +175,24 @@ class Run:
     async def _attempt(self) -> Outcome:
         """Everything between start and complete. Raises ``LeaseLost`` only."""
         try:
-            spec = resolve(self.claim, self._host.policy)
-            container = self.claim.container_id  # made once in a run's life: one that is gone may have run
-            if container is not None or await self._adopted():
-                await self._learn_secrets(spec, adopted=True)
-                container = container or self.container_name
+            container = self.claim.container_id or self.container_name
+            earlier = await self._earlier(container)
+            if earlier is not None:
+                supervision = Supervision.model_validate_json(earlier.labels[LABEL_SUPERVISION])
+                await self._learn_secrets(supervision.secrets, adopted=True)
+            elif self.claim.container_id is not None:  # made once in a run's life: one that is gone may have run
+                return _gone()
             else:
-                secrets = await self._learn_secrets(spec, adopted=False)
+                spec = resolve(self.claim, self._host.policy)
+                supervision = spec.supervision
+                secrets = await self._learn_secrets(supervision.secrets, adopted=False)
                 image = await self._image(spec.image)
                 if image is None:
                     return Outcome(None, Reason.CANCELED, "canceled before its container was created")
                 container = await self._create(spec, image, secrets)
             if self._why is None:
                 await self._patiently(self._engine.start, container)
-            return await self._supervise(spec, container)
+            return await self._supervise(supervision, container)
         except SpecError as error:
             return Outcome(None, Reason(error.reason), str(error), {"field": error.field})
         except ImageMissing as error:
@@ -190,20 +205,23 @@ class Run:
             self._log.exception("the worker failed at this run")
             return Outcome(None, Reason.WORKER_ERROR, f"an error in the worker itself: {error!r}")
 
-    async def _adopted(self) -> bool:
-        """Whether an earlier worker has started the container already: then neither image nor secrets are asked for."""
-        if self.claim.status == "claimed":
-            return False
-        state = await self._patiently(self._engine.inspect, self.container_name)
-        return state is not None and state.started_at is not None
+    async def _earlier(self, container: str) -> ContainerState | None:
+        """The container of an earlier attempt at this run, if one was recorded or even started.
 
-    async def _learn_secrets(self, spec: RunSpec, *, adopted: bool) -> tuple[Secret, ...]:
+        It goes on as it was made: what configuration, host and image have become since is not asked for.
+        """
+        if self.claim.status == "claimed":
+            return None
+        state = await self._patiently(self._engine.inspect, container)
+        made = self.claim.container_id is not None or (state is not None and state.started_at is not None)
+        return state if made else None
+
+    async def _learn_secrets(self, names: Sequence[str], *, adopted: bool) -> tuple[Secret, ...]:
         """The secrets for the container; whatever is said from now on is redacted.
 
-        A container that was started by an earlier worker got what the host had then, and shows it in its own files.
+        A container that was made by an earlier worker got what the host had then, and shows it in its own files.
         """
-        key, names = self.claim.project.workspace_key, spec.secrets
-        read = partial(self._host.secrets.read, key, names, required=not adopted)
+        read = partial(self._host.secrets.read, self.claim.project.workspace_key, names, required=not adopted)
         secrets = await anyio.to_thread.run_sync(read) if names else ()
         held = await self._patiently(self._engine.secrets, self.container_name) if adopted else ()
         if secrets or held:
@@ -236,6 +254,7 @@ class Run:
             LABEL_RUN: str(self.claim.run_id),
             LABEL_DATABASE: str(self._host.database_id),
             LABEL_WORKER: self._host.worker_id,
+            LABEL_SUPERVISION: spec.supervision.model_dump_json(),
         }
         if self._host.policy.secrets_as_env:
             reserved = {name: value for name, value in spec.env.items() if name.startswith("OPS_")}
@@ -251,24 +270,26 @@ class Run:
         await self._event("info", "container created", {"container_id": container, **details, **limits})
         return container
 
-    async def _supervise(self, spec: RunSpec, container: str) -> Outcome:
+    async def _supervise(self, supervision: Supervision, container: str) -> Outcome:
         """The container's life from its start on, with the log and the artifacts it leaves."""
         async with task_group() as tasks:
-            tasks.start_soon(self._end_when_asked, container, spec.timeout_seconds)
-            state = await self._pump(spec, container)
+            tasks.start_soon(self._end_when_asked, container, supervision.timeout_seconds)
+            state = await self._pump(container, supervision.output_bytes)
             tasks.cancel_scope.cancel()
         if state is None:
-            return Outcome(None, Reason.ENGINE_LOST, "the container is gone from the engine")
+            return _gone()
+        if state.lasted >= supervision.timeout_seconds:  # whoever stopped it, if anybody did
+            self.stop(Stop.TIMEOUT)
         artifacts_error = None
-        if spec.artifacts and state.started_at is not None:
-            artifacts_error = await self._collect(spec, container)
+        if supervision.artifacts and state.started_at is not None:
+            artifacts_error = await self._collect(container, supervision.artifacts)
         ending = Ending(
             exit_code=state.exit_code,
             oom_killed=state.oom_killed,
             engine_error=state.error,
-            memory_bytes=spec.memory_bytes,
-            timeout_seconds=spec.timeout_seconds,
-            output_bytes=spec.output_bytes,
+            memory_bytes=supervision.memory_bytes,
+            timeout_seconds=supervision.timeout_seconds,
+            output_bytes=supervision.output_bytes,
             artifacts_error=artifacts_error,
         )
         return decide(ending, self._why)
@@ -290,7 +311,7 @@ class Run:
         grace = 0 if self._why is Stop.OUTPUT else self._host.stop_grace_seconds  # every second of it fills the disk
         await self._patiently(self._engine.stop, container, grace)
 
-    async def _pump(self, spec: RunSpec, container: str) -> ContainerState | None:
+    async def _pump(self, container: str, output_bytes: int) -> ContainerState | None:
         """Stores the journal until the container has exited and its last line is stored; None when it is gone."""
         position = self.claim.log_position
 
@@ -303,7 +324,7 @@ class Run:
                 lines = LineAssembler(position, self._host.max_log_bytes, self._redactor)
                 complete = False
                 try:
-                    complete = await self._read(spec, container, lines, writer)
+                    complete = await self._read(container, output_bytes, lines, writer)
                 except (EngineUnavailable, EngineError) as error:
                     refused = refused + 1 if isinstance(error, EngineError) and not lines.position else 0
                     if refused > ENGINE_REFUSALS:
@@ -327,7 +348,7 @@ class Run:
         counts = {"omitted_lines": lines.omitted, "lines": lines.position, "bytes": lines.bytes}
         await self._event("warning", message, {"reason": "log_cut", **counts})
 
-    async def _read(self, spec: RunSpec, container: str, lines: LineAssembler, writer: LogWriter) -> bool:
+    async def _read(self, container: str, output_bytes: int, lines: LineAssembler, writer: LogWriter) -> bool:
         """Reads the journal from its first byte; True when it was read to its end and the container has ended."""
         async with self._engine.follow(container) as journal:
             while True:
@@ -336,7 +357,7 @@ class Run:
                     chunk = await journal.receive()
                 if chunk:
                     await writer.put(lines.feed(chunk))
-                    if lines.bytes > spec.output_bytes:  # what it prints from here on is not read: it may be endless
+                    if lines.bytes > output_bytes:  # what it prints from here on is not read: it may be endless
                         self.stop(Stop.OUTPUT)
                         await self._until_ended(container)
                         return True
@@ -356,7 +377,7 @@ class Run:
                 return
             await anyio.sleep(ENDED_POLL_SECONDS)
 
-    async def _collect(self, spec: RunSpec, container: str) -> str | None:
+    async def _collect(self, container: str, rules: Sequence[ArtifactRule]) -> str | None:
         """Uploads what the container left; returns what went wrong, if anything did."""
 
         async def on_artifact(artifact: Artifact) -> None:
@@ -371,7 +392,7 @@ class Run:
             archive = partial(self._engine.archive, container)
             collect = self._host.store.collect
             redact = self._redactor.text
-            await self._patiently(collect, archive, spec.artifacts, prefix, on_artifact, on_warning, redact)
+            await self._patiently(collect, archive, rules, prefix, on_artifact, on_warning, redact)
         except (ArtifactError, EngineError) as error:
             return str(error)
         return None
@@ -395,3 +416,7 @@ class Run:
                     self._log.warning("engine unavailable, retrying", error=str(error))
                 await anyio.sleep(backoff(attempt))
                 attempt += 1
+
+
+def _gone() -> Outcome:
+    return Outcome(None, Reason.ENGINE_LOST, "the container is gone from the engine")

@@ -192,6 +192,21 @@ class HostPolicy:
     max_output: int | None = None
 
 
+class Supervision(BaseModel):
+    """What is left to know of a run once its container is made; goes with the container, for whoever adopts it.
+
+    Memory in bytes, time in seconds. Keys that a newer worker added are passed over.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    timeout_seconds: float
+    memory_bytes: int
+    output_bytes: int
+    artifacts: tuple[ArtifactRule, ...]
+    secrets: tuple[str, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class RunSpec:
     """A container to run: CPUs in cores, memory in bytes, times in seconds; the image by its full name."""
@@ -209,6 +224,17 @@ class RunSpec:
     read_only: bool
     artifacts: tuple[ArtifactRule, ...]
     secrets: tuple[str, ...] = ()
+
+    @property
+    def supervision(self) -> Supervision:
+        """The part that is needed until the end of the run."""
+        return Supervision(
+            timeout_seconds=self.timeout_seconds,
+            memory_bytes=self.memory_bytes,
+            output_bytes=self.output_bytes,
+            artifacts=self.artifacts,
+            secrets=self.secrets,
+        )
 
 
 def resolve(claim: Claim, policy: HostPolicy) -> RunSpec:

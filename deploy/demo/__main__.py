@@ -109,7 +109,7 @@ async def demo(state: State, screen: Screen) -> bool:
         plane = await stack.enter_async_context(control_plane.connect(url, state.artifacts))
         with screen.step("Project's services") as step:
             services = await stack.enter_async_context(engine.services(image, state.name))
-            stack.push_async_callback(engine.remove_runs, await plane.database_id())
+            stack.push_async_callback(_remove_runs, plane)
             step.result = "its database and a package server"
         with screen.step("Project") as step:
             await plane.end_leftovers()
@@ -133,6 +133,10 @@ async def demo(state: State, screen: Screen) -> bool:
         with screen.following():
             await work(show, flags, await control_plane.worker_url(url), state.worker_log)
         return await report(state, screen, show)
+
+
+async def _remove_runs(plane: control_plane.ControlPlane) -> None:
+    await engine.remove_runs(await plane.database_id())  # which is known once its worker has registered
 
 
 async def report(state: State, screen: Screen, show: Show) -> bool:

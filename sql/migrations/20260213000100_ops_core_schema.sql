@@ -170,8 +170,8 @@ begin
 end
 $$;
 
--- One row: which database this is, so that containers can be told apart on a shared engine. A copy of it, restored
--- elsewhere, has another fingerprint, and gets an identity of its own when its first worker registers.
+-- One row: which database this is, so that containers can be told apart on a shared engine. It gets its identity when
+-- its first worker registers; a copy of it has another fingerprint, and gets an identity of its own in the same way.
 create table ops_private.control (
     singleton boolean primary key default true check (singleton),
     database_id uuid not null default gen_random_uuid(),

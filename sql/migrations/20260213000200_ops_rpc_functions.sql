@@ -686,8 +686,9 @@ $$;
 
 -- Workers and leases ----------------------------------------------------------------------------------------
 
--- Who this database is. In a copy of it, restored on another server or under another name, whatever was under way is
--- under way at the original: there it goes on, here it has failed, and is not retried.
+-- Who this database is, known once its first worker has registered: a copy that was made before that is another one.
+-- In a later copy, restored on another server or under another name, whatever was under way is under way at the
+-- original: there it goes on, here it has failed, and is not retried.
 create function ops_private.database_identity() returns uuid
 language plpgsql volatile set search_path = pg_catalog, pg_temp
 as $$
@@ -703,9 +704,10 @@ begin
         return v_control.database_id;
     end if;
     select c.* into v_control from ops_private.control as c for update;
-    if v_control.fingerprint is null then
-        update ops_private.control as c set fingerprint = v_fingerprint;
-    elsif v_control.fingerprint <> v_fingerprint then
+    if v_control.fingerprint is not distinct from v_fingerprint then
+        return v_control.database_id;  -- meanwhile
+    end if;
+    if v_control.fingerprint is not null then
         for v_run_id in
             select r.id from ops.runs as r where r.status in ('claimed', 'running') order by r.id for update
         loop
@@ -717,9 +719,9 @@ begin
             where r.id = v_run_id;
         end loop;
         delete from ops_private.workers;
-        update ops_private.control as c set database_id = gen_random_uuid(), fingerprint = v_fingerprint
-        returning c.* into v_control;
     end if;
+    update ops_private.control as c set database_id = gen_random_uuid(), fingerprint = v_fingerprint
+    returning c.* into v_control;
     return v_control.database_id;
 end
 $$;

@@ -998,9 +998,10 @@ begin
         return v_control.database_id;
     end if;
     select c.* into v_control from ops_private.control as c for update;
-    if v_control.fingerprint is null then
-        update ops_private.control as c set fingerprint = v_fingerprint;
-    elsif v_control.fingerprint <> v_fingerprint then
+    if v_control.fingerprint is not distinct from v_fingerprint then
+        return v_control.database_id;  -- meanwhile
+    end if;
+    if v_control.fingerprint is not null then
         for v_run_id in
             select r.id from ops.runs as r where r.status in ('claimed', 'running') order by r.id for update
         loop
@@ -1012,9 +1013,9 @@ begin
             where r.id = v_run_id;
         end loop;
         delete from ops_private.workers;
-        update ops_private.control as c set database_id = gen_random_uuid(), fingerprint = v_fingerprint
-        returning c.* into v_control;
     end if;
+    update ops_private.control as c set database_id = gen_random_uuid(), fingerprint = v_fingerprint
+    returning c.* into v_control;
     return v_control.database_id;
 end
 $$;

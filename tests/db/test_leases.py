@@ -38,10 +38,11 @@ async def reap(world: World) -> dict[str, Any]:
 
 
 async def test_a_worker_learns_which_database_it_serves(world: World) -> None:
-    identity = await world.db.fetchval("select database_id::text from ops_private.control")
-    assert await register(world.db, p_labels=["gpu"], p_version="1.0", p_engine_id=ENGINE) == {
-        "success": True, "database_id": identity,
-    }  # fmt: skip
+    unused = await world.db.fetchval("select database_id from ops_private.control")
+    answer = await register(world.db, p_labels=["gpu"], p_version="1.0", p_engine_id=ENGINE)
+    identity = await world.db.fetchval("select database_id from ops_private.control")
+    assert answer == {"success": True, "database_id": str(identity)}
+    assert identity != unused, "a copy that was made before would have the same one"
     row = await world.db.fetchrow("select * from ops_private.workers")
     assert row is not None
     assert (row["worker_id"], row["instance_id"], row["db_role"]) == (WORKER, INSTANCE, "postgres")

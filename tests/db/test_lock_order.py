@@ -46,6 +46,23 @@ async def test_queueing_locks_the_project_then_the_counter(world: World, connect
     assert await asyncio.wait_for(waiting, 10) == "INSERT 0 1"
 
 
+async def test_a_renewal_locks_the_leases_in_the_order_of_their_runs(world: World, connect: Connect) -> None:
+    """Else two renewals of one worker may each wait for a lease that the other has locked."""
+    first, *others = sorted(uuid.uuid4() for _ in range(5))
+    for run in reversed([first, *others]):  # so that they lie the other way round
+        await world.queue(id=run)
+        assert (await world.claim())["run_id"] == str(run)
+    lie = [row["run_id"] for row in await world.db.fetch("select run_id from ops_private.leases order by ctid")]
+    assert lie == [*reversed(others), first]
+    waiter = await connect()
+    async with world.db.transaction():
+        await world.db.execute("select from ops_private.leases where run_id = $1 for update", first)
+        waiting = asyncio.create_task(call(waiter, "heartbeat", WORKER, INSTANCE))
+        await until_blocked(world.db, waiter)
+        await world.db.execute("select from ops_private.leases where run_id = any ($1) for update nowait", others)
+    assert len((await asyncio.wait_for(waiting, 10))["runs"]) == 5
+
+
 @pytest.mark.parametrize("locked", ["ops.runs", "ops_private.leases"])
 async def test_reaping_and_claiming_wait_for_nobody(world: World, connect: Connect, locked: str) -> None:
     await world.running()

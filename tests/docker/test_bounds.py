@@ -6,6 +6,7 @@ import json
 import uuid
 
 from tests.support.docker import Plane, base_image, docker
+from worker.runner import container_name
 
 LOUD = "while :; do printf '%0100d\\n' 1 2 3 4 5 6 7 8 9; done"
 
@@ -68,19 +69,18 @@ async def test_a_failed_run_is_tried_again_as_a_new_run_until_it_succeeds_or_has
 
 
 async def test_the_container_of_a_run_that_is_in_the_database_no_more_is_removed(plane: Plane) -> None:
-    identity = await plane.db.fetchval("select database_id from ops_private.control")
-    mine, foreign = uuid.uuid4(), uuid.uuid4()
+    run_id, other = uuid.uuid4(), uuid.uuid4()
     image = base_image("python3-minimal")
-    for run_id, database in ((mine, identity), (foreign, uuid.uuid4())):
+    mine, foreign = (container_name(run_id, database) for database in (plane.identity, other))
+    for name, database in ((mine, plane.identity), (foreign, other)):
         labels = ("--label", f"ops-worker.run-id={run_id}", "--label", f"ops-worker.database-id={database}")
-        docker("create", "--name", f"ops-run-{run_id}", *labels, "-v", "/artifacts", image, "true")
+        docker("create", "--name", name, *labels, "-v", "/artifacts", image, "true")
     try:
         await plane.work()
-        left = docker("ps", "-a", "--filter", "name=ops-run-", "--format", "{{.Names}}").split()
-        assert f"ops-run-{mine}" not in left
-        assert f"ops-run-{foreign}" in left
+        left = docker("ps", "-a", "--filter", f"name=ops-run-{run_id}", "--format", "{{.Names}}").split()
+        assert left == [foreign]
     finally:
-        docker("rm", "-fv", f"ops-run-{foreign}")
+        docker("rm", "-fv", foreign)
 
 
 async def test_bad_retry_fails_the_run_and_names_the_key(plane: Plane) -> None:

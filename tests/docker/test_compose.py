@@ -129,7 +129,7 @@ async def test_three_workers_share_the_queue_and_stop_in_order(site: Site, conne
 async def test_starting_again_keeps_the_database_and_migrates_nothing(site: Site, connect: Connect) -> None:
     await asyncio.to_thread(site, "up", "--detach")
     db = await connect(site.database_url)
-    identity = await db.fetchval("select database_id from ops_private.control")
+    identity = await db.fetchval("select ops_private.database_identity()")
     await asyncio.to_thread(site, "down", "--timeout", "30")
     await asyncio.to_thread(site, "up", "--detach")
     db = await connect(site.database_url)

@@ -182,7 +182,7 @@ async def test_a_run_that_ended_while_no_worker_looked_is_completed(plane: Plane
         worker.signal(signal.SIGKILL)
         await worker.wait()
     await plane.release(run_id)
-    docker("wait", f"ops-run-{run_id}")
+    docker("wait", plane.container(run_id))
     await plane.work()
     assert (await plane.run(run_id))["status"] == "succeeded"
     assert list(await plane.artifacts(run_id)) == ["late.txt"]

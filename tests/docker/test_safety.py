@@ -15,7 +15,7 @@ async def test_the_container_s_limits_without_any_configuration(plane: Plane) ->
     run_id = await plane.shell(WAITS)
     async with plane.worker("--until-idle", OPS_WORKER_DEFAULT_MEMORY="2g") as worker:
         await plane.until_logged(run_id, "up")
-        [facts] = json.loads(docker("inspect", f"ops-run-{run_id}"))
+        [facts] = json.loads(docker("inspect", plane.container(run_id)))
         await plane.release(run_id)
         assert await worker.wait() == 0
     host = facts["HostConfig"]

@@ -66,7 +66,7 @@ async def test_nothing_shows_a_secret_and_nothing_is_left_of_it(plane: Plane, se
     run_id = await plane.shell(script, secrets=["token", "key.pem"])
     async with plane.worker("--until-idle", "--secrets-dir", str(secrets)) as worker:
         await plane.until_logged(run_id, "up")
-        name = f"ops-run-{run_id}"
+        name = plane.container(run_id)
         [facts] = json.loads(docker("inspect", name))
         in_use = docker("ps", "-aq", "--filter", f"name={name}").split()
         await plane.release(run_id)

@@ -4,7 +4,8 @@ The worker itself knows nothing of this: each point is the edge of one of its me
 starts. What is not named in the variable is not wrapped. ``@3`` is the third time; ``kill`` is SIGKILL to
 itself, ``stop`` SIGSTOP, ``block=SECONDS`` an event loop that does not turn for so long.
 
-``OPS_PATIENCE="worker.queue.CALL_TIMEOUT=3"`` makes one of the worker's time limits shorter.
+``OPS_PATIENCE="worker.queue.CALL_TIMEOUT=3"`` makes one of the worker's time limits shorter,
+``OPS_VERSION`` makes it say that it is of another version.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Awaitable, Callable
 from functools import wraps
 from typing import Any
 
-from worker.__main__ import main
+import worker.__main__ as program
 from worker.artifacts import ArtifactStore
 from worker.containers import Engine
 from worker.queue import Queue
@@ -29,9 +30,11 @@ POINTS: dict[str, tuple[type, str, str]] = {
     "adopted": (Queue, "adopt", AFTER),
     "started": (Queue, "start", AFTER),
     "created": (Engine, "create", AFTER),
+    "told": (Queue, "add_event", AFTER),  # that the container is created; it is not started
     "up": (Engine, "start", AFTER),
     "logging": (Queue, "append_logs", BEFORE),
     "logged": (Queue, "append_logs", AFTER),
+    "stopped": (Engine, "stop", AFTER),
     "exited": (ArtifactStore, "collect", BEFORE),
     "uploaded": (Queue, "add_artifact", BEFORE),  # the file is stored, its row is not
     "recorded": (Queue, "add_artifact", AFTER),
@@ -83,4 +86,6 @@ if __name__ == "__main__":
         module, _, constant = name.rpartition(".")
         assert hasattr(importlib.import_module(module), constant), name
         setattr(importlib.import_module(module), constant, float(seconds))
-    main()
+    if pretended := os.environ.get("OPS_VERSION"):
+        vars(program)["__version__"] = pretended
+    program.main()

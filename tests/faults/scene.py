@@ -45,10 +45,8 @@ class Job:
     lines: Sequence[str]
     files: dict[str, bytes]
     exit_code: int
-
-    @property
-    def container(self) -> str:
-        return f"ops-run-{self.run_id}"
+    container: str
+    """The name of its container."""
 
 
 @dataclass
@@ -103,7 +101,7 @@ class Scene:
         words += [f"printf '{LAST}'", then, f"exit {exit_code}"]
         run_id = await self.plane.shell("\n".join(words), **config)
         said = [UP, *(f"{nonce} {n}" for n in range(1, lines + 1)), LAST]
-        return Job(run_id, said, files, exit_code)
+        return Job(run_id, said, files, exit_code, self.plane.container(run_id))
 
     @asynccontextmanager
     async def worker(
@@ -164,7 +162,7 @@ class Scene:
 
     def note_volumes(self) -> None:
         """Remembers the volumes of the containers that are there, so that their absence can be shown later."""
-        words = ("--filter", f"label=ops-worker.worker-id={self.plane.name}-a", "--format", "{{.Mounts}}")
+        words = ("--filter", f"label=ops-worker.database-id={self.plane.identity}", "--format", "{{.Mounts}}")
         named = self.plane.docker("ps", "-a", "--no-trunc", *words)
         self.volumes.update(name for line in named.splitlines() for name in line.split(",") if name)
 
@@ -243,7 +241,7 @@ class Scene:
         return Counter(record["Actor"]["Attributes"]["name"] for record in self._said("container", "start"))
 
     def _said(self, kind: str, action: str) -> list[dict[str, Any]]:
-        """The engine's events about containers of this plane, or about volumes mounted into one of them."""
+        """The engine's events about containers of this database, or about volumes mounted into one of them."""
         lines = [] if self.events is None else self.events.read_text().splitlines()
         records = [record for line in lines if (record := json.loads(line))["Type"] == kind]
         mine = {run["Actor"]["ID"] for run in self._said("container", "create")} if kind == "volume" else set()
@@ -253,7 +251,7 @@ class Scene:
             if record["Action"] == action
             and (
                 record["Actor"]["Attributes"].get("container") in mine
-                or record["Actor"]["Attributes"].get("ops-worker.worker-id", "").startswith(f"{self.plane.name}-")
+                or record["Actor"]["Attributes"].get("ops-worker.database-id") == str(self.plane.identity)
             )
         ]
 

@@ -65,6 +65,18 @@ async def test_a_host_that_does_not_come_back_loses_what_ran_and_nothing_that_wa
     assert (await scene.plane.run(claimed.run_id))["claim_count"] == 2
 
 
+@pytest.mark.parametrize("point", ["told", "logged"])
+async def test_a_run_ends_as_it_began_though_nothing_of_it_would_be_allowed_now(scene: Scene, point: str) -> None:
+    job = await scene.job(500, waits=point == "logged", artifacts=[{"path": "ran"}, {"path": "deep/"}])
+    await scene.killed(points=f"{point}=kill")
+    await scene.plane.db.execute("update ops.workflows set config = '{\"comand\": 1}', enabled = false")
+    await scene.plane.db.execute("update ops.tools set docker_image = 'gone:1', config = '{\"user\": 7}'")
+    if point == "logged":
+        await scene.release(job)
+    await scene.work("--allowed-images", "none.example/*", "--max-timeout", "1")
+    await scene.holds(job)
+
+
 async def test_a_container_that_is_gone_is_not_executed_again(scene: Scene) -> None:
     job = await scene.job()
     await scene.killed(points="logged=kill")

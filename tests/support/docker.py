@@ -18,6 +18,7 @@ from typing import Any
 import asyncpg
 
 from worker import roles
+from worker.runner import container_name
 
 ROOT = Path(__file__).resolve().parents[2]
 FINAL = ("succeeded", "failed", "canceled")
@@ -78,6 +79,8 @@ class Plane:
     folder: Path
     project_id: uuid.UUID
     name: str
+    identity: uuid.UUID
+    """The database's, as a label of its runs' containers."""
     engine: str | None = None
     """The engine's address, where it is not the default one."""
     program: str = "worker"
@@ -210,12 +213,15 @@ class Plane:
 
     async def release(self, run_id: uuid.UUID) -> None:
         """Lets a container go on that waits for /tmp/go."""
-        self.docker("exec", f"ops-run-{run_id}", "touch", "/tmp/go")  # noqa: S108 - inside the container
+        self.docker("exec", self.container(run_id), "touch", "/tmp/go")  # noqa: S108 - inside the container
 
     async def containers(self) -> list[str]:
         """The containers of this database's runs, in any state."""
-        identity = await self.db.fetchval("select database_id from ops_private.control")
-        return self.docker("ps", "-aq", "--filter", f"label=ops-worker.database-id={identity}").split()
+        return self.docker("ps", "-aq", "--filter", f"label=ops-worker.database-id={self.identity}").split()
+
+    def container(self, run_id: uuid.UUID) -> str:
+        """The name of that run's container."""
+        return container_name(run_id, self.identity)
 
 
 def docker(*words: str, check: bool = True) -> str:
@@ -240,4 +246,5 @@ async def new_plane(db: asyncpg.Connection, url: str, image: str, folder: Path, 
         name,
     )
     await db.execute("insert into ops.tools (tool_name, version, docker_image) values ('odoo', '19.0', $1)", image)
-    return Plane(db, url, image, folder, project_id, name)
+    identity = await db.fetchval("select ops_private.database_identity()")
+    return Plane(db, url, image, folder, project_id, name, identity)

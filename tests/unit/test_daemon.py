@@ -142,7 +142,7 @@ class ScriptedEngine:
 
     async def remove(self, container: str) -> None:
         self.done.append(("remove", container))
-        self.containers -= {run_id for run_id in self.containers if container_name(run_id) == container}
+        self.containers -= {run_id for run_id in self.containers if container_name(run_id, DATABASE) == container}
 
 
 class World:
@@ -388,7 +388,7 @@ async def test_the_container_of_a_lost_run_ends_unless_somebody_may_need_it(
         world.queue.adoptions[run_id] = found
         world.runs[run_id].lose()
         await until(lambda: world.count("lost") == 1)
-        container = container_name(run_id)
+        container = container_name(run_id, DATABASE)
         assert world.engine.done == ([("stop", container), ("remove", container)] if cleared else [])
 
 
@@ -415,7 +415,7 @@ async def test_containers_found_at_the_start_are_taken_up_or_removed(world: Worl
     }
     async with world.working():
         assert world.runs.keys() == {running}
-        gone = {container_name(run_id) for run_id in (ended, unknown)}
+        gone = {container_name(run_id, DATABASE) for run_id in (ended, unknown)}
         assert sorted(world.engine.done) == sorted((what, name) for what in ("stop", "remove") for name in gone)
 
 

@@ -372,6 +372,15 @@ def test_of_a_log_that_is_too_long_head_and_tail_are_kept_and_the_middle_is_coun
     assert (assembler.omitted, assembler.position, assembler.bytes) == (left_out, 4000, 4_000_000)
 
 
+def test_the_tail_is_given_out_once() -> None:
+    assembler, _, tail = bounded(LONG, 500 * (1000 + LINE_BYTES))
+    omitted = assembler.omitted
+    assert assembler.flush() == []
+    late = [*assembler.feed(entries(OUT, b"late\n")), *assembler.flush()]
+    assert [(each.seq, each.message) for each in late] == [(tail[-1].seq + 1, "late")]
+    assert assembler.omitted == omitted
+
+
 def test_a_log_that_fits_with_its_tail_is_kept_whole() -> None:
     assembler, head, tail = bounded(LONG[:600], 500 * (1000 + LINE_BYTES))
     assert [each.seq for each in [*head, *tail]] == list(range(1, 601))

@@ -113,7 +113,7 @@ def test_what_the_worker_stopped_ended_by_that(exit_code: int, *, oom_killed: bo
     )
     late = ended(Stop.TIMEOUT, exit_code=exit_code, oom_killed=oom_killed, timeout_seconds=3600.0)
     assert (late.exit_code, late.reason) == (exit_code or None, "timeout")
-    assert late.message == "stopped after its time limit of 3600 s (timeout_seconds)"
+    assert late.message == "ran beyond its time limit of 3600 s (timeout_seconds)"
     loud = ended(Stop.OUTPUT, exit_code=exit_code, oom_killed=oom_killed, output_bytes=2 * 2**30)
     assert (loud.exit_code, loud.reason) == (exit_code or None, "output_limit")
     assert loud.message == "stopped: it printed more than 2g (resources.output)"

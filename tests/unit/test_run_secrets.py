@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.unit.claims import make_claim
-from tests.unit.test_runner import RUN_ID, World, frame
+from tests.unit.test_runner import RUN_ID, World, frame, made_with
 from worker.errors import ArtifactError, EngineError
 from worker.runner import Run
 from worker.secrets import Secret, SecretsFolder
@@ -101,6 +101,7 @@ async def test_an_adopted_run_is_redacted_by_what_its_container_got_and_by_what_
 ) -> None:
     world.engine.become("exited")
     world.engine.started_at = datetime.now(UTC)
+    world.engine.labels = made_with(**CONFIG)
     world.engine.held = (Secret("token", b"hunter22\n"),)
     world.engine.frames = [frame(1, b"hunter22 rotated-since\n")]
     (tmp_path / "token").unlink() if on_host is None else (tmp_path / "token").write_text(on_host)

@@ -16,17 +16,17 @@ from anyio.lowlevel import checkpoint
 
 from tests.unit.claims import IMAGE, make_claim
 from worker import runner as module
-from worker.containers import ContainerState, Image
+from worker.containers import LABEL_SUPERVISION, ContainerState, Image
 from worker.errors import ArtifactError, EngineError, EngineUnavailable, ImageMissing, LeaseLost
 from worker.models import Artifact, LogLine
 from worker.outcome import Outcome, Stop
 from worker.runner import Host, Run
 from worker.secrets import Secret
-from worker.spec import ArtifactRule, HostPolicy, RunSpec
+from worker.spec import ArtifactRule, HostPolicy, RunSpec, Supervision, resolve
 
 AWAY = EngineUnavailable("cannot be reached")
 RUN_ID = uuid.UUID(int=7)
-NAME = f"ops-run-{RUN_ID}"
+NAME = f"ops-run-{RUN_ID}-00000000"
 CONTAINER = "c0ffee"
 PATIENCE = 30.0
 LINES = [(1, "one"), (2, "two"), (1, "three"), (1, ""), (2, "fünf"), (1, "six")]
@@ -52,6 +52,11 @@ Step = bytes | Exception | Quiet | anyio.Event
 """What a stream does next; an event is waited for."""
 
 
+def made_with(**config: Any) -> dict[str, str]:
+    """The labels of a container that was made by an earlier worker, as far as the next one reads them."""
+    return {LABEL_SUPERVISION: resolve(make_claim(config=config), HostPolicy()).supervision.model_dump_json()}
+
+
 class ScriptedEngine:
     """An engine with one image and one container, whose program has ended by the time that anybody looks.
 
@@ -70,6 +75,8 @@ class ScriptedEngine:
         self.pulls: Callable[[], Awaitable[None]] | None = None
         self.status: str | None = None
         self.started_at: datetime | None = None
+        self.finished_at: datetime | None = None
+        self.labels: Mapping[str, str] = made_with()
         self.follows = 0
         self.grace_seconds: float | None = None
         self.created: tuple[Image, RunSpec, tuple[Secret, ...]] | None = None
@@ -105,6 +112,7 @@ class ScriptedEngine:
     ) -> str:
         await self._call("create")
         self.created = (image, spec, tuple(secrets))
+        self.labels = labels
         assert name == NAME
         if self.status is None:
             self.become("created")
@@ -124,7 +132,8 @@ class ScriptedEngine:
         await self._call("inspect")
         if self.status is None:
             return None
-        return ContainerState(self.status, self.exit_code, False, "", self.started_at)
+        times = self.started_at, self.finished_at
+        return ContainerState(self.status, self.exit_code, False, "", *times, self.labels)
 
     async def stop(self, container_id: str, grace_seconds: float) -> None:
         await self._call("stop")
@@ -230,6 +239,7 @@ class ScriptedStore:
         self.errors: list[Exception] = []
         self.warns: list[str] = []
         self.prefix = ""
+        self.rules: Sequence[ArtifactRule] = ()
 
     async def collect(
         self,
@@ -240,7 +250,7 @@ class ScriptedStore:
         on_warning: Callable[[str], Awaitable[None]],
         redact: Callable[[str], str],
     ) -> int:
-        self.prefix = key_prefix
+        self.prefix, self.rules = key_prefix, rules
         with archive():
             for message in self.warns:
                 await on_warning(message)
@@ -560,9 +570,22 @@ async def test_a_run_over_its_time_is_stopped(world: World) -> None:
 async def test_the_time_of_an_adopted_run_counts_from_its_start(world: World) -> None:
     world.engine.lasts = True
     world.engine.become("running")
-    world.engine.started_at = datetime.now(UTC) - timedelta(hours=1)
-    assert await world.execute(status="running", config={"timeout_seconds": 3000}) == "failed"
-    assert world.outcome[0] == "timeout"
+    world.engine.started_at = datetime.now(UTC) - timedelta(hours=2)
+    assert await world.execute(status="running") == "failed"
+    assert world.outcome == ("timeout", 143)
+
+
+@pytest.mark.parametrize(("seconds", "reason"), [(3599, "signal"), (3600, "timeout")])
+async def test_a_run_over_its_time_is_a_timeout_also_for_who_finds_its_container_stopped(
+    world: World, seconds: float, reason: str
+) -> None:
+    world.engine.become("exited")
+    world.engine.exit_code = 143
+    world.engine.started_at = datetime.now(UTC) - timedelta(hours=2)
+    world.engine.finished_at = world.engine.started_at + timedelta(seconds=seconds)
+    assert await world.execute(status="running", container_id=CONTAINER) == "failed"
+    assert world.outcome == (reason, 143)
+    assert world.did("stop") == []
 
 
 async def test_a_run_that_ended_in_time_is_no_timeout_however_long_its_log_takes(world: World) -> None:
@@ -632,6 +655,27 @@ async def test_an_engine_that_failed_once_is_asked_again(world: World, call: str
     assert await world.execute() == "succeeded"
     assert world.said == SAID
     assert world.engine.status is None
+
+
+async def test_an_adopted_run_ends_as_it_began_whatever_its_configuration_says_by_then(world: World) -> None:
+    world.engine.lasts = True
+    config = {"timeout_seconds": 5, "artifacts": [{"path": "a.*"}], "resources": {"output": "10k"}}
+    with anyio.CancelScope() as scope:
+        async with world.executing(world.run(config=config)):
+            scope.cancel()
+    world.engine.become("exited")
+    adopted: dict[str, Any] = {"status": "running", "container_id": CONTAINER, "config": {"comand": 1}}
+    assert await world.execute(**adopted) == "succeeded"
+    assert world.said == SAID
+    assert world.store.rules == (ArtifactRule(path="a.*"),)
+    kept = Supervision.model_validate_json(world.engine.labels[LABEL_SUPERVISION])
+    assert (kept.timeout_seconds, kept.output_bytes, kept.memory_bytes) == (5, 10_240, 2 * 2**30)
+
+
+def test_what_a_newer_worker_keeps_beside_is_passed_over() -> None:
+    kept = resolve(make_claim(), HostPolicy()).supervision
+    newer = kept.model_dump_json().replace("{", '{"colour":"red",', 1)
+    assert Supervision.model_validate_json(newer) == kept
 
 
 async def test_a_container_that_is_gone_is_not_made_again(world: World) -> None:
