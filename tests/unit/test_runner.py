@@ -368,9 +368,7 @@ async def test_a_stream_cut_anywhere_is_read_again_and_no_line_is_lost_or_double
 
 
 @pytest.mark.parametrize("restarted", [True, False])
-async def test_a_log_of_which_a_restarted_engine_may_have_lost_something_says_so(
-    world: World, *, restarted: bool
-) -> None:
+async def test_a_log_of_which_a_restarted_engine_may_have_lost_lines_says_so(world: World, *, restarted: bool) -> None:
     world.engine.restarted = restarted
     world.engine.readings = [[JOURNAL[:50], EngineUnavailable("gone")]]
     assert await world.execute() == "succeeded"
