@@ -354,7 +354,7 @@ class Run:
                     self._heard = datetime.now(UTC)
                 if chunk:
                     await writer.put(lines.feed(chunk))
-                    if lines.bytes > spec.output_bytes:  # what it prints from here on is not read: it may be endless
+                    if lines.output > spec.output_bytes:  # what it prints from here on is not read: it may be endless
                         self.stop(Stop.OUTPUT)
                         await self._until_ended(container)
                         return True
