@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import signal
 import tarfile
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ from docker.types import LogConfig
 from worker.engine_api import BROKEN, Body, EngineApi, cut, get, logs, translated
 from worker.errors import EngineError, ImageMissing
 from worker.images import ImageName, digest_of
+from worker.outcome import ENGINE_STOP_SIGNAL
 from worker.pipe import Pipe
 from worker.secrets import Secret, held_secrets, secret_files
 from worker.spec import ARTIFACTS_DIR, SECRETS_DIR, RunSpec
@@ -39,6 +41,9 @@ LABEL_WORKER = "ops-worker.worker-id"
 LABEL_SUPERVISION = "ops-worker.supervision"
 NETWORK = "ops-worker"
 """A bridge on which containers reach the outside but not each other."""
+
+ENDED_POLL_SECONDS = 0.1
+"""How often a container that was told to end is looked at."""
 
 _JOURNAL = {"mode": "blocking", "max-size": "1024g", "max-file": "1", "compress": "false"}
 """Each option is named, or the engine's own defaults (daemon.json) would apply and rotate lines away."""
@@ -120,6 +125,18 @@ class Engine:
         facts = await self._api.call(lambda client: client.info(), abandon=True)
         return EngineInfo(facts["ID"], facts["ServerVersion"], facts["DockerRootDir"])
 
+    async def started_after(self, moment: datetime) -> bool:
+        """Whether the engine has been started since then: it remembers none of its events before its start.
+
+        Else it remembers the last 256, so the moment must not be long ago.
+        """
+
+        def remembers_nothing(client: docker.APIClient) -> bool:
+            until = f"{moment.timestamp():.6f}"  # a fraction, of which the type hints know nothing
+            return not list(client.events(since=0, until=until))  # type: ignore[call-overload]
+
+        return await self._api.call(remembers_nothing, abandon=True)
+
     def local_folder(self, facts: EngineInfo) -> Path | None:
         """Where the engine keeps its data, if that is on this host."""
         host = self._api.host or "unix://"
@@ -194,6 +211,7 @@ class Engine:
                 environment=dict(spec.env),
                 user=spec.user,
                 labels=dict(labels),
+                stop_signal=str(int(ENGINE_STOP_SIGNAL)),
                 volumes=[ARTIFACTS_DIR, *([SECRETS_DIR] if secrets else [])],
                 host_config=host,
             )
@@ -260,13 +278,28 @@ class Engine:
         )
 
     async def stop(self, container_id: str, grace_seconds: float) -> None:
-        """SIGTERM, then SIGKILL after the grace. A container that is not running is left alone."""
+        """SIGTERM, then SIGKILL after the grace. A container that is not running is left alone.
 
-        def stop(client: docker.APIClient) -> None:
-            with contextlib.suppress(docker.errors.NotFound):
-                client.stop(container_id, timeout=round(grace_seconds))
+        The engine's own stop would send what says that it was not the worker (``ENGINE_STOP_SIGNAL``).
+        """
+        await self._kill(container_id, signal.SIGTERM)
+        with anyio.move_on_after(grace_seconds):
+            while True:
+                state = await self.inspect(container_id)
+                if state is None or not state.running:
+                    return
+                await anyio.sleep(ENDED_POLL_SECONDS)
+        await self._kill(container_id, signal.SIGKILL)
 
-        await self._api.call(stop)
+    async def _kill(self, container_id: str, number: signal.Signals) -> None:
+        def kill(client: docker.APIClient) -> None:
+            try:
+                client.kill(container_id, signal=number.name)
+            except docker.errors.APIError as error:
+                if error.status_code not in (requests.codes.not_found, requests.codes.conflict):
+                    raise  # a conflict: it is not running
+
+        await self._api.call(kill)
 
     async def remove(self, container_id: str) -> None:
         """Removes the container with its volume, stopping it if need be; one that is gone is fine."""

@@ -90,7 +90,7 @@ class LineAssembler:
         self.position = 0
         """How many lines were complete so far."""
         self.bytes = 0
-        """How long those were."""
+        """How much text was read so far, whole lines or not."""
         self.delivered = skip
         """The number of the last line that was returned."""
         self.omitted = 0
@@ -112,6 +112,11 @@ class LineAssembler:
         # The last frame: where its text belongs, and, if it is very long, how many bytes are missing.
         self._long: tuple[_Stream | None, bytes] = None, b""
         self._missing = 0
+
+    @property
+    def output(self) -> int:
+        """What counts against a run's limit of output: an empty line takes room in the engine's log file too."""
+        return self.bytes + self.position * LINE_BYTES
 
     def feed(self, data: bytes) -> list[LogLine]:
         """Takes the next bytes and returns the lines that they complete."""
@@ -178,6 +183,7 @@ class LineAssembler:
             return
         last = after - 1
         if data[last] == _NEWLINE and not stream.open and data.find(b"\n", text, after) == last:
+            self.bytes += last - text
             self._line(stream, stamp, data[text:last], last - text, lines)  # the usual case, without a detour
         else:
             self._text(stream, stamp, data[text:after], lines)
@@ -198,6 +204,7 @@ class LineAssembler:
             stream.open, stream.stamp = True, stamp
         stream.kept += part[: self._kept_bytes - len(stream.kept)]
         stream.size += len(part)
+        self.bytes += len(part)
 
     def _end(self, stream: _Stream, lines: list[LogLine]) -> None:
         raw, size = bytes(stream.kept), stream.size
@@ -207,7 +214,6 @@ class LineAssembler:
     def _line(self, stream: _Stream, stamp: bytes, raw: bytes, size: int, lines: list[LogLine]) -> None:
         """A complete line of ``size`` bytes, of which ``raw`` has all, or at least as many as are kept."""
         self.position += 1
-        self.bytes += size
         cost = min(size, MAX_LINE_BYTES) + LINE_BYTES
         self._room -= cost
         first = raw[0] if raw else 0

@@ -11,6 +11,10 @@ from typing import Any
 from worker.errors import EngineError
 from worker.units import shown_size
 
+ENGINE_STOP_SIGNAL = 44
+"""Sent to a container by an engine that is being stopped, and by ``docker stop``: SIGRTMIN + 10, which no program takes
+for a request to end well, as many do SIGTERM, and exit 0 (Odoo does). Nor does anything else send it."""
+
 
 class Stop(StrEnum):
     """Why the worker ended a container."""
@@ -101,6 +105,9 @@ def decide(ending: Ending, stop: Stop | None) -> Outcome:
     if ending.engine_error:
         failure = engine_failure(EngineError(0, ending.engine_error))
         return Outcome(None, failure.reason, failure.message, {**details, **failure.details})
+    if code == 128 + ENGINE_STOP_SIGNAL:
+        message = "the engine ended the container: it was stopped or restarted, or somebody said docker stop"
+        return Outcome(None, Reason.ENGINE_LOST, message, details)
     if code is not None:
         return _exited(code, details)
     if ending.artifacts_error is not None:

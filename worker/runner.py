@@ -84,6 +84,7 @@ class RunEngine(Protocol):
     async def start(self, container_id: str) -> None: ...
     async def inspect(self, container_id: str) -> ContainerState | None: ...
     async def stop(self, container_id: str, grace_seconds: float) -> None: ...
+    async def started_after(self, moment: datetime) -> bool: ...
     async def remove(self, container_id: str) -> None: ...
     async def last_entry(self, container_id: str) -> bytes: ...
     def follow(self, container_id: str) -> AbstractAsyncContextManager[Journal]: ...
@@ -139,6 +140,8 @@ class Run:
         self._scope = anyio.CancelScope()
         self._redactor = Redactor()
         self.container_name = container_name(claim.run_id, host.database_id)
+        self._heard: datetime | None = None
+        self._engine_was_away = False
         self._log = structlog.get_logger().bind(run_id=str(claim.run_id), run_number=claim.run_number)
 
     def stop(self, why: Stop) -> None:
@@ -329,8 +332,10 @@ class Run:
                     refused = refused + 1 if isinstance(error, EngineError) and not lines.position else 0
                     if refused > ENGINE_REFUSALS:
                         raise
+                    self._engine_was_away = True
                     self._log.warning("log stream broken, reading again", error=str(error))
                 state = await self._patiently(self._engine.inspect, container)
+                await self._note_restart()
                 if state is None or (complete and not state.running):
                     await writer.put(lines.flush())
                     if lines.fault:
@@ -342,6 +347,17 @@ class Run:
                 position = lines.delivered
                 await anyio.sleep(backoff(attempt))
                 attempt += 1
+
+    async def _note_restart(self) -> None:
+        """Says so when the engine was away because it started anew: then it may have lost what it had not yet written
+        down, and the last words of a container that ended before it was back.
+        """
+        if not self._engine_was_away or self._heard is None:
+            return
+        if await self._patiently(self._engine.started_after, self._heard):
+            message = "the log may be incomplete: the engine was restarted while the container ran"
+            await self._event("warning", message, {"reason": "log_damaged"})
+        self._engine_was_away, self._heard = False, None
 
     async def _log_was_cut(self, lines: LineAssembler) -> None:
         message = f"the log is cut: {lines.omitted:,} of {lines.position:,} lines are left out in its middle"
@@ -355,9 +371,11 @@ class Run:
                 chunk = None
                 with anyio.move_on_after(QUIET_SECONDS):
                     chunk = await journal.receive()
+                if chunk != b"":
+                    self._heard = datetime.now(UTC)
                 if chunk:
                     await writer.put(lines.feed(chunk))
-                    if lines.bytes > output_bytes:  # what it prints from here on is not read: it may be endless
+                    if lines.output > output_bytes:  # what it prints from here on is not read: it may be endless
                         self.stop(Stop.OUTPUT)
                         await self._until_ended(container)
                         return True
@@ -412,6 +430,7 @@ class Run:
             except (EngineUnavailable, EngineError) as error:
                 if isinstance(error, EngineError) and (error.status < SERVER_ERROR or attempt >= ENGINE_REFUSALS):
                     raise
+                self._engine_was_away = True
                 if attempt == 0:
                     self._log.warning("engine unavailable, retrying", error=str(error))
                 await anyio.sleep(backoff(attempt))

@@ -7,12 +7,11 @@ import json
 import subprocess
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.support.docker import Plane, docker
-from tests.support.registry import Registry, serving
+from tests.support.registry import Registry, client_config, serving
 from tests.unit.claims import make_claim
 from worker.containers import Engine
 from worker.spec import HostPolicy, resolve
@@ -35,14 +34,6 @@ async def use(plane: Plane, image: str) -> uuid.UUID:
     """Queues a run of an image without a program."""
     await plane.db.execute("update ops.tools set docker_image = $1", image)
     return await plane.queue(await plane.workflow({"command": INIT}))
-
-
-def client_config(folder: Path, registry: Registry, password: str) -> str:
-    """A folder with the engine client's file, as `docker login` writes it."""
-    login = base64.b64encode(f"{registry.user}:{password}".encode()).decode()
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"auths": {registry.address: {"auth": login}}}))
-    return str(folder)
 
 
 async def stored(plane: Plane) -> str:

@@ -1,4 +1,4 @@
-"""A Docker engine of the tests' own, to be filled up."""
+"""A Docker engine of the tests' own, to be filled up, stopped and killed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import signal
 import subprocess
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -27,7 +28,8 @@ class OwnEngine:
     finds, and in the host's namespace that is another engine's. So its containers have no network.
     """
 
-    def __init__(self, data: Path | None = None) -> None:
+    def __init__(self, data: Path | None = None, *, live_restore: bool = False) -> None:
+        self._live_restore = live_restore
         self._folder = Path(tempfile.mkdtemp(prefix="ops-e-", dir="/tmp"))
         self._data = data or self._folder / "data"
         self.socket = str(self._folder / "docker.sock")
@@ -60,6 +62,7 @@ class OwnEngine:
             "unshare", "--net", "dockerd", f"--host=unix://{self.socket}", f"--data-root={self._data}",
             f"--exec-root={self._folder / 'exec'}", f"--pidfile={self._folder / 'pid'}", "--bridge=none",
             "--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false", "--log-level=error",
+            f"--live-restore={str(self._live_restore).lower()}",
         ]  # fmt: skip
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -74,7 +77,7 @@ class OwnEngine:
         raise RuntimeError(f"the second engine did not start:\n{(self._folder / 'log').read_text()[-4000:]}")
 
     def stop(self) -> None:
-        """Stops it as a service manager does, which ends its containers."""
+        """Stops it as a service manager does, which ends its containers unless it has ``live_restore``."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -84,6 +87,27 @@ class OwnEngine:
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+    def kill(self) -> None:
+        """Kills it. Its containers run on until the next start, which ends them unless it has ``live_restore``."""
+        process, self._process = self._process, None
+        assert process is not None
+        containerd = self._folder / "exec" / "containerd" / "containerd.pid"
+        pid = int(containerd.read_text())
+        process.kill()
+        process.wait()
+        while _lives(pid):  # it dies with its parent
+            time.sleep(0.01)
+        containerd.unlink()  # where nobody collects dead processes, the next engine would wait for this one
+
+    @contextmanager
+    def away(self, way: Callable[[OwnEngine], None]) -> Iterator[None]:
+        """Stops or kills it, for as long as the block lasts."""
+        way(self)
+        try:
+            yield
+        finally:
+            self.start()
 
     def load_image(self, base: str) -> str:
         """An image of a few megabytes with a shell, out of a larger one on the shared engine; returns its name."""
@@ -97,3 +121,10 @@ class OwnEngine:
         words = ["docker", "--host", f"unix://{self.socket}", "import", "-", IMAGE]
         subprocess.run(words, input=made.stdout, check=True, capture_output=True)
         return IMAGE
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

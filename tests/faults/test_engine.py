@@ -35,7 +35,7 @@ def small_disk() -> Iterator[Path]:
             subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-async def test_a_full_disk_of_the_engine_ends_runs_saying_so(
+async def test_a_full_disk_of_the_engine_ends_runs_saying_so_and_one_that_is_nearly_full_takes_none(
     cluster: Cluster, image: str, tmp_path: Path, small_disk: Path
 ) -> None:
     with OwnEngine(small_disk) as engine:
@@ -49,9 +49,14 @@ async def test_a_full_disk_of_the_engine_ends_runs_saying_so(
                 await scene.until_final(full)
                 await scene.until_gone()
             await scene.holds(full, "failed", "disk_full", ran=False)
-            ballast.unlink()
             after = await scene.job(network="none")
-            await scene.work("--min-free-disk", "1k")
+            async with scene.worker("--min-free-disk", "1m") as worker:
+                said = await worker.until_said("claiming nothing: the disk is short")
+                assert str(small_disk) in said["why"]
+                assert (await scene.plane.run(after.run_id))["status"] == "queued"
+                ballast.unlink()
+                await scene.until_final(after)
+                await scene.until_gone()
             await scene.holds(after)
 
 

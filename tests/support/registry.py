@@ -11,10 +11,11 @@ import platform
 import tarfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 CONFIG = "application/vnd.docker.container.image.v1+json"
@@ -24,7 +25,7 @@ _MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 @dataclass
 class Registry:
-    """What it has, and who asked; an image has one layer with one empty folder, and so no program."""
+    """What it has, and who asked; an image has one layer with one file, and no program."""
 
     user: str
     password: str
@@ -33,14 +34,24 @@ class Registry:
     tags: dict[str, str] = field(default_factory=dict)
     refused: list[str] = field(default_factory=list)
     served: list[str] = field(default_factory=list)
+    layers: set[str] = field(default_factory=set)
+    breaking: int = 0
+    """How many more downloads of a layer break off in their middle."""
+    halfway: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    """Released by each download of a layer that has come to its middle."""
+    flowing: threading.Event = field(default_factory=threading.Event)
+    """While it is not set, downloads of layers stand still in their middle."""
 
-    def push(self, name: str, tag: str, note: str = "") -> str:
+    def __post_init__(self) -> None:
+        self.flowing.set()
+
+    def push(self, name: str, tag: str, note: str = "", content: bytes = b"") -> str:
         """Adds an image and returns its digest."""
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w") as tar:
-            folder = tarfile.TarInfo("folder")
-            folder.type = tarfile.DIRTYPE
-            tar.addfile(folder)
+            file = tarfile.TarInfo("file")
+            file.size = len(content)
+            tar.addfile(file, io.BytesIO(content))
         layer = buffer.getvalue()
         config = {
             "architecture": _MACHINES.get(platform.machine(), platform.machine()),
@@ -48,11 +59,13 @@ class Registry:
             "config": {"Labels": {"note": note}},
             "rootfs": {"type": "layers", "diff_ids": [_digest(layer)]},
         }
+        compressed = gzip.compress(layer, mtime=0)
+        self.layers.add(_digest(compressed))
         manifest = {
             "schemaVersion": 2,
             "mediaType": MANIFEST,
             "config": self._add(json.dumps(config).encode(), CONFIG),
-            "layers": [self._add(gzip.compress(layer, mtime=0), LAYER)],
+            "layers": [self._add(compressed, LAYER)],
         }
         digest = str(self._add(json.dumps(manifest).encode(), MANIFEST)["digest"])
         self.tags[f"{name}:{tag}"] = digest
@@ -80,6 +93,21 @@ class Registry:
         media_type = MANIFEST if kind == "manifests" else "application/octet-stream"
         return HTTPStatus.OK, self.blobs[digest], {"Content-Type": media_type, "Docker-Content-Digest": digest}
 
+    def may_go_on(self) -> bool:
+        """Asked in the middle of a layer."""
+        self.halfway.release()
+        self.flowing.wait()
+        self.breaking -= 1
+        return self.breaking < 0
+
+
+def client_config(folder: Path, registry: Registry, password: str) -> str:
+    """A folder with the engine client's file, as `docker login` writes it."""
+    login = base64.b64encode(f"{registry.user}:{password}".encode()).decode()
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"auths": {registry.address: {"auth": login}}}))
+    return str(folder)
+
 
 @contextmanager
 def serving(registry: Registry) -> Iterator[Registry]:
@@ -90,12 +118,27 @@ def serving(registry: Registry) -> Iterator[Registry]:
 
         def do_GET(self) -> None:
             status, body, headers = registry.answer(self.path, self.headers.get("Authorization", ""))
+            if wanted := self.headers.get("Range"):
+                first = int(wanted.removeprefix("bytes=").partition("-")[0])
+                headers["Content-Range"] = f"bytes {first}-{len(body) - 1}/{len(body)}"
+                status, body = HTTPStatus.PARTIAL_CONTENT, body[first:]
             self.send_response(status)
             for name, value in {**headers, "Content-Length": str(len(body))}.items():
                 self.send_header(name, value)
             self.end_headers()
-            if self.command == "GET":
+            if self.command == "GET" and self.path.rpartition("/")[2] in registry.layers:
+                self.send_layer(body)
+            elif self.command == "GET":
                 self.wfile.write(body)
+
+        def send_layer(self, body: bytes) -> None:
+            middle = len(body) // 2
+            with suppress(ConnectionError):  # the engine may have given up
+                self.wfile.write(body[:middle])
+                if registry.may_go_on():
+                    self.wfile.write(body[middle:])
+                    return
+            self.close_connection = True
 
         do_HEAD = do_GET  # noqa: N815 - the base class's names
 
@@ -109,6 +152,7 @@ def serving(registry: Registry) -> Iterator[Registry]:
         try:
             yield registry
         finally:
+            registry.flowing.set()
             server.shutdown()
             thread.join()
 

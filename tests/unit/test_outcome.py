@@ -51,6 +51,12 @@ def test_exit_code_zero_is_success_and_says_nothing() -> None:
             "ended by signal SIGKILL (exit code 137), from outside: the host out of memory, or somebody",
         ),
         (
+            {"exit_code": 172},
+            None,
+            "engine_lost",
+            "the engine ended the container: it was stopped or restarted, or somebody said docker stop",
+        ),
+        (
             {"exit_code": 137, "oom_killed": True},
             137,
             "out_of_memory",

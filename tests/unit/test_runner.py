@@ -71,6 +71,7 @@ class ScriptedEngine:
         self.frames = FRAMES
         self.exit_code = 0
         self.lasts = False
+        self.restarted = False
         self.here = True
         self.pulls: Callable[[], Awaitable[None]] | None = None
         self.status: str | None = None
@@ -141,6 +142,10 @@ class ScriptedEngine:
         if self.status == "running":
             self.exit_code = 143
             self.become("exited")
+
+    async def started_after(self, moment: datetime) -> bool:
+        await self._call("started_after")
+        return self.restarted
 
     async def remove(self, container_id: str) -> None:
         await self._call("remove")
@@ -370,6 +375,22 @@ async def test_a_stream_cut_anywhere_is_read_again_and_no_line_is_lost_or_double
         assert await world.execute() == "succeeded"
         assert world.said == SAID, cut
         assert world.engine.follows == 2, cut
+
+
+@pytest.mark.parametrize("restarted", [True, False])
+async def test_a_log_of_which_a_restarted_engine_may_have_lost_lines_says_so(world: World, *, restarted: bool) -> None:
+    world.engine.restarted = restarted
+    world.engine.readings = [[JOURNAL[:50], EngineUnavailable("gone")]]
+    assert await world.execute() == "succeeded"
+    assert world.said == SAID
+    warnings = [details["reason"] for kind, _, details in world.queue.events if kind == "warning"]
+    assert warnings == (["log_damaged"] if restarted else [])
+
+
+async def test_an_engine_that_was_never_away_is_not_asked_about_it(world: World) -> None:
+    world.engine.restarted = True
+    await world.execute()
+    assert world.did("started_after") == []
 
 
 async def test_a_stream_that_is_cut_again_and_again_is_read_until_it_is_whole(world: World) -> None:

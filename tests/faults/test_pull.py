@@ -1,0 +1,96 @@
+"""An image's pull breaks off, is canceled, or loses its worker."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from tests.faults.scene import Job, Scene
+from tests.support.docker import PATIENCE, docker
+from tests.support.registry import Registry, client_config, serving
+
+PASSWORD = "-".join(["of", "the", "registry"])
+INIT = ["/sbin/docker-init", "--version"]
+"""The image has no program; the init that the engine brings is one, and static."""
+
+
+@pytest.fixture
+def registry() -> Iterator[Registry]:
+    with serving(Registry("builder", PASSWORD)) as started:
+        yield started
+        images = docker("images", "-q", "--filter", f"reference={started.address}/*/*").split()
+        if images:
+            docker("rmi", "-f", *images)
+
+
+@pytest_asyncio.fixture
+async def pulling(scene: Scene, registry: Registry, tmp_path: Path) -> Pulling:
+    """A run whose image is in the registry, and not on the engine."""
+    registry.push("team/image", "1", content=os.urandom(1 << 20))
+    image = f"{registry.address}/team/image:1"
+    await scene.plane.db.execute("update ops.tools set docker_image = $1", image)
+    run_id = await scene.plane.queue(await scene.plane.workflow({"command": INIT}))
+    environ = {"DOCKER_CONFIG": client_config(tmp_path / "docker", registry, PASSWORD)}
+    return Pulling(scene, registry, Job(run_id, (), {}, 0, scene.plane.container(run_id)), environ)
+
+
+@dataclass(frozen=True)
+class Pulling:
+    scene: Scene
+    registry: Registry
+    job: Job
+    environ: dict[str, str]
+    """What the worker needs to log in there."""
+
+    async def until_halfway(self) -> None:
+        assert await asyncio.to_thread(self.registry.halfway.acquire, timeout=PATIENCE)
+
+    async def succeeded(self) -> None:
+        [said] = await self.scene.plane.messages(self.job.run_id)
+        assert said.startswith("tini version")
+        await self.scene.holds(replace(self.job, lines=[said]))
+
+
+async def test_a_layer_that_breaks_off_once_is_fetched_again(pulling: Pulling) -> None:
+    pulling.registry.breaking = 1
+    async with pulling.scene.worker("--until-idle", **pulling.environ) as worker:
+        assert await worker.wait() == 0
+    assert pulling.registry.breaking == -1, "it broke off, and was asked for once more"
+    await pulling.succeeded()
+
+
+async def test_a_layer_that_is_not_to_be_had_ends_the_run_with_the_registry_s_words(pulling: Pulling) -> None:
+    [layer] = pulling.registry.layers
+    del pulling.registry.blobs[layer]
+    async with pulling.scene.worker("--until-idle", **pulling.environ) as worker:
+        assert await worker.wait() == 0
+    await pulling.scene.holds(pulling.job, "failed", "image_missing", ran=False)
+    assert "unknown" in (await pulling.scene.plane.run(pulling.job.run_id))["error_message"]
+
+
+async def test_a_run_that_is_canceled_while_its_image_is_pulled_ends_at_once(pulling: Pulling) -> None:
+    pulling.registry.flowing.clear()
+    async with pulling.scene.worker("--until-idle", **pulling.environ) as worker:
+        await pulling.until_halfway()
+        await pulling.scene.cancel(pulling.job)
+        await pulling.scene.until_final(pulling.job)
+        pulling.registry.flowing.set()
+        assert await worker.wait() == 0
+    await pulling.scene.holds(pulling.job, "canceled", "canceled", ran=False)
+
+
+async def test_the_next_worker_pulls_what_a_killed_one_did_not_get(pulling: Pulling) -> None:
+    pulling.registry.flowing.clear()
+    async with pulling.scene.worker(**pulling.environ):
+        await pulling.until_halfway()
+    pulling.registry.flowing.set()
+    async with pulling.scene.worker("--until-idle", **pulling.environ) as worker:
+        assert await worker.wait() == 0
+    await pulling.succeeded()
+    assert await pulling.scene.adoptions(pulling.job) == ["a"]
