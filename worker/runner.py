@@ -26,6 +26,7 @@ import anyio.to_thread
 import structlog
 
 from worker.containers import LABEL_DATABASE, LABEL_RUN, LABEL_WORKER, ContainerState, Image, Journal
+from worker.disk import RunDisk
 from worker.errors import ArtifactError, EngineError, EngineUnavailable, ImageMissing, LeaseLost, SpecError
 from worker.log_writer import LogWriter
 from worker.logs import LineAssembler
@@ -34,7 +35,7 @@ from worker.outcome import Ending, Outcome, Reason, Stop, decide, engine_failure
 from worker.redact import Redactor
 from worker.secrets import Secret, SecretsFolder
 from worker.spec import ArtifactRule, HostPolicy, RunSpec, resolve
-from worker.tasks import backoff, task_group
+from worker.tasks import backoff, task_group, unless
 
 T = TypeVar("T")
 
@@ -125,6 +126,7 @@ class Run:
         self._engine = host.engine
         self._why: Stop | None = None
         self._stopping = anyio.Event()
+        self.disk = RunDisk(self.stop)
         self._scope = anyio.CancelScope()
         self._redactor = Redactor()
         self.container_name = container_name(claim.run_id)
@@ -165,6 +167,7 @@ class Run:
         """Everything between start and complete. Raises ``LeaseLost`` only."""
         try:
             spec = resolve(self.claim, self._host.policy)
+            self.disk.limit = spec.disk_bytes
             container = self.claim.container_id  # made once in a run's life: one that is gone may have run
             if container is not None or await self._adopted():
                 await self._learn_secrets(spec, adopted=True)
@@ -218,17 +221,14 @@ class Run:
             return image
         await self._event("info", f"pulling image {reference}", {"image": reference})
 
-        async def give_up(scope: anyio.CancelScope) -> None:
-            await self._stopping.wait()
-            scope.cancel()
-
-        async with task_group() as tasks:
-            tasks.start_soon(give_up, tasks.cancel_scope)
+        async def pull() -> None:
+            nonlocal image
             await self._patiently(self._engine.pull, reference)
             image = await self._patiently(self._engine.image, reference)
             if image is None:
                 raise ImageMissing(reference, "the registry's answer did not contain it")
-            tasks.cancel_scope.cancel()
+
+        await unless(self._stopping, pull)
         return image
 
     async def _create(self, spec: RunSpec, image: Image, secrets: Sequence[Secret]) -> str:
@@ -246,6 +246,7 @@ class Run:
             "cpus": spec.cpus,
             "memory_bytes": spec.memory_bytes,
             "pids": spec.pids,
+            "disk_bytes": spec.disk_bytes,
             "network": spec.network,
         }
         await self._event("info", "container created", {"container_id": container, **details, **limits})
@@ -255,6 +256,7 @@ class Run:
         """The container's life from its start on, with the log and the artifacts it leaves."""
         async with task_group() as tasks:
             tasks.start_soon(self._end_when_asked, container, spec.timeout_seconds)
+            tasks.start_soon(self._end_when_flooding, container)
             state = await self._pump(spec, container)
             tasks.cancel_scope.cancel()
         if state is None:
@@ -269,6 +271,9 @@ class Run:
             memory_bytes=spec.memory_bytes,
             timeout_seconds=spec.timeout_seconds,
             output_bytes=spec.output_bytes,
+            disk_bytes=spec.disk_bytes,
+            written_bytes=self.disk.written,
+            left_bytes=self.disk.left,
             artifacts_error=artifacts_error,
         )
         return decide(ending, self._why)
@@ -287,8 +292,14 @@ class Run:
                 return  # it ended in time; what takes long is storing what it said
             self.stop(Stop.TIMEOUT)
         self._log.info("stopping the container", why=self._why)
-        grace = 0 if self._why is Stop.OUTPUT else self._host.stop_grace_seconds  # every second of it fills the disk
+        fills_the_disk = self._why is Stop.OUTPUT or self.disk.flooding.is_set()
+        grace = 0 if fills_the_disk else self._host.stop_grace_seconds
         await self._patiently(self._engine.stop, container, grace)
+
+    async def _end_when_flooding(self, container: str) -> None:
+        """Kills the container that fills the disk, even while it has grace for another reason."""
+        await self.disk.flooding.wait()
+        await self._patiently(self._engine.stop, container, 0)
 
     async def _pump(self, spec: RunSpec, container: str) -> ContainerState | None:
         """Stores the journal until the container has exited and its last line is stored; None when it is gone."""
@@ -336,6 +347,7 @@ class Run:
                     chunk = await journal.receive()
                 if chunk:
                     await writer.put(lines.feed(chunk))
+                    self.disk.printed = lines.bytes
                     if lines.bytes > spec.output_bytes:  # what it prints from here on is not read: it may be endless
                         self.stop(Stop.OUTPUT)
                         await self._until_ended(container)
@@ -357,7 +369,17 @@ class Run:
             await anyio.sleep(ENDED_POLL_SECONDS)
 
     async def _collect(self, spec: RunSpec, container: str) -> str | None:
-        """Uploads what the container left; returns what went wrong, if anything did."""
+        """Uploads what the container left, unless it is a flood; returns what went wrong, if anything did."""
+        problem: str | None = "not collected, since it was too much for the disk"
+
+        async def collect() -> None:
+            nonlocal problem
+            problem = await self._upload(spec, container)
+
+        await unless(self.disk.flooding, collect)
+        return problem
+
+    async def _upload(self, spec: RunSpec, container: str) -> str | None:
 
         async def on_artifact(artifact: Artifact) -> None:
             await self._host.queue.add_artifact(self.claim.run_id, artifact)
