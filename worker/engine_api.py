@@ -21,7 +21,8 @@ import urllib3
 from docker.types import CancellableStream
 from docker.utils import version_gte
 
-from worker.errors import EngineError, EngineUnavailable, ImageMissing
+from worker.errors import ConfigurationError, EngineError, EngineUnavailable, ImageMissing
+from worker.settings import ENGINE_EXPECTED
 
 T = TypeVar("T")
 
@@ -36,7 +37,10 @@ class EngineApi:
     """Clients of one engine; at most ``calls`` of them wait for an answer at once."""
 
     def __init__(self, docker_host: str | None, *, calls: int) -> None:
+        """Raises ``ConfigurationError`` for ssh in ``DOCKER_HOST``; the settings refuse it in their own."""
         self.host = docker_host or os.environ.get("DOCKER_HOST")
+        if self.host and self.host.startswith("ssh://"):
+            raise ConfigurationError(f"DOCKER_HOST: {ENGINE_EXPECTED}")
         self._clients: list[docker.APIClient] = []
         self._version: str | None = None
         self._calls = anyio.CapacityLimiter(calls)
@@ -84,7 +88,6 @@ class EngineApi:
                 version=self._version or "auto",
                 timeout=API_TIMEOUT,
                 num_pools=1,  # for Unix sockets the SDK keeps a pool, and so a socket, for each URL
-                use_ssh_client=bool(host and host.startswith("ssh://")),
             )
         except docker.errors.DockerException as error:
             raise EngineUnavailable(

@@ -32,6 +32,7 @@ from worker.images import check_pattern
 from worker.units import parse_size, shown_size
 
 PREFIX = "OPS_WORKER_"
+ENGINE_EXPECTED = "expected unix:///path or tcp://host:port; for ssh, forward the socket (ssh -L)"
 _MOST_PORT = 65_535
 _SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 COMMANDS = "db migrate | db status | db verify | db rollback [VERSION] | db create-worker NAME [-] | prune"
@@ -68,8 +69,8 @@ def _database_url(value: SecretStr) -> SecretStr:
 
 
 def _docker_host(value: str | None) -> str | None:
-    if value is not None and not value.startswith(("unix://", "tcp://", "http://", "https://", "ssh://")):
-        raise ValueError("expected unix:///path, tcp://host:port or ssh://user@host")
+    if value is not None and not value.startswith(("unix://", "tcp://", "http://", "https://")):
+        raise ValueError(ENGINE_EXPECTED)
     return value
 
 

@@ -322,6 +322,14 @@ async def test_a_database_that_comes_up_later_is_found(tmp_path: Path) -> None:
             assert await worker.wait() == 0
 
 
+def test_an_engine_over_ssh_is_refused_with_the_way_to_reach_it(db_url: str, tmp_path: Path) -> None:
+    store = (tmp_path / "store").as_uri()
+    done = ops_worker("--artifact-store", store, OPS_WORKER_DATABASE_URL=db_url, DOCKER_HOST="ssh://build")
+    assert done.returncode == 2
+    (line,) = complaints(done)
+    assert "DOCKER_HOST: expected unix:///path or tcp://host:port; for ssh, forward the socket" in line
+
+
 @pytest.mark.parametrize("address", ["unix:///no/such/docker.sock", "tcp://127.0.0.1:9"])
 def test_an_engine_out_of_reach_is_one_line_and_exit_code_one(db_url: str, tmp_path: Path, address: str) -> None:
     argv = ("--until-idle", "--docker-host", address, "--artifact-store", (tmp_path / "store").as_uri())

@@ -171,6 +171,11 @@ def test_the_version_is_a_flag_alone() -> None:
         ("poll_interval", "inf", "expected a number above 0, got 'inf'"),
         ("drain_timeout", "soon", "expected a number above 0, got 'soon'"),
         (
+            "docker_host",
+            "ssh://build",
+            "expected unix:///path or tcp://host:port; for ssh, forward the socket (ssh -L), got 'ssh://build'",
+        ),
+        (
             "default_memory",
             "lots",
             "expected bytes or a size such as 512m or 2g, above 0 and not above 1024t, got 'lots'",
