@@ -26,7 +26,7 @@ from worker import __version__, database_cli, systemd
 from worker.artifacts import ArtifactStore
 from worker.containers import Engine
 from worker.daemon import Daemon, Pace
-from worker.disk import shortage
+from worker.disk import Disk
 from worker.errors import ConfigurationError, DatabaseUnavailable, EngineError, EngineUnavailable, OpsError, Refused
 from worker.models import WorkerIdentity
 from worker.queue import Queue
@@ -141,9 +141,8 @@ async def work(settings: Settings, dsn: str) -> int:
             max_log_bytes=settings.max_log,
             secrets=secrets,
         )
-        disks = [folder for folder in (store.folder, engine.local_folder(facts)) if folder is not None]
-        short = partial(shortage, disks, settings.min_free_disk)
-        await Daemon(host, queue, engine, metrics, _pace(settings), short).run()
+        disk = Disk(engine.local_folder(facts), store.folder, settings.min_free_disk)
+        await Daemon(host, queue, engine, metrics, _pace(settings), disk).run()
         with anyio.move_on_after(UNREGISTER_SECONDS):
             await queue.unregister()
     log.info("worker stopped")
@@ -235,6 +234,8 @@ def _policy(settings: Settings) -> HostPolicy:
         max_timeout=settings.max_timeout,
         default_output=settings.default_output,
         max_output=settings.max_output,
+        default_disk=settings.default_disk,
+        max_disk=settings.max_disk,
     )
 
 

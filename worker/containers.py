@@ -26,7 +26,8 @@ import docker.utils
 import requests
 from docker.types import LogConfig
 
-from worker.engine_api import BROKEN, Body, EngineApi, cut, get, logs, translated
+from worker.disk import Written
+from worker.engine_api import BROKEN, Body, EngineApi, cut, disk_usage, get, logs, translated
 from worker.errors import EngineError, ImageMissing
 from worker.images import ImageName, digest_of
 from worker.outcome import ENGINE_STOP_SIGNAL
@@ -318,6 +319,20 @@ class Engine:
         filters = {"label": [f"{LABEL_DATABASE}={database_id}", LABEL_RUN]}
         found = await self._api.call(lambda client: client.containers(all=True, filters=filters), abandon=True)
         return {uuid.UUID(item["Labels"][LABEL_RUN]) for item in found}
+
+    async def written(self) -> dict[str, Written]:
+        """What the containers of runs hold on the engine's disk, by run id: of all workers and databases."""
+        usage = await self._api.call(disk_usage, abandon=True)
+        volumes = {volume["Name"]: (volume.get("UsageData") or {}).get("Size", 0) for volume in usage["Volumes"] or ()}
+        return {
+            container["Labels"][LABEL_RUN]: Written(
+                container.get("SizeRw", 0)
+                + sum(max(0, volumes.get(mount.get("Name"), 0)) for mount in container["Mounts"]),
+                running=container["State"] == "running",
+            )
+            for container in usage["Containers"] or ()
+            if LABEL_RUN in (container["Labels"] or {})
+        }
 
     async def last_entry(self, container_id: str) -> bytes:
         """The last entry of the journal as the log endpoint frames it, to check that a reader saw the end."""

@@ -21,6 +21,7 @@ from anyio.abc import TaskGroup
 
 from worker import systemd
 from worker.containers import Engine
+from worker.disk import Disk, DiskGuard
 from worker.errors import DiskShort, EngineError, EngineUnavailable, LeaseLost, Refused
 from worker.models import Claim
 from worker.outcome import Stop
@@ -36,6 +37,10 @@ CLAIM_SECONDS = 2.0
 
 SWEEP_SECONDS = 60.0
 """How often leftovers are looked for: dead workers' leases in the database, containers on the engine."""
+
+
+DISK_SECONDS = 0.25
+"""How often the free room is looked at: a disk may write a gigabyte a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +69,17 @@ class Daemon:
         engine: Engine,
         metrics: Metrics,
         pace: Pace,
-        shortage: Callable[[], str | None],
+        disk: Disk,
     ) -> None:
         self._host = host
         self._queue = queue
         self._engine = engine
         self._metrics = metrics
         self._pace = pace
-        self._shortage = shortage
+        self._disk = disk
         self._short = False
         self._runs: dict[uuid.UUID, Run] = {}
+        self._guard = DiskGuard(disk, engine, self._runs)
         self._unknown: set[uuid.UUID] = set()
         self._wake = anyio.Event()
         self._draining = anyio.Event()
@@ -85,7 +91,7 @@ class Daemon:
             async with task_group() as background:
                 background.start_soon(self._stop_on, signals, background.cancel_scope)
                 background.start_soon(self._heartbeats, background.cancel_scope)
-                for loop in (self._listen, self._sweeps, self._watchdog, self._end_claims):
+                for loop in (self._listen, self._sweeps, self._watch_disk, self._watchdog, self._end_claims):
                     background.start_soon(loop)
                 systemd.notify("READY=1", "STATUS=waiting for runs")
                 async with task_group() as runs:
@@ -116,7 +122,7 @@ class Daemon:
 
     def _has_disk(self) -> bool:
         """Whether there is room for another run. Raises ``DiskShort`` where nobody would wait for it."""
-        why = self._shortage()
+        why = self._disk.shortage()
         if why is not None and self._pace.until_idle and not self._runs:
             raise DiskShort(f"nothing is claimed: {why}")
         if why is not None and not self._short:
@@ -240,6 +246,9 @@ class Daemon:
             await self.look_around()
 
         await _every(min(SWEEP_SECONDS, self._pace.lease / 3), sweep)
+
+    async def _watch_disk(self) -> None:
+        await _every(DISK_SECONDS, self._guard.look)
 
     async def _listen(self) -> None:
         """Subscribes, and again whenever the connection was lost; polling goes on all the while.

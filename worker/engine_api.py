@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -19,8 +19,10 @@ import docker.utils
 import requests
 import urllib3
 from docker.types import CancellableStream
+from docker.utils import version_gte
 
-from worker.errors import EngineError, EngineUnavailable, ImageMissing
+from worker.errors import ConfigurationError, EngineError, EngineUnavailable, ImageMissing
+from worker.settings import ENGINE_EXPECTED
 
 T = TypeVar("T")
 
@@ -35,7 +37,10 @@ class EngineApi:
     """Clients of one engine; at most ``calls`` of them wait for an answer at once."""
 
     def __init__(self, docker_host: str | None, *, calls: int) -> None:
+        """Raises ``ConfigurationError`` for ssh in ``DOCKER_HOST``; the settings refuse it in their own."""
         self.host = docker_host or os.environ.get("DOCKER_HOST")
+        if self.host and self.host.startswith("ssh://"):
+            raise ConfigurationError(f"DOCKER_HOST: {ENGINE_EXPECTED}")
         self._clients: list[docker.APIClient] = []
         self._version: str | None = None
         self._calls = anyio.CapacityLimiter(calls)
@@ -87,7 +92,6 @@ class EngineApi:
                 version=self._version or "auto",
                 timeout=API_TIMEOUT,
                 num_pools=1,  # for Unix sockets the SDK keeps a pool, and so a socket, for each URL
-                use_ssh_client=bool(host and host.startswith("ssh://")),
             )
         except docker.errors.DockerException as error:
             raise EngineUnavailable(
@@ -128,6 +132,24 @@ def cut(response: requests.Response) -> None:
 def logs(client: docker.APIClient, container_id: str, params: dict[str, int]) -> requests.Response:
     """The raw response of the log endpoint: ``APIClient.logs`` throws the stream of each frame away."""
     return get(client, container_id, "logs", {"stdout": 1, "stderr": 1, "timestamps": 1, **params}, endless=True)
+
+
+def disk_usage(client: docker.APIClient) -> dict[str, Any]:
+    """What containers and volumes hold on the engine's disk; it walks through all of their files.
+
+    Raises ``EngineError``, also on engines before 23.0 when somebody else is asking the same.
+    """
+    # From 1.53 on the answer is another; before 1.42 ``type`` means nothing.
+    version = _LAST_PLAIN_USAGE if version_gte(client.api_version, _LAST_PLAIN_USAGE) else client.api_version
+    url = f"{client.base_url}/v{version}/system/df"
+    response: requests.Response = client.get(url, params={"type": ["container", "volume"]}, timeout=API_TIMEOUT)
+    if not response.ok:
+        raise EngineError(response.status_code, response.text)
+    usage: dict[str, Any] = response.json()
+    return usage
+
+
+_LAST_PLAIN_USAGE = "1.51"
 
 
 def get(

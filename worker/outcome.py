@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from worker.errors import EngineError
-from worker.units import shown_size
+from worker.units import rounded_size, shown_size
 
 ENGINE_STOP_SIGNAL = 44
 """Sent to a container by an engine that is being stopped, and by ``docker stop``: SIGRTMIN + 10, which no program takes
@@ -22,6 +22,8 @@ class Stop(StrEnum):
     CANCEL = "cancel"
     TIMEOUT = "timeout"
     OUTPUT = "output"
+    DISK = "disk"
+    DISK_LIMIT = "disk_limit"
 
 
 class Reason(StrEnum):
@@ -36,6 +38,7 @@ class Reason(StrEnum):
     OUT_OF_MEMORY = "out_of_memory"
     TIMEOUT = "timeout"
     OUTPUT_LIMIT = "output_limit"
+    DISK_LIMIT = "disk_limit"
     CANCELED = "canceled"
     WORKFLOW_DISABLED = "workflow_disabled"
     PROJECT_ARCHIVED = "project_archived"
@@ -75,6 +78,10 @@ class Ending:
     memory_bytes: int
     timeout_seconds: float
     output_bytes: int
+    disk_bytes: int
+    written_bytes: int
+    """What it held on the engine's disk when it was ended for that, and what was then left of the disk."""
+    left_bytes: int
     artifacts_error: str | None
 
 
@@ -88,14 +95,8 @@ def decide(ending: Ending, stop: Stop | None) -> Outcome:
     if ending.artifacts_error is not None:
         details["artifacts_error"] = ending.artifacts_error
     code = ending.exit_code or None
-    if stop is Stop.CANCEL:
-        return Outcome(code, Reason.CANCELED, "canceled on request", details)
-    if stop is Stop.TIMEOUT:
-        message = f"ran beyond its time limit of {ending.timeout_seconds:.12g} s (timeout_seconds)"
-        return Outcome(code, Reason.TIMEOUT, message, details)
-    if stop is Stop.OUTPUT:
-        message = f"stopped: it printed more than {shown_size(ending.output_bytes)} (resources.output)"
-        return Outcome(code, Reason.OUTPUT_LIMIT, message, details)
+    if stop is not None:
+        return _stopped(ending, stop, details)
     if ending.oom_killed:
         # The kernel may kill a child while the main process goes on to exit 0 (docs/run-lifecycle.md).
         details["memory_bytes"] = ending.memory_bytes
@@ -115,6 +116,29 @@ def decide(ending: Ending, stop: Stop | None) -> Outcome:
         message = f"the program succeeded, but its artifacts could not be stored: {ending.artifacts_error}"
         return Outcome(None, reason, message, details)
     return Outcome(0, Reason.SUCCEEDED)
+
+
+def _stopped(ending: Ending, stop: Stop, details: dict[str, Any]) -> Outcome:
+    code = ending.exit_code or None
+    if stop is Stop.CANCEL:
+        return Outcome(code, Reason.CANCELED, "canceled on request", details)
+    if stop is Stop.TIMEOUT:
+        message = f"ran beyond its time limit of {ending.timeout_seconds:.12g} s (timeout_seconds)"
+        return Outcome(code, Reason.TIMEOUT, message, details)
+    if stop is Stop.OUTPUT:
+        message = f"stopped: it printed more than {shown_size(ending.output_bytes)} (resources.output)"
+        return Outcome(code, Reason.OUTPUT_LIMIT, message, details)
+    details["written_bytes"] = ending.written_bytes
+    written = rounded_size(ending.written_bytes)
+    if stop is Stop.DISK_LIMIT:
+        message = f"stopped: it wrote {written} to the disk, more than {shown_size(ending.disk_bytes)} (resources.disk)"
+        return Outcome(code, Reason.DISK_LIMIT, message, details)
+    details["left_bytes"] = ending.left_bytes
+    left = rounded_size(ending.left_bytes)
+    message = (
+        f"stopped: the disk of its host was nearly full, {left} left, and of all runs it had written most, {written}"
+    )
+    return Outcome(code, Reason.DISK_FULL, message, details)
 
 
 def engine_failure(error: EngineError) -> Outcome:

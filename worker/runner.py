@@ -34,6 +34,7 @@ from worker.containers import (
     Image,
     Journal,
 )
+from worker.disk import RunDisk
 from worker.errors import ArtifactError, EngineError, EngineUnavailable, ImageMissing, LeaseLost, SpecError
 from worker.log_writer import LogWriter
 from worker.logs import LineAssembler
@@ -42,7 +43,7 @@ from worker.outcome import Ending, Outcome, Reason, Stop, decide, engine_failure
 from worker.redact import Redactor
 from worker.secrets import Secret, SecretsFolder
 from worker.spec import ArtifactRule, HostPolicy, RunSpec, Supervision, resolve
-from worker.tasks import backoff, task_group
+from worker.tasks import backoff, task_group, unless
 
 T = TypeVar("T")
 
@@ -137,6 +138,7 @@ class Run:
         self._engine = host.engine
         self._why: Stop | None = None
         self._stopping = anyio.Event()
+        self.disk = RunDisk(self.stop)
         self._scope = anyio.CancelScope()
         self._redactor = Redactor()
         self.container_name = container_name(claim.run_id, host.database_id)
@@ -193,6 +195,7 @@ class Run:
                 if image is None:
                     return Outcome(None, Reason.CANCELED, "canceled before its container was created")
                 container = await self._create(spec, image, secrets)
+            self.disk.limit = supervision.disk_bytes
             if self._why is None:
                 await self._patiently(self._engine.start, container)
             return await self._supervise(supervision, container)
@@ -239,17 +242,14 @@ class Run:
             return image
         await self._event("info", f"pulling image {reference}", {"image": reference})
 
-        async def give_up(scope: anyio.CancelScope) -> None:
-            await self._stopping.wait()
-            scope.cancel()
-
-        async with task_group() as tasks:
-            tasks.start_soon(give_up, tasks.cancel_scope)
+        async def pull() -> None:
+            nonlocal image
             await self._patiently(self._engine.pull, reference)
             image = await self._patiently(self._engine.image, reference)
             if image is None:
                 raise ImageMissing(reference, "the registry's answer did not contain it")
-            tasks.cancel_scope.cancel()
+
+        await unless(self._stopping, pull)
         return image
 
     async def _create(self, spec: RunSpec, image: Image, secrets: Sequence[Secret]) -> str:
@@ -268,6 +268,7 @@ class Run:
             "cpus": spec.cpus,
             "memory_bytes": spec.memory_bytes,
             "pids": spec.pids,
+            "disk_bytes": spec.disk_bytes,
             "network": spec.network,
         }
         await self._event("info", "container created", {"container_id": container, **details, **limits})
@@ -277,6 +278,7 @@ class Run:
         """The container's life from its start on, with the log and the artifacts it leaves."""
         async with task_group() as tasks:
             tasks.start_soon(self._end_when_asked, container, supervision.timeout_seconds)
+            tasks.start_soon(self._end_when_flooding, container)
             state = await self._pump(container, supervision.output_bytes)
             tasks.cancel_scope.cancel()
         if state is None:
@@ -293,6 +295,9 @@ class Run:
             memory_bytes=supervision.memory_bytes,
             timeout_seconds=supervision.timeout_seconds,
             output_bytes=supervision.output_bytes,
+            disk_bytes=supervision.disk_bytes,
+            written_bytes=self.disk.written,
+            left_bytes=self.disk.left,
             artifacts_error=artifacts_error,
         )
         return decide(ending, self._why)
@@ -311,8 +316,14 @@ class Run:
                 return  # it ended in time; what takes long is storing what it said
             self.stop(Stop.TIMEOUT)
         self._log.info("stopping the container", why=self._why)
-        grace = 0 if self._why is Stop.OUTPUT else self._host.stop_grace_seconds  # every second of it fills the disk
+        fills_the_disk = self._why is Stop.OUTPUT or self.disk.flooding.is_set()
+        grace = 0 if fills_the_disk else self._host.stop_grace_seconds
         await self._patiently(self._engine.stop, container, grace)
+
+    async def _end_when_flooding(self, container: str) -> None:
+        """Kills the container that fills the disk, even while it has grace for another reason."""
+        await self.disk.flooding.wait()
+        await self._patiently(self._engine.stop, container, 0)
 
     async def _pump(self, container: str, output_bytes: int) -> ContainerState | None:
         """Stores the journal until the container has exited and its last line is stored; None when it is gone."""
@@ -375,6 +386,7 @@ class Run:
                     self._heard = datetime.now(UTC)
                 if chunk:
                     await writer.put(lines.feed(chunk))
+                    self.disk.printed = lines.output
                     if lines.output > output_bytes:  # what it prints from here on is not read: it may be endless
                         self.stop(Stop.OUTPUT)
                         await self._until_ended(container)
@@ -396,7 +408,17 @@ class Run:
             await anyio.sleep(ENDED_POLL_SECONDS)
 
     async def _collect(self, container: str, rules: Sequence[ArtifactRule]) -> str | None:
-        """Uploads what the container left; returns what went wrong, if anything did."""
+        """Uploads what the container left, unless it is a flood; returns what went wrong, if anything did."""
+        problem: str | None = "not collected, since it was too much for the disk"
+
+        async def collect() -> None:
+            nonlocal problem
+            problem = await self._upload(container, rules)
+
+        await unless(self.disk.flooding, collect)
+        return problem
+
+    async def _upload(self, container: str, rules: Sequence[ArtifactRule]) -> str | None:
 
         async def on_artifact(artifact: Artifact) -> None:
             await self._host.queue.add_artifact(self.claim.run_id, artifact)

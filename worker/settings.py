@@ -32,6 +32,7 @@ from worker.images import check_pattern
 from worker.units import parse_size, shown_size
 
 PREFIX = "OPS_WORKER_"
+ENGINE_EXPECTED = "expected unix:///path or tcp://host:port; for ssh, forward the socket (ssh -L)"
 _MOST_PORT = 65_535
 _SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 COMMANDS = "db migrate | db status | db verify | db rollback [VERSION] | db create-worker NAME [-] | prune"
@@ -68,8 +69,8 @@ def _database_url(value: SecretStr) -> SecretStr:
 
 
 def _docker_host(value: str | None) -> str | None:
-    if value is not None and not value.startswith(("unix://", "tcp://", "http://", "https://", "ssh://")):
-        raise ValueError("expected unix:///path, tcp://host:port or ssh://user@host")
+    if value is not None and not value.startswith(("unix://", "tcp://", "http://", "https://")):
+        raise ValueError(ENGINE_EXPECTED)
     return value
 
 
@@ -162,8 +163,16 @@ class Settings(BaseSettings):
     max_pids: Count | None = _setting(None, "N", "processes that a workflow may ask for at most")
     default_output: Size = _setting(2 * 2**30, "SIZE", "that a run which does not say may print before it is stopped")
     max_output: Size | None = _setting(None, "SIZE", "that a workflow may ask for at most")
+    default_disk: Size = _setting(
+        20 * 2**30, "SIZE", "that a run which does not say may write to the engine's disk before it is stopped"
+    )
+    max_disk: Size | None = _setting(None, "SIZE", "that a workflow may ask for at most")
     max_log: Size = _setting(64 * 2**20, "SIZE", "of a run's output that is stored, and its end; the rest is counted")
-    min_free_disk: Size = _setting(2**30, "SIZE", "below which, on the disk of engine or artifacts, nothing is claimed")
+    min_free_disk: Size = _setting(
+        2**30,
+        "SIZE",
+        "below which, on the disk of engine or artifacts, nothing is claimed, and the run that wrote most is ended",
+    )
 
     artifact_store: str = _setting(
         "file:///var/lib/ops-worker/artifacts",
@@ -205,7 +214,10 @@ _SECTIONS = {
 }
 """The headings of the help, each above the setting that it names."""
 
-_SIZES = frozenset({"default_memory", "max_memory", "default_output", "max_output", "max_log", "min_free_disk"})
+_SIZES = frozenset(
+    {f"{bound}_{what}" for bound in ("default", "max") for what in ("memory", "output", "disk")}
+    | {"max_log", "min_free_disk"}
+)
 _FLAG_ONLY = frozenset({"verb", "version", "dry_run"})
 _SECRET = frozenset({"database_url"})
 
@@ -350,7 +362,7 @@ _BOUNDS = {"minimum": "of at least {}", "exclusiveMinimum": "above {:g}", "maxim
 
 def _contradictions(settings: Settings) -> Iterator[str]:
     """A default that was set above the maximum (one that was not set follows it); the worker's own secrets on offer."""
-    for what in ("timeout", "cpus", "memory", "pids", "output"):
+    for what in ("timeout", "cpus", "memory", "pids", "output", "disk"):
         default, most = getattr(settings, f"default_{what}"), getattr(settings, f"max_{what}")
         if most is not None and default > most and f"default_{what}" in settings.model_fields_set:
             shown = _shown(f"max_{what}", default), _shown(f"max_{what}", most)

@@ -111,6 +111,7 @@ class Resources(_Strict):
     memory: Annotated[Size, AfterValidator(_enough_memory)] | None = None
     pids: int | None = Field(None, ge=1, le=2**22)
     output: Size | None = None
+    disk: Size | None = None
 
 
 class ArtifactRule(_Strict):
@@ -190,6 +191,8 @@ class HostPolicy:
     max_timeout: float | None = None
     default_output: int = 2 * 2**30
     max_output: int | None = None
+    default_disk: int = 20 * 2**30
+    max_disk: int | None = None
 
 
 class Supervision(BaseModel):
@@ -203,6 +206,7 @@ class Supervision(BaseModel):
     timeout_seconds: float
     memory_bytes: int
     output_bytes: int
+    disk_bytes: int
     artifacts: tuple[ArtifactRule, ...]
     secrets: tuple[str, ...]
 
@@ -219,6 +223,7 @@ class RunSpec:
     memory_bytes: int
     pids: int
     output_bytes: int
+    disk_bytes: int
     network: str
     user: str | None
     read_only: bool
@@ -232,6 +237,7 @@ class RunSpec:
             timeout_seconds=self.timeout_seconds,
             memory_bytes=self.memory_bytes,
             output_bytes=self.output_bytes,
+            disk_bytes=self.disk_bytes,
             artifacts=self.artifacts,
             secrets=self.secrets,
         )
@@ -268,6 +274,7 @@ def resolve(claim: Claim, policy: HostPolicy) -> RunSpec:
         memory_bytes=_limit("resources.memory", limits.memory, policy.default_memory, policy.max_memory),
         pids=_limit("resources.pids", limits.pids, policy.default_pids, policy.max_pids),
         output_bytes=_limit("resources.output", limits.output, policy.default_output, policy.max_output),
+        disk_bytes=_limit("resources.disk", limits.disk, policy.default_disk, policy.max_disk),
         network=network,
         user=merged.user,
         read_only=merged.read_only or policy.read_only_root,
@@ -323,12 +330,15 @@ def _context(claim: Claim, options: RunOptions) -> dict[str, str]:
     }
 
 
+_SIZES = ("resources.memory", "resources.output", "resources.disk")
+
+
 def _limit(field: str, asked: N | None, default: N, maximum: N | None) -> N:
     """What was asked for, else the host's default; a maximum is never met in silence."""
     if asked is None:
         return default if maximum is None else min(default, maximum)
     if maximum is not None and asked > maximum:
-        size = shown_size if field in ("resources.memory", "resources.output") else "{:.12g}".format
+        size = shown_size if field in _SIZES else "{:.12g}".format
         message = f"{field}: {size(asked)} is more than this host allows, {size(maximum)}"
         raise SpecError("invalid_config", field, message)
     return asked

@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import anyio
@@ -25,3 +25,18 @@ async def task_group() -> AsyncIterator[TaskGroup]:
 def backoff(attempt: int, *, first: float = 0.1, cap: float = 5.0) -> float:
     """Seconds to wait before attempt ``attempt`` (from 0): exponential with jitter, at most ``cap``."""
     return random.uniform(first / 2, min(cap, first * math.pow(2, min(attempt, 16))))  # noqa: S311 - not a secret
+
+
+async def unless(event: anyio.Event, work: Callable[[], Awaitable[None]]) -> None:
+    """Does the work, but gives it up when the event comes first or meanwhile."""
+
+    async def give_up(scope: anyio.CancelScope) -> None:
+        await event.wait()
+        scope.cancel()
+
+    if event.is_set():
+        return
+    async with task_group() as tasks:
+        tasks.start_soon(give_up, tasks.cancel_scope)
+        await work()
+        tasks.cancel_scope.cancel()

@@ -19,6 +19,11 @@ def parse_size(value: object) -> int:
     return size
 
 
+def rounded_size(size: float) -> str:
+    """Bytes as one would say them."""
+    return f"{size / 2**20:,.0f}m"
+
+
 def shown_size(size: float) -> str:
     """Bytes as one would write them in a setting."""
     return f"{size / 2**30:.12g}g" if size % 2**30 == 0 else f"{size / 2**20:.12g}m"

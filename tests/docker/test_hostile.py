@@ -18,7 +18,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from tests.support.docker import PATIENCE, base_image, docker, new_plane
+from tests.support.docker import PATIENCE, Plane, base_image, docker, new_plane
 from tests.support.postgres import Cluster, run_sync
 
 pytestmark = pytest.mark.xdist_group("hostile")
@@ -200,7 +200,7 @@ def got(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @asynccontextmanager
 async def host_server() -> AsyncIterator[tuple[str, int]]:
-    """A server of this process on the bridge's own address: containers of the bridge reach it."""
+    """A server of this process, on the host's loopback and on the bridge's own address, with one port."""
     host = docker("network", "inspect", "bridge", "--format", "{{range .IPAM.Config}}{{.Subnet}}{{end}}")
     address = str(next(ipaddress.ip_network(host.strip()).hosts()))
 
@@ -208,7 +208,17 @@ async def host_server() -> AsyncIterator[tuple[str, int]]:
         writer.close()
 
     async with await asyncio.start_server(greet, address, 0) as server:
-        yield address, server.sockets[0].getsockname()[1]
+        port = server.sockets[0].getsockname()[1]
+        async with await asyncio.start_server(greet, "127.0.0.1", port):
+            yield address, port
+
+
+async def reached(plane: Plane, address: str, network: str, port: int) -> None:
+    """The control: where a run is on that network, the server that must not be reached is there."""
+    connects = f"import socket; socket.create_connection(({address!r}, {port}), 30); print('connected')"
+    run = await plane.python(connects, network=network)
+    await plane.until(run, "succeeded", "failed")
+    assert await plane.messages(run) == ["connected"], network
 
 
 async def attempts(url: str, folder: Path) -> dict[str, Any]:
@@ -219,7 +229,10 @@ async def attempts(url: str, folder: Path) -> dict[str, Any]:
     plane = await new_plane(db, url, base_image("python3", "python3-venv"), folder)
     waits = "cp /run/secrets/theirs /artifacts/theirs; echo up; while [ ! -e /tmp/go ]; do sleep 0.1; done"
     victim = await plane.shell(waits, secrets=["theirs"])
-    flags = ("--until-idle", "--concurrency", "3", "--secrets-dir", str(folder / "secrets"))
+    flags = (
+        "--until-idle", "--concurrency", "3", "--secrets-dir", str(folder / "secrets"),
+        "--allowed-networks", "none,bridge,host",
+    )  # fmt: skip
     try:
         async with plane.worker(*flags, AWS_SECRET_ACCESS_KEY=CANARIES["worker"]) as worker:
             await plane.until_logged(victim, "up")
@@ -230,12 +243,8 @@ async def attempts(url: str, folder: Path) -> dict[str, Any]:
                     "command": ["python3", "-c", ATTEMPTS, words, host, str(port)], "network": "none",
                     "read_only": True, "resources": {"memory": "128m", "pids": 64},
                 }))  # fmt: skip
-                reaches = f"import socket; socket.create_connection(({host!r}, {port}), 30); print('connected')"
-                control = await plane.python(reaches, network="bridge")
-                await plane.until(control, "succeeded", "failed")
-                assert await plane.messages(control) == ["connected"], (
-                    "the server that must not be reached is not there"
-                )
+                for control in ((host, "bridge"), ("127.0.0.1", "host")):
+                    await reached(plane, *control, port)
                 async with asyncio.timeout(PATIENCE):
                     await plane.until(hostile, "succeeded", "failed")
             await plane.release(victim)

@@ -14,11 +14,26 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import pytest
+
 from tests.support.docker import docker
 
 IMAGE = "tiny:1"
 START_SECONDS = 60
 _PROGRAMS = "sh seq sleep touch cat head yes mkdir rm ls dd"
+
+
+@contextmanager
+def small_disk(size: str) -> Iterator[Path]:
+    """A file system of that size."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting, and starting an engine, needs root")
+    with tempfile.TemporaryDirectory(prefix="ops-d-") as folder:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=True)
+        try:
+            yield Path(folder)
+        finally:
+            subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 class OwnEngine:

@@ -5,16 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import subprocess
-import tempfile
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.faults.engine import IMAGE, OwnEngine
+from tests.faults.engine import IMAGE, OwnEngine, small_disk
 from tests.faults.relay import Fate, http_error
 from tests.faults.scene import Scene, new_scene
 from tests.support.postgres import Cluster
@@ -22,26 +19,13 @@ from tests.support.postgres import Cluster
 # --- an engine of our own, filled up --------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def small_disk() -> Iterator[Path]:
-    """A file system of 40 MB."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting, and starting an engine, needs root")
-    with tempfile.TemporaryDirectory(prefix="ops-d-") as folder:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", folder], check=True)
-        try:
-            yield Path(folder)
-        finally:
-            subprocess.run(["umount", "--lazy", folder], check=True)
-
-
 async def test_a_full_disk_of_the_engine_ends_runs_saying_so_and_one_that_is_nearly_full_takes_none(
-    cluster: Cluster, image: str, tmp_path: Path, small_disk: Path
+    cluster: Cluster, image: str, tmp_path: Path
 ) -> None:
-    with OwnEngine(small_disk) as engine:
+    with small_disk("40m") as disk, OwnEngine(disk) as engine:
         engine.load_image(image)
         async with new_scene(cluster, IMAGE, tmp_path, engine.socket, own=True) as scene:
-            ballast = small_disk / "ballast"
+            ballast = disk / "ballast"
             await asyncio.to_thread(fill, ballast)
             os.truncate(ballast, ballast.stat().st_size - 8192)  # a worker claims nothing where nothing at all is left
             full = await scene.job(network="none")

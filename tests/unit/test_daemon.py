@@ -16,6 +16,7 @@ from anyio import wait_all_tasks_blocked
 from tests.unit.claims import make_claim
 from worker import daemon as module
 from worker.daemon import Daemon, Pace
+from worker.disk import NOTABLE, RunDisk, Written
 from worker.errors import DiskShort, EngineError, EngineUnavailable, LeaseLost, Refused
 from worker.models import Claim, Heartbeat
 from worker.outcome import Stop
@@ -33,6 +34,7 @@ class ScriptedRun:
     def __init__(self, claim: Claim, host: Host) -> None:
         self.claim = claim
         self.stops: list[Stop] = []
+        self.disk = RunDisk(self.stop)
         self.lost = False
         self.result: str | Exception | None = "succeeded"
         self.ended = anyio.Event()
@@ -130,6 +132,10 @@ class ScriptedEngine:
         self.containers: set[uuid.UUID] = set()
         self.done: list[tuple[str, str]] = []
         self.error: Exception | None = None
+        self.written_bytes: dict[str, Written] = {}
+
+    async def written(self) -> dict[str, Written]:
+        return self.written_bytes
 
     async def owned(self, database_id: uuid.UUID) -> set[uuid.UUID]:
         assert database_id == DATABASE
@@ -164,7 +170,13 @@ class World:
         )  # fmt: skip
         values = {"concurrency": 2, "until_idle": False, "lease": FOREVER, "poll": FOREVER, "drain": None} | changed
         engine = cast("Any", self.engine)
-        return Daemon(host, cast("Any", self.queue), engine, self.metrics, Pace(**values), lambda: self.short)
+        return Daemon(host, cast("Any", self.queue), engine, self.metrics, Pace(**values), cast("Any", self))
+
+    def shortage(self) -> str | None:
+        return self.short
+
+    def short_of(self) -> int | None:
+        return 1 if self.short else None
 
     @asynccontextmanager
     async def working(self, **pace: Any) -> AsyncIterator[Daemon]:
@@ -203,6 +215,8 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
 
     monkeypatch.setattr(module, "Run", made)
     monkeypatch.setattr(module, "backoff", lambda _: 0.0)
+    monkeypatch.setattr(module, "DISK_SECONDS", 0.01)
+    monkeypatch.setattr("worker.disk.SHORT_PAUSE", 0.0)
     return World(runs)
 
 
@@ -494,6 +508,19 @@ async def test_a_worker_that_runs_until_idle_does_not_wait_for_the_disk(world: W
         async with world.working(until_idle=True):
             await until(lambda: world.finished)
     assert raised.group_contains(DiskShort, match="10m left")
+
+
+async def test_while_runs_go_on_they_are_told_what_they_wrote_and_one_gives_way_to_the_rest(world: World) -> None:
+    greedy, modest = world.push(), world.push()
+    world.engine.written_bytes = {
+        str(greedy): Written(2 * NOTABLE, running=True),
+        str(modest): Written(1, running=True),
+    }
+    async with world.working():
+        assert (world.runs[greedy].stops, world.runs[modest].stops) == ([], [])
+        world.short = "10m left"
+        await until(lambda: world.runs[greedy].stops == [Stop.DISK])
+        assert world.runs[modest].stops == []
 
 
 # --- stopping -------------------------------------------------------------------------------------------------------

@@ -20,6 +20,9 @@ WELL = Ending(
     memory_bytes=512 * 2**20,
     timeout_seconds=60.0,
     output_bytes=2**20,
+    disk_bytes=2**30,
+    written_bytes=0,
+    left_bytes=0,
     artifacts_error=None,
 )
 
@@ -123,6 +126,19 @@ def test_what_the_worker_stopped_ended_by_that(exit_code: int, *, oom_killed: bo
     loud = ended(Stop.OUTPUT, exit_code=exit_code, oom_killed=oom_killed, output_bytes=2 * 2**30)
     assert (loud.exit_code, loud.reason) == (exit_code or None, "output_limit")
     assert loud.message == "stopped: it printed more than 2g (resources.output)"
+    greedy = ended(Stop.DISK_LIMIT, exit_code=exit_code, oom_killed=oom_killed, written_bytes=1500 * 2**20)
+    assert (greedy.exit_code, greedy.reason) == (exit_code or None, "disk_limit")
+    assert greedy.message == "stopped: it wrote 1,500m to the disk, more than 1g (resources.disk)"
+    assert greedy.details["written_bytes"] == 1500 * 2**20
+
+
+def test_a_run_that_had_to_give_way_says_how_much_it_wrote_and_what_was_left() -> None:
+    outcome = ended(Stop.DISK, exit_code=137, written_bytes=37 * 2**30, left_bytes=900 * 2**20)
+    assert (outcome.exit_code, outcome.reason) == (137, Reason.DISK_FULL)
+    assert outcome.message == (
+        "stopped: the disk of its host was nearly full, 900m left, and of all runs it had written most, 37,888m"
+    )
+    assert outcome.details == {"container_exit_code": 137, "written_bytes": 37 * 2**30, "left_bytes": 900 * 2**20}
 
 
 def test_artifacts_that_were_lost_too_are_in_the_details() -> None:

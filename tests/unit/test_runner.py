@@ -72,6 +72,8 @@ class ScriptedEngine:
         self.exit_code = 0
         self.lasts = False
         self.restarted = False
+        self.deaf = False
+        """Whether the program lets SIGTERM pass."""
         self.here = True
         self.pulls: Callable[[], Awaitable[None]] | None = None
         self.status: str | None = None
@@ -139,7 +141,7 @@ class ScriptedEngine:
     async def stop(self, container_id: str, grace_seconds: float) -> None:
         await self._call("stop")
         self.grace_seconds = grace_seconds
-        if self.status == "running":
+        if self.status == "running" and (grace_seconds == 0 or not self.deaf):
             self.exit_code = 143
             self.become("exited")
 
@@ -243,6 +245,7 @@ class ScriptedStore:
     def __init__(self) -> None:
         self.errors: list[Exception] = []
         self.warns: list[str] = []
+        self.waits: anyio.Event | None = None
         self.prefix = ""
         self.rules: Sequence[ArtifactRule] = ()
 
@@ -256,6 +259,8 @@ class ScriptedStore:
         redact: Callable[[str], str],
     ) -> int:
         self.prefix, self.rules = key_prefix, rules
+        if self.waits is not None:
+            await self.waits.wait()
         with archive():
             for message in self.warns:
                 await on_warning(message)
@@ -531,6 +536,57 @@ async def test_a_run_that_prints_too_much_is_ended_without_grace(world: World) -
     assert world.outcome == ("output_limit", 143)
     assert world.engine.grace_seconds == 0
     assert world.said == SAID[:1], "what comes after it is not read"
+
+
+async def test_a_run_that_must_give_way_is_ended_without_grace_and_without_its_artifacts(world: World) -> None:
+    world.engine.lasts = True
+    run = world.run()
+    async with world.executing(run) as result:
+        run.disk.give_way(2**30, left=2**20)
+    assert result == ["failed"]
+    assert world.outcome == ("disk_full", 143)
+    assert "1,024m" in world.message
+    assert world.engine.grace_seconds == 0
+    assert world.said == SAID
+    assert world.queue.artifacts == []
+    assert world.engine.status is None, "what it wrote goes with its container"
+
+
+async def test_a_run_that_writes_more_than_it_may_is_ended(world: World) -> None:
+    world.engine.lasts = True
+    run = world.run()
+    async with world.executing(run) as result:
+        run.disk.wrote(20 * 2**30)
+        await wait_all_tasks_blocked()
+        assert result == []
+        run.disk.wrote(20 * 2**30 + 1)
+    assert world.outcome == ("disk_limit", 143)
+    assert world.queue.artifacts == []
+
+
+async def test_a_flood_ends_a_container_in_the_grace_that_a_cancel_gave_it(world: World) -> None:
+    world.engine.lasts = world.engine.deaf = True
+    run = world.run()
+    async with world.executing(run) as result:
+        run.stop(Stop.CANCEL)
+        await wait_all_tasks_blocked()
+        assert result == []
+        run.disk.give_way(2**30, left=2**20)
+    assert world.outcome == ("canceled", 143)
+    assert world.engine.grace_seconds == 0
+    assert world.queue.artifacts == []
+
+
+async def test_a_flood_that_shows_while_artifacts_are_collected_ends_the_collection(world: World) -> None:
+    run = world.run()
+    world.store.waits = anyio.Event()
+    async with world.executing(run) as result:
+        assert result == []
+        run.disk.give_way(2**30, left=2**20)
+    assert world.outcome == ("disk_full", None)
+    assert world.queue.outcome is not None
+    assert "not collected" in world.queue.outcome.details["artifacts_error"]
+    assert world.queue.artifacts == []
 
 
 async def test_a_log_beyond_its_bound_is_cut_and_an_event_says_so(

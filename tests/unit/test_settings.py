@@ -78,6 +78,8 @@ def test_the_process_s_own_environment_is_the_default(monkeypatch: pytest.Monkey
         ("max_pids", "2048", 2048),
         ("default_output", "1g", 2**30),
         ("max_output", "4g", 2**32),
+        ("default_disk", "5g", 5 * 2**30),
+        ("max_disk", "50g", 50 * 2**30),
         ("max_log", "8m", 2**23),
         ("min_free_disk", "5g", 5 * 2**30),
         ("artifact_store", "s3://bucket/prefix", "s3://bucket/prefix"),
@@ -168,6 +170,11 @@ def test_the_version_is_a_flag_alone() -> None:
         ("poll_interval", "0", "expected a number above 0, got '0'"),
         ("poll_interval", "inf", "expected a number above 0, got 'inf'"),
         ("drain_timeout", "soon", "expected a number above 0, got 'soon'"),
+        (
+            "docker_host",
+            "ssh://build",
+            "expected unix:///path or tcp://host:port; for ssh, forward the socket (ssh -L), got 'ssh://build'",
+        ),
         (
             "default_memory",
             "lots",
