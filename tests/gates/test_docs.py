@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,9 @@ from worker.telemetry import Metrics
 
 DOCS = ("guide.md", "architecture.md", "run-lifecycle.md", "security.md", "upgrading-agent-tables.md", "coverage.md")
 COVERAGE = Document(ROOT / "docs" / "coverage.md")
+ARCHITECTURE = Document(ROOT / "docs" / "architecture.md")
 GUIDE = Document(ROOT / "docs" / "guide.md")
+SECURITY = Document(ROOT / "docs" / "security.md")
 LIFECYCLE = Document(ROOT / "docs" / "run-lifecycle.md")
 TABLES = (
     "projects", "workflows", "runs", "run_events", "run_artifacts", "run_logs", "tools", "upgrade_advisories",
@@ -74,6 +77,22 @@ def first_words(rows: list[list[str]]) -> set[str]:
 def test_every_metric_is_in_the_guide() -> None:
     documented = {row[0].partition("{")[0].removesuffix("_total") for row in GUIDE.table("name")}
     assert documented == {metric.name for metric in Metrics().registry.collect()}
+
+
+def test_every_row_policy_is_explained() -> None:
+    catalog = (ROOT / "sql" / "catalog.txt").read_text()
+    policies = set(re.findall(r"^policy ops\.\w+\.(\w+)", catalog, re.MULTILINE))
+    assert policies
+    assert first_words(SECURITY.table("policy")) == policies
+
+
+def test_the_architecture_lists_the_modules_as_imports_go() -> None:
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    layers = pyproject["tool"]["importlinter"]["contracts"][0]["layers"]
+    layer_of = {module: n for n, layer in enumerate(layers) for module in layer.split(" | ")}
+    listed = [module for row in ARCHITECTURE.table("module") for module in row[0].split(", ")]
+    assert sorted(listed) == sorted(layer_of)
+    assert listed == sorted(listed, key=layer_of.__getitem__)
 
 
 BROKEN = """\
