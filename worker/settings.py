@@ -62,14 +62,16 @@ def _database_url(value: SecretStr) -> SecretStr:
         raise ValueError("expected postgresql://user:password@host/database")
     if any(not port.isdecimal() or not 0 < int(port) <= _MOST_PORT for port in ports):
         raise ValueError("expected a port from 1 to 65535")
+    if any("=" not in field for field in url.query.split("&") if url.query):
+        raise ValueError("expected name=value behind the question mark")
     if any(mode not in _SSL_MODES for mode in modes):
         raise ValueError(f"expected an sslmode out of {', '.join(_SSL_MODES)}")
     return value
 
 
 def _docker_host(value: str | None) -> str | None:
-    if value is not None and not value.startswith(("unix://", "tcp://", "http://", "https://", "ssh://")):
-        raise ValueError("expected unix:///path, tcp://host:port or ssh://user@host")
+    if value is not None and not value.startswith(("unix://", "tcp://", "http://", "https://")):
+        raise ValueError("expected unix:///path or tcp://host:port")
     return value
 
 

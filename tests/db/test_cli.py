@@ -142,10 +142,12 @@ def surroundings() -> Iterator[Surroundings]:
         ("metrics_address", "nowhere", "host:port"),
         ("artifact_store", "ftp://somewhere", "file:///folder"),
         ("docker_host", "somewhere", ""),
+        ("docker_host", "ssh://somewhere", "unix:///path or tcp://"),
         ("database_url", f"mysql://worker:{SECRET}@127.0.0.1/ops", "postgresql://"),
         ("database_url", f"postgresql://worker:{SECRET}@127.0.0.1:99999/ops", ""),
         ("database_url", f"postgresql://worker:{SECRET}@127.0.0.1:port/ops", ""),
         ("database_url", f"postgresql://worker:{SECRET}@127.0.0.1/ops?sslmode=perhaps", ""),
+        ("database_url", f"postgresql://worker:1?{SECRET}@127.0.0.1/ops", "name=value"),
     ],
 )
 def test_a_bad_value_is_one_line_and_nothing_is_touched(
