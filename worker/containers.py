@@ -379,6 +379,7 @@ class Engine:
                 version=self._version or "auto",
                 timeout=API_TIMEOUT,
                 num_pools=1,  # for Unix sockets the SDK keeps a pool, and so a socket, for each URL
+                use_ssh_client=bool(host and host.startswith("ssh://")),
             )
         except docker.errors.DockerException as error:
             raise EngineUnavailable(
