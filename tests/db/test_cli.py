@@ -22,15 +22,11 @@ import pytest
 
 from tests.support.docker import PATIENCE, ROOT, WorkerProcess
 from tests.support.postgres import Cluster
+from tests.support.scripts import environ_of
 from worker.settings import Settings
 
 SECRET = "hunter22"  # noqa: S105 - what must not be seen
 MIGRATIONS = [path.name for path in sorted((ROOT / "sql" / "migrations").glob("*.sql"))]
-
-
-def environ_of(**environ: str) -> dict[str, str]:
-    """The tests' environment without settings of a worker, and these."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("OPS_WORKER_")} | environ
 
 
 def ops_worker(*argv: str, stdin: str = "", **environ: str) -> subprocess.CompletedProcess[str]:

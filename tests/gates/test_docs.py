@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.docker import ROOT
 from tests.support.markdown import Document, broken_links, files, missing
+from tests.support.schema import TABLES
 from worker.outcome import Reason
 from worker.telemetry import Metrics
 
@@ -19,10 +20,6 @@ ARCHITECTURE = Document(ROOT / "docs" / "architecture.md")
 GUIDE = Document(ROOT / "docs" / "guide.md")
 SECURITY = Document(ROOT / "docs" / "security.md")
 LIFECYCLE = Document(ROOT / "docs" / "run-lifecycle.md")
-TABLES = (
-    "projects", "workflows", "runs", "run_events", "run_artifacts", "run_logs", "tools", "upgrade_advisories",
-    "project_memberships",
-)  # fmt: skip
 FUNCTIONS = (
     "claim_next_run(worker_id)", "start_workflow_run(run_id, worker_id)",
     "complete_workflow_run(run_id, exit_code, error)", "append_run_log(run_id, level, message, metadata)",

@@ -24,6 +24,9 @@ FINAL = ("succeeded", "failed", "canceled")
 HOST_PASSWORD = "hunter22-of-the-host"  # noqa: S105 - what no worker may print
 PATIENCE = 120.0
 """Seconds after which a test gives up waiting; nothing is asserted about time."""
+UNTIL_RELEASED = "while [ ! -e /tmp/go ]; do sleep 0.1; done"
+"""Shell in a container: waits for ``Plane.release``."""
+WAITS = f"echo up; {UNTIL_RELEASED}; echo down"
 
 
 @dataclass
