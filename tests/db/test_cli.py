@@ -20,7 +20,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from tests.support.docker import PATIENCE, ROOT, WorkerProcess
+from tests.support.docker import PATIENCE, ROOT, WorkerProcess, worker_process
 from tests.support.postgres import Cluster
 from tests.support.scripts import environ_of
 from worker.settings import Settings
@@ -42,17 +42,8 @@ async def started(folder: Path, *argv: str, **environ: str) -> AsyncIterator[Wor
     """A worker that stays, killed at the end of the block if it still lives."""
     output = folder / "worker.log"
     settings = {"OPS_WORKER_ARTIFACT_STORE": (folder / "store").as_uri(), "OPS_WORKER_LOG_FORMAT": "json"}
-    with output.open("wb") as sink:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "worker", *argv,
-            cwd=ROOT, env=environ_of(**settings, **environ), stdout=sink, stderr=sink,
-        )  # fmt: skip
-    try:
-        yield WorkerProcess(process, output)
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+    async with worker_process(output, "worker", *argv, env=environ_of(**settings, **environ)) as worker:
+        yield worker
 
 
 async def until_waits_for(worker: WorkerProcess, what: str) -> dict[str, Any]:

@@ -66,6 +66,23 @@ class WorkerProcess:
         return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
+@asynccontextmanager
+async def worker_process(
+    output: Path, program: str, *argv: str, env: Mapping[str, str]
+) -> AsyncIterator[WorkerProcess]:
+    """A module of ours as a process that writes to that file, killed at the end of the block if it still lives."""
+    with output.open("wb") as sink:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", program, *argv, cwd=ROOT, env=env, stdout=sink, stderr=sink
+        )
+    try:
+        yield WorkerProcess(process, output)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
 @dataclass
 class Plane:
     """A database with one project, and the workers on it: each logs in with the role of a build host.
@@ -142,17 +159,8 @@ class Plane:
             "OPS_WORKER_POLL_INTERVAL": "0.5",
             "OPS_WORKER_STOP_GRACE": "2",
         }
-        with output.open("wb") as sink:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", self.program, *flags,
-                cwd=ROOT, env={**os.environ, **settings, **environ}, stdout=sink, stderr=sink,
-            )  # fmt: skip
-        try:
-            yield WorkerProcess(process, output)
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
+        async with worker_process(output, self.program, *flags, env={**os.environ, **settings, **environ}) as worker:
+            yield worker
 
     async def work(self, *flags: str, **environ: str) -> WorkerProcess:
         """Runs a worker until the queue is empty, and expects it to leave in peace."""
