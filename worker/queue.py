@@ -1,4 +1,4 @@
-"""The queue in PostgreSQL: one method per ``ops.*`` function, and the only SQL text of the worker.
+"""The queue in PostgreSQL: one method per ``ops.*`` function, and the only SQL of the daemon.
 
 A call that meets a passing fault (connection cut, server restarting, failover, too many connections, deadlock) is made
 again, for as long as it takes. That is safe: the functions recognise what the same instance already did, so an

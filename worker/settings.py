@@ -63,6 +63,8 @@ def _database_url(value: SecretStr) -> SecretStr:
         raise ValueError("expected postgresql://user:password@host/database")
     if any(not port.isdecimal() or not 0 < int(port) <= _MOST_PORT for port in ports):
         raise ValueError("expected a port from 1 to 65535")
+    if any("=" not in field for field in url.query.split("&") if url.query):
+        raise ValueError("expected name=value behind the question mark")
     if any(mode not in _SSL_MODES for mode in modes):
         raise ValueError(f"expected an sslmode out of {', '.join(_SSL_MODES)}")
     return value

@@ -13,10 +13,6 @@ from tests.conftest import Connect
 from tests.db.world import World, call, new_project
 from worker import roles
 
-TABLES = (
-    "projects", "workflows", "runs", "run_events", "run_artifacts", "run_logs", "tools", "upgrade_advisories",
-    "project_memberships",
-)  # fmt: skip
 CATALOGUES = ("tools", "upgrade_advisories")
 ROLES = ("viewer", "developer", "admin", "owner")
 HOST = "access_test_host"

@@ -15,7 +15,6 @@ from tests.db.crowd import (
     HOST,
     NEW_RUN,
     ROLES,
-    TABLES,
     Crowd,
     Form,
     allowed,
@@ -23,6 +22,7 @@ from tests.db.crowd import (
     old_claims,
 )  # fmt: skip
 from tests.db.world import World, call, new_project, new_workflow, until_blocked
+from tests.support.schema import TABLES
 
 # Reading ----------------------------------------------------------------------------------------------------
 

@@ -7,8 +7,9 @@ import json
 import asyncpg
 import pytest
 
-from tests.db.crowd import ADMINS, COLUMNS, DEVELOPERS, HOST, ROLES, TABLES, Crowd, Form, new_claims, old_claims
+from tests.db.crowd import ADMINS, COLUMNS, DEVELOPERS, HOST, ROLES, Crowd, Form, new_claims, old_claims
 from tests.db.world import INSTANCE, World, call
+from tests.support.schema import TABLES
 
 WORKERS = {"ops_worker", HOST, "service_role"}
 SERVICE = {"service_role"}

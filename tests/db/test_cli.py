@@ -1,4 +1,4 @@
-"""``ops-worker`` as a process: what it refuses, what it waits for, its verbs, its exit codes."""
+"""``ops-worker`` as a process: what it refuses, what it waits for, what it says about itself, its exit codes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -20,25 +20,13 @@ from typing import Any
 import asyncpg
 import pytest
 
-from tests.support.docker import PATIENCE, ROOT, WorkerProcess
+from tests.support.command import complaints, ops_worker
+from tests.support.docker import PATIENCE, ROOT, WorkerProcess, worker_process
 from tests.support.postgres import Cluster
+from tests.support.scripts import environ_of
 from worker.settings import Settings
 
 SECRET = "hunter22"  # noqa: S105 - what must not be seen
-MIGRATIONS = [path.name for path in sorted((ROOT / "sql" / "migrations").glob("*.sql"))]
-
-
-def environ_of(**environ: str) -> dict[str, str]:
-    """The tests' environment without settings of a worker, and these."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("OPS_WORKER_")} | environ
-
-
-def ops_worker(*argv: str, stdin: str = "", **environ: str) -> subprocess.CompletedProcess[str]:
-    """Runs the command to its end."""
-    return subprocess.run(
-        [sys.executable, "-m", "worker", *argv],
-        cwd=ROOT, env=environ_of(**environ), input=stdin, capture_output=True, text=True, timeout=PATIENCE, check=False,
-    )  # fmt: skip
 
 
 @asynccontextmanager
@@ -46,17 +34,8 @@ async def started(folder: Path, *argv: str, **environ: str) -> AsyncIterator[Wor
     """A worker that stays, killed at the end of the block if it still lives."""
     output = folder / "worker.log"
     settings = {"OPS_WORKER_ARTIFACT_STORE": (folder / "store").as_uri(), "OPS_WORKER_LOG_FORMAT": "json"}
-    with output.open("wb") as sink:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "worker", *argv,
-            cwd=ROOT, env=environ_of(**settings, **environ), stdout=sink, stderr=sink,
-        )  # fmt: skip
-    try:
-        yield WorkerProcess(process, output)
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+    async with worker_process(output, "worker", *argv, env=environ_of(**settings, **environ)) as worker:
+        yield worker
 
 
 async def until_waits_for(worker: WorkerProcess, what: str) -> dict[str, Any]:
@@ -68,14 +47,6 @@ async def until_waits_for(worker: WorkerProcess, what: str) -> dict[str, Any]:
                     return line
             assert worker.process.returncode is None, worker.output.read_text()
             await asyncio.sleep(0.02)
-
-
-def complaints(done: subprocess.CompletedProcess[str]) -> list[str]:
-    """What it printed to stderr, a problem a line, each with the program's name before it."""
-    assert done.stdout == ""
-    lines = done.stderr.splitlines()
-    assert all(line.startswith("ops-worker: ") for line in lines), done.stderr
-    return [line.removeprefix("ops-worker: ") for line in lines]
 
 
 class Surroundings:
@@ -142,10 +113,12 @@ def surroundings() -> Iterator[Surroundings]:
         ("metrics_address", "nowhere", "host:port"),
         ("artifact_store", "ftp://somewhere", "file:///folder"),
         ("docker_host", "somewhere", ""),
+        ("docker_host", "ssh://somewhere", "unix:///path or tcp://"),
         ("database_url", f"mysql://worker:{SECRET}@127.0.0.1/ops", "postgresql://"),
         ("database_url", f"postgresql://worker:{SECRET}@127.0.0.1:99999/ops", ""),
         ("database_url", f"postgresql://worker:{SECRET}@127.0.0.1:port/ops", ""),
         ("database_url", f"postgresql://worker:{SECRET}@127.0.0.1/ops?sslmode=perhaps", ""),
+        ("database_url", f"postgresql://worker:1?{SECRET}@127.0.0.1/ops", "name=value"),
     ],
 )
 def test_a_bad_value_is_one_line_and_nothing_is_touched(
@@ -495,98 +468,3 @@ def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
         return port
-
-
-# --- the verbs ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def db_verb(empty_db_url: str) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """``ops-worker db ...`` on an empty database."""
-
-    def call(*words: str) -> subprocess.CompletedProcess[str]:
-        return ops_worker("db", *words, OPS_WORKER_DATABASE_URL=empty_db_url)
-
-    return call
-
-
-Verb = Callable[..., subprocess.CompletedProcess[str]]
-
-
-def listed(done: subprocess.CompletedProcess[str]) -> list[tuple[str, str]]:
-    """The lines of the answer that name a migration: what is said of it, and its file."""
-    assert (done.returncode, done.stderr) == (0, "")
-    lines = [line.rpartition("  ") for line in done.stdout.splitlines() if line.endswith(".sql")]
-    return [(word.strip(), file) for word, _, file in lines]
-
-
-def test_migrate_says_what_it_applied_and_the_second_time_that_there_is_nothing_to_do(db_verb: Verb) -> None:
-    assert listed(db_verb("migrate")) == [("applied", file) for file in MIGRATIONS]
-    again = db_verb("migrate")
-    assert listed(again) == []
-    assert "nothing to do" in again.stdout
-
-
-def test_status_lists_what_is_pending_and_what_is_applied(db_verb: Verb) -> None:
-    assert listed(db_verb("status")) == [("pending", file) for file in MIGRATIONS]
-    db_verb("migrate")
-    assert listed(db_verb("status")) == [("applied", file) for file in MIGRATIONS]
-
-
-def test_rollback_takes_back_the_last_one_or_down_to_a_version(db_verb: Verb) -> None:
-    db_verb("migrate")
-    assert listed(db_verb("rollback")) == [("taken back", MIGRATIONS[-1])]
-    second = MIGRATIONS[1].partition("_")[0]
-    assert listed(db_verb("rollback", second)) == [("taken back", file) for file in reversed(MIGRATIONS[1:-1])]
-    expected = [("applied", MIGRATIONS[0]), *(("pending", file) for file in MIGRATIONS[1:])]
-    assert listed(db_verb("status")) == expected
-    db_verb("rollback")
-    assert "nothing to do" in db_verb("rollback").stdout
-
-
-def test_rollback_to_a_version_that_is_none_is_refused(db_verb: Verb) -> None:
-    db_verb("migrate")
-    done = db_verb("rollback", "20010101000000")
-    assert done.returncode == 1
-    (line,) = complaints(done)
-    assert "20010101000000" in line
-    assert listed(db_verb("status")) == [("applied", file) for file in MIGRATIONS]
-
-
-def test_verify_says_that_all_is_there(db_verb: Verb) -> None:
-    db_verb("migrate")
-    done = db_verb("verify")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "complete" in done.stdout
-
-
-async def test_verify_names_what_is_missing(db_verb: Verb, empty_db_url: str) -> None:
-    db_verb("migrate")
-    connection = await asyncpg.connect(empty_db_url)
-    try:
-        await connection.execute("drop function ops.list_queued_runs()")
-    finally:
-        await connection.close()
-    done = db_verb("verify")
-    assert done.returncode == 1
-    assert "missing function ops.list_queued_runs()" in done.stderr
-    assert done.stdout == "1 problems\n"
-
-
-def test_verify_of_an_empty_database_names_its_tables(db_verb: Verb) -> None:
-    done = db_verb("verify")
-    assert done.returncode == 1
-    assert "missing table ops.runs\n" in done.stderr
-
-
-async def test_a_migration_that_fails_is_one_line_that_says_where(db_verb: Verb, empty_db_url: str) -> None:
-    connection = await asyncpg.connect(empty_db_url)
-    try:
-        await connection.execute("create schema ops; create table ops.projects (id int)")
-    finally:
-        await connection.close()
-    done = db_verb("migrate")
-    assert done.returncode == 1
-    line = done.stderr.splitlines()[-1]
-    assert re.match(r"ops-worker: \d{14}_\w+\.sql:\d+: ", line), done.stderr
-    assert "Traceback" not in done.stderr

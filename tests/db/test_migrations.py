@@ -17,11 +17,6 @@ from tests.support.supabase import OWNER, supabase_cluster, supabase_database
 from worker import catalog, migrations
 from worker.errors import DatabaseUnavailable
 
-CONTRACT_TABLES = [
-    "project_memberships", "projects", "run_artifacts", "run_events", "run_logs", "runs", "tools",
-    "upgrade_advisories", "workflows",
-]  # fmt: skip
-
 
 @pytest.fixture(params=MAJORS, ids="pg{}".format)
 def server(request: pytest.FixtureRequest, clusters: Clusters) -> Cluster:
@@ -76,7 +71,7 @@ async def test_migrating_from_nothing_makes_exactly_the_tables_of_the_contract(
 
     assert applied == migrations.read_migrations()
     tables = await db.fetch("select tablename from pg_tables where schemaname = 'ops' order by 1")
-    assert [row["tablename"] for row in tables] == CONTRACT_TABLES
+    assert [row["tablename"] for row in tables] == sorted(schema.TABLES)
     assert await catalog.verify(db) == []
     assert await migrations.migrate(db) == []
 
@@ -218,7 +213,7 @@ async def test_populated_agent_tables_make_room_and_come_back(server: Cluster, e
     assert await db.fetchval("insert into ops.agent_runs (agent) values ('late') returning id") == 51
     assert await db.fetchval("select count(*) from ops.runs") == 0
     tables = await db.fetch("select tablename from pg_tables where schemaname = 'ops'")
-    assert {row["tablename"] for row in tables} == {*CONTRACT_TABLES, "agent_runs", "agent_run_logs"}
+    assert {row["tablename"] for row in tables} == {*schema.TABLES, "agent_runs", "agent_run_logs"}
     assert await catalog.verify(db) == []
 
     dump = server.dump(empty)
@@ -423,7 +418,7 @@ return null::jsonb;
 async def test_verify_on_an_empty_database_names_every_table(empty_db_url: str, connect: Connect) -> None:
     findings = [str(each) for each in await catalog.verify(await connect(empty_db_url))]
 
-    assert {f"missing table ops.{name}" for name in CONTRACT_TABLES} <= set(findings)
+    assert {f"missing table ops.{name}" for name in schema.TABLES} <= set(findings)
     assert not [finding for finding in findings if finding.startswith("missing column")]
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from tests.db.test_cli import environ_of
 from tests.db.world import World, call
 from tests.support.docker import ROOT
+from tests.support.scripts import environ_of
 
 HOST = "host-a"
 

@@ -13,9 +13,9 @@ import pytest
 import pytest_asyncio
 
 from tests.conftest import Connect
-from tests.db.test_cli import complaints, ops_worker
 from tests.db.test_run_life import LIFE
 from tests.db.world import ENGINE, INSTANCE, WORKER, World, call, shift_clock
+from tests.support.command import complaints, ops_worker
 from tests.support.postgres import NEWEST, Cluster
 from tests.support.supabase import OWNER, supabase_cluster, supabase_database
 from worker import migrations, roles

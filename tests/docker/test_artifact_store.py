@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import socket
 import subprocess
 import sys
 import sysconfig
-import tarfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -23,6 +21,7 @@ import obstore
 import pytest
 from obstore.store import S3Store
 
+from tests.support.archives import Archive, archive, files
 from worker import artifacts as module
 from worker.artifacts import ArtifactStore
 from worker.errors import ArtifactError
@@ -32,7 +31,6 @@ from worker.spec import ArtifactRule
 KEY, SECRET = "ops-worker-key", "a-secret-that-nobody-may-read"
 PREFIX = "acme/run-1/"
 MIB = 1 << 20
-Archive = Callable[[], AbstractContextManager[Iterator[bytes]]]
 
 
 @dataclass
@@ -105,34 +103,6 @@ def s3_store(**limits: int) -> ArtifactStore:
     return ArtifactStore.from_url("s3://bucket/some/prefix", **limits)
 
 
-def header(name: str, size: int = 0, kind: bytes = tarfile.REGTYPE) -> bytes:
-    member = tarfile.TarInfo(name)
-    member.size, member.type = size, kind
-    return member.tobuf()
-
-
-def tar(contents: dict[str, bytes]) -> bytes:
-    made = io.BytesIO(header("artifacts", kind=tarfile.DIRTYPE))
-    made.seek(0, io.SEEK_END)
-    for name, content in contents.items():
-        made.write(header(f"artifacts/{name}", len(content)) + content + b"\0" * (-len(content) % 512))
-    made.write(b"\0" * 1024)
-    return made.getvalue()
-
-
-def archive(data: bytes, then: Exception | None = None) -> Archive:
-    @contextmanager
-    def opened() -> Iterator[Iterator[bytes]]:
-        def chunks() -> Iterator[bytes]:
-            yield from (data[at : at + MIB] for at in range(0, len(data), MIB))
-            if then is not None:
-                raise then
-
-        yield chunks()
-
-    return opened
-
-
 @dataclass
 class Told:
     artifacts: dict[str, Artifact] = field(default_factory=dict)
@@ -161,7 +131,7 @@ async def test_an_object_has_its_content_its_type_and_its_address(s3: Server) ->
     assert (
         await collect(
             s3_store(),
-            archive(tar(contents)),
+            archive(files(**contents)),
             told,
             ArtifactRule(path="*.txt", content_type="text/x-odoo"),
             ArtifactRule(),
@@ -190,14 +160,14 @@ async def test_the_object_exists_before_anybody_hears_of_it(s3: Server, size: in
         seen.append(s3.stored(artifact.key))
 
     content = os.urandom(size)
-    await s3_store().collect(archive(tar({"x": content})), [ArtifactRule()], PREFIX, look, Told().warning)
+    await s3_store().collect(archive(files(x=content)), [ArtifactRule()], PREFIX, look, Told().warning)
     assert seen == [content]
 
 
 async def test_a_key_is_as_long_as_s3_allows(s3: Server) -> None:
     told = Told()
     longest = "/".join(["d" * 200] * 6)[: 1024 - len("some/prefix/" + PREFIX)]
-    await collect(s3_store(), archive(tar({longest: b"x", longest[:-1] + "é": b"y"})), told)
+    await collect(s3_store(), archive(files(**{longest: b"x", longest[:-1] + "é": b"y"})), told)
     assert list(told.artifacts) == [longest]
     assert len(told.warnings) == 1
     assert "longer than the store allows" in told.warnings[0]
@@ -206,13 +176,13 @@ async def test_a_key_is_as_long_as_s3_allows(s3: Server) -> None:
 async def test_a_thousand_small_files(s3: Server) -> None:
     contents = {f"{n % 10}/{n}.txt": f"{n}\n".encode() for n in range(1000)}
     told = Told()
-    assert await collect(s3_store(), archive(tar(contents)), told) == 1000
+    assert await collect(s3_store(), archive(files(**contents)), told) == 1000
     assert len(told.artifacts) == 1000
     assert all(s3.stored(PREFIX + path) == content for path, content in contents.items())
 
 
 async def test_a_cut_file_leaves_no_object_and_no_unfinished_upload(s3: Server) -> None:
-    data = tar({"small": b"x", "large": b"y" * (30 * MIB)})
+    data = files(small=b"x", large=b"y" * (30 * MIB))
     told = Told()
     for source in (archive(data[: 25 * MIB]), archive(data[: 25 * MIB], then=ConnectionResetError("reset"))):
         with pytest.raises(ArtifactError, match=r"cut or damaged|broke off"):
@@ -222,7 +192,7 @@ async def test_a_cut_file_leaves_no_object_and_no_unfinished_upload(s3: Server) 
 
 
 async def test_a_cancelled_collection_leaves_no_unfinished_upload(s3: Server) -> None:
-    data = tar({"large": b"y" * (30 * MIB)})
+    data = files(large=b"y" * (30 * MIB))
     reached = anyio.Event()
 
     @contextmanager
@@ -275,7 +245,7 @@ async def test_a_missing_bucket_is_told(s3: Server) -> None:
     for size in (1, 3 * MIB):
         told = Told()
         with pytest.raises(ArtifactError, match=r"cannot store 'x' in s3://elsewhere/prefix: there is no such bucket$"):
-            await collect(store, archive(tar({"x": b"x" * size})), told)
+            await collect(store, archive(files(x=b"x" * size)), told)
         assert told.artifacts == {}
 
 
@@ -283,7 +253,7 @@ async def test_a_store_that_is_away_for_a_moment_is_waited_for(s3: Server) -> No
     store, told = s3_store(), Told()
     s3.stop()
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(collect, store, archive(tar({"small": b"x", "large": b"y" * 7 * MIB})), told)
+        tasks.start_soon(collect, store, archive(files(small=b"x", large=b"y" * 7 * MIB)), told)
         await anyio.sleep(0.5)
         await anyio.to_thread.run_sync(s3.start)
     assert sorted(told.artifacts) == ["large", "small"]
@@ -298,7 +268,7 @@ async def test_a_store_that_stays_away_is_an_error(s3: Server, monkeypatch: pyte
         with pytest.raises(
             ArtifactError, match="cannot store 'x' in s3://bucket/some/prefix: the store cannot be reached"
         ):
-            await collect(store, archive(tar({"x": b"x" * size})), Told())
+            await collect(store, archive(files(x=b"x" * size)), Told())
 
 
 async def test_cancellation_does_not_wait_for_a_store_that_is_away(s3: Server) -> None:
@@ -306,7 +276,7 @@ async def test_cancellation_does_not_wait_for_a_store_that_is_away(s3: Server) -
     s3.stop()
     for size in (1, 20 * MIB):
         with anyio.fail_after(15), anyio.move_on_after(0.5) as scope:
-            await collect(store, archive(tar({"x": b"x" * size})), Told())
+            await collect(store, archive(files(x=b"x" * size)), Told())
         assert scope.cancelled_caught
 
 
@@ -327,7 +297,7 @@ async def test_a_full_disk_is_told(tiny_disk: Path, sizes: list[int]) -> None:
     store, told = ArtifactStore.from_url(f"{tiny_disk.as_uri()}/store"), Told()
     contents = {f"{n}": b"x" * size for n, size in enumerate(sizes)}
     with pytest.raises(ArtifactError, match=r"cannot store '\d+' in file:///.*/store: no space left on device$"):
-        await collect(store, archive(tar(contents)), told)
+        await collect(store, archive(files(**contents)), told)
     assert all((tiny_disk / "store" / one.key).stat().st_size == one.size_bytes for one in told.artifacts.values())
 
 

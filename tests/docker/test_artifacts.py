@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from datetime import timedelta
 
-from tests.support.docker import Plane
+from tests.support.docker import WAITS, Plane
 
 
 async def test_no_artifact_is_fine(plane: Plane) -> None:
@@ -122,7 +122,7 @@ async def test_a_program_that_is_not_root_can_write_artifacts(plane: Plane) -> N
 
 
 async def test_a_store_that_fails_fails_the_run_and_says_why(plane: Plane) -> None:
-    run_id = await plane.shell("echo up; while [ ! -e /tmp/go ]; do sleep 0.1; done; echo x > /artifacts/x")
+    run_id = await plane.shell(f"{WAITS}; echo x > /artifacts/x")
     async with plane.worker("--until-idle") as worker:
         await plane.until_logged(run_id, "up")
         key = plane.store / plane.name

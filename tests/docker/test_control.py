@@ -10,10 +10,9 @@ import signal
 import uuid
 from contextlib import AsyncExitStack
 
-from tests.support.docker import FINAL, PATIENCE, Plane, docker
+from tests.support.docker import FINAL, PATIENCE, WAITS, Plane, docker
 from tests.support.relay import relayed
 
-WAITS = "echo up; while [ ! -e /tmp/go ]; do sleep 0.1; done; echo down"
 DEAF = "trap '' TERM; echo up; while :; do sleep 0.1; done"
 
 

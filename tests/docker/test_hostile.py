@@ -18,7 +18,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from tests.support.docker import PATIENCE, Plane, base_image, docker, new_plane
+from tests.support.docker import PATIENCE, WAITS, Plane, base_image, docker, new_plane
 from tests.support.postgres import Cluster, run_sync
 
 pytestmark = pytest.mark.xdist_group("hostile")
@@ -227,7 +227,7 @@ async def attempts(url: str, folder: Path) -> dict[str, Any]:
     (folder / "secrets" / "theirs").write_text(CANARIES["victim"])
     db = await asyncpg.connect(url)
     plane = await new_plane(db, url, base_image("python3", "python3-venv"), folder)
-    waits = "cp /run/secrets/theirs /artifacts/theirs; echo up; while [ ! -e /tmp/go ]; do sleep 0.1; done"
+    waits = f"cp /run/secrets/theirs /artifacts/theirs; {WAITS}"
     victim = await plane.shell(waits, secrets=["theirs"])
     flags = (
         "--until-idle", "--concurrency", "3", "--secrets-dir", str(folder / "secrets"),

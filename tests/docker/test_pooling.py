@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from urllib.parse import urlsplit
 
-from tests.docker.test_control import WAITS, cancel
-from tests.support.docker import Plane
+from tests.docker.test_control import cancel
+from tests.support.docker import WAITS, Plane
 from tests.support.pgbouncer import pooler
 from tests.support.postgres import Cluster
 

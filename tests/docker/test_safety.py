@@ -6,9 +6,7 @@ import json
 
 import pytest
 
-from tests.support.docker import HOST_PASSWORD, Plane, docker
-
-WAITS = "echo up; while [ ! -e /tmp/go ]; do sleep 0.1; done"
+from tests.support.docker import HOST_PASSWORD, WAITS, Plane, docker
 
 
 async def test_the_container_s_limits_without_any_configuration(plane: Plane) -> None:

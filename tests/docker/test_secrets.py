@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.docker import Plane, docker
+from tests.support.docker import UNTIL_RELEASED, Plane, docker
 
 TOKEN = "-".join(["correct", "horse", "battery"])
 PEM = "\n".join(["-----BEGIN KEY-----", *(base64.b64encode(bytes(range(n, n + 48))).decode() for n in (0, 48, 96)), ""])
-WAITS = "; while [ ! -e /tmp/go ]; do sleep 0.1; done"
 
 
 @pytest.fixture
@@ -61,7 +60,7 @@ async def test_nothing_shows_a_secret_and_nothing_is_left_of_it(plane: Plane, se
     script = (
         "cat /run/secrets/token; echo; base64 -w0 /run/secrets/token; echo; cat /run/secrets/key.pem >&2;"
         ' printf user:%s "$(cat /run/secrets/token)" | base64 -w0; echo;'
-        " echo x > /artifacts/$(cat /run/secrets/token).txt; echo y > /artifacts/plain.txt; echo up" + WAITS
+        " echo x > /artifacts/$(cat /run/secrets/token).txt; echo y > /artifacts/plain.txt; echo up; " + UNTIL_RELEASED
     )
     run_id = await plane.shell(script, secrets=["token", "key.pem"])
     async with plane.worker("--until-idle", "--secrets-dir", str(secrets)) as worker:
@@ -123,7 +122,7 @@ async def test_as_environment_only_where_the_host_allows_it(plane: Plane, secret
 
 
 async def test_an_adopted_run_is_redacted_though_its_secret_was_changed_meanwhile(plane: Plane, secrets: Path) -> None:
-    run_id = await plane.shell("echo up" + WAITS + "; cat /run/secrets/token; echo", secrets=["token"])
+    run_id = await plane.shell(f"echo up; {UNTIL_RELEASED}; cat /run/secrets/token; echo", secrets=["token"])
     async with plane.worker("--secrets-dir", str(secrets)) as worker:
         await plane.until_logged(run_id, "up")
         worker.signal(signal.SIGKILL)

@@ -18,7 +18,7 @@ import pytest_asyncio
 
 from tests.conftest import Connect
 from tests.docker.images import worker_image
-from tests.support.docker import PATIENCE, Plane, docker, new_plane
+from tests.support.docker import PATIENCE, WAITS, Plane, docker, new_plane
 from tests.support.postgres import Cluster
 
 pytestmark = [
@@ -28,7 +28,6 @@ pytestmark = [
 
 SOCKET = "/var/run/docker.sock"
 STORE = "/var/lib/ops-worker/artifacts"
-WAITS = "echo up; while [ ! -e /tmp/go ]; do sleep 0.1; done; echo down"
 HARDENED = ("--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges:true")  # noqa: S108
 GRACE = 60
 KILLED = 137

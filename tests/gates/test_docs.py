@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from tests.support.docker import ROOT
 from tests.support.markdown import Document, broken_links, files, missing
+from tests.support.schema import TABLES
+from worker.outcome import Reason
+from worker.telemetry import Metrics
 
 DOCS = ("guide.md", "architecture.md", "run-lifecycle.md", "security.md", "upgrading-agent-tables.md", "coverage.md")
 COVERAGE = Document(ROOT / "docs" / "coverage.md")
-TABLES = (
-    "projects", "workflows", "runs", "run_events", "run_artifacts", "run_logs", "tools", "upgrade_advisories",
-    "project_memberships",
-)  # fmt: skip
+ARCHITECTURE = Document(ROOT / "docs" / "architecture.md")
+GUIDE = Document(ROOT / "docs" / "guide.md")
+SECURITY = Document(ROOT / "docs" / "security.md")
+LIFECYCLE = Document(ROOT / "docs" / "run-lifecycle.md")
 FUNCTIONS = (
     "claim_next_run(worker_id)", "start_workflow_run(run_id, worker_id)",
     "complete_workflow_run(run_id, exit_code, error)", "append_run_log(run_id, level, message, metadata)",
@@ -47,11 +51,45 @@ def test_what_these_name_exists(name: str) -> None:
 
 
 def test_every_line_of_the_summary_has_its_answer() -> None:
-    rows = COVERAGE.rows()
+    rows = [row for table in COVERAGE.tables() for row in table]
     asked = {row[0] for row in rows}
     expected = {*(f"ops.{name}" for name in (*TABLES, *FUNCTIONS)), *STATES, *JOBS}
     assert sorted(expected - asked) == []
     assert [row for row in rows if not row[1]] == [], "a row without an answer"
+
+
+def test_every_reason_is_defined_and_has_its_advice() -> None:
+    migrations = "".join(path.read_text() for path in (ROOT / "sql" / "migrations").iterdir())
+    written_by_sql = set(re.findall(r"\breason = '(\w+)'", migrations)) - {"released", "lease_expired"}  # queued again
+    assert {"poison", "worker_lost", "database_copied"} <= written_by_sql
+    reasons = set(Reason) | written_by_sql | {"failed"}  # a status where nobody gave a reason
+    assert first_words(LIFECYCLE.table("reason")) == reasons
+    assert first_words(GUIDE.table("reason")) == reasons - {Reason.SUCCEEDED}
+
+
+def first_words(rows: list[list[str]]) -> set[str]:
+    return {word for row in rows for word in row[0].split(", ")}
+
+
+def test_every_metric_is_in_the_guide() -> None:
+    documented = {row[0].partition("{")[0].removesuffix("_total") for row in GUIDE.table("name")}
+    assert documented == {metric.name for metric in Metrics().registry.collect()}
+
+
+def test_every_row_policy_is_explained() -> None:
+    catalog = (ROOT / "sql" / "catalog.txt").read_text()
+    policies = set(re.findall(r"^policy ops\.\w+\.(\w+)", catalog, re.MULTILINE))
+    assert policies
+    assert first_words(SECURITY.table("policy")) == policies
+
+
+def test_the_architecture_lists_the_modules_as_imports_go() -> None:
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    layers = pyproject["tool"]["importlinter"]["contracts"][0]["layers"]
+    layer_of = {module: n for n, layer in enumerate(layers) for module in layer.split(" | ")}
+    listed = [module for row in ARCHITECTURE.table("module") for module in row[0].split(", ")]
+    assert sorted(listed) == sorted(layer_of)
+    assert listed == sorted(listed, key=layer_of.__getitem__)
 
 
 BROKEN = """\

@@ -25,6 +25,9 @@ FINAL = ("succeeded", "failed", "canceled")
 HOST_PASSWORD = "hunter22-of-the-host"  # noqa: S105 - what no worker may print
 PATIENCE = 120.0
 """Seconds after which a test gives up waiting; nothing is asserted about time."""
+UNTIL_RELEASED = "while [ ! -e /tmp/go ]; do sleep 0.1; done"
+"""Shell in a container: waits for ``Plane.release``."""
+WAITS = f"echo up; {UNTIL_RELEASED}; echo down"
 
 
 @dataclass
@@ -64,6 +67,23 @@ class WorkerProcess:
         """The most bytes that were resident so far."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+
+@asynccontextmanager
+async def worker_process(
+    output: Path, program: str, *argv: str, env: Mapping[str, str]
+) -> AsyncIterator[WorkerProcess]:
+    """A module of ours as a process that writes to that file, killed at the end of the block if it still lives."""
+    with output.open("wb") as sink:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", program, *argv, cwd=ROOT, env=env, stdout=sink, stderr=sink
+        )
+    try:
+        yield WorkerProcess(process, output)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
 
 
 @dataclass
@@ -144,17 +164,8 @@ class Plane:
             "OPS_WORKER_POLL_INTERVAL": "0.5",
             "OPS_WORKER_STOP_GRACE": "2",
         }
-        with output.open("wb") as sink:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", self.program, *flags,
-                cwd=ROOT, env={**os.environ, **settings, **environ}, stdout=sink, stderr=sink,
-            )  # fmt: skip
-        try:
-            yield WorkerProcess(process, output)
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
+        async with worker_process(output, self.program, *flags, env={**os.environ, **settings, **environ}) as worker:
+            yield worker
 
     async def work(self, *flags: str, **environ: str) -> WorkerProcess:
         """Runs a worker until the queue is empty, and expects it to leave in peace."""

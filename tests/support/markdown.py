@@ -75,16 +75,27 @@ class Document:
                 found += [child.content for child in token.children or [] if child.type == "code_inline"]
         return found
 
-    def rows(self) -> list[list[str]]:
-        """The cells of all its tables, headers included, as plain text."""
-        found: list[list[str]] = []
+    def tables(self) -> list[list[list[str]]]:
+        """Its tables: the cells of each row, headers included, as plain text."""
+        found: list[list[list[str]]] = []
         tokens = self.tokens
         for token, after in pairwise(tokens):
-            if token.type == "tr_open":
+            if token.type == "table_open":
                 found.append([])
+            elif token.type == "tr_open":
+                found[-1].append([])
             elif token.type in ("td_open", "th_open"):
-                found[-1].append(_text(after))
+                found[-1][-1].append(_text(after))
         return found
+
+    def table(self, header: str) -> list[list[str]]:
+        """The rows below the one table whose first column has that header."""
+        [rows] = [table for table in self.tables() if table[0][0] == header]
+        return rows[1:]
+
+    def blocks(self, language: str) -> list[str]:
+        """Its code blocks in that language."""
+        return [token.content for token in self.tokens if token.type == "fence" and token.info == language]
 
 
 def _text(inline: Token) -> str:

@@ -13,6 +13,10 @@ from worker import catalog, migrations
 ROOT = Path(__file__).resolve().parent.parent.parent
 CATALOG = ROOT / "sql" / catalog.CATALOG
 DUMP = ROOT / "tests" / "db" / "schema.sql"
+TABLES = (
+    "projects", "workflows", "runs", "run_events", "run_artifacts", "run_logs", "tools", "upgrade_advisories",
+    "project_memberships",
+)  # fmt: skip
 _HEADER = """\
 -- What the migrations make, as pg_dump of PostgreSQL 18 shows it.
 -- Written by `make schema`; do not edit.

@@ -13,10 +13,9 @@ SCRIPTS = ROOT / "deploy" / "scripts"
 
 
 def environ_of(**environ: str) -> dict[str, str]:
-    """An environment with psql and ``environ``, without whatever else chooses a database."""
-    clean = {
-        k: v for k, v in os.environ.items() if not k.startswith("PG") and k not in ("DATABASE_URL", "SUPABASE_URL")
-    }
+    """An environment with psql and ``environ``, without what else chooses a database or sets up a worker."""
+    others = ("PG", "OPS_WORKER_", "DATABASE_URL", "SUPABASE_URL")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(others)}
     return clean | {"PATH": f"{client_binaries()}{os.pathsep}{os.environ['PATH']}"} | environ
 
 

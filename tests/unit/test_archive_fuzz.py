@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 import tarfile
 import tracemalloc
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.archive import SMALL, Archive, ArchivedFile, ArchiveReader, Selection
+from tests.support.archives import archive
+from worker.archive import SMALL, ArchivedFile, ArchiveReader, Selection
 from worker.errors import ArtifactError
 from worker.spec import ArtifactRule
 
@@ -59,18 +59,10 @@ def damaged(data: bytes, changes: list[tuple[int, int]]) -> bytes:
     return bytes(changed)
 
 
-def archive(data: bytes, piece: int) -> Archive:
-    @contextmanager
-    def opened() -> Iterator[Iterator[bytes]]:
-        yield (data[at : at + piece] for at in range(0, len(data), piece))
-
-    return opened
-
-
 def judge(data: bytes, piece: int = 512) -> None:
     """Reads it to its end or its error; whatever else comes out fails the test."""
     selection = Selection([ArtifactRule()], PREFIX, max_bytes=MOST_BYTES, max_files=3, max_key=900, in_folder=True)
-    reader = ArchiveReader(archive(data, piece), selection)
+    reader = ArchiveReader(archive(data, piece=piece), selection)
     seen: set[str] = set()
     tracemalloc.start()
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import struct
 import tracemalloc
 import zlib
 from datetime import UTC, datetime
@@ -13,25 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.journal import ENGINE, ERR, OUT, STAMP, entries, frame, header
 from worker.logs import LINE_BYTES, MAX_FRAME_BYTES, MAX_LINE_BYTES, TAIL_BYTES, Batcher, LineAssembler
 from worker.models import LogLine
 
-STAMP = b"2026-11-23T10:11:12.123456789Z"
 TIME = datetime(2026, 11, 23, 10, 11, 12, 123456, UTC)
 ODOO = "2026-01-01 00:00:00,000 12"
-OUT, ERR, ENGINE = 1, 2, 3
-
-
-def frame(kind: int, text: bytes, stamp: bytes = STAMP) -> bytes:
-    """What the endpoint sends for one entry of the log file."""
-    body = stamp + b" " + text
-    return struct.pack(">BxxxL", kind, len(body)) + body
-
-
-def entries(kind: int, line: bytes) -> bytes:
-    """A line as the engine stores it: in entries of at most 16 KiB, each with the same timestamp."""
-    pieces = [line[at : at + 16_384] for at in range(0, len(line), 16_384)]
-    return b"".join(frame(kind, piece) for piece in pieces)
 
 
 def read(data: bytes, *cuts: int, skip: int = 0) -> list[LogLine]:
@@ -103,8 +89,8 @@ MIXED = b"".join(
         frame(ENGINE, b"not a line\n"),
         frame(OUT, b"\x82\xac\r\n"),
         frame(OUT, b"two\nlines\n", b"2026-11-23T10:11:12Z"),
-        struct.pack(">BxxxL", OUT, 9) + b"no stamp\n",
-        struct.pack(">BxxxL", OUT, 0),
+        header(OUT, 9) + b"no stamp\n",
+        header(OUT, 0),
         frame(OUT, b"open"),
         frame(ERR, b"end"),
     ]
@@ -235,7 +221,7 @@ def test_a_line_of_a_gigabyte_is_never_in_memory() -> None:
 def test_a_frame_that_claims_a_gigabyte_is_never_in_memory() -> None:
     assembler = LineAssembler()
     size = 1 << 30
-    head = struct.pack(">BxxxL", OUT, len(STAMP) + 1 + size) + STAMP + b" "
+    head = header(OUT, len(STAMP) + 1 + size) + STAMP + b" "
     piece = b"x" * 65_536
     tracemalloc.start()
     assert assembler.feed(head) == []
@@ -341,7 +327,7 @@ def test_the_last_frame_is_kept_to_compare_it_with_the_log_s_end() -> None:
 def test_what_the_engine_itself_says_is_no_line() -> None:
     assembler = LineAssembler()
     said = b"Error grabbing logs: invalid character 'l' after object key:value pair\n"
-    data = frame(OUT, b"one\n") + struct.pack(">BxxxL", ENGINE, len(said)) + said
+    data = frame(OUT, b"one\n") + header(ENGINE, len(said)) + said
     assert [line.message for line in assembler.feed(data)] == ["one"]
     assert assembler.fault == "Error grabbing logs: invalid character 'l' after object key:value pair"
     assert assembler.last_frame != frame(OUT, b"one\n"), "so that the end is not taken for the log's"

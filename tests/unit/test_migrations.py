@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from worker import catalog, migrations
+from worker.errors import ConfigurationError
 
 
 @pytest.mark.parametrize(
@@ -93,3 +94,10 @@ def test_a_missing_table_is_one_finding() -> None:
         ("missing", "ops.t"),
         ("different", "ops.ta.a"),
     ]
+
+
+async def test_what_is_no_url_is_refused_without_a_word_of_it() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        async with migrations.connect("postgresql://worker:1?hunter22@127.0.0.1/ops"):
+            pass
+    assert "hunter22" not in str(caught.value)

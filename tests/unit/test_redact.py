@@ -15,7 +15,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from tests.unit.test_logs import OUT, entries, frame
+from tests.unit.journal import OUT, entries, frame
 from worker.logs import MAX_LINE_BYTES, LineAssembler
 from worker.redact import MASK, MIN_LENGTH, Redactor
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from tests.unit.claims import make_claim
-from tests.unit.test_runner import RUN_ID, World, frame, made_with
+from tests.unit.journal import frame
+from tests.unit.test_runner import RUN_ID, World, made_with
 from worker.errors import ArtifactError, EngineError
 from worker.runner import Run
 from worker.secrets import Secret, SecretsFolder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
@@ -15,6 +14,7 @@ from anyio import wait_all_tasks_blocked
 from anyio.lowlevel import checkpoint
 
 from tests.unit.claims import IMAGE, make_claim
+from tests.unit.journal import frame, header
 from worker import runner as module
 from worker.containers import LABEL_SUPERVISION, ContainerState, Image
 from worker.errors import ArtifactError, EngineError, EngineUnavailable, ImageMissing, LeaseLost
@@ -30,14 +30,6 @@ NAME = f"ops-run-{RUN_ID}-00000000"
 CONTAINER = "c0ffee"
 PATIENCE = 30.0
 LINES = [(1, "one"), (2, "two"), (1, "three"), (1, ""), (2, "fünf"), (1, "six")]
-
-
-def frame(stream: int, text: bytes) -> bytes:
-    """An entry of the journal as the engine's endpoint sends it."""
-    payload = b"2026-01-01T00:00:00.000000000Z " + text
-    return struct.pack(">BxxxL", stream, len(payload)) + payload
-
-
 FRAMES = [frame(stream, f"{text}\n".encode()) for stream, text in LINES]
 JOURNAL = b"".join(FRAMES)
 SAID = [(n, text) for n, (_, text) in enumerate(LINES, 1)]
@@ -447,7 +439,7 @@ async def test_a_quiet_stream_of_a_container_that_goes_on_is_waited_for(world: W
 
 
 async def test_a_damaged_log_is_not_read_for_ever_and_is_told(world: World) -> None:
-    broken = struct.pack(">BxxxL", 3, 23) + b"error reading log file\n"
+    broken = header(3, 23) + b"error reading log file\n"
     world.engine.readings = [[FRAMES[0], broken, END] for _ in range(50)]
     assert await world.execute() == "succeeded"
     assert world.engine.follows < 50

@@ -1,0 +1,69 @@
+"""The SQL of ``docs/guide.md``, run as it stands there."""
+
+from __future__ import annotations
+
+import subprocess
+import uuid
+
+import pytest
+
+from tests.conftest import Connect
+from tests.db.crowd import gather
+from tests.db.world import World, new_workflow
+from tests.support.docker import PATIENCE, ROOT
+from tests.support.markdown import Document
+from tests.support.scripts import environ_of
+
+SQL = Document(ROOT / "docs" / "guide.md").blocks("sql")
+
+
+def block(function: str) -> str:
+    """The one block that calls it."""
+    [found] = [sql for sql in SQL if function in sql]
+    return found
+
+
+def psql(url: str, sql: str, role: str, user: uuid.UUID | None = None) -> str:
+    """What psql prints, rows alone, when that role says it."""
+    options = f"-c role={role}" + (f" -c request.jwt.claim.sub={user}" if user else "")
+    done = subprocess.run(
+        ["psql", "--no-psqlrc", "-tA", "-v", "ON_ERROR_STOP=1", url],
+        input=sql, env=environ_of(PGOPTIONS=options), capture_output=True, text=True, timeout=PATIENCE, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+async def test_a_developer_can_say_what_the_guide_says(world: World, connect: Connect, db_url: str) -> None:
+    crowd = await gather(world, connect)
+    await world.db.execute("update ops.upgrade_advisories set from_version = '17.0', to_version = '18.0'")
+    await new_workflow(world.db, world.project, "hello")
+    said = psql(db_url, block("ops.enqueue_run"), "authenticated", crowd.users["developer"])
+    queued, canceled, retried, advisory = said.splitlines()  # and no line of a log
+    assert queued.split("|")[4] == "queued"
+    assert '"status": "canceled"' in canceled
+    assert '"attempt": 2' in retried
+    assert advisory == "17.0|18.0|high|Mind this"
+
+    asked = f"\\set run {crowd.run}\n" + block("from ops.run_artifacts")
+    line, *events, artifact = psql(db_url, asked, "authenticated", crowd.users["viewer"]).splitlines()
+    assert line.endswith("|info|hello")
+    assert [event.split("|")[2] for event in events[1:]] == ["queued -> claimed", "claimed -> running"]
+    assert artifact.startswith("file:///a|")
+
+
+async def test_service_role_queues_a_run_for_later(world: World, db_url: str) -> None:
+    await new_workflow(world.db, world.project, "hello")
+    said = psql(db_url, block("insert into ops.runs"), "service_role")
+    assert said.splitlines()[0].endswith("|1")
+    [run] = await world.db.fetch("select priority, scheduled_at > now() as later from ops.runs")
+    assert tuple(run) == (5, True)
+
+
+@pytest.mark.parametrize("statement", ["min(created_at) from ops.runs", "r.reason", "pg_terminate_backend"])
+async def test_an_operator_asks_what_the_guide_asks(world: World, db_url: str, statement: str) -> None:
+    await world.db.execute("create role build1")
+    try:
+        psql(db_url, block(statement), "none")
+    finally:
+        await world.db.execute("drop role if exists build1")
