@@ -40,6 +40,7 @@ PASSING: list[Exception] = [
     asyncpg.DeadlockDetectedError("deadlock"),
     asyncpg.ReadOnlySQLTransactionError("after a failover"),
     asyncpg.LockNotAvailableError("lock timeout"),
+    asyncpg.PostgresIOError("could not read block"),
 ]
 LASTING: list[Exception] = [
     asyncpg.UndefinedFunctionError("no such function"),
