@@ -35,8 +35,7 @@ CALL_TIMEOUT = 60.0
 """Seconds one statement may take before the connection is given up as dead."""
 
 _TRANSIENT = (
-    OSError,
-    TimeoutError,
+    OSError,  # and so TimeoutError
     asyncpg.InterfaceError,  # the client's own "connection is closed"
     asyncpg.InternalClientError,
     asyncpg.PostgresConnectionError,  # class 08

@@ -45,6 +45,7 @@ async def test_a_run_gets_its_secrets_as_files_only(world: World, tmp_path: Path
     assert secrets == (Secret("token", b"hunter22\n"),)
     assert {**spec.env, **CONFIG["env"]} == spec.env
     assert world.said == [(1, "the token is ***"), (2, '{"t": "***="}')]
+    assert world.store.redact("hunter22.txt") == "***.txt", "names of artifacts are masked with the same secrets"
 
 
 async def test_where_the_host_allows_it_they_are_variables_too(world: World, tmp_path: Path) -> None:

@@ -230,6 +230,7 @@ class ScriptedStore:
         self.errors: list[Exception] = []
         self.warns: list[str] = []
         self.prefix = ""
+        self.redact: Callable[[str], str] = str
 
     async def collect(
         self,
@@ -240,7 +241,7 @@ class ScriptedStore:
         on_warning: Callable[[str], Awaitable[None]],
         redact: Callable[[str], str],
     ) -> int:
-        self.prefix = key_prefix
+        self.prefix, self.redact = key_prefix, redact
         with archive():
             for message in self.warns:
                 await on_warning(message)
