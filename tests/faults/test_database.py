@@ -34,6 +34,7 @@ async def at_work(scene: Scene, job: Job) -> AsyncIterator[WorkerProcess]:
         await scene.until_up(job)
         yield worker
         assert await worker.wait() == 0, worker.output.read_text()
+    assert "run failed inside the worker" not in worker.output.read_text(), "its run was taken up again"
     await scene.holds(job)
 
 

@@ -247,6 +247,26 @@ async def test_what_is_queued_while_a_claim_is_under_way_is_not_slept_over(world
         await until(lambda: run_id in world.runs)
 
 
+async def test_what_was_queued_before_the_subscription_is_looked_for(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def late(on_queue: Callable[[], None], on_cancel: Callable[[uuid.UUID], None]) -> bool:
+        await wait_all_tasks_blocked()
+        world.push()
+        world.queue.listening = True
+        return True
+
+    monkeypatch.setattr(world.queue, "listen", late)
+    async with world.working():
+        await until(lambda: world.runs)
+
+
+async def test_a_subscription_that_was_lost_is_made_again(world: World) -> None:
+    async with world.working(poll=0.01):
+        world.queue.listening = False
+        await until(lambda: world.queue.listening)
+
+
 async def test_polling_finds_what_no_notification_told(world: World) -> None:
     async with world.working(poll=0.01):
         run_id = world.push()
@@ -437,6 +457,23 @@ async def test_more_may_be_taken_up_than_there_is_room_for_but_nothing_more_is_c
         for claim in left[:2]:
             world.runs[claim.run_id].end()
         await until(lambda: queued in world.runs)
+
+
+@pytest.mark.parametrize("error", [EngineUnavailable("away"), EngineError(500, "no")])
+async def test_an_engine_that_is_away_for_a_while_ends_no_worker(
+    world: World, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    faults, owned = [error] * 3, world.engine.owned
+
+    async def at_last(database_id: uuid.UUID) -> set[uuid.UUID]:
+        if faults:
+            raise faults.pop()
+        return await owned(database_id)
+
+    monkeypatch.setattr(world.engine, "owned", at_last)
+    run_id = world.push()
+    async with world.working():
+        await until(lambda: run_id in world.runs)
 
 
 @pytest.mark.parametrize("error", [EngineUnavailable("away"), EngineError(500, "no")])
