@@ -59,6 +59,26 @@ async def test_who_holds_what_on_whole_tables(world: World) -> None:
     }
 
 
+async def test_which_columns_a_user_may_write(world: World) -> None:
+    rows = await world.db.fetch(
+        """select table_name, privilege_type, column_name from information_schema.column_privileges
+           where table_schema = 'ops' and privilege_type <> 'SELECT'
+             and grantee in ('PUBLIC', 'anon', 'authenticated', 'ops_worker')"""
+    )
+    may: dict[str, set[str]] = {}
+    for row in rows:
+        may.setdefault(f"{row['privilege_type'].lower()} {row['table_name']}", set()).add(row["column_name"])
+    workflow = {"workflow_type", "name", "description", "enabled", "git_ref", "git_commit", "config"}
+    assert may == {
+        "update projects": {"name", "description", "odoo_version", "status", "config"},
+        "insert workflows": {"project_id", *workflow},
+        "update workflows": workflow,
+        "insert runs": {"project_id", "workflow_id", "status", "metadata"},
+        "insert project_memberships": {"project_id", "user_id", "role"},
+        "update project_memberships": {"role"},
+    }
+
+
 async def test_who_uses_the_schemas(world: World) -> None:
     rows = await world.db.fetch(
         """select nspname, rolname from pg_namespace cross join pg_roles

@@ -126,6 +126,7 @@ WRONG_BATCHES: list[tuple[dict[str, object], str]] = [
     ({"p_levels": ["info", "info", "loud"]}, "bad_level"),
     ({"p_levels": ["info"]}, "bad_argument"),
     ({"p_messages": ["a", "b"]}, "bad_argument"),
+    ({"p_streams": ["stdout"]}, "bad_argument"),
     ({"p_messages": None}, "bad_argument"),
     ({"p_timestamps": []}, "bad_argument"),
     ({"p_seqs": [1, 2]}, "bad_argument"),
