@@ -342,6 +342,11 @@ async def test_a_copy_of_the_database_has_an_identity_of_its_own_and_ends_what_i
     original = (await register(world.db))["database_id"]
     claimed, running, queued = await world.claimed(), await world.running(), await world.queue()
     assert (await register(world.db))["database_id"] == original
+    server_and_database = """select format('%s/%s', s.system_identifier, d.oid)
+        from pg_control_system() as s, pg_database as d where d.datname = current_database()"""
+    assert await world.db.fetchval("select fingerprint from ops_private.control") == await world.db.fetchval(
+        server_and_database
+    )
     # what a restore elsewhere looks like: the same rows under another server or another database
     await world.db.execute("update ops_private.control set fingerprint = 'another server/5'")
     copy = (await register(world.db, OTHER_INSTANCE))["database_id"]
