@@ -512,7 +512,10 @@ async def test_a_run_is_adopted_though_the_engine_is_away_at_first(world: World)
     assert world.did("image", "create") == []
 
 
-async def test_a_run_over_its_time_is_stopped_though_the_engine_is_away_then(world: World) -> None:
+async def test_a_run_over_its_time_is_stopped_though_the_engine_is_away_then(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "QUIET_SECONDS", PATIENCE)  # nobody else looks at it
     world.engine.lasts = True
     run = world.run(config={"timeout_seconds": 0.2})
     async with world.executing(run):
