@@ -290,7 +290,7 @@ class Engine:
         """The last entry of the journal as the log endpoint frames it, to check that a reader saw the end."""
 
         def last_entry(client: docker.APIClient) -> bytes:
-            return b"".join(_logs(client, container_id, {"tail": 1}).iter_content(None))
+            return b"".join(_logs(client, container_id, {"tail": 1}, timeout=API_TIMEOUT).iter_content(None))
 
         return await self._call(last_entry, abandon=True)
 
@@ -422,9 +422,11 @@ class _Body:
         CancellableStream(iter(()), self._response).close()
 
 
-def _logs(client: docker.APIClient, container_id: str, params: dict[str, int]) -> requests.Response:
+def _logs(
+    client: docker.APIClient, container_id: str, params: dict[str, int], *, timeout: float | None = None
+) -> requests.Response:
     """The raw response of the log endpoint: ``APIClient.logs`` throws the stream of each frame away."""
-    return _get(client, container_id, "logs", {"stdout": 1, "stderr": 1, "timestamps": 1, **params}, timeout=None)
+    return _get(client, container_id, "logs", {"stdout": 1, "stderr": 1, "timestamps": 1, **params}, timeout=timeout)
 
 
 def _get(

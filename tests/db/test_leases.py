@@ -175,6 +175,7 @@ async def test_the_next_instance_of_a_worker_adopts(world: World, state: str) ->
 
 
 async def test_to_adopt_what_one_holds_renews_it_and_counts_nothing(world: World) -> None:
+    await register(world.db, p_lease_seconds=300)
     run = await world.running()
     before = await world.expires_at(run)
     await shift_clock(world.db, 60)
