@@ -148,7 +148,7 @@ class Engine:
 
         def pull(client: docker.APIClient) -> None:
             try:
-                for step in client.pull(name, tag=tag or "latest", stream=True, decode=True):
+                for step in client.pull(name, tag=tag, stream=True, decode=True):
                     if "error" in step:
                         raise ImageMissing(reference, step["error"])
             except docker.errors.APIError as error:

@@ -336,6 +336,27 @@ async def test_a_holder_that_gave_a_sign_of_life_does_not_count_as_lost(world: W
             await call(world.db, "unregister_worker", WORKER, instance)
 
 
+@pytest.mark.parametrize("sign", ["line", "renewal"])
+async def test_a_sign_of_life_counts_for_the_holder_that_gave_it(world: World, sign: str) -> None:
+    run = await world.running()
+    if sign == "line":
+        line = ([1], ["stdout"], ["info"], ["once"], [datetime.now(UTC)])
+        await call(world.db, "append_run_logs", run, WORKER, INSTANCE, *line)
+    else:
+        await call(world.db, "heartbeat", WORKER, INSTANCE)
+    for _ in range(6):
+        assert (await new_holder(world, run))["run_id"] == str(run)
+    assert (await new_holder(world, run))["code"] == "final"
+
+
+async def test_a_run_belongs_to_the_engine_of_its_holder(world: World) -> None:
+    run = await world.running()
+    assert (await adopt(world, run, engine="engine-2"))["run_id"] == str(run)
+    await shift_clock(world.db, 301)
+    assert (await adopt(world, run, worker="host-b", engine=ENGINE))["code"] == "not_owner"
+    assert (await adopt(world, run, worker="host-b", engine="engine-2"))["run_id"] == str(run)
+
+
 # A copy of the database -------------------------------------------------------------------------------------
 
 

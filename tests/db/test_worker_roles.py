@@ -241,6 +241,14 @@ async def test_service_role_acts_for_any_worker(world: World, hosts: Hosts, conn
     assert (await call(service, "complete_workflow_run", run, 0))["status"] == "succeeded"
 
 
+async def test_what_service_role_adopted_is_not_its_former_host_s(world: World, hosts: Hosts, connect: Connect) -> None:
+    run = await world.queue()
+    await call(hosts[0], "claim_next_run", WORKER, INSTANCE, p_engine_id=ENGINE)
+    service = await connect(role="service_role")
+    assert (await call(service, "adopt_run", run, WORKER, uuid.uuid4(), ENGINE))["run_id"] == str(run)
+    assert (await call(hosts[0], "start_workflow_run", run, WORKER))["code"] == "not_owner"
+
+
 async def test_a_dropped_role_is_gone_and_its_runs_go_back(world: World, hosts: Hosts) -> None:
     run = await world.queue()
     await call(hosts[0], "claim_next_run", WORKER, INSTANCE)
