@@ -349,6 +349,27 @@ async def test_a_sign_of_life_counts_for_the_holder_that_gave_it(world: World, s
     assert (await new_holder(world, run))["code"] == "final"
 
 
+async def test_a_run_that_waits_for_its_start_is_left_to_reap(world: World) -> None:
+    run = await world.claimed()
+    for _ in range(7):
+        assert (await new_holder(world, run))["run_id"] == str(run)
+
+
+async def test_offered_is_what_may_be_adopted(world: World, connect: Connect) -> None:
+    run = await world.running()
+
+    async def offered(worker: str, instance: uuid.UUID, engine: str, db: asyncpg.Connection = world.db) -> bool:
+        return str(run) in (await call(db, "adoptable_runs", worker, instance, engine))["runs"]
+
+    assert not await offered(WORKER, INSTANCE, ENGINE), "its own"
+    assert await offered(WORKER, OTHER_INSTANCE, "engine-2"), "of an earlier instance"
+    assert not await offered("host-b", OTHER_INSTANCE, ENGINE), "a neighbour's that lives"
+    await shift_clock(world.db, 301)
+    assert await offered("host-b", OTHER_INSTANCE, ENGINE)
+    assert not await offered("host-b", OTHER_INSTANCE, "engine-2")
+    assert not await offered(WORKER, OTHER_INSTANCE, ENGINE, await connect(role="ops_worker"))
+
+
 async def test_a_run_belongs_to_the_engine_of_its_holder(world: World) -> None:
     run = await world.running()
     assert (await adopt(world, run, engine="engine-2"))["run_id"] == str(run)

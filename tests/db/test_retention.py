@@ -136,11 +136,17 @@ async def test_other_stores_other_hosts_running_runs_and_forged_keys_are_left_al
         forger, run,
     )  # fmt: skip
     assert prune(db_url, store).stdout.startswith("deleted: 0 expired artifacts")
+    for url, host in ((other, HOST), (store, "host-c")):
+        await world.db.execute(
+            "insert into ops_private.retired_artifacts values (gen_random_uuid(), 'k', $1, 1, $2)",
+            f"{url.as_uri()}/k", host,
+        )  # fmt: skip
+    assert prune(db_url, store).stdout.startswith("deleted: 0 expired artifacts")
     mine = await artifact(world, run, store, age_days=1, name="mine.txt")
     assert prune(db_url, store, host="host-b").stdout.startswith("deleted: 0 expired artifacts")
     assert all(file.exists() for file in [victim, mine, *left])
     assert await world.db.fetchval("select count(*) from ops.run_artifacts") == 5, "nor is a record of them"
-    assert await world.db.fetchval("select count(*) from ops_private.retired_artifacts") == 0
+    assert await world.db.fetchval("select count(*) from ops_private.retired_artifacts") == 2
 
 
 async def test_two_that_prune_at_once_retire_each_artifact_once(world: World, connect: Connect, store: Path) -> None:
