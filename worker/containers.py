@@ -165,7 +165,7 @@ class Engine:
 
         def pull(client: docker.APIClient) -> None:
             try:
-                for step in client.pull(name, tag=tag or "latest", stream=True, decode=True):
+                for step in client.pull(name, tag=tag, stream=True, decode=True):
                     if "error" in step:
                         raise ImageMissing(reference, step["error"])
             except docker.errors.APIError as error:
@@ -358,7 +358,7 @@ class Engine:
         def pump() -> None:
             try:
                 with closing(self._api.new_client()) as client:
-                    response = logs(client, container_id, {"follow": 1})
+                    response = logs(client, container_id, {"follow": 1}, endless=True)
                     pipe.opened(partial(cut, response))
                     for chunk in response.raw.stream(65536, decode_content=False):
                         pipe.put(chunk)

@@ -220,10 +220,10 @@ class Daemon:
         for run_id, run in mine.items():
             if run_id in answer.cancel_requested:
                 run.stop(Stop.CANCEL)
-            elif run_id not in answer.runs and run_id in self._runs:
+            elif run_id not in answer.runs:
                 run.lose()
         # Runs that are ours and nobody knows of: the answer to their claim was lost. The claim loop picks them up.
-        self._unknown |= answer.runs - mine.keys() - self._runs.keys()
+        self._unknown |= answer.runs - mine.keys()
         if self._unknown:
             self._wake_up()
 

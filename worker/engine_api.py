@@ -129,9 +129,11 @@ def cut(response: requests.Response) -> None:
         CancellableStream(iter(()), response).close()
 
 
-def logs(client: docker.APIClient, container_id: str, params: dict[str, int]) -> requests.Response:
+def logs(
+    client: docker.APIClient, container_id: str, params: dict[str, int], *, endless: bool = False
+) -> requests.Response:
     """The raw response of the log endpoint: ``APIClient.logs`` throws the stream of each frame away."""
-    return get(client, container_id, "logs", {"stdout": 1, "stderr": 1, "timestamps": 1, **params}, endless=True)
+    return get(client, container_id, "logs", {"stdout": 1, "stderr": 1, "timestamps": 1, **params}, endless=endless)
 
 
 def disk_usage(client: docker.APIClient) -> dict[str, Any]:

@@ -35,8 +35,7 @@ CALL_TIMEOUT = 60.0
 """Seconds one statement may take before the connection is given up as dead."""
 
 _TRANSIENT = (
-    OSError,
-    TimeoutError,
+    OSError,  # and so TimeoutError
     asyncpg.InterfaceError,  # the client's own "connection is closed"
     asyncpg.InternalClientError,
     asyncpg.PostgresConnectionError,  # class 08
@@ -292,17 +291,22 @@ class Queue:
 
     @asynccontextmanager
     async def _controlling(self) -> AsyncIterator[asyncpg.Connection]:
-        """The control connection for one use; after a fault it is given up, since it may be half-open."""
+        """The control connection for one use; after a fault it is given up, since it may be half-open.
+
+        It is had for a third of a lease at most, or a sweep without an answer would keep the renewals waiting.
+        """
         async with self._control_lock:
-            if self._control is None or self._control.is_closed():
-                self._control = await connect(self._dsn, application_name=f"ops-worker {self._me.worker_id} control")
-                self._connected_at, self._renewed = time.monotonic(), False
-            connection = self._control
-            try:
-                yield connection
-            except BaseException:
-                connection.terminate()
-                raise
+            with anyio.fail_after(self._lease_seconds / 3):
+                if self._control is None or self._control.is_closed():
+                    name = f"ops-worker {self._me.worker_id} control"
+                    self._control = await connect(self._dsn, application_name=name)
+                    self._connected_at, self._renewed = time.monotonic(), False
+                connection = self._control
+                try:
+                    yield connection
+                except BaseException:
+                    connection.terminate()
+                    raise
 
     # --- calls ------------------------------------------------------------------------------------------------------
 

@@ -889,14 +889,10 @@ begin
             select from ops_private.workers as w
             where w.worker_id = p_worker_id and w.instance_id <> p_instance_id and w.expires_at > v_now
         ) then 'worker_id_taken'
-        when v_lease.worker_id = p_worker_id and v_lease.instance_id = p_instance_id then null
         when v_lease.expires_at <= v_now
             and (v_lease.engine_id = p_engine_id or v_lease.worker_id = p_worker_id) then null
-        when v_lease.worker_id = p_worker_id and v_lease.instance_id is not null and not exists (
-            select from ops_private.workers as w
-            where w.worker_id = v_lease.worker_id and w.instance_id = v_lease.instance_id
-                and w.expires_at > v_now
-        ) then null
+        -- held by itself, or by an earlier instance of this worker: were that alive, the id would be taken
+        when v_lease.worker_id = p_worker_id and v_lease.instance_id is not null then null
         else 'not_owner'
     end;
     if v_code is not null then

@@ -231,6 +231,20 @@ async def test_a_project_keeps_an_owner(crowd: Crowd, statement: str) -> None:
     assert refused.value.sqlstate == "OPS03"
 
 
+@pytest.mark.parametrize(
+    "statement",
+    ["update ops.project_memberships set role = 'admin' where user_id = $1",
+     "delete from ops.project_memberships where user_id = $1"],
+)  # fmt: skip
+async def test_an_admin_cannot_touch_one_of_two_owners(crowd: Crowd, statement: str) -> None:
+    await crowd.world.db.execute(
+        "update ops.project_memberships set role = 'owner' where user_id = $1", crowd.users["viewer"]
+    )
+    admin, owner = await crowd.sign_in("admin"), await crowd.sign_in("owner")
+    assert not await allowed(admin, statement, crowd.users["viewer"])
+    assert await allowed(owner, statement, crowd.users["viewer"])
+
+
 async def test_ownership_is_handed_over_in_one_statement(crowd: Crowd) -> None:
     owner = await crowd.sign_in("owner")
     await owner.execute(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.conftest import Connect
+from tests.db.crowd import CATALOGUES, TABLES
 from tests.db.world import World, call
 
 
@@ -41,6 +42,50 @@ async def test_no_function_is_left_to_everybody(world: World) -> None:
            where p.pronamespace in ('ops'::regnamespace, 'ops_private'::regnamespace) and a.grantee = 0"""
     )
     assert [row["name"] for row in rows] == []
+
+
+async def test_who_holds_what_on_whole_tables(world: World) -> None:
+    """Beside policies, which let nobody through that they do not name."""
+    rows = await world.db.fetch(
+        """select grantee, table_name, privilege_type from information_schema.role_table_grants
+           where table_schema = 'ops' and grantee in ('PUBLIC', 'anon', 'authenticated', 'ops_worker')"""
+    )
+    held: dict[str, set[str]] = {}
+    for row in rows:
+        held.setdefault(row["grantee"], set()).add(f"{row['privilege_type'].lower()} {row['table_name']}")
+    assert held == {
+        "authenticated": {f"select {table}" for table in TABLES} | {"delete project_memberships"},
+        "ops_worker": {f"select {table}" for table in CATALOGUES},
+    }
+
+
+async def test_which_columns_a_user_may_write(world: World) -> None:
+    rows = await world.db.fetch(
+        """select table_name, privilege_type, column_name from information_schema.column_privileges
+           where table_schema = 'ops' and privilege_type <> 'SELECT'
+             and grantee in ('PUBLIC', 'anon', 'authenticated', 'ops_worker')"""
+    )
+    may: dict[str, set[str]] = {}
+    for row in rows:
+        may.setdefault(f"{row['privilege_type'].lower()} {row['table_name']}", set()).add(row["column_name"])
+    workflow = {"workflow_type", "name", "description", "enabled", "git_ref", "git_commit", "config"}
+    assert may == {
+        "update projects": {"name", "description", "odoo_version", "status", "config"},
+        "insert workflows": {"project_id", *workflow},
+        "update workflows": workflow,
+        "insert runs": {"project_id", "workflow_id", "status", "metadata"},
+        "insert project_memberships": {"project_id", "user_id", "role"},
+        "update project_memberships": {"role"},
+    }
+
+
+async def test_who_uses_the_schemas(world: World) -> None:
+    rows = await world.db.fetch(
+        """select nspname, rolname from pg_namespace cross join pg_roles
+           where nspname in ('ops', 'ops_private') and rolname in ('anon', 'authenticated', 'ops_worker')
+             and has_schema_privilege(rolname, nspname, 'usage')"""
+    )
+    assert {tuple(row) for row in rows} == {("ops", "authenticated"), ("ops", "ops_worker")}
 
 
 async def test_every_function_looks_in_pg_temp_last(world: World) -> None:

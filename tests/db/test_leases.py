@@ -178,6 +178,7 @@ async def test_the_next_instance_of_a_worker_adopts(world: World, state: str) ->
 
 
 async def test_to_adopt_what_one_holds_renews_it_and_counts_nothing(world: World) -> None:
+    await register(world.db, p_lease_seconds=300)
     run = await world.running()
     before = await world.expires_at(run)
     await shift_clock(world.db, 60)
@@ -340,6 +341,48 @@ async def test_a_holder_that_gave_a_sign_of_life_does_not_count_as_lost(world: W
             await call(world.db, "unregister_worker", WORKER, instance)
 
 
+@pytest.mark.parametrize("sign", ["line", "renewal"])
+async def test_a_sign_of_life_counts_for_the_holder_that_gave_it(world: World, sign: str) -> None:
+    run = await world.running()
+    if sign == "line":
+        line = ([1], ["stdout"], ["info"], ["once"], [datetime.now(UTC)])
+        await call(world.db, "append_run_logs", run, WORKER, INSTANCE, *line)
+    else:
+        await call(world.db, "heartbeat", WORKER, INSTANCE)
+    for _ in range(6):
+        assert (await new_holder(world, run))["run_id"] == str(run)
+    assert (await new_holder(world, run))["code"] == "final"
+
+
+async def test_a_run_that_waits_for_its_start_is_left_to_reap(world: World) -> None:
+    run = await world.claimed()
+    for _ in range(7):
+        assert (await new_holder(world, run))["run_id"] == str(run)
+
+
+async def test_offered_is_what_may_be_adopted(world: World, connect: Connect) -> None:
+    run = await world.running()
+
+    async def offered(worker: str, instance: uuid.UUID, engine: str, db: asyncpg.Connection = world.db) -> bool:
+        return str(run) in (await call(db, "adoptable_runs", worker, instance, engine))["runs"]
+
+    assert not await offered(WORKER, INSTANCE, ENGINE), "its own"
+    assert await offered(WORKER, OTHER_INSTANCE, "engine-2"), "of an earlier instance"
+    assert not await offered("host-b", OTHER_INSTANCE, ENGINE), "a neighbour's that lives"
+    await shift_clock(world.db, 301)
+    assert await offered("host-b", OTHER_INSTANCE, ENGINE)
+    assert not await offered("host-b", OTHER_INSTANCE, "engine-2")
+    assert not await offered(WORKER, OTHER_INSTANCE, ENGINE, await connect(role="ops_worker"))
+
+
+async def test_a_run_belongs_to_the_engine_of_its_holder(world: World) -> None:
+    run = await world.running()
+    assert (await adopt(world, run, engine="engine-2"))["run_id"] == str(run)
+    await shift_clock(world.db, 301)
+    assert (await adopt(world, run, worker="host-b", engine=ENGINE))["code"] == "not_owner"
+    assert (await adopt(world, run, worker="host-b", engine="engine-2"))["run_id"] == str(run)
+
+
 # A copy of the database -------------------------------------------------------------------------------------
 
 
@@ -347,6 +390,11 @@ async def test_a_copy_of_the_database_has_an_identity_of_its_own_and_ends_what_i
     original = (await register(world.db))["database_id"]
     claimed, running, queued = await world.claimed(), await world.running(), await world.queue()
     assert (await register(world.db))["database_id"] == original
+    server_and_database = """select format('%s/%s', s.system_identifier, d.oid)
+        from pg_control_system() as s, pg_database as d where d.datname = current_database()"""
+    assert await world.db.fetchval("select fingerprint from ops_private.control") == await world.db.fetchval(
+        server_and_database
+    )
     # what a restore elsewhere looks like: the same rows under another server or another database
     await world.db.execute("update ops_private.control set fingerprint = 'another server/5'")
     copy = (await register(world.db, OTHER_INSTANCE))["database_id"]

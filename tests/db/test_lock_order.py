@@ -76,6 +76,15 @@ async def test_reaping_and_claiming_wait_for_nobody(world: World, connect: Conne
     assert (answer["requeued"], answer["failed"]) == ([], [])
 
 
+async def test_a_claim_passes_over_a_run_that_somebody_else_has_locked(world: World, connect: Connect) -> None:
+    first, second = await world.queue(), await world.queue()
+    other = await connect()
+    async with world.db.transaction():
+        await world.db.execute("select from ops.runs where id = $1 for update", first)
+        claim = await asyncio.wait_for(call(other, "claim_next_run", "host-b"), 10)
+    assert claim["run_id"] == str(second)
+
+
 async def test_everything_at_once_never_deadlocks(world: World, connect: Connect) -> None:
     """Eight connections of one worker do everything to the same runs, in any order."""
     seed = random.randrange(2**32)

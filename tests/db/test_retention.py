@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import subprocess
 import sys
@@ -11,7 +12,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from tests.db.world import World, call
+from tests.conftest import Connect
+from tests.db.world import World, call, until_blocked
 from tests.support.docker import ROOT
 from tests.support.scripts import environ_of
 
@@ -134,9 +136,28 @@ async def test_other_stores_other_hosts_running_runs_and_forged_keys_are_left_al
         forger, run,
     )  # fmt: skip
     assert prune(db_url, store).stdout.startswith("deleted: 0 expired artifacts")
+    for url, host in ((other, HOST), (store, "host-c")):
+        await world.db.execute(
+            "insert into ops_private.retired_artifacts values (gen_random_uuid(), 'k', $1, 1, $2)",
+            f"{url.as_uri()}/k", host,
+        )  # fmt: skip
+    assert prune(db_url, store).stdout.startswith("deleted: 0 expired artifacts")
     mine = await artifact(world, run, store, age_days=1, name="mine.txt")
     assert prune(db_url, store, host="host-b").stdout.startswith("deleted: 0 expired artifacts")
     assert all(file.exists() for file in [victim, mine, *left])
+    assert await world.db.fetchval("select count(*) from ops.run_artifacts") == 5, "nor is a record of them"
+    assert await world.db.fetchval("select count(*) from ops_private.retired_artifacts") == 2
+
+
+async def test_two_that_prune_at_once_retire_each_artifact_once(world: World, connect: Connect, store: Path) -> None:
+    await artifact(world, await ended(world, 1), store, age_days=1)
+    sql = "select * from ops_private.retire_artifacts($1, $2)"
+    other = await connect()
+    async with world.db.transaction():
+        assert len(await world.db.fetch(sql, store.as_uri(), HOST)) == 1
+        waiting = asyncio.create_task(other.fetch(sql, store.as_uri(), HOST))
+        await until_blocked(world.db, other)
+    assert len(await waiting) == 1
 
 
 async def test_old_logs_and_events_go_when_a_setting_says_so(world: World, db_url: str, store: Path) -> None:

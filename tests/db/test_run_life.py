@@ -292,6 +292,22 @@ async def test_complete_can_be_repeated_with_the_same_outcome(
     assert await stored(world.db) == before
 
 
+async def test_a_run_that_was_cancelled_before_its_start_was_not_completed_by_its_claimer(world: World) -> None:
+    run = await world.claimed()
+    await call(world.db, "cancel_run", run)
+    end = {"p_worker_id": WORKER, "p_instance_id": INSTANCE, "p_reason": "canceled"}
+    assert (await call(world.db, "complete_workflow_run", run, None, **end))["code"] == "final"
+
+
+async def test_an_end_of_another_kind_is_no_repetition(world: World) -> None:
+    run = await world.running()
+    await call(world.db, "cancel_run", run)
+    end = {"p_worker_id": WORKER, "p_instance_id": INSTANCE}
+    assert (await call(world.db, "complete_workflow_run", run, None, p_reason="engine_lost", **end))["success"]
+    late = await call(world.db, "complete_workflow_run", run, None, p_reason="canceled", **end)
+    assert (late.get("code"), await world.status(run)) == ("final", "failed")
+
+
 async def test_release_gives_the_run_back_and_does_not_count_it(world: World) -> None:
     run = await world.claimed()
     assert (await call(world.db, "release_run", run, WORKER, INSTANCE))["success"]

@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 
 from tests.conftest import Connect
-from tests.db.world import FINAL, INSTANCE, WORKER, World, call
+from tests.db.world import FINAL, INSTANCE, WORKER, World, call, new_project
 
 FIRST = 2**40
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
@@ -128,6 +128,7 @@ WRONG_BATCHES: list[tuple[dict[str, object], str]] = [
     ({"p_levels": ["info", "info", "loud"]}, "bad_level"),
     ({"p_levels": ["info"]}, "bad_argument"),
     ({"p_messages": ["a", "b"]}, "bad_argument"),
+    ({"p_streams": ["stdout"]}, "bad_argument"),
     ({"p_messages": None}, "bad_argument"),
     ({"p_timestamps": []}, "bad_argument"),
     ({"p_seqs": [1, 2]}, "bad_argument"),
@@ -171,6 +172,16 @@ async def test_a_plain_insert_gets_its_number_and_project(world: World, connect:
     row = await world.db.fetchrow("select seq, project_id from ops.run_logs")
     assert row is not None
     assert (row["seq"] >= FIRST, row["project_id"]) == (True, world.project)
+
+
+async def test_no_row_names_a_project_that_is_not_its_run_s(world: World) -> None:
+    run, other = await world.run_in("failed"), await new_project(world.db, "other")
+    for table, columns, values in (
+        ("run_artifacts", "artifact_key, artifact_url", "'k', 'u'"),
+        ("run_events", "event_type, message", "'info', 'by hand'"),
+    ):
+        sql = f"insert into ops.{table} (run_id, project_id, {columns}) values ($1, $2, {values}) returning project_id"
+        assert await world.db.fetchval(sql, run, other) == world.project
 
 
 async def test_messages_can_be_searched(world: World) -> None:

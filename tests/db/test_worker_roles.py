@@ -218,6 +218,7 @@ async def test_a_host_neither_renews_nor_takes_nor_gives_up_what_is_the_others(w
         answer = await call(two, "register_worker", WORKER, instance, "host", ENGINE, p_takeover=True)
         assert answer["code"] == "worker_id_taken"
     await call(two, "unregister_worker", WORKER, INSTANCE)
+    assert await world.db.fetchval("select not renewed from ops_private.leases"), "nobody left in its place"
     assert (await call(one, "heartbeat", WORKER, INSTANCE))["registered"]
     assert (await call(two, "reap"))["requeued"] == []
     assert await world.status(run) == "claimed"
@@ -238,6 +239,14 @@ async def test_service_role_acts_for_any_worker(world: World, hosts: Hosts, conn
     service = await connect(role="service_role")
     assert (await call(service, "start_workflow_run", run, WORKER, INSTANCE))["success"]
     assert (await call(service, "complete_workflow_run", run, 0))["status"] == "succeeded"
+
+
+async def test_what_service_role_adopted_is_not_its_former_host_s(world: World, hosts: Hosts, connect: Connect) -> None:
+    run = await world.queue()
+    await call(hosts[0], "claim_next_run", WORKER, INSTANCE, p_engine_id=ENGINE)
+    service = await connect(role="service_role")
+    assert (await call(service, "adopt_run", run, WORKER, uuid.uuid4(), ENGINE))["run_id"] == str(run)
+    assert (await call(hosts[0], "start_workflow_run", run, WORKER))["code"] == "not_owner"
 
 
 async def test_a_dropped_role_is_gone_and_its_runs_go_back(world: World, hosts: Hosts) -> None:

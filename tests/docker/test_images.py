@@ -135,6 +135,23 @@ async def test_a_tag_that_moves_after_it_was_resolved_changes_nothing() -> None:
         docker("rmi", "-f", first, second)
 
 
+async def test_a_container_that_has_run_is_not_replaced(image: str) -> None:
+    tool = {"tool_name": "t", "version": "1", "docker_image": image, "config": {"command": ["true"]}}
+    spec = resolve(make_claim(tool=tool), HostPolicy())
+    engine, container = Engine(None, streams=1), f"ops-worker-tests-{uuid.uuid4().hex[:12]}"
+    found = await engine.image(spec.image)
+    assert found is not None
+    try:
+        first = await engine.create(container, found, spec, {})
+        await engine.start(container)
+        docker("wait", container)
+        assert await engine.create(container, found, spec, {}) == first
+        assert docker("inspect", "-f", "{{.Id}}", container).strip() == first
+    finally:
+        await engine.remove(container)
+        engine.close()
+
+
 def imported(name: str, note: str) -> str:
     """A new image without anything in it; returns its id."""
     empty = bytes(1024)

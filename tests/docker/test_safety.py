@@ -20,6 +20,7 @@ async def test_the_container_s_limits_without_any_configuration(plane: Plane) ->
     assert host["CapDrop"] == ["ALL"]
     assert host["SecurityOpt"] == ["no-new-privileges"]
     assert host["Privileged"] is False
+    assert host["Init"] is True, "or a program that is process 1 would not hear SIGTERM"
     assert not host["Binds"]
     assert [mount["Type"] for mount in facts["Mounts"]] == ["volume"]
     assert host["NetworkMode"] == "ops-worker"

@@ -89,21 +89,23 @@ CALLS = {
     "info": "GET /v[0-9.]+/info",
     "version": "GET /version",
 }
-SORTS = ["cut", "lost", "answered", "broken"]
+SORTS = ["cut", "lost", "answered", "broken", "mute"]
 
 
 @pytest.mark.parametrize("sort", SORTS)
 async def test_every_call_may_fail_once(scene: Scene, sort: str) -> None:
     job = await scene.job(2_000, big=True)
     sorts: dict[str, dict[str, Any]] = {"answered": {"answer": http_error(500, "injected")}, "broken": {"passing": 60}}
-    rules = [scene.engine.strike(request, Fate(sort), **sorts.get(sort, {})) for request in CALLS.values()]
-    async with scene.worker() as worker:
+    # Of a log that is followed nobody expects an answer within any time: its silence is tried above.
+    calls = {name: request for name, request in CALLS.items() if (sort, name) != ("mute", "follow")}
+    rules = [scene.engine.strike(request, Fate(sort), **sorts.get(sort, {})) for request in calls.values()]
+    async with scene.worker(OPS_PATIENCE="worker.containers.API_TIMEOUT=2") as worker:
         await scene.until_final(job)
         await scene.until_gone()
         worker.signal(signal.SIGTERM)
         assert await worker.wait() == 0
     await scene.holds(job)
-    missed = [name for name, rule in zip(CALLS, rules, strict=True) if not rule.struck]
+    missed = [name for name, rule in zip(calls, rules, strict=True) if not rule.struck]
     assert missed == [], sort
 
 

@@ -261,6 +261,26 @@ async def test_what_is_queued_while_a_claim_is_under_way_is_not_slept_over(world
         await until(lambda: run_id in world.runs)
 
 
+async def test_what_was_queued_before_the_subscription_is_looked_for(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def late(on_queue: Callable[[], None], on_cancel: Callable[[uuid.UUID], None]) -> bool:
+        await wait_all_tasks_blocked()
+        world.push()
+        world.queue.listening = True
+        return True
+
+    monkeypatch.setattr(world.queue, "listen", late)
+    async with world.working():
+        await until(lambda: world.runs)
+
+
+async def test_a_subscription_that_was_lost_is_made_again(world: World) -> None:
+    async with world.working(poll=0.01):
+        world.queue.listening = False
+        await until(lambda: world.queue.listening)
+
+
 async def test_polling_finds_what_no_notification_told(world: World) -> None:
     async with world.working(poll=0.01):
         run_id = world.push()
@@ -454,6 +474,23 @@ async def test_more_may_be_taken_up_than_there_is_room_for_but_nothing_more_is_c
 
 
 @pytest.mark.parametrize("error", [EngineUnavailable("away"), EngineError(500, "no")])
+async def test_an_engine_that_is_away_for_a_while_ends_no_worker(
+    world: World, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    faults, owned = [error] * 3, world.engine.owned
+
+    async def at_last(database_id: uuid.UUID) -> set[uuid.UUID]:
+        if faults:
+            raise faults.pop()
+        return await owned(database_id)
+
+    monkeypatch.setattr(world.engine, "owned", at_last)
+    run_id = world.push()
+    async with world.working():
+        await until(lambda: run_id in world.runs)
+
+
+@pytest.mark.parametrize("error", [EngineUnavailable("away"), EngineError(500, "no")])
 async def test_a_container_that_cannot_be_removed_now_holds_nothing_up(world: World, error: Exception) -> None:
     ended = uuid.uuid4()
     world.engine.containers, world.engine.error = {ended}, error
@@ -477,8 +514,8 @@ async def test_sweeping_takes_up_what_dead_workers_left_and_leaves_our_own_alone
 async def test_too_early_after_an_outage_nothing_is_swept(world: World) -> None:
     world.queue.swept = None
     async with world.working(lease=0.03):
-        world.engine.containers = {uuid.uuid4()}
-        await until(lambda: world.queue.reaps > 3)
+        world.engine.containers, before = {uuid.uuid4()}, world.queue.reaps
+        await until(lambda: world.queue.reaps > before + 3)
         assert world.queue.adopted == []
 
 

@@ -40,6 +40,7 @@ PASSING: list[Exception] = [
     asyncpg.DeadlockDetectedError("deadlock"),
     asyncpg.ReadOnlySQLTransactionError("after a failover"),
     asyncpg.LockNotAvailableError("lock timeout"),
+    asyncpg.PostgresIOError("could not read block"),
 ]
 LASTING: list[Exception] = [
     asyncpg.UndefinedFunctionError("no such function"),
@@ -108,9 +109,9 @@ class Pool(Connection):
         yield self
 
 
-def queue_on(*script: object) -> tuple[Queue, Pool]:
+def queue_on(*script: object, lease: float = LEASE) -> tuple[Queue, Pool]:
     pool = Pool(*script)
-    return Queue("postgresql://unused", cast("Any", pool), ME, LEASE), pool
+    return Queue("postgresql://unused", cast("Any", pool), ME, cast("int", lease)), pool
 
 
 @pytest.fixture(autouse=True)
@@ -307,8 +308,8 @@ async def test_nobody_is_declared_dead_before_all_had_the_time_to_renew(
 ) -> None:
     clock = Clock()
     monkeypatch.setattr(module, "time", clock)
-    first, second = Connection(ALIVE, ALIVE, SWEPT), Connection(ALIVE, SWEPT)
-    control += [first, second]
+    first, second, third = Connection(ALIVE, ALIVE, SWEPT), Connection(ALIVE, SWEPT), Connection(ALIVE, SWEPT)
+    control += [first, second, third]
     queue, _ = queue_on()
 
     await queue.heartbeat()
@@ -324,6 +325,32 @@ async def test_nobody_is_declared_dead_before_all_had_the_time_to_renew(
     assert await queue.reap() is None
     await queue.heartbeat()
     assert await queue.reap() == SWEPT
+
+    second.terminate()
+    clock.now += LEASE
+    await queue.heartbeat()
+    assert await queue.reap() is None  # renewed at once, but the others may not be back yet
+    clock.now += LEASE / 3 + 1
+    assert await queue.reap() == SWEPT
+
+
+async def test_a_sweep_without_an_answer_keeps_no_renewal_waiting(control: list[Connection]) -> None:
+    silent, sound = Connection(ALIVE, SILENCE), Connection(ALIVE)
+    control += [silent, sound]
+    queue, _ = queue_on(lease=0.3)
+    await queue.heartbeat()
+    await anyio.sleep(0.11)
+    with anyio.fail_after(30), pytest.raises(TimeoutError):
+        await queue.reap()
+    assert silent.closed
+    await queue.heartbeat()
+
+
+async def test_a_connection_that_only_reads_or_does_not_answer_does_not_go_back(waits: list[int]) -> None:
+    for error in (TimeoutError(), asyncpg.ReadOnlySQLTransactionError("a standby")):
+        queue, pool = queue_on(error, {"success": True})
+        await queue.start(RUN)
+        assert pool.closed, error
 
 
 async def test_a_subscription_proves_itself_and_passes_notifications_on(control: list[Connection]) -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from tests.unit.journal import OUT, entries, frame
 from worker.logs import MAX_LINE_BYTES, LineAssembler
-from worker.redact import MASK, MIN_LENGTH, Redactor
+from worker.redact import MASK, MAX_PATTERN, MIN_LENGTH, Redactor
 
 SECRET = b'p"ss/w\xc3\xb6rd&<17>+ \\ x'
 KEY = b"-----BEGIN KEY-----\n" + b"".join(base64.encodebytes(bytes(range(n, n + 48))) for n in range(0, 160, 32))
@@ -45,6 +45,7 @@ WRITERS: dict[str, Callable[[bytes], bytes]] = {
     "JSON": lambda s: json.dumps(s.decode())[1:-1].encode(),
     "JSON as UTF-8": lambda s: json.dumps(s.decode(), ensure_ascii=False)[1:-1].encode(),
     "JSON with escaped slashes": lambda s: json.dumps(s.decode())[1:-1].replace("/", "\\/").encode(),
+    "JSON for HTML": lambda s: re.sub("[<>&]", lambda c: f"\\u{ord(c[0]):04x}", json.dumps(s.decode())[1:-1]).encode(),
     "URL": lambda s: quote(s, safe="").encode(),
     "URL path": lambda s: quote(s).encode(),
     "URL in lower case": lambda s: re.sub("%..", lambda code: code[0].lower(), quote(s, safe="")).encode(),
@@ -195,6 +196,7 @@ def test_a_line_of_the_greatest_length_is_whole_with_secrets_in_it() -> None:
 def test_a_long_secret_is_masked_in_one_piece() -> None:
     secret = b"".join(hashlib.sha256(bytes([n])).hexdigest().encode() for n in range(256))
     assert Redactor([secret]).mask(FRAMED % secret) == FRAMED % MASK
+    assert Redactor([secret]).reach <= MAX_PATTERN, "of a line no more than that is held beyond its cut"
     assert Redactor([secret]).mask(secret[:700] + b" lost").endswith(b" lost")
 
 

@@ -12,7 +12,7 @@ import pytest
 from tests.unit.claims import make_claim
 from tests.unit.journal import frame
 from tests.unit.test_runner import RUN_ID, World, made_with
-from worker.errors import ArtifactError, EngineError
+from worker.errors import ArtifactError, EngineError, EngineUnavailable
 from worker.runner import Run
 from worker.secrets import Secret, SecretsFolder
 from worker.spec import HostPolicy
@@ -46,6 +46,7 @@ async def test_a_run_gets_its_secrets_as_files_only(world: World, tmp_path: Path
     assert secrets == (Secret("token", b"hunter22\n"),)
     assert {**spec.env, **CONFIG["env"]} == spec.env
     assert world.said == [(1, "the token is ***"), (2, '{"t": "***="}')]
+    assert world.store.redact("hunter22.txt") == "***.txt", "names of artifacts are masked with the same secrets"
 
 
 async def test_where_the_host_allows_it_they_are_variables_too(world: World, tmp_path: Path) -> None:
@@ -109,6 +110,16 @@ async def test_an_adopted_run_is_redacted_by_what_its_container_got_and_by_what_
     assert await world.execute(run(world, tmp_path, status="running")) == "succeeded"
     assert world.said == [(1, "*** ***" if on_host == "rotated-since" else "*** rotated-since")]
     assert world.did("image", "create") == []
+
+
+async def test_an_adopted_run_asks_again_for_what_its_container_holds(world: World, tmp_path: Path) -> None:
+    world.engine.become("exited")
+    world.engine.started_at = datetime.now(UTC)
+    world.engine.held = (Secret("token", b"hunter22\n"),)
+    world.engine.faults = {"secrets": [EngineUnavailable("away")] * 4}
+    (tmp_path / "token").unlink()
+    assert await world.execute(run(world, tmp_path, status="running")) == "succeeded"
+    assert "hunter22" not in told(world)
 
 
 async def test_a_container_that_was_not_started_yet_is_made_again_with_the_secrets_of_now(

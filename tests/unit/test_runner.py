@@ -240,6 +240,7 @@ class ScriptedStore:
         self.waits: anyio.Event | None = None
         self.prefix = ""
         self.rules: Sequence[ArtifactRule] = ()
+        self.redact: Callable[[str], str] = str
 
     async def collect(
         self,
@@ -250,7 +251,7 @@ class ScriptedStore:
         on_warning: Callable[[str], Awaitable[None]],
         redact: Callable[[str], str],
     ) -> int:
-        self.prefix, self.rules = key_prefix, rules
+        self.prefix, self.rules, self.redact = key_prefix, rules, redact
         if self.waits is not None:
             await self.waits.wait()
         with archive():
@@ -415,6 +416,38 @@ async def test_a_cut_stream_of_a_container_that_goes_on_is_read_again(world: Wor
     assert world.said == SAID
 
 
+async def test_the_end_of_a_whole_stream_is_not_the_end_of_a_container_that_goes_on(world: World) -> None:
+    world.engine.lasts = True
+    world.engine.readings = [[*FRAMES, END]]  # as when the engine restarts and its containers live on
+    run = world.run()
+    async with world.executing(run) as result:
+        assert result == []
+        assert world.engine.follows == 2
+        world.engine.become("exited")
+    assert result == ["succeeded"]
+    assert world.said == SAID
+
+
+async def test_a_log_that_the_engine_keeps_refusing_ends_the_run(world: World) -> None:
+    world.engine.faults = {"follow": [EngineError(500, "no such log driver")] * 50}
+    assert await world.execute() == "failed"
+    assert world.outcome == ("engine_error", None)
+    assert "no such log driver" in world.message
+
+
+async def test_refusals_between_which_lines_came_are_not_counted(world: World) -> None:
+    broken = EngineError(500, "restarting")
+    world.engine.readings = [[FRAMES[0], broken] for _ in range(2 * module.ENGINE_REFUSALS)]
+    assert await world.execute() == "succeeded"
+    assert world.said == SAID
+
+
+async def test_a_look_at_the_last_entry_that_fails_costs_no_second_reading(world: World) -> None:
+    world.engine.faults = {"last_entry": [AWAY] * 4}
+    assert await world.execute() == "succeeded"
+    assert world.engine.follows == 1
+
+
 async def test_a_quiet_stream_of_a_container_that_has_ended_is_read_again(world: World) -> None:
     world.engine.readings = [[JOURNAL[:100], QUIET]]
     assert await world.execute() == "succeeded"
@@ -471,10 +504,11 @@ async def test_a_call_that_the_engine_is_away_for_is_made_again(world: World, ca
     await world.execute()
     usual = len(world.did(call))
     world.__init__()  # type: ignore[misc]
-    world.engine.faults = {call: [AWAY] * 4}
+    away = module.ENGINE_REFUSALS + 3
+    world.engine.faults = {call: [AWAY] * away}
     assert await world.execute() == "succeeded"
     assert world.said == SAID
-    assert len(world.did(call)) >= usual + 4
+    assert len(world.did(call)) >= usual + away
     assert len(world.queue.artifacts) == 1
     assert world.engine.status is None
 
@@ -484,6 +518,37 @@ async def test_a_pull_that_breaks_is_made_again(world: World) -> None:
     world.engine.faults = {"pull": [AWAY] * 4}
     assert await world.execute() == "succeeded"
     assert len(world.did("pull")) == 5
+
+
+async def test_an_image_that_was_pulled_is_looked_for_again(world: World) -> None:
+    world.engine.here = False
+
+    async def go_away() -> None:
+        world.engine.faults = {"image": [AWAY] * 4}
+
+    world.engine.pulls = go_away
+    assert await world.execute() == "succeeded"
+    assert len(world.did("pull")) == 1
+    assert len(world.did("image")) == 6
+
+
+async def test_a_run_is_adopted_though_the_engine_is_away_at_first(world: World) -> None:
+    world.engine.become("exited")
+    world.engine.started_at = datetime.now(UTC)
+    world.engine.faults = {"inspect": [AWAY] * 4}
+    assert await world.execute(status="running") == "succeeded"
+    assert world.did("image", "create") == []
+
+
+async def test_a_run_over_its_time_is_stopped_though_the_engine_is_away_then(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "QUIET_SECONDS", PATIENCE)  # nobody else looks at it
+    world.engine.lasts = True
+    run = world.run(config={"timeout_seconds": 0.2})
+    async with world.executing(run):
+        world.engine.faults = {"inspect": [AWAY] * 4}
+    assert world.outcome == ("timeout", 143)
 
 
 async def test_a_stop_that_the_engine_is_away_for_is_made_again(world: World) -> None:
@@ -579,6 +644,25 @@ async def test_a_flood_that_shows_while_artifacts_are_collected_ends_the_collect
     assert world.queue.outcome is not None
     assert "not collected" in world.queue.outcome.details["artifacts_error"]
     assert world.queue.artifacts == []
+
+
+async def test_the_end_of_a_run_that_prints_too_much_is_waited_for_without_reading_it_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.engine.lasts = True
+    world.output_bytes = 1
+    monkeypatch.setattr(module, "ENDED_POLL_SECONDS", 0.0)
+    kill = world.engine.stop
+
+    async def slow(container_id: str, grace_seconds: float) -> None:
+        looks = len(world.did("inspect"))
+        while len(world.did("inspect")) < looks + 3:
+            await checkpoint()
+        await kill(container_id, grace_seconds)
+
+    monkeypatch.setattr(world.engine, "stop", slow)
+    assert await world.execute() == "failed"
+    assert world.engine.follows == 1
 
 
 async def test_a_log_beyond_its_bound_is_cut_and_an_event_says_so(

@@ -64,6 +64,13 @@ def test_what_is_too_large_or_cannot_be_read_is_missing(folder: Path, monkeypatc
         SecretsFolder(folder).read("acme", ["token"])
 
 
+def test_a_project_s_own_secret_that_cannot_be_read_is_not_replaced_by_the_common_one(folder: Path) -> None:
+    (folder / "acme" / "token").unlink()
+    (folder / "acme" / "token").symlink_to("token")  # a loop
+    with pytest.raises(SpecError, match="the worker cannot read it"):
+        SecretsFolder(folder).read("acme", ["token"])
+
+
 def test_those_that_are_not_required_are_left_out(folder: Path) -> None:
     assert SecretsFolder(folder).read("acme", ["own", "token"], required=False) == (Secret("token", b"acme's"),)
 
