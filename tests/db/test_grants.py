@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from tests.conftest import Connect
-from tests.db.crowd import CATALOGUES, TABLES
+from tests.db.crowd import CATALOGUES
 from tests.db.world import World, call
+from tests.support.schema import TABLES
 
 
 async def test_who_executes_what(world: World) -> None:
