@@ -246,6 +246,22 @@ def test_lines_in_a_very_long_frame_are_the_same_however_it_arrives(cuts: list[i
 
 
 @pytest.mark.parametrize(
+    ("data", "output"),
+    [
+        (frame(OUT, b"hello\n"), 5 + LINE_BYTES),
+        (frame(OUT, b"\n") * 3, 3 * LINE_BYTES),
+        (frame(OUT, b"no newline"), 10),
+        (entries(OUT, b"x" * 50_000 + b"\n") + frame(ERR, b"y"), 50_001 + LINE_BYTES),
+    ],
+)
+def test_all_that_is_read_counts_as_output_with_what_it_takes_on_the_disk(data: bytes, output: int) -> None:
+    assembler = LineAssembler()
+    assembler.feed(data[:20])
+    assembler.feed(data[20:])
+    assert assembler.output == output
+
+
+@pytest.mark.parametrize(
     ("stamp", "time"),
     [
         (b"2026-11-23T10:11:12.123456789Z", TIME),
