@@ -172,9 +172,12 @@ async def test_a_cancel_that_the_worker_could_not_hear_of_takes_effect_afterward
 
 async def test_a_log_that_the_engine_never_begins_to_give_is_asked_for_again(scene: Scene) -> None:
     hangs = [scene.engine.strike(CALLS[call], Fate.MUTE) for call in ("follow", "last")]
-    job = await scene.job()
+    job = await scene.job(waits=True)
     async with scene.worker("--until-idle", OPS_PATIENCE="worker.engine_api.API_TIMEOUT=3") as worker:
-        for rule in hangs:
-            await rule.until_struck()
+        await scene.until_up(job)
+        await asyncio.sleep(4)  # once it has begun, it may be silent for longer than that
+        await scene.release(job)
         assert await worker.wait() == 0
+    assert [rule.struck for rule in hangs] == [1, 1]
+    assert [said["event"] for said in worker.said].count("log stream broken, reading again") == 1
     await scene.holds(job)
