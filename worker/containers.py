@@ -358,7 +358,7 @@ class Engine:
         def pump() -> None:
             try:
                 with closing(self._api.new_client()) as client:
-                    response = logs(client, container_id, {"follow": 1}, endless=True)
+                    response = logs(client, container_id, {"follow": 1})
                     pipe.opened(partial(cut, response))
                     for chunk in response.raw.stream(65536, decode_content=False):
                         pipe.put(chunk)

@@ -129,11 +129,10 @@ def cut(response: requests.Response) -> None:
         CancellableStream(iter(()), response).close()
 
 
-def logs(
-    client: docker.APIClient, container_id: str, params: dict[str, int], *, endless: bool = False
-) -> requests.Response:
+def logs(client: docker.APIClient, container_id: str, params: dict[str, int]) -> requests.Response:
     """The raw response of the log endpoint: ``APIClient.logs`` throws the stream of each frame away."""
-    return get(client, container_id, "logs", {"stdout": 1, "stderr": 1, "timestamps": 1, **params}, endless=endless)
+    words = {"stdout": 1, "stderr": 1, "timestamps": 1, **params}
+    return get(client, container_id, "logs", words, endless="follow" in params)
 
 
 def disk_usage(client: docker.APIClient) -> dict[str, Any]:
@@ -157,16 +156,21 @@ _LAST_PLAIN_USAGE = "1.51"
 def get(
     client: docker.APIClient, container_id: str, what: str, params: Mapping[str, str | int], *, endless: bool = False
 ) -> requests.Response:
-    """An endpoint of a container, streaming; an ``endless`` one may be silent for ever. Raises ``EngineError``."""
+    """An endpoint of a container, streaming; an ``endless`` one may be silent for ever once it has begun.
+
+    Raises ``EngineError``.
+    """
     url = f"{client.base_url}/v{client.api_version}/containers/{container_id}/{what}"
-    silence = None if endless else API_TIMEOUT
-    response: requests.Response = client.get(url, params=dict(params), stream=True, timeout=(API_TIMEOUT, silence))
+    response: requests.Response = client.get(url, params=dict(params), stream=True, timeout=API_TIMEOUT)
     if not response.ok:
         raise EngineError(response.status_code, response.text)
     if response.headers.keys().isdisjoint(("Transfer-Encoding", "Content-Length")):
         # http.client takes an answer that is cut within its headers for a whole one without a body.
         response.close()
         raise requests.ConnectionError("the headers of the answer are cut off")
+    if endless:  # as the SDK does it for its own streams
+        socket = client._get_raw_response_socket(response)  # type: ignore[attr-defined]  # noqa: SLF001
+        client._disable_socket_timeout(socket)  # type: ignore[attr-defined]  # noqa: SLF001
     return response
 
 
