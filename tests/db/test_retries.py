@@ -86,14 +86,17 @@ async def test_nothing_is_retried_unless_it_is_asked_for(world: World, config: d
     assert await retries(here, run) == []
 
 
-async def test_success_cancel_and_a_disabled_workflow_are_not_retried(world: World) -> None:
+async def test_success_cancel_and_what_was_switched_off_are_not_retried(world: World) -> None:
     world = await retrying(world, max_attempts=3, on=EVERYTHING)
-    good, stopped, disabled = await world.running(), await world.running(), await world.running()
+    good, stopped, disabled, archived = [await world.running() for _ in range(4)]
     await fail(world, good, "succeeded", 0)
     await call(world.db, "cancel_run", stopped)
     await fail(world, stopped, "exit_code", 1)  # it failed before the request reached it
     await world.db.execute("update ops.workflows set enabled = false")
     await fail(world, disabled)
+    await world.db.execute("update ops.workflows set enabled = true")
+    await world.db.execute("update ops.projects set status = 'archived'")
+    await fail(world, archived)
     assert await world.db.fetchval("select count(*) from ops.runs where retry_of is not null") == 0
 
 
@@ -119,18 +122,27 @@ async def test_a_lost_worker_is_retried_where_that_is_asked_for(world: World) ->
 
 
 async def test_the_wait_doubles_up_to_an_hour_and_varies(world: World) -> None:
-    world = await retrying(world, max_attempts=100, on=EVERYTHING, delay_seconds=60)
-    for attempt, most in ((1, 60), (2, 120), (3, 240), (20, 3600), (60, 3600)):
+    world = await retrying(world, max_attempts=5000, on=EVERYTHING, delay_seconds=60)
+    for attempt, most in ((1, 60), (2, 120), (3, 240), (20, 3600), (2000, 3600)):
         waits = set()
         for _ in range(5):
             run = await world.running()
             await world.db.execute("update ops.runs set attempt = $2 where id = $1", run, attempt)
             await fail(world, run)
             (retry,) = await retries(world, run)
-            waits.add((retry["scheduled_at"] - retry["created_at"]).total_seconds())
+            waits.add(round((retry["scheduled_at"] - retry["created_at"]).total_seconds()))
             await world.db.execute("delete from ops.runs")
         assert all(most / 2 - 1 <= wait <= most + 1 for wait in waits)
         assert len(waits) > 1
+
+
+@pytest.mark.parametrize(("delay", "most"), [(-5, 0), (10**400, 3600)], ids=["negative", "endless"])
+async def test_a_wait_that_makes_no_sense_is_brought_into_bounds(world: World, delay: int, most: int) -> None:
+    world = await retrying(world, max_attempts=2, on=EVERYTHING, delay_seconds=delay)
+    run = await world.running()
+    assert (await fail(world, run))["success"]
+    (retry,) = await retries(world, run)
+    assert -1 <= (retry["scheduled_at"] - retry["created_at"]).total_seconds() <= most + 1
 
 
 async def test_a_failed_run_and_a_client_that_queues_never_wait_for_each_other(world: World, connect: Connect) -> None:
@@ -146,6 +158,16 @@ async def test_a_failed_run_and_a_client_that_queues_never_wait_for_each_other(w
     await call(client, "cancel_run", run)  # wants the run, which whoever waits must not hold
     await queueing.commit()
     assert (await failing)["success"]
+
+
+async def test_to_reap_does_not_wait_for_a_project_that_is_locked(world: World, connect: Connect) -> None:
+    world = await retrying(world, max_attempts=2, on=EVERYTHING)
+    await world.running()
+    await shift_clock(world.db, 601)
+    client = await connect()
+    async with client.transaction():
+        await client.execute("select from ops.projects for update")
+        assert (await asyncio.wait_for(call(world.db, "reap"), 10))["failed"] == []
 
 
 async def test_to_reap_does_not_wait_for_a_client_that_queues(world: World, connect: Connect) -> None:
