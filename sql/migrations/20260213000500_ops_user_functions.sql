@@ -79,11 +79,14 @@ begin
     if v_project_id is null or (v_role is null and not ops_private.trusted()) then
         return ops_private.refusal('not_found', 'there is no such workflow');
     end if;
-    if jsonb_typeof(v_metadata) <> 'object' or not isfinite(p_scheduled_at)
-        or octet_length(p_idempotency_key) not between 1 and 200 then
-        return ops_private.refusal(
-            'bad_argument',
-            'the metadata must be an object, scheduled_at finite, and the idempotency_key of 1 to 200 bytes');
+    if jsonb_typeof(v_metadata) <> 'object' then
+        return ops_private.refusal('bad_argument', 'the metadata must be an object');
+    end if;
+    if not isfinite(p_scheduled_at) then
+        return ops_private.refusal('bad_argument', 'the scheduled_at must be finite');
+    end if;
+    if octet_length(p_idempotency_key) not between 1 and 200 then
+        return ops_private.refusal('bad_argument', 'the idempotency_key must have 1 to 200 bytes');
     end if;
 
     -- from here on requests of this project take turns, so two with the same key cannot miss each other

@@ -35,6 +35,7 @@ drop function
     ops_private.owns(ops_private.leases, text, uuid),
     ops_private.add_event(uuid, text, text, jsonb),
     ops_private.is_final(text),
+    ops_private.bad_worker(text, integer),
     ops_private.refusal(text, text),
     ops_private.actor(),
     ops_private.trusted(),

@@ -41,10 +41,14 @@ CREATE FUNCTION ops.add_run_event(p_run_id uuid, p_event_type text, p_message te
 declare
     v_refusal jsonb;
 begin
-    if p_event_type is null or p_event_type not in ('error', 'warning', 'info') or p_message is null
-        or jsonb_typeof(coalesce(p_payload, '{}')) <> 'object' then
-        return ops_private.refusal(
-            'bad_argument', 'the event_type is error, warning or info, with a message and an object as payload');
+    if p_event_type is null or p_event_type not in ('error', 'warning', 'info') then
+        return ops_private.refusal('bad_argument', 'the event_type must be error, warning or info');
+    end if;
+    if p_message is null then
+        return ops_private.refusal('bad_argument', 'the message must not be null');
+    end if;
+    if jsonb_typeof(coalesce(p_payload, '{}')) <> 'object' then
+        return ops_private.refusal('bad_argument', 'the payload must be an object');
     end if;
     v_refusal := ops_private.check_run(p_run_id, p_worker_id, p_instance_id, '{claimed,running}', true);
     if v_refusal is not null then
@@ -64,6 +68,9 @@ declare
     v_now constant timestamptz := ops_private.current_time();
     v_status text;
     v_lease ops_private.leases;
+    v_wrong constant text := coalesce(
+        ops_private.bad_worker(p_worker_id, p_lease_seconds),
+        case when p_instance_id is null then 'the instance_id must not be null' end);
     v_code text;
     v_position bigint;
     v_lost integer;
@@ -71,8 +78,7 @@ begin
     select r.status into v_status from ops.runs as r where r.id = p_run_id for no key update;
     select l.* into v_lease from ops_private.leases as l where l.run_id = p_run_id for update;
     v_code := case
-        when coalesce(p_worker_id, '') = '' or p_instance_id is null
-            or (p_lease_seconds between 1 and 86400) is not true then 'bad_argument'
+        when v_wrong is not null then 'bad_argument'
         when v_status is null then 'not_found'
         when ops_private.is_final(v_status) then 'final'
         when v_status = 'queued' then 'not_claimed'
@@ -95,7 +101,7 @@ begin
         return jsonb_build_object(
             'run_id', null, 'code', v_code, 'status', v_status,
             'message', case v_code
-                when 'bad_argument' then 'a worker needs a worker_id, an instance_id, and lease_seconds from 1 to 86400'
+                when 'bad_argument' then v_wrong
                 when 'not_found' then 'there is no such run'
                 when 'not_owner' then 'another worker holds the run'
                 when 'worker_id_taken' then 'another instance works under this worker id'
@@ -159,10 +165,11 @@ begin
     if p_level is null or p_level not in ('debug', 'info', 'warn', 'error') then
         return ops_private.refusal('bad_level', 'the level must be debug, info, warn or error');
     end if;
-    if p_message is null or octet_length(p_message) > 65600
-        or jsonb_typeof(coalesce(p_metadata, '{}')) <> 'object' then
-        return ops_private.refusal(
-            'bad_argument', 'a log line has a message of at most 65600 bytes, and an object as metadata');
+    if p_message is null or octet_length(p_message) > 65600 then
+        return ops_private.refusal('bad_argument', 'the message must be a text of at most 65600 bytes');
+    end if;
+    if jsonb_typeof(coalesce(p_metadata, '{}')) <> 'object' then
+        return ops_private.refusal('bad_argument', 'the metadata must be an object');
     end if;
     v_refusal := ops_private.check_run(p_run_id, p_worker_id, p_instance_id, '{running}', true);
     if v_refusal is not null then
@@ -183,17 +190,22 @@ declare
     v_refusal constant jsonb :=
         ops_private.check_run(p_run_id, p_worker_id, p_instance_id, '{running}', true);
     v_count constant integer := cardinality(p_seqs);
+    v_uneven constant text := case
+        when v_count is null then 'seqs'
+        when cardinality(p_streams) is distinct from v_count then 'streams'
+        when cardinality(p_levels) is distinct from v_count then 'levels'
+        when cardinality(p_messages) is distinct from v_count then 'messages'
+        when cardinality(p_timestamps) is distinct from v_count then 'timestamps'
+    end;
     v_project_id uuid;
     v_stored integer;
 begin
     if v_refusal is not null then
         return v_refusal;
     end if;
-    if (cardinality(p_streams) = v_count and cardinality(p_levels) = v_count
-        and cardinality(p_messages) = v_count and cardinality(p_timestamps) = v_count
-    ) is not true then
+    if v_uneven is not null then
         return ops_private.refusal(
-            'bad_argument', 'seqs, streams, levels, messages and timestamps differ in length');
+            'bad_argument', format('the %s must be a list, as long as the seqs', v_uneven));
     end if;
     if not p_levels <@ '{debug,info,warn,error}' then
         return ops_private.refusal('bad_level', 'each level must be debug, info, warn or error');
@@ -322,13 +334,12 @@ CREATE FUNCTION ops.claim_next_run(p_worker_id text, p_instance_id uuid DEFAULT 
 declare
     v_labels constant text[] := coalesce(p_labels, '{}');
     v_caller constant text := ops_private.caller();
+    v_wrong constant text := ops_private.bad_worker(p_worker_id, p_lease_seconds);
     v_run_id uuid;
     v_waiting boolean;
 begin
-    if coalesce(p_worker_id, '') = '' or (p_lease_seconds between 1 and 86400) is not true then
-        return jsonb_build_object(
-            'run_id', null, 'waiting', false, 'code', 'bad_argument',
-            'message', 'a claim needs a worker id and a lease of 1 to 86400 seconds');
+    if v_wrong is not null then
+        return jsonb_build_object('run_id', null, 'waiting', false, 'code', 'bad_argument', 'message', v_wrong);
     end if;
     if p_instance_id is not null and exists (
         select from ops_private.workers as w
@@ -401,9 +412,11 @@ begin
         perform ops_private.lock_for_retry(p_run_id);
     end if;
     v_refusal := ops_private.check_run(p_run_id, p_worker_id, p_instance_id, '{running}');
-    if p_reason !~ '^[a-z][a-z0-9_]{0,62}$' or jsonb_typeof(coalesce(p_details, '{}')) <> 'object' then
-        return ops_private.refusal(
-            'bad_argument', 'the reason must be one lower-case word, and the details an object');
+    if p_reason !~ '^[a-z][a-z0-9_]{0,62}$' then
+        return ops_private.refusal('bad_argument', 'the reason must be one lower-case word');
+    end if;
+    if jsonb_typeof(coalesce(p_details, '{}')) <> 'object' then
+        return ops_private.refusal('bad_argument', 'the details must be an object');
     end if;
     select r.* into v_run from ops.runs as r where r.id = p_run_id;
     v_status := case
@@ -489,11 +502,14 @@ begin
     if v_project_id is null or (v_role is null and not ops_private.trusted()) then
         return ops_private.refusal('not_found', 'there is no such workflow');
     end if;
-    if jsonb_typeof(v_metadata) <> 'object' or not isfinite(p_scheduled_at)
-        or octet_length(p_idempotency_key) not between 1 and 200 then
-        return ops_private.refusal(
-            'bad_argument',
-            'the metadata must be an object, scheduled_at finite, and the idempotency_key of 1 to 200 bytes');
+    if jsonb_typeof(v_metadata) <> 'object' then
+        return ops_private.refusal('bad_argument', 'the metadata must be an object');
+    end if;
+    if not isfinite(p_scheduled_at) then
+        return ops_private.refusal('bad_argument', 'the scheduled_at must be finite');
+    end if;
+    if octet_length(p_idempotency_key) not between 1 and 200 then
+        return ops_private.refusal('bad_argument', 'the idempotency_key must have 1 to 200 bytes');
     end if;
 
     -- from here on requests of this project take turns, so two with the same key cannot miss each other
@@ -634,12 +650,14 @@ declare
     v_caller constant text := ops_private.caller();
     v_trusted constant boolean := ops_private.trusted();
     v_database_id constant uuid := ops_private.database_identity();
+    v_wrong constant text := ops_private.bad_worker(p_worker_id, p_lease_seconds);
     v_registered boolean;
 begin
-    if coalesce(p_worker_id, '') = '' or p_instance_id is null
-        or (p_lease_seconds between 1 and 86400) is not true then
-        return ops_private.refusal(
-            'bad_argument', 'a worker needs a worker_id, an instance_id, and lease_seconds from 1 to 86400');
+    if v_wrong is not null then
+        return ops_private.refusal('bad_argument', v_wrong);
+    end if;
+    if p_instance_id is null then
+        return ops_private.refusal('bad_argument', 'the instance_id must not be null');
     end if;
     insert into ops_private.workers as w
         (worker_id, instance_id, db_role, host_id, engine_id, version, labels, started_at, expires_at)
@@ -854,6 +872,18 @@ begin
     values (p_run_id, p_event_type, p_message, p_payload)
     returning id into v_event_id;
     return v_event_id;
+end
+$$;
+
+CREATE FUNCTION ops_private.bad_worker(p_worker_id text, p_lease_seconds integer) RETURNS text
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return case
+        when coalesce(p_worker_id, '') = '' then 'the worker_id must not be empty'
+        when (p_lease_seconds between 1 and 86400) is not true then 'the lease_seconds must be from 1 to 86400'
+    end;
 end
 $$;
 
@@ -2188,6 +2218,8 @@ GRANT ALL ON FUNCTION ops.unregister_worker(p_worker_id text, p_instance_id uuid
 REVOKE ALL ON FUNCTION ops_private.actor() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.add_event(p_run_id uuid, p_event_type text, p_message text, p_payload jsonb) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.bad_worker(p_worker_id text, p_lease_seconds integer) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.caller() FROM PUBLIC;
 

@@ -228,6 +228,9 @@ async def test_a_claim_that_makes_no_sense_is_refused(world: World, worker: str 
     run = await world.queue()
     answer = await call(world.db, "claim_next_run", worker, p_lease_seconds=lease)
     assert (answer["run_id"], answer["code"]) == (None, "bad_argument")
+    assert answer["message"] == (
+        "the lease_seconds must be from 1 to 86400" if worker else "the worker_id must not be empty"
+    )
     assert await world.status(run) == "queued"
 
 

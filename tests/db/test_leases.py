@@ -97,6 +97,8 @@ async def test_a_registration_that_makes_no_sense_is_refused(world: World, wrong
     named = {"worker": WORKER, "instance": INSTANCE} | wrong
     answer = await call(world.db, "register_worker", named.pop("worker"), named.pop("instance"), **named)
     assert answer["code"] == "bad_argument"
+    names = {"worker": "worker_id", "instance": "instance_id", "p_lease_seconds": "lease_seconds"}
+    assert [name for name in names.values() if name in answer["error"]] == [names[next(iter(wrong))]]
 
 
 # Heartbeat --------------------------------------------------------------------------------------------------

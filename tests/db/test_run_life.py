@@ -249,7 +249,9 @@ async def test_a_failure_is_told_in_full_by_an_error_event(world: World) -> None
 @pytest.mark.parametrize("wrong", [{"p_reason": "Two words"}, {"p_reason": ""}, {"p_details": "[]"}])
 async def test_an_ending_that_makes_no_sense_is_refused(world: World, wrong: dict[str, str]) -> None:
     run = await world.running()
-    assert (await call(world.db, "complete_workflow_run", run, 1, **wrong))["code"] == "bad_argument"
+    answer = await call(world.db, "complete_workflow_run", run, 1, **wrong)
+    assert answer["code"] == "bad_argument"
+    assert answer["error"].startswith(f"the {next(iter(wrong)).removeprefix('p_')} must be ")
     assert await world.status(run) == "running"
 
 

@@ -151,7 +151,9 @@ async def test_a_request_that_makes_no_sense_is_refused(world: World, wrong: dic
     (name, value), *_ = wrong.items()
     kind = {"p_metadata": "jsonb", "p_idempotency_key": "text", "p_scheduled_at": "timestamptz"}[name]
     text = await world.db.fetchval(f"select ops.enqueue_run($1, {name} => $2::text::{kind})", world.workflow, value)
-    assert json.loads(text)["code"] == "bad_argument"
+    answer = json.loads(text)
+    assert answer["code"] == "bad_argument"
+    assert answer["error"].startswith(f"the {name.removeprefix('p_')} must ")
     assert await run_ids(world) == []
 
 
