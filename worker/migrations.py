@@ -18,7 +18,8 @@ from pathlib import Path
 
 import asyncpg
 
-from worker.errors import DatabaseUnavailable, OpsError
+from worker.errors import ConfigurationError, DatabaseUnavailable, OpsError
+from worker.settings import flag
 
 HISTORY = "supabase_migrations.schema_migrations"
 CONNECT_TIMEOUT = 30.0
@@ -128,13 +129,16 @@ async def connect(dsn: str) -> AsyncIterator[asyncpg.Connection]:
     """A connection for the functions below; it also works through a transaction pooler.
 
     Raises:
+        ConfigurationError: that is no URL.
         DatabaseUnavailable: there is no way in.
     """
     try:
         connection = await asyncpg.connect(dsn, timeout=CONNECT_TIMEOUT, statement_cache_size=0)
     except TimeoutError:
         raise DatabaseUnavailable(f"the database did not answer within {CONNECT_TIMEOUT:g} seconds") from None
-    except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except (ValueError, IndexError):  # the URL itself; the driver would quote its password
+        raise ConfigurationError(f"{flag('database_url')}: not a URL that the driver understands") from None
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         raise DatabaseUnavailable(f"cannot connect to the database: {error}") from error
     try:
         yield connection

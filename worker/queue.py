@@ -94,7 +94,7 @@ class Queue:
         try:
             await pool
             await pool.fetchval("select 1")
-        except ValueError:  # the URL itself; the driver would quote its password
+        except (ValueError, IndexError):  # the URL itself; the driver would quote its password
             pool.terminate()
             raise ConfigurationError(f"{flag('database_url')}: not a URL that the driver understands") from None
         except (*_TRANSIENT, asyncpg.PostgresError) as error:

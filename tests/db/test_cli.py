@@ -252,6 +252,19 @@ def test_a_secret_in_the_wrong_place_is_not_repeated(db_url: str, tmp_path: Path
     assert SECRET not in done.stderr
 
 
+@pytest.mark.parametrize("argv", ["--until-idle", "db status", "db create-worker build1", "prune"])
+@pytest.mark.parametrize(
+    "url", [f"postgresql://worker:1?{SECRET}@127.0.0.1/ops", f"postgresql://worker:{SECRET}@,/ops"]
+)
+def test_a_url_that_is_none_is_not_quoted(tmp_path: Path, argv: str, url: str) -> None:
+    store = (tmp_path / "store").as_uri()
+    done = ops_worker(*argv.split(), OPS_WORKER_DATABASE_URL=url, OPS_WORKER_ARTIFACT_STORE=store)
+    assert done.returncode == 2
+    (line,) = complaints(done)
+    assert "not a URL that the driver understands" in line
+    assert SECRET not in line
+
+
 def test_the_help_names_each_setting_with_its_variable_and_needs_none() -> None:
     done = ops_worker("--help")
     assert (done.returncode, done.stderr) == (0, "")
