@@ -1,8 +1,8 @@
 """Secrets in what a run says, replaced by ``***``. Pure: bytes in, bytes out.
 
-A secret shows up as it is, or as some program wrote it: in base64 (at any of the three offsets that the text before
-it leaves), escaped for JSON or a URL, and, since output is read line by line, each line of it alone. All these forms
-are searched for at once, by one automaton, in whole lines; so no border of a chunk can hide one.
+A secret shows up as it is, or as some program wrote it: in hex, in base64 (at any of the three offsets that the text
+before it leaves), escaped for JSON or a URL, and, since output is read line by line, each line of it alone. All these
+forms are searched for at once, by one automaton, in whole lines; so no border of a chunk can hide one.
 
 This is a net for accidents. A program that wants to print a secret can always write it in a way that nobody looks for.
 """
@@ -136,6 +136,8 @@ def _forms(secret: bytes) -> Iterator[bytes]:
 def _written(part: bytes) -> Iterator[bytes]:
     """The ways in which programs write these bytes."""
     yield part
+    yield part.hex().encode()
+    yield part.hex().upper().encode()
     for shift in range(3):
         for encoded in (_base64(part, shift), _base64(part, shift, last=True)):
             yield encoded

@@ -114,9 +114,12 @@ def lines(count: int) -> list[LogLine]:
 
 
 async def compare_logs(plane: Plane, rounds: int, count: int) -> Iterator[Comparison]:
-    """Stored log lines: a bare COPY, the worker's batches, and the whole way out of a container."""
+    """Stored log lines: a bare COPY, the worker's batches, and the whole way out of a container, masked too."""
     batches = Comparison("log lines, ops.append_run_logs (against COPY)", "lines/s", count)
     whole = Comparison("log lines, container to table (against COPY)", "lines/s", count)
+    masked = Comparison("the same, with a secret to look for (against without)", "lines/s", count)
+    (plane.folder / "secrets").mkdir()
+    (plane.folder / "secrets" / "token").write_bytes(os.urandom(24).hex().encode())
     workflow = await plane.workflow({"artifacts": []})
     identity = WorkerIdentity("bench", uuid.uuid4(), "bench", "bench", "0", ())
     queue = await Queue.connected(plane.login(plane.url), identity, lease_seconds=86_400)
@@ -149,19 +152,24 @@ async def compare_logs(plane: Plane, rounds: int, count: int) -> Iterator[Compar
         await plane.db.execute("delete from ops.runs where id = $1", run_id)
         return seconds
 
+    async def by_worker(**config: object) -> float:
+        run_id = await plane.python(printing, artifacts=[], **config)
+        await plane.work("--secrets-dir", str(plane.folder / "secrets"))
+        run = await plane.run(run_id)
+        await plane.db.execute("delete from ops.runs where id = $1", run_id)
+        return float((run["finished_at"] - run["started_at"]).total_seconds())
+
     printing = f"import sys; sys.stderr.writelines('{text[0].message[:-2]} %d\\n' % n for n in range({count}))"
     for _ in range(rounds):
         bare = await timed(by_copy)
         batches.baseline.append(bare)
         batches.worker.append(await timed(by_function))
-        run_id = await plane.python(printing, artifacts=[])
-        await plane.work()
-        run = await plane.run(run_id)
         whole.baseline.append(bare)
-        whole.worker.append((run["finished_at"] - run["started_at"]).total_seconds())
-        await plane.db.execute("delete from ops.runs where id = $1", run_id)
+        whole.worker.append(await by_worker())
+        masked.baseline.append(whole.worker[-1])
+        masked.worker.append(await by_worker(secrets=["token"]))
     await queue.close()
-    return iter((batches, whole))
+    return iter((batches, whole, masked))
 
 
 async def compare_policies(rounds: int) -> Iterator[Comparison]:

@@ -38,6 +38,8 @@ def url_component(secret: bytes) -> bytes:
 
 WRITERS: dict[str, Callable[[bytes], bytes]] = {
     "raw": bytes,
+    "hex": lambda s: s.hex().encode(),
+    "hex in capitals": lambda s: s.hex().upper().encode(),
     "base64": lambda s: base64.b64encode(s).rstrip(b"="),
     "base64 for URLs": lambda s: base64.urlsafe_b64encode(s).rstrip(b"="),
     "JSON": lambda s: json.dumps(s.decode())[1:-1].encode(),
