@@ -380,7 +380,6 @@ class Run:
         return problem
 
     async def _upload(self, spec: RunSpec, container: str) -> str | None:
-
         async def on_artifact(artifact: Artifact) -> None:
             await self._host.queue.add_artifact(self.claim.run_id, artifact)
 

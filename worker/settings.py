@@ -163,9 +163,7 @@ class Settings(BaseSettings):
     max_pids: Count | None = _setting(None, "N", "processes that a workflow may ask for at most")
     default_output: Size = _setting(2 * 2**30, "SIZE", "that a run which does not say may print before it is stopped")
     max_output: Size | None = _setting(None, "SIZE", "that a workflow may ask for at most")
-    default_disk: Size = _setting(
-        20 * 2**30, "SIZE", "that a run which does not say may write to the engine's disk before it is stopped"
-    )
+    default_disk: Size = _setting(20 * 2**30, "SIZE", "that a run which does not say may write to the engine's disk")
     max_disk: Size | None = _setting(None, "SIZE", "that a workflow may ask for at most")
     max_log: Size = _setting(64 * 2**20, "SIZE", "of a run's output that is stored, and its end; the rest is counted")
     min_free_disk: Size = _setting(
