@@ -36,7 +36,7 @@ async def test_a_full_disk_of_the_engine_ends_runs_saying_so_and_one_that_is_nea
             after = await scene.job(network="none")
             async with scene.worker("--min-free-disk", "1m") as worker:
                 said = await worker.until_said("claiming nothing: the disk is short")
-                assert str(small_disk) in said["why"]
+                assert str(disk) in said["why"]
                 assert (await scene.plane.run(after.run_id))["status"] == "queued"
                 ballast.unlink()
                 await scene.until_final(after)
@@ -99,7 +99,7 @@ async def test_every_call_may_fail_once(scene: Scene, sort: str) -> None:
     # Each way to call has its own time limit; but of a log that is followed nobody expects an answer within any.
     mute = sort == "mute"
     calls = {name: CALLS[name] for name in ("inspect", "last", "archive")} if mute else CALLS
-    patience = {"OPS_PATIENCE": "worker.containers.API_TIMEOUT=3"} if mute else {}
+    patience = {"OPS_PATIENCE": "worker.engine_api.API_TIMEOUT=3"} if mute else {}
     rules = [scene.engine.strike(request, Fate(sort), **sorts.get(sort, {})) for request in calls.values()]
     async with scene.worker(**patience) as worker:
         await scene.until_final(job)
