@@ -49,7 +49,7 @@ ENDED_POLL_SECONDS = 0.1
 _JOURNAL = {"mode": "blocking", "max-size": "1024g", "max-file": "1", "compress": "false"}
 """Each option is named, or the engine's own defaults (daemon.json) would apply and rotate lines away."""
 
-STREAM_BUFFER = 1 << 20
+STREAM_BUFFER = 1 << 18
 """Bytes of log that may wait between the reading thread and the event loop; beyond it the reader pauses."""
 
 

@@ -200,14 +200,17 @@ class Scene:
         mounted = {record["Actor"]["ID"] for record in self._said("volume", "mount")}
         assert not (self.volumes | mounted) & left
         assert await self.plane.db.fetch("select * from ops_private.leases") == []
-        assert self.peak < MEMORY_BOUND
+        assert self.peak < MEMORY_BOUND, f"{self.peak >> 20} MiB"
 
     async def _log_holds(self, job: Job, how: str) -> None:
         rows = await self.plane.log(job.run_id)
         assert [row["seq"] for row in rows] == list(range(1, len(rows) + 1))
         said = [row["message"] for row in rows]
         expected = {"whole": list(job.lines), "begun": list(job.lines[: len(said)]), "empty": []}[how]
-        assert said == expected
+        if how == "begun" and said and expected[-1].startswith(said[-1]):  # ended in the middle of a line
+            expected[-1] = said[-1]
+        differing = next((n for n, (one, other) in enumerate(zip(said, expected, strict=False)) if one != other), None)
+        assert said == expected, f"{len(said)} lines for {len(expected)}, the first that differs: {differing}"
 
     async def _events_hold(self, job: Job, status: str, reason: str) -> None:
         changes = await self.plane.events(job.run_id, "state_change")
