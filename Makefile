@@ -17,10 +17,11 @@ LINES ?= 10000
 # What bash reads; shellcheck must have nothing to say about it.
 SCRIPTS = $(shell grep -rlI --exclude-dir=node_modules -E '^.(!/usr/bin/env bash| shellcheck shell=bash)$$' .ci deploy scripts sql)
 
-# pytest as `make test` starts it, for a part of the tests
-PYTEST := $(BIN)/pytest -n auto --dist loadgroup --no-cov -q
+# pytest in parallel, and as `make gate-…` starts it for a part of the tests
+PARALLEL := $(BIN)/pytest -n auto --dist loadgroup
+PYTEST := $(PARALLEL) -q
 
-.PHONY: help setup demo test faults kills check format schema schema-docs gate-schema gate-prisma gate-spec gate-docs bench \
+.PHONY: help setup demo test coverage faults kills check format schema schema-docs gate-schema gate-prisma gate-spec gate-docs bench \
 	wheel wheelhouse image lock clean
 
 help: ## list the targets
@@ -33,7 +34,10 @@ demo: setup ## watch real work run through a real PostgreSQL and a real Docker e
 	@scripts/engine run deploy/demo/run $(ARGS)
 
 test: check ## the checks and all tests
-	@scripts/engine run $(BIN)/pytest -n auto --dist loadgroup --cov --cov-report term $(ARGS)
+	@scripts/engine run $(PARALLEL) $(ARGS)
+
+coverage: setup ## all tests, and which lines of worker/ they ran
+	@scripts/engine run $(PARALLEL) --cov --cov-report term $(ARGS)
 
 faults: setup ## play SEEDS=20 random campaigns of faults; SEED=n plays that one again
 	@scripts/engine run $(BIN)/python -m tests.faults.campaign --seeds $(SEEDS) $(if $(SEED),--seed $(SEED))
@@ -53,10 +57,10 @@ format: setup ## put the Python files into the format that the check wants
 	@$(BIN)/ruff format --quiet
 
 gate-spec: setup ## the four files of spec/odooops-sh, and that they name only what there is
-	@$(BIN)/pytest -n 0 -q --no-cov tests/gates/test_spec_kit.py
+	@$(BIN)/pytest -n 0 -q tests/gates/test_spec_kit.py
 
 gate-docs: setup ## the documentation: its files, its links, and docs/coverage.md
-	@$(BIN)/pytest -n 0 -q --no-cov tests/gates/test_docs.py
+	@$(BIN)/pytest -n 0 -q tests/gates/test_docs.py
 
 schema: setup ## write what the tests and `db verify` expect of the schema; then review the diff
 	@$(BIN)/python -m tests.support.schema
