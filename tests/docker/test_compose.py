@@ -130,6 +130,8 @@ async def test_starting_again_keeps_the_database_and_migrates_nothing(site: Site
     await asyncio.to_thread(site, "up", "--detach")
     db = await connect(site.database_url)
     identity = await db.fetchval("select ops_private.database_identity()")
+    unnamed = docker("inspect", "--format", "{{len .Mounts}}", *site.containers("migrate"))
+    assert unnamed == "0\n", "a volume that `down` would leave behind"
     await asyncio.to_thread(site, "down", "--timeout", "30")
     await asyncio.to_thread(site, "up", "--detach")
     db = await connect(site.database_url)
