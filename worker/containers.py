@@ -9,6 +9,7 @@ import contextlib
 import io
 import signal
 import tarfile
+import time
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager
@@ -41,7 +42,11 @@ LABEL_DATABASE = "ops-worker.database-id"
 LABEL_WORKER = "ops-worker.worker-id"
 LABEL_SUPERVISION = "ops-worker.supervision"
 NETWORK = "ops-worker"
-"""A bridge on which containers reach the outside but not each other."""
+BRIDGE = "ops-worker0"
+"""A network on which containers reach the outside but not each other, and its interface on the engine's host."""
+
+NETWORK_ATTEMPTS = 30
+"""How often, a tenth of a second apart, the network is looked for that another worker may be making."""
 
 ENDED_POLL_SECONDS = 0.1
 """How often a container that was told to end is looked at."""
@@ -382,14 +387,21 @@ class Engine:
 
 
 def ensure_network(client: docker.APIClient) -> None:
-    """Makes the network of the runs if it is not there. Raises ``EngineError``."""
-    if client.networks(names=[f"^{NETWORK}$"]):
-        return
-    with contextlib.suppress(docker.errors.APIError):  # another worker may be making it just now
-        options = {"com.docker.network.bridge.enable_icc": "false"}
-        client.create_network(NETWORK, driver="bridge", options=options, check_duplicate=True)
-    if not client.networks(names=[f"^{NETWORK}$"]):
-        raise EngineError(0, f"the network {NETWORK!r} could not be created")
+    """Makes the network of the runs if it is not there. Raises what the SDK raises.
+
+    The engine makes any number of networks of one name when asked at once, ``check_duplicate`` or not, and starts no
+    container in any of them then. Of one bridge it makes one.
+    """
+    options = {"com.docker.network.bridge.enable_icc": "false", "com.docker.network.bridge.name": BRIDGE}
+    for left in reversed(range(NETWORK_ATTEMPTS)):
+        if client.networks(names=[f"^{NETWORK}$"]):
+            return
+        try:
+            client.create_network(NETWORK, driver="bridge", options=options)
+        except docker.errors.APIError:  # another worker may be making it just now
+            if not left:
+                raise
+            time.sleep(0.1)
 
 
 @contextmanager

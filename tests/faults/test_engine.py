@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from contextlib import suppress
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
+import docker
 import pytest
 
 from tests.faults.engine import IMAGE, OwnEngine, small_disk
 from tests.faults.relay import Fate, http_error
 from tests.faults.scene import Scene, new_scene
 from tests.support.postgres import Cluster
+from worker.containers import NETWORK, ensure_network
 
 # --- an engine of our own, filled up --------------------------------------------------------------------------------
 
@@ -49,6 +53,22 @@ def fill(file: Path) -> None:
     with suppress(OSError), file.open("wb", buffering=0) as sink:
         while True:
             sink.write(bytes(1 << 16))
+
+
+def test_workers_that_begin_at_once_on_a_new_engine_make_one_network() -> None:
+    workers = 8
+    with OwnEngine() as engine:
+        together = threading.Barrier(workers)
+
+        def begin() -> None:
+            with closing(docker.APIClient(f"unix://{engine.socket}", version="auto")) as client:
+                together.wait()
+                ensure_network(client)
+
+        with ThreadPoolExecutor(workers) as threads:
+            for begun in [threads.submit(begin) for _ in range(workers)]:
+                begun.result()
+        assert engine.docker("network", "ls", "--format", "{{.Name}}").split().count(NETWORK) == 1
 
 
 # --- the connection to it -------------------------------------------------------------------------------------------
