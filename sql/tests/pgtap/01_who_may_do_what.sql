@@ -1,7 +1,8 @@
 -- The table "Who may do what" of docs/security.md, cell by cell, with both forms of a JWT's claims.
 --
--- Run the folder with `supabase test db sql/tests`, or with `pg_prove --host HOST --dbname NAME sql/tests/*.sql` after
--- `create extension pgtap`, as the role that migrated or a superuser. Nothing stays in the database.
+-- Run the folder with `supabase test db sql/tests/pgtap`, or with `pg_prove --host HOST --dbname NAME
+-- sql/tests/pgtap/*.sql` after `create extension pgtap`, as the role that migrated or a superuser. Nothing stays in the
+-- database.
 \ir world.psql
 
 select pg_temp.new_run('queued', 'queued', null);
@@ -51,6 +52,12 @@ insert into cell values
     ('{owner,service_role}', $$update ops.projects set name = 'x' where id = '{project}'$$),
     ('{owner,service_role}', $$update ops.projects set config = '{"a": 1}' where id = '{project}'$$),
     -- manage memberships
+    ('{admin,owner,service_role}',
+        $$insert into ops.project_memberships (project_id, user_id, role)
+        values ('{project}', '{stranger}', 'admin')$$),
+    ('{owner,service_role}',
+        $$insert into ops.project_memberships (project_id, user_id, role)
+        values ('{project}', '{stranger}', 'owner')$$),
     ('{admin,owner,service_role}',
         $$update ops.project_memberships set role = 'admin' where user_id = '{viewer}'$$),
     ('{admin,owner,service_role}', $$delete from ops.project_memberships where user_id = '{developer}'$$),
