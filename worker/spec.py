@@ -393,7 +393,7 @@ _KINDS: dict[type, str] = {
 
 
 def _printable(key: str) -> str:
-    return (key if key.isprintable() else ascii(key)[1:-1])[:_SHOWN]
+    return (key if key.isprintable() else ascii(key)[1:-1])[:_SHOWN] or "''"
 
 
 def _shown(value: object) -> str:

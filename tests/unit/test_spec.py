@@ -235,6 +235,7 @@ def test_a_host_can_make_every_root_file_system_read_only() -> None:
             "secrets.0: expected the name of a secret: letters, digits, underscores, dots and dashes, got '../passwd'",
         ),
         ({"secrets": "TOKEN"}, "secrets: expected a list, got 'TOKEN'"),
+        ({"": 1}, "'': unknown key"),
         ({"secrets": ["a"] * 21}, "secrets: expected at most 20 entries"),
         ({"services": {"db": {"image": "postgres"}}}, "services: not supported by this version"),
         ({"services": [{"image": "postgres"}]}, "services: not supported by this version"),
@@ -456,7 +457,17 @@ KEYS = st.sampled_from(
     ["tool", "version", "command", "env", "timeout_seconds", "resources", "network", "user", "read_only", "artifacts",
      "secrets", "services", "retry", "labels", "priority", "concurrency_key", "args", "memory", "cpus", "pids", "path"]
 )  # fmt: skip
-CONFIG = st.dictionaries(KEYS | st.text(max_size=5), JSON, max_size=4)
+VALUE_OF_ENV = "hunter22"
+ENV = st.recursive(
+    st.just(VALUE_OF_ENV),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=4) | st.just("A"), inner, max_size=2),
+    max_leaves=3,
+)
+CONFIG = st.builds(
+    lambda config, env: {**config, **env},
+    st.dictionaries(KEYS | st.text(max_size=5), JSON, max_size=4),
+    st.fixed_dictionaries({}, optional={"env": ENV}),
+)
 
 
 @given(workflow=CONFIG, tool=CONFIG, metadata=CONFIG)
@@ -466,6 +477,9 @@ def test_no_configuration_does_worse_than_a_refusal(
     outcome = resolved(claim(workflow, tool=tool, metadata=metadata))
     if isinstance(outcome, SpecError):
         assert outcome.reason == "invalid_config"
+        assert outcome.field
+        assert outcome.field in str(outcome)
+        assert VALUE_OF_ENV not in str(outcome)
         assert len(str(outcome)) < 1000
         assert "\n" not in str(outcome)
     else:
