@@ -157,6 +157,13 @@ def test_no_split_of_a_log_shows_a_secret(secret: bytes, before: bytes, after: b
         assert said(data, [secret], cut) == whole
 
 
+@pytest.mark.parametrize("writer", WRITERS)
+def test_no_split_of_a_log_shows_a_form_of_a_secret(writer: str) -> None:
+    data = entries(OUT, b"before " + FRAMED % WRITERS[writer](SECRET) + b" after\n")
+    for cut in range(len(data) + 1):
+        assert said(data, [SECRET], cut) == ["before =***= after"]
+
+
 VISIBLE = st.characters(codec="utf-8", exclude_categories=["Cc", "Zs", "Zl", "Zp"])
 
 
