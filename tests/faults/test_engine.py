@@ -131,6 +131,33 @@ async def test_every_call_may_fail_once(scene: Scene, sort: str) -> None:
     assert missed == [], sort
 
 
+CALLS_OF_A_CANCEL = {
+    "secrets": "PUT /v[0-9.]+/containers/[^/]+/archive",
+    "usage": "GET /v[0-9.]+/system/df",
+    "kill": "POST /v[0-9.]+/containers/[^/]+/kill",
+    "events": "GET /v[0-9.]+/events",
+}
+"""What is asked for beside ``CALLS`` when a run has secrets and is canceled."""
+
+
+@pytest.mark.parametrize("sort", ["cut", "lost", "answered"])
+async def test_every_call_of_a_run_that_is_canceled_may_fail_once(scene: Scene, tmp_path: Path, sort: str) -> None:
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "token").write_text("correct-horse-battery")
+    job = await scene.job(waits=True, secrets=["token"])
+    answer = {"answer": http_error(500, "injected")} if sort == "answered" else {}
+    rules = [scene.engine.strike(request, Fate(sort), **answer) for request in CALLS_OF_A_CANCEL.values()]
+    flags = ("--until-idle", "--stop-grace", "1", "--secrets-dir", str(tmp_path / "secrets"))
+    async with scene.worker(*flags, OPS_PATIENCE="worker.disk.ROOMY_PAUSE=0.5,worker.disk.ROOMY_SHARE=1") as worker:
+        await scene.until_up(job)
+        await rules[1].until_struck()
+        await scene.cancel(job)
+        assert await worker.wait() == 0
+    await scene.holds(job, "canceled", "canceled", log="begun")
+    missed = [name for name, rule in zip(CALLS_OF_A_CANCEL, rules, strict=True) if not rule.struck]
+    assert missed == []
+
+
 @pytest.mark.parametrize("call", ["create", "start"])
 async def test_an_engine_that_keeps_refusing_ends_the_run_with_its_words(scene: Scene, call: str) -> None:
     job = await scene.job()
