@@ -27,6 +27,15 @@ FUNCTIONS = (
     "current_user_role(project_id)",
 )  # fmt: skip
 STATES = ("queued", "claimed", "running", "succeeded", "failed", "canceled")
+FILES = (
+    "docs/implementation/supabase-ops-setup.md", "spec/odooops-sh/constitution.md", "spec/odooops-sh/prd.md",
+    "spec/odooops-sh/plan.md", "docs/odooops-sh/ARCHITECTURE.md", "docs/odooops-sh/RUN_LIFECYCLE.md",
+    "docs/odooops-sh/SECURITY.md", "spec/odooops-sh/schema.mmd", "spec/odooops-sh/schema.dbml",
+    "lib/database.types.ts", "odooops-sh-spec-gates.yml", "scripts/odooops/env_create.sh",
+    "scripts/odooops/env_wait_ready.sh", "scripts/odooops/env_destroy.sh",
+    *(f"20260213_{version}" for version in ("000001", "000100", "000200", "000300", "000400")),
+)  # fmt: skip
+"""That the summary names, under its names."""
 JOBS = ("validate-spec-kit", "validate-schema", "validate-prisma", "validate-docs")
 
 
@@ -55,6 +64,7 @@ def test_every_line_of_the_summary_has_its_answer() -> None:
     asked = {row[0] for row in rows}
     expected = {*(f"ops.{name}" for name in (*TABLES, *FUNCTIONS)), *STATES, *JOBS}
     assert sorted(expected - asked) == []
+    assert [file for file in FILES if not any(file in cell for cell in asked)] == []
     assert [row for row in rows if not row[1]] == [], "a row without an answer"
 
 
