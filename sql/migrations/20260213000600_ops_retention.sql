@@ -15,7 +15,7 @@ create table ops_private.retired_artifacts (
 
 -- The expired artifacts of runs that have ended, in the store whose URL begins so, and, where that is a folder of one
 -- host, stored by that host's worker. Who may record artifacts could name the object of another run: such a record is
--- not followed.
+-- not followed. (A key is workspace/run/path; the project's workspace may have another name by now.)
 create function ops_private.expired_artifacts(p_store text, p_worker_id text)
 returns table (artifact_id uuid, artifact_key text, artifact_url text, size_bytes bigint, claimed_by text)
 language sql stable set search_path = pg_catalog, pg_temp
@@ -23,10 +23,9 @@ as $$
     select a.id, a.artifact_key, a.artifact_url, a.size_bytes, r.claimed_by
     from ops.run_artifacts as a
     join ops.runs as r on r.id = a.run_id
-    join ops.projects as p on p.id = r.project_id
     where a.expires_at <= (select ops_private.current_time()) and r.finished_at is not null
         and a.artifact_url = p_store || '/' || a.artifact_key
-        and starts_with(a.artifact_key, p.workspace_key || '/' || r.id || '/')
+        and split_part(a.artifact_key, '/', 2) = r.id::text
         and (p_worker_id is null or r.claimed_by = p_worker_id);
 $$;
 

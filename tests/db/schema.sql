@@ -1099,10 +1099,9 @@ CREATE FUNCTION ops_private.expired_artifacts(p_store text, p_worker_id text) RE
     select a.id, a.artifact_key, a.artifact_url, a.size_bytes, r.claimed_by
     from ops.run_artifacts as a
     join ops.runs as r on r.id = a.run_id
-    join ops.projects as p on p.id = r.project_id
     where a.expires_at <= (select ops_private.current_time()) and r.finished_at is not null
         and a.artifact_url = p_store || '/' || a.artifact_key
-        and starts_with(a.artifact_key, p.workspace_key || '/' || r.id || '/')
+        and split_part(a.artifact_key, '/', 2) = r.id::text
         and (p_worker_id is null or r.claimed_by = p_worker_id);
 $$;
 

@@ -103,6 +103,13 @@ async def test_a_prune_that_died_leaves_no_dangling_record_and_the_next_one_goes
     assert await world.db.fetchval("select count(*) from ops_private.retired_artifacts") == 0
 
 
+async def test_artifacts_of_a_project_that_was_renamed_expire_too(world: World, db_url: str, store: Path) -> None:
+    file = await artifact(world, await ended(world, 1), store, age_days=1)
+    await world.db.execute("update ops.projects set workspace_key = 'another' where id = $1", world.project)
+    assert prune(db_url, store).stdout.startswith("deleted: 1 expired artifacts")
+    assert not file.exists()
+
+
 async def test_an_object_that_cannot_be_deleted_stays_on_the_list(world: World, db_url: str, store: Path) -> None:
     run = await ended(world, 1)
     file = await artifact(world, run, store, age_days=1)
