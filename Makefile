@@ -21,7 +21,13 @@ SCRIPTS = $(shell grep -rlI --exclude-dir=node_modules -E '^.(!/usr/bin/env bash
 PARALLEL := $(BIN)/pytest -n auto --dist loadgroup
 PYTEST := $(PARALLEL) -q
 
-.PHONY: help setup demo test coverage faults kills check format schema schema-docs gate-schema gate-prisma gate-spec gate-docs bench \
+# What the gates run, so that `make test` runs it once
+SPEC_TESTS := tests/gates/test_spec_kit.py
+DOCS_TESTS := tests/gates/test_docs.py
+SCHEMA_TESTS := tests/db/test_migrations.py tests/db/test_supabase_cli.py tests/db/test_schema_docs.py
+GATED := $(SPEC_TESTS) $(DOCS_TESTS) $(SCHEMA_TESTS)
+
+.PHONY: help setup demo test coverage faults kills check format schema schema-docs gates gate-schema gate-prisma gate-spec gate-docs bench \
 	wheel wheelhouse image lock clean
 
 help: ## list the targets
@@ -33,8 +39,9 @@ setup: ## make .venv with the pinned dependencies and an editable install
 demo: setup ## watch real work run through a real PostgreSQL and a real Docker engine
 	@scripts/engine run deploy/demo/run $(ARGS)
 
-test: check ## the checks and all tests
-	@scripts/engine run $(PARALLEL) $(ARGS)
+test: check ## the checks, the gates, and all other tests
+	@$(if $(ARGS),,$(MAKE) gates)
+	@scripts/engine run $(PARALLEL) $(or $(ARGS),$(GATED:%=--ignore=%))
 
 coverage: setup ## all tests, and which lines of worker/ they ran
 	@scripts/engine run $(PARALLEL) --cov --cov-report term $(ARGS)
@@ -56,11 +63,13 @@ format: setup ## put the Python files into the format that the check wants
 	@$(BIN)/ruff check --quiet --fix
 	@$(BIN)/ruff format --quiet
 
+gates: gate-spec gate-docs gate-schema gate-prisma ## the four of .github/workflows
+
 gate-spec: setup ## the four files of spec/odooops-sh, and that they name only what there is
-	@$(BIN)/pytest -n 0 -q tests/gates/test_spec_kit.py
+	@$(BIN)/pytest -n 0 -q $(SPEC_TESTS)
 
 gate-docs: setup ## the documentation: its files, its links, and docs/coverage.md
-	@$(BIN)/pytest -n 0 -q tests/gates/test_docs.py
+	@$(BIN)/pytest -n 0 -q $(DOCS_TESTS)
 
 schema: setup ## write what the tests and `db verify` expect of the schema; then review the diff
 	@$(BIN)/python -m tests.support.schema
@@ -69,11 +78,10 @@ schema-docs: setup ## write docs/schema.* and docs/types from the live schema; t
 	@$(BIN)/python -m tests.support.schema_docs
 
 gate-schema: setup ## the migrations, their check by Supabase's CLI, DBML and ERD
-	@$(PYTEST) tests/db/test_migrations.py tests/db/test_supabase_cli.py tests/db/test_schema_docs.py \
-		-k "not prisma and not types"
+	@$(PYTEST) $(SCHEMA_TESTS) -k "not prisma and not types"
 
 gate-prisma: setup ## the Prisma schema and the TypeScript types
-	@$(PYTEST) tests/db/test_supabase_cli.py tests/db/test_schema_docs.py -k "prisma or types"
+	@$(PYTEST) $(SCHEMA_TESTS) -k "prisma or types"
 
 bench: setup ## measure what a run costs beyond the bare engine, and log lines per second
 	@scripts/engine run $(BIN)/python -m tests.bench $(ARGS)
