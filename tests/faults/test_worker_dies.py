@@ -65,6 +65,20 @@ async def test_a_host_that_does_not_come_back_loses_what_ran_and_nothing_that_wa
     assert (await scene.plane.run(claimed.run_id))["claim_count"] == 2
 
 
+async def test_a_run_whose_claim_kills_one_host_after_the_other_is_set_aside(scene: Scene) -> None:
+    poison = await scene.job()
+    for n in range(1, 7):
+        await scene.killed(points="claimed=kill", name=f"host{n}")
+        await scene.plane.db.execute("update ops_private.leases set engine_id = 'of the host that is gone'")
+        await scene.later(n * (LEASE + 1))
+        await scene.plane.db.execute("select ops.reap()")  # as any worker does that goes on
+    healthy = await scene.job()
+    await scene.work(name="survivor")
+    await scene.holds(healthy)
+    await scene.holds(poison, "canceled", "poison", ran=False)
+    assert (await scene.plane.run(poison.run_id))["claim_count"] == 6
+
+
 @pytest.mark.parametrize("point", ["told", "logged"])
 async def test_a_run_ends_as_it_began_though_nothing_of_it_would_be_allowed_now(scene: Scene, point: str) -> None:
     job = await scene.job(500, waits=point == "logged", artifacts=[{"path": "ran"}, {"path": "deep/"}])
