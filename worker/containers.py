@@ -438,8 +438,8 @@ def _uid(client: docker.APIClient, container: str, user: str) -> int:
     """The number of a user, by the container's own /etc/passwd as the engine reads it. Raises ``EngineError``."""
     if user.isascii() and user.isdecimal():
         return int(user)
-    chunks, _ = client.get_archive(container, "/etc/passwd")
-    with tarfile.open(fileobj=io.BytesIO(b"".join(chunks))) as tar:
+    archive = get(client, container, "archive", {"path": "/etc/passwd"}).content
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         file = tar.extractfile("passwd")
         lines = file.read().decode("utf-8", "replace").splitlines() if file else []
     for name, *fields in (line.split(":") for line in lines):

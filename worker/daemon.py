@@ -105,11 +105,11 @@ class Daemon:
             await _until_done(self.look_around, self._pace.poll)
         while not self._draining.is_set():
             self._wake = anyio.Event()  # before the look: what comes up from now on wakes the wait below
-            while self._unknown:
-                await self._take_up(runs, self._unknown.pop())
             claim, waiting = None, True
-            if len(self._runs) < self._pace.concurrency and self._has_disk():
-                with anyio.CancelScope() as self._claiming:
+            with anyio.CancelScope() as self._claiming:
+                while self._unknown:
+                    await self._take_up(runs, self._unknown.pop())
+                if len(self._runs) < self._pace.concurrency and self._has_disk():
                     claim, waiting = await self._claim()
             if claim is not None:
                 log.info("run claimed", run_id=str(claim.run_id), project=claim.project.slug, number=claim.run_number)
@@ -292,7 +292,7 @@ class Daemon:
         everything.cancel()
 
     async def _end_claims(self) -> None:
-        """While draining, nobody waits for a claim, or a look at the engine, that is not answered."""
+        """While draining, nobody waits for a claim, an adoption, or a look at the engine, that is not answered."""
         await self._draining.wait()
         await anyio.sleep(CLAIM_SECONDS)
         self._claiming.cancel()

@@ -160,6 +160,8 @@ class Host:
             async with self.scene.worker("--concurrency", "3", name=self.name, OPS_PATIENCE=LIMITS) as worker:
                 self.process = worker
                 self.starts += 1
+                if self.over:  # it was told to leave while this one was being started
+                    self.signal(signal.SIGTERM)
                 code = await worker.process.wait()
             self.scene.workers.remove(worker)
             assert code in PEACEFUL, f"worker {self.name} ended with {code}:\n{worker.output.read_text()}"
@@ -176,8 +178,6 @@ class Host:
 
     async def leave(self) -> None:
         self.over = True
-        while self.process is None:
-            await asyncio.sleep(0.01)
         self.signal(signal.SIGTERM)
 
 

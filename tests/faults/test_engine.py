@@ -158,6 +158,16 @@ async def test_every_call_of_a_run_that_is_canceled_may_fail_once(scene: Scene, 
     assert missed == []
 
 
+async def test_an_engine_that_says_only_in_part_who_a_user_is_is_asked_again(scene: Scene, tmp_path: Path) -> None:
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "token").write_text("correct horse battery staple")
+    job = await scene.job(secrets=["token"], user="nobody")
+    asked = scene.engine.strike(CALLS["archive"], Fate.BROKEN, passing=60)
+    await scene.work("--secrets-dir", str(tmp_path / "secrets"))
+    assert asked.struck
+    await scene.holds(job)
+
+
 @pytest.mark.parametrize("call", ["create", "start"])
 async def test_an_engine_that_keeps_refusing_ends_the_run_with_its_words(scene: Scene, call: str) -> None:
     job = await scene.job()

@@ -97,6 +97,7 @@ class ScriptedQueue:
 
     async def adopt(self, run_id: uuid.UUID) -> Claim | str:
         self.adopted.append(run_id)
+        await self.gate.wait()
         return self.adoptions[run_id]
 
     async def adoptable(self) -> set[uuid.UUID]:
@@ -629,6 +630,17 @@ async def test_the_second_signal_or_the_drain_timeout_detaches(world: World, dra
 async def test_draining_ends_while_the_database_does_not_answer_a_claim(world: World) -> None:
     world.queue.gate = anyio.Event()
     async with world.working():
+        os.kill(os.getpid(), signal.SIGTERM)
+        await until(lambda: world.finished)
+
+
+@pytest.mark.timeout(30)
+async def test_draining_ends_while_the_database_does_not_answer_an_adoption(world: World) -> None:
+    run_id = uuid.uuid4()
+    world.queue.held = {run_id}
+    world.queue.gate = anyio.Event()
+    async with world.working():
+        await until(lambda: world.queue.adopted == [run_id])
         os.kill(os.getpid(), signal.SIGTERM)
         await until(lambda: world.finished)
 
