@@ -27,8 +27,8 @@ DOCS_TESTS := tests/gates/test_docs.py
 SCHEMA_TESTS := tests/db/test_migrations.py tests/db/test_supabase_cli.py tests/db/test_schema_docs.py
 GATED := $(SPEC_TESTS) $(DOCS_TESTS) $(SCHEMA_TESTS)
 
-.PHONY: help setup demo test coverage faults kills check format schema schema-docs gates gate-schema gate-prisma gate-spec gate-docs bench \
-	wheel wheelhouse image lock clean
+.PHONY: help setup demo test coverage faults kills check format gates gate-spec gate-docs schema schema-docs \
+	gate-schema gate-prisma bench wheel wheelhouse image lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

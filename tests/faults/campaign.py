@@ -176,7 +176,7 @@ class Host:
         """Whether it has registered, so that it has begun to do something."""
         return self.process is not None and any(line["event"] == "worker started" for line in self.process.said)
 
-    async def leave(self) -> None:
+    def leave(self) -> None:
         self.over = True
         self.signal(signal.SIGTERM)
 
@@ -312,7 +312,7 @@ async def at_work(scene: Scene, names: tuple[str, ...]) -> AsyncIterator[dict[st
             tasks.create_task(host.run())
         yield hosts
         for host in hosts.values():
-            await host.leave()
+            host.leave()
 
 
 async def play(scene: Scene, plan: Plan) -> str:

@@ -131,6 +131,15 @@ async def test_every_call_may_fail_once(scene: Scene, sort: str) -> None:
     assert missed == [], sort
 
 
+@pytest.fixture
+def secrets(tmp_path: Path) -> Path:
+    """A folder of the host with the secret ``token``."""
+    folder = tmp_path / "secrets"
+    folder.mkdir()
+    (folder / "token").write_text("correct-horse-battery")
+    return folder
+
+
 CALLS_OF_A_CANCEL = {
     "secrets": "PUT /v[0-9.]+/containers/[^/]+/archive",
     "usage": "GET /v[0-9.]+/system/df",
@@ -141,13 +150,11 @@ CALLS_OF_A_CANCEL = {
 
 
 @pytest.mark.parametrize("sort", ["cut", "lost", "answered"])
-async def test_every_call_of_a_run_that_is_canceled_may_fail_once(scene: Scene, tmp_path: Path, sort: str) -> None:
-    (tmp_path / "secrets").mkdir()
-    (tmp_path / "secrets" / "token").write_text("correct-horse-battery")
+async def test_every_call_of_a_run_that_is_canceled_may_fail_once(scene: Scene, secrets: Path, sort: str) -> None:
     job = await scene.job(waits=True, secrets=["token"])
     answer = {"answer": http_error(500, "injected")} if sort == "answered" else {}
     rules = [scene.engine.strike(request, Fate(sort), **answer) for request in CALLS_OF_A_CANCEL.values()]
-    flags = ("--until-idle", "--stop-grace", "1", "--secrets-dir", str(tmp_path / "secrets"))
+    flags = ("--until-idle", "--stop-grace", "1", "--secrets-dir", str(secrets))
     async with scene.worker(*flags, OPS_PATIENCE="worker.disk.ROOMY_PAUSE=0.5,worker.disk.ROOMY_SHARE=1") as worker:
         await scene.until_up(job)
         await rules[1].until_struck()
@@ -158,12 +165,10 @@ async def test_every_call_of_a_run_that_is_canceled_may_fail_once(scene: Scene, 
     assert missed == []
 
 
-async def test_an_engine_that_says_only_in_part_who_a_user_is_is_asked_again(scene: Scene, tmp_path: Path) -> None:
-    (tmp_path / "secrets").mkdir()
-    (tmp_path / "secrets" / "token").write_text("correct horse battery staple")
+async def test_an_engine_that_says_only_in_part_who_a_user_is_is_asked_again(scene: Scene, secrets: Path) -> None:
     job = await scene.job(secrets=["token"], user="nobody")
     asked = scene.engine.strike(CALLS["archive"], Fate.BROKEN, passing=60)
-    await scene.work("--secrets-dir", str(tmp_path / "secrets"))
+    await scene.work("--secrets-dir", str(secrets))
     assert asked.struck
     await scene.holds(job)
 
