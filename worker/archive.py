@@ -6,10 +6,8 @@ asks for but is nothing of the kind is refused with a warning.
 
 from __future__ import annotations
 
-import io
 import mimetypes
 import re
-import tarfile
 import threading
 import unicodedata
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -18,13 +16,25 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from fnmatch import translate
 from pathlib import PurePosixPath
-from typing import IO, Self, cast
 
 from worker.errors import ArtifactError, OpsError
 from worker.spec import ArtifactRule
+from worker.tar import (
+    BLOCK,
+    BLOCK_DEVICE,
+    CHARACTER_DEVICE,
+    FILE,
+    FOLDER,
+    HARD_LINK,
+    NAMED_PIPE,
+    SYMBOLIC_LINK,
+    DamagedError,
+    Member,
+    TarReader,
+)
 
 Archive = Callable[[], AbstractContextManager[Iterator[bytes]]]
-"""Opens the tar stream, in pieces of any size; no piece at all means that there is no /artifacts.
+"""Opens the tar stream, in pieces of any size; an archive without members where there is no /artifacts.
 
 Entered, read and left in threads, by one at a time. Where the iterator has a ``close``, another thread calls
 it to end a read that waits.
@@ -32,9 +42,6 @@ it to end a read that waits.
 
 MAX_NAME = 240
 """Bytes of a name in a folder: the file system's 255, less the suffix that a file has while it is written."""
-
-MAX_HEADER = 1 << 20
-"""Bytes of a long name or of extended attributes, which tarfile reads whole."""
 
 WARNINGS = 20
 """Refusals that are told one by one; of the rest only their number."""
@@ -96,11 +103,15 @@ class Selection:
             taken.append(f"and {self._refused - WARNINGS:,} more entries of /artifacts were refused")
         return taken
 
-    def choose(self, member: tarfile.TarInfo) -> ArchivedFile | None:
+    def choose(self, member: Member) -> ArchivedFile | None:
         """The file to store; None for a folder and for what is unwanted or refused.
 
-        Raises ``ArtifactError`` beyond a limit.
+        Raises ``ArtifactError`` beyond a limit. What is not kept has to be read all the same, so its size counts.
         """
+        self._bytes += member.size
+        if self._bytes > self._max_bytes:
+            limit = f"{self._max_bytes / 2**30:.4g} GiB"
+            raise ArtifactError(f"the files in /artifacts are larger than {limit}, the limit of a run")
         parts = member.name.split("/")[1:]
         path = "/".join(parts)
         if self._redact(path) != path:
@@ -108,14 +119,14 @@ class Selection:
         if problem := _name_problem(member, parts):
             return self._refuse(path or member.name, problem)
         rule = next((rule for matches, rule in self._rules if matches(parts)), None)
-        if rule is None or member.isdir():
+        if rule is None or member.kind == FOLDER:
             return None
         key = self._prefix + path
         if self._in_folder:
             key = _ODD_IN_FOLDERS.sub(lambda odd: f"%{ord(odd[0]):02X}", key)
-        if problem := self._key_problem(key, parts) if member.isreg() else _kind(member):
+        if problem := self._key_problem(key, parts) if member.kind == FILE else _kind(member):
             return self._refuse(path, problem)
-        self._count(key, member.size)
+        self._count(key)
         days = rule.expires_in_days
         expires_at = None if days is None else self._now + timedelta(days=days)
         return ArchivedFile(path, key, member.size, rule.content_type or _content_type(path), expires_at)
@@ -129,15 +140,11 @@ class Selection:
             return "the archive has that name twice"
         return None
 
-    def _count(self, key: str, size: int) -> None:
+    def _count(self, key: str) -> None:
         self._keys.add(key)
         self._folders.update(_folders(key))
-        self._bytes += size
         if len(self._keys) > self._max_files:
             raise ArtifactError(f"/artifacts has more than {self._max_files:,} files, the limit of a run")
-        if self._bytes > self._max_bytes:
-            limit = f"{self._max_bytes / 2**30:.4g} GiB"
-            raise ArtifactError(f"the files in /artifacts are larger than {limit}, the limit of a run")
 
     def _refuse(self, name: str, problem: str) -> ArchivedFile | None:
         self._refused += 1
@@ -150,9 +157,9 @@ def _folders(key: str) -> set[str]:
     return {key[: slash.start()] for slash in re.finditer("/", key)}
 
 
-def _name_problem(member: tarfile.TarInfo, parts: list[str]) -> str | None:
+def _name_problem(member: Member, parts: list[str]) -> str | None:
     name = member.name
-    if any("\udc80" <= char <= "\udcff" for char in name):  # how tarfile shows bytes that do not decode
+    if any("\udc80" <= char <= "\udcff" for char in name):  # bytes that are not UTF-8
         return "its name is not UTF-8"
     if any(unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") for char in name):
         return "its name has control characters"
@@ -160,22 +167,23 @@ def _name_problem(member: tarfile.TarInfo, parts: list[str]) -> str | None:
         return "an absolute name"
     if name.partition("/")[0] != "artifacts" or {"", ".", ".."} & set(parts):
         return "a name that leads out of /artifacts"
-    if not parts and not member.isdir():
+    if not parts and member.kind != FOLDER:
         return f"{_kind(member)}, not a folder"
     return None
 
 
 _KINDS = {
-    tarfile.SYMTYPE: "a symbolic link",
-    tarfile.LNKTYPE: "a hard link",
-    tarfile.CHRTYPE: "a device",
-    tarfile.BLKTYPE: "a device",
-    tarfile.FIFOTYPE: "a named pipe",
+    FILE: "a file",
+    SYMBOLIC_LINK: "a symbolic link",
+    HARD_LINK: "a hard link",
+    CHARACTER_DEVICE: "a device",
+    BLOCK_DEVICE: "a device",
+    NAMED_PIPE: "a named pipe",
 }
 
 
-def _kind(member: tarfile.TarInfo) -> str:
-    return "a file" if member.isreg() else _KINDS.get(member.type, "an entry of an unknown kind")
+def _kind(member: Member) -> str:
+    return _KINDS.get(member.kind, "an entry of an unknown kind")
 
 
 _KNOWN = mimetypes.MimeTypes()  # Python's own table, the same on every host
@@ -221,8 +229,8 @@ class ArchiveReader:
         self._selection = selection
         self._busy = threading.Lock()
         self._bytes = _Bytes()
+        self._tar = TarReader(self._bytes.read)
         self._files = self._chosen()
-        self._source: IO[bytes] = io.BytesIO()
         self._error: OpsError | None = None
 
     def next_files(self) -> list[tuple[ArchivedFile, bytes | None]]:
@@ -234,29 +242,29 @@ class ArchiveReader:
         with self._busy:
             try:
                 with _damage_told():
-                    self._fill(files)
+                    if self._error is None:
+                        self._fill(files)
             except OpsError as error:
-                self._error = self._error or error
+                self._error = error
             if not files and self._error is not None:
                 raise self._error
         return files
 
     def _fill(self, files: list[tuple[ArchivedFile, bytes | None]]) -> None:
         size = 0
-        for file, source in self._files:
+        for file in self._files:
             if file.size >= SMALL:
-                self._source = source
                 files.append((file, None))
                 return
-            files.append((file, source.read()))
-            size += tarfile.BLOCKSIZE + file.size
+            files.append((file, self._tar.read(file.size)))
+            size += BLOCK + file.size
             if size >= SMALL:
                 return
 
     def read(self, size: int) -> bytes:
         """The next piece of the large file; empty at its end."""
         with self._busy, _damage_told():
-            return self._source.read(size)
+            return self._tar.read(size)
 
     def interrupt(self) -> None:
         """Ends a call that nobody waits for: at its next piece, or now where the archive can be closed."""
@@ -271,26 +279,11 @@ class ArchiveReader:
         with self._busy:
             self._files.close()
 
-    def _chosen(self) -> Generator[tuple[ArchivedFile, IO[bytes]], None, None]:
+    def _chosen(self) -> Generator[ArchivedFile, None, None]:
         with self._archive() as self._bytes.chunks:
-            if not self._bytes.fill():
-                return
-            source = cast("IO[bytes]", self._bytes)
-            with tarfile.open(
-                mode="r|",
-                fileobj=source,
-                bufsize=1 << 16,
-                tarinfo=_Member,
-                encoding="utf-8",
-                errors="surrogateescape",
-            ) as tar:
-                while (member := tar.next()) is not None:
-                    tar.members.clear()  # type: ignore[attr-defined]  # or memory would grow with each
-                    file = self._selection.choose(member)
-                    content = tar.extractfile(member) if file else None
-                    if file and content:
-                        yield file, content
-            self._bytes.drain()
+            while (member := self._tar.next()) is not None:
+                if (file := self._selection.choose(member)) is not None:
+                    yield file
 
 
 class _Bytes:
@@ -301,53 +294,24 @@ class _Bytes:
         self.abandoned = False
         self._rest = memoryview(b"")
 
-    def fill(self) -> bool:
-        """Whether there is something left to read."""
+    def read(self, size: int) -> bytes:
+        """At most as many bytes; none at the end."""
         try:
             while not self._rest:
                 if self.abandoned:
                     raise _Abandoned
                 self._rest = memoryview(next(self.chunks))
         except StopIteration:
-            return False
+            return b""
         except OSError as error:
             raise ArtifactError(f"the archive of /artifacts broke off: {error}") from error
-        return True
-
-    def read(self, size: int) -> bytes:
-        self.fill()
         piece, self._rest = self._rest[:size], self._rest[size:]
         return bytes(piece)
-
-    def drain(self) -> None:
-        """Reads what follows the archive, so that the connection is at its end too."""
-        while self.fill():
-            self._rest = memoryview(b"")
-
-
-_META = {tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME}
-_META |= {tarfile.GNUTYPE_LONGLINK}
-
-
-class _Member(tarfile.TarInfo):
-    """A member with a sound header: tarfile takes a damaged or a missing one for the end of the archive."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        try:
-            member = super().frombuf(buf, encoding, errors)
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the mark at the end
-            raise
-        except tarfile.HeaderError as error:
-            raise tarfile.ReadError(str(error)) from None
-        if member.size < 0 or (member.type in _META and member.size > MAX_HEADER):
-            raise tarfile.ReadError("a header with an impossible size")
-        return member
 
 
 @contextmanager
 def _damage_told() -> Iterator[None]:
     try:
         yield
-    except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
+    except DamagedError as error:
         raise ArtifactError(f"the archive of /artifacts is cut or damaged: {error}") from error

@@ -35,6 +35,7 @@ from worker.outcome import ENGINE_STOP_SIGNAL
 from worker.pipe import Pipe
 from worker.secrets import Secret, held_secrets, secret_files
 from worker.spec import ARTIFACTS_DIR, SECRETS_DIR, RunSpec
+from worker.tar import END_MARK
 from worker.tasks import task_group
 
 LABEL_RUN = "ops-worker.run-id"
@@ -377,7 +378,7 @@ class Engine:
 
     @contextmanager
     def archive(self, container_id: str, path: str = ARTIFACTS_DIR) -> Iterator[Iterator[bytes]]:
-        """The tar stream of a path in the container; empty when it is not there. Blocking: for a thread.
+        """The tar stream of a path in the container; without members when it is not there. Blocking: for a thread.
 
         The iterator's ``close``, called from another thread, ends a read that waits. Raises ``EngineUnavailable`` or
         ``EngineError``.
@@ -412,7 +413,7 @@ def _archive(client: docker.APIClient, container_id: str, path: str) -> Iterator
     except EngineError as error:
         if error.status != requests.codes.not_found:
             raise
-        yield iter(())
+        yield iter((END_MARK,))
     except BROKEN as error:
         raise translated(error) from error
     else:

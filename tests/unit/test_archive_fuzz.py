@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import tarfile
 import tracemalloc
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.archives import archive
+from tests.support.archives import FOLDER, archive, entry, tar
 from worker.archive import SMALL, ArchivedFile, ArchiveReader, Selection
 from worker.errors import ArtifactError
 from worker.spec import ArtifactRule
@@ -61,8 +62,8 @@ def damaged(data: bytes, changes: list[tuple[int, int]]) -> bytes:
 
 def judge(data: bytes, piece: int = 512) -> None:
     """Reads it to its end or its error; whatever else comes out fails the test."""
-    selection = Selection([ArtifactRule()], PREFIX, max_bytes=MOST_BYTES, max_files=3, max_key=900, in_folder=True)
-    reader = ArchiveReader(archive(data, piece=piece), selection)
+    chosen = selection()
+    reader = ArchiveReader(archive(data, piece=piece), chosen)
     seen: set[str] = set()
     tracemalloc.start()
     try:
@@ -78,7 +79,39 @@ def judge(data: bytes, piece: int = 512) -> None:
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert peak < MEMORY
-    assert all(warning.isprintable() for warning in selection.take_warnings(last=True))
+    assert all(warning.isprintable() for warning in chosen.take_warnings(last=True))
+
+
+FILES = [FOLDER, entry("artifacts/a", content=b"a" * 700), entry("artifacts/empty"), entry("artifacts/" + "ü/" * 90 + "z")]
+LARGE = tar(*FILES[:2], entry("artifacts/large", content=b"l" * (SMALL + 1)), *FILES[2:])
+NEAR = 8 * tarfile.BLOCKSIZE
+"""Bytes of the large archive, at its begin and at its end, that have a header in them."""
+
+
+@pytest.mark.parametrize(
+    ("data", "cuts"),
+    [
+        (tar(*FILES, form=tarfile.PAX_FORMAT), None),
+        (tar(*FILES, form=tarfile.GNU_FORMAT), None),
+        (LARGE, [*range(NEAR), *range(NEAR, SMALL, 99_991), *range(SMALL + 1024, len(LARGE))]),
+    ],
+    ids=["pax", "GNU", "a large file"],
+)
+def test_an_archive_that_is_cut_anywhere_is_an_error(data: bytes, cuts: list[int] | None) -> None:
+    end = len(data.rstrip(b"\0"))
+    end += -end % tarfile.BLOCKSIZE + 2 * tarfile.BLOCKSIZE
+    for cut in cuts or [*range(end + 1), len(data)]:
+        contents = []
+        reader = ArchiveReader(archive(data[:cut]), selection())
+        with pytest.raises(ArtifactError, match="cut or damaged") if cut < end else nullcontext():
+            while files := reader.next_files():
+                contents += [len(content) if content is not None else read_large(reader) for _, content in files]
+        assert contents == [700, *([SMALL + 1] if data is LARGE else []), 0, 0][: len(contents)], cut
+        reader.close()
+
+
+def selection() -> Selection:
+    return Selection([ArtifactRule()], PREFIX, max_bytes=MOST_BYTES, max_files=4, max_key=900, in_folder=True)
 
 
 def read_large(reader: ArchiveReader) -> int:

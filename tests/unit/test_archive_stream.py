@@ -19,6 +19,7 @@ from worker.archive import SMALL
 from worker.artifacts import ArtifactStore
 from worker.errors import ArtifactError, EngineUnavailable, LeaseLost
 from worker.models import Artifact
+from worker.spec import ArtifactRule
 
 WHOLE = files(small=b"x" * 1000, large=b"y" * (2 * SMALL), last=b"z" * 512)
 LARGE, LAST = 512 * 5, 512 * 6 + 2 * SMALL  # where their contents begin
@@ -27,6 +28,7 @@ LARGE, LAST = 512 * 5, 512 * 6 + 2 * SMALL  # where their contents begin
 @pytest.mark.parametrize(
     ("cut", "stored"),
     [
+        (0, []),
         (100, []),
         (512, []),
         (1024, []),
@@ -103,12 +105,15 @@ async def test_more_than_the_limit_is_an_error(collected: Collected, limits: dic
     assert sorted(collected.artifacts) == sorted(collected.stored) == ["a", "b"]
 
 
-async def test_a_size_that_no_disk_holds_is_refused_before_it_is_read(collected: Collected) -> None:
+@pytest.mark.parametrize("rules", [ALL, [ArtifactRule(path="other")]], ids=["kept", "not kept"])
+async def test_a_size_that_no_disk_holds_is_refused_before_it_is_read(
+    collected: Collected, rules: list[ArtifactRule]
+) -> None:
     member = tarfile.TarInfo("artifacts/huge")
     member.size = 1 << 50
     data = tar(FOLDER)[:512] + member.tobuf(tarfile.GNU_FORMAT)
     with pytest.raises(ArtifactError, match="larger than 10 GiB"):
-        await collected.collect(data)
+        await collected.collect(data, rules)
 
 
 @pytest.mark.parametrize("name", ["artifacts/x", "././@LongLink"])
@@ -122,8 +127,25 @@ async def test_impossible_sizes_of_headers(collected: Collected, name: str) -> N
 
 async def test_endless_extension_headers(collected: Collected) -> None:
     one = tar(entry("é" * 80), form=tarfile.PAX_FORMAT)[:1024]
-    with pytest.raises(ArtifactError, match="cut or damaged"):
+    with pytest.raises(ArtifactError, match="an extended header twice"):
         await collected.collect(tar(FOLDER)[:512] + one * 5000)
+
+
+@pytest.mark.parametrize(
+    ("damaged", "problem"),
+    [
+        (WHOLE[:512] + bytes(512) + WHOLE[512:], "half an end mark"),
+        (WHOLE[:512] + bytes(1024) + WHOLE[512:], "bytes after the end mark"),
+        (WHOLE[:512] + b"x" + WHOLE[513:], "a wrong checksum"),
+        (WHOLE[: 512 + 124] + b"one kilobyte" + WHOLE[512 + 136 :], "a wrong checksum"),
+        (tar(entry("artifacts/s", tarfile.GNUTYPE_SPARSE)), "a sparse file"),
+        (tar(entry("é" * 80))[:1024] + bytes(1024), "an extended header of nothing"),
+    ],
+)
+async def test_what_tarfile_would_pass_over_is_an_error(collected: Collected, damaged: bytes, problem: str) -> None:
+    with pytest.raises(ArtifactError, match=problem):
+        await collected.collect(damaged)
+    assert collected.stored == {}
 
 
 @pytest.mark.parametrize("seed", range(8))

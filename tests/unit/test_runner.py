@@ -23,6 +23,7 @@ from worker.outcome import Outcome, Stop
 from worker.runner import Host, Run
 from worker.secrets import Secret
 from worker.spec import ArtifactRule, HostPolicy, RunSpec, Supervision, resolve
+from worker.tar import END_MARK
 
 AWAY = EngineUnavailable("cannot be reached")
 RUN_ID = uuid.UUID(int=7)
@@ -159,7 +160,7 @@ class ScriptedEngine:
     @contextmanager
     def archive(self, container_id: str) -> Iterator[Iterator[bytes]]:
         self._reached("archive")
-        yield iter(())
+        yield iter((END_MARK,))
 
 
 class Reading:
