@@ -31,6 +31,7 @@ from worker.tar import (
     DamagedError,
     Member,
     TarReader,
+    piecewise,
 )
 
 Archive = Callable[[], AbstractContextManager[Iterator[bytes]]]
@@ -228,8 +229,9 @@ class ArchiveReader:
         self._archive = archive
         self._selection = selection
         self._busy = threading.Lock()
-        self._bytes = _Bytes()
-        self._tar = TarReader(self._bytes.read)
+        self._chunks: Iterator[bytes] = iter(())
+        self._abandoned = False
+        self._tar = TarReader(piecewise(self._wanted()))
         self._files = self._chosen()
         self._error: OpsError | None = None
 
@@ -268,8 +270,8 @@ class ArchiveReader:
 
     def interrupt(self) -> None:
         """Ends a call that nobody waits for: at its next piece, or now where the archive can be closed."""
-        self._bytes.abandoned = True
-        close = getattr(self._bytes.chunks, "close", None)
+        self._abandoned = True
+        close = getattr(self._chunks, "close", None)
         if close is not None and self._busy.locked():
             with suppress(ValueError):  # a generator that runs in a thread cannot be closed from another
                 close()
@@ -280,33 +282,21 @@ class ArchiveReader:
             self._files.close()
 
     def _chosen(self) -> Generator[ArchivedFile, None, None]:
-        with self._archive() as self._bytes.chunks:
+        with self._archive() as self._chunks:
             while (member := self._tar.next()) is not None:
                 if (file := self._selection.choose(member)) is not None:
                     yield file
 
-
-class _Bytes:
-    """The archive as a file that can only be read on."""
-
-    def __init__(self) -> None:
-        self.chunks: Iterator[bytes] = iter(())
-        self.abandoned = False
-        self._rest = memoryview(b"")
-
-    def read(self, size: int) -> bytes:
-        """At most as many bytes; none at the end."""
+    def _wanted(self) -> Iterator[bytes]:
+        """The pieces of the archive, for as long as they are waited for."""
         try:
-            while not self._rest:
-                if self.abandoned:
-                    raise _Abandoned
-                self._rest = memoryview(next(self.chunks))
-        except StopIteration:
-            return b""
+            while not self._abandoned:
+                if (chunk := next(self._chunks, None)) is None:
+                    return
+                yield chunk
         except OSError as error:
             raise ArtifactError(f"the archive of /artifacts broke off: {error}") from error
-        piece, self._rest = self._rest[:size], self._rest[size:]
-        return bytes(piece)
+        raise _Abandoned
 
 
 @contextmanager

@@ -33,9 +33,9 @@ from worker.errors import EngineError, ImageMissing
 from worker.images import ImageName, digest_of
 from worker.outcome import ENGINE_STOP_SIGNAL
 from worker.pipe import Pipe
-from worker.secrets import Secret, held_secrets, secret_files
+from worker.secrets import Secret, held_value, secret_files
 from worker.spec import ARTIFACTS_DIR, SECRETS_DIR, RunSpec
-from worker.tar import END_MARK
+from worker.tar import END_MARK, DamagedError, first_file
 from worker.tasks import task_group
 
 LABEL_RUN = "ops-worker.run-id"
@@ -54,6 +54,9 @@ ENDED_POLL_SECONDS = 0.1
 
 _JOURNAL = {"mode": "blocking", "max-size": "1024g", "max-file": "1", "compress": "false"}
 """Each option is named, or the engine's own defaults (daemon.json) would apply and rotate lines away."""
+
+MAX_PASSWD = 1 << 20
+"""Bytes of an image's /etc/passwd."""
 
 STREAM_BUFFER = 1 << 18
 """Bytes of log that may wait between the reading thread and the event loop; beyond it the reader pauses."""
@@ -244,12 +247,17 @@ class Engine:
 
         return await self._api.call(create)
 
-    async def secrets(self, container_id: str) -> tuple[Secret, ...]:
-        """What a container holds as its secrets now. Its program may have changed them, so they are bounded."""
+    async def secrets(self, container_id: str, names: Sequence[str]) -> tuple[Secret, ...]:
+        """What a container holds now as those secrets. Its program may have changed them, so each is bounded."""
 
         def read(client: docker.APIClient) -> tuple[Secret, ...]:
-            with _archive(client, container_id, SECRETS_DIR) as chunks:
-                return held_secrets(chunks)
+            held = []
+            for name in names:
+                with _archive(client, container_id, f"{SECRETS_DIR}/{name}") as chunks:
+                    value = held_value(chunks)
+                if value is not None:
+                    held.append(Secret(name, value))
+            return tuple(held)
 
         return await self._api.call(read)
 
@@ -417,7 +425,8 @@ def _archive(client: docker.APIClient, container_id: str, path: str) -> Iterator
     except BROKEN as error:
         raise translated(error) from error
     else:
-        yield Body(response)
+        with closing(response):
+            yield Body(response)
 
 
 def _time(text: str | None) -> datetime | None:
@@ -439,10 +448,14 @@ def _uid(client: docker.APIClient, container: str, user: str) -> int:
     """The number of a user, by the container's own /etc/passwd as the engine reads it. Raises ``EngineError``."""
     if user.isascii() and user.isdecimal():
         return int(user)
-    archive = get(client, container, "archive", {"path": "/etc/passwd"}).content
-    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-        file = tar.extractfile("passwd")
-        lines = file.read().decode("utf-8", "replace").splitlines() if file else []
+    try:
+        with closing(get(client, container, "archive", {"path": "/etc/passwd"})) as response:
+            data = first_file(response.iter_content(1 << 16), MAX_PASSWD)
+    except DamagedError as error:
+        raise EngineError(0, f"the engine's archive of the image's /etc/passwd cannot be read: {error}") from error
+    if data is None:
+        raise EngineError(0, f"the image's /etc/passwd is no plain file of at most {MAX_PASSWD // 2**20} MiB")
+    lines = data.decode("utf-8", "replace").splitlines()
     for name, *fields in (line.split(":") for line in lines):
         if name == user and len(fields) > 1 and fields[1].isdecimal():
             return int(fields[1])

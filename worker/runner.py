@@ -41,7 +41,7 @@ from worker.logs import LineAssembler
 from worker.models import Artifact, Claim, LogLine
 from worker.outcome import Ending, Outcome, Reason, Stop, decide, engine_failure
 from worker.redact import Redactor
-from worker.secrets import Secret, SecretsFolder
+from worker.secrets import Secret, SecretsFolder, changed_values
 from worker.spec import ArtifactRule, HostPolicy, RunSpec, Supervision, resolve
 from worker.tasks import backoff, task_group, unless
 
@@ -81,7 +81,7 @@ class RunEngine(Protocol):
     async def create(
         self, name: str, image: Image, spec: RunSpec, labels: Mapping[str, str], secrets: Sequence[Secret]
     ) -> str: ...
-    async def secrets(self, container_id: str) -> tuple[Secret, ...]: ...
+    async def secrets(self, container_id: str, names: Sequence[str]) -> tuple[Secret, ...]: ...
     async def start(self, container_id: str) -> None: ...
     async def inspect(self, container_id: str) -> ContainerState | None: ...
     async def stop(self, container_id: str, grace_seconds: float) -> None: ...
@@ -227,12 +227,13 @@ class Run:
 
         A container that was made by an earlier worker got what the host had then, and shows it in its own files.
         """
+        if not names:
+            return ()
         read = partial(self._host.secrets.read, self.claim.project.workspace_key, names, required=not adopted)
-        secrets = await anyio.to_thread.run_sync(read) if names else ()
-        held = await self._patiently(self._engine.secrets, self.container_name) if adopted else ()
-        if secrets or held:
-            values = [secret.value for secret in (*secrets, *held)]
-            self._redactor = await anyio.to_thread.run_sync(Redactor, values)
+        secrets = await anyio.to_thread.run_sync(read)
+        held = await self._patiently(self._engine.secrets, self.container_name, names) if adopted else ()
+        values = [*(secret.value for secret in secrets), *changed_values(held, secrets)]
+        self._redactor = await anyio.to_thread.run_sync(Redactor, values)
         return secrets
 
     async def _image(self, reference: str) -> Image | None:

@@ -9,19 +9,20 @@ from __future__ import annotations
 import io
 import re
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from worker.errors import ConfigurationError, SpecError
 from worker.settings import flag
-from worker.spec import MAX_SECRETS
+from worker.tar import DamagedError, first_file
 
 MAX_BYTES = 64 * 1024
 """Of one secret; what is larger is no secret."""
 
-_HELD_BYTES = MAX_SECRETS * (MAX_BYTES + 3 * tarfile.BLOCKSIZE)
+MAX_CHANGED_BYTES = MAX_BYTES
+"""Of all secrets of a container that its host has no more, or never had."""
 
 _WORKSPACE_KEY = re.compile(r"[a-z0-9_]+", re.ASCII)
 
@@ -106,16 +107,22 @@ def secret_files(secrets: Sequence[Secret], uid: int) -> bytes:
     return buffer.getvalue()
 
 
-def held_secrets(chunks: Iterator[bytes]) -> tuple[Secret, ...]:
-    """The plain files of an archive, as far as they could be ours."""
-    data = b""
-    while len(data) < _HELD_BYTES and (chunk := next(chunks, b"")):
-        data += chunk
-    held: list[Secret] = []
-    # Cut or damaged: what was read until then.
-    with suppress(tarfile.TarError, ValueError), tarfile.open(fileobj=io.BytesIO(data), mode="r|") as tar:
-        for entry in tar:
-            content = tar.extractfile(entry) if entry.isreg() and entry.size <= MAX_BYTES else None
-            if content is not None:
-                held.append(Secret(entry.name.rpartition("/")[2], content.read()))
-    return tuple(held[:MAX_SECRETS])
+def held_value(chunks: Iterator[bytes]) -> bytes | None:
+    """The secret in an archive of its file; None of what no secret can be: cut, too large, or no plain file."""
+    with suppress(DamagedError):
+        return first_file(chunks, MAX_BYTES)
+    return None
+
+
+def changed_values(held: Iterable[Secret], known: Collection[Secret]) -> list[bytes]:
+    """What a container holds and its host does not, ``MAX_CHANGED_BYTES`` of it.
+
+    The program may have written it, and to search for all forms of a secret takes a thousand times its memory.
+    """
+    values = []
+    left = MAX_CHANGED_BYTES
+    for secret in held:
+        if secret not in known and len(secret.value) <= left:
+            values.append(secret.value)
+            left -= len(secret.value)
+    return values

@@ -8,7 +8,7 @@ zeros; everything else raises ``DamagedError``. Memory does not depend on what t
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 BLOCK = 512
@@ -47,6 +47,35 @@ class Member:
     name: str
     kind: str
     size: int
+
+
+def piecewise(chunks: Iterator[bytes]) -> Callable[[int], bytes]:
+    """What ``TarReader`` reads with, of chunks of any size."""
+    rest = memoryview(b"")
+
+    def read(size: int) -> bytes:
+        nonlocal rest
+        while not rest:
+            chunk = next(chunks, None)
+            if chunk is None:
+                return b""
+            rest = memoryview(chunk)
+        piece, rest = rest[:size], rest[size:]
+        return bytes(piece)
+
+    return read
+
+
+def first_file(chunks: Iterator[bytes], max_bytes: int) -> bytes | None:
+    """The content of an archive's first member, and reads no further; None unless it is a file of at most that size.
+
+    Raises ``DamagedError``.
+    """
+    tar = TarReader(piecewise(chunks))
+    member = tar.next()
+    if member is None or member.kind != FILE or member.size > max_bytes:
+        return None
+    return tar.read(member.size)
 
 
 class TarReader:

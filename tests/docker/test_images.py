@@ -10,11 +10,15 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.archives import entry, tar
 from tests.support.docker import Plane, docker
 from tests.support.registry import Registry, client_config, serving
 from tests.unit.claims import make_claim
-from worker.containers import Engine
+from worker.containers import MAX_PASSWD, Engine
+from worker.errors import EngineError
+from worker.secrets import Secret
 from worker.spec import HostPolicy, resolve
+from worker.tar import END_MARK
 
 PASSWORD = "-".join(["only", "in", "config.json"])
 # The image has no program; the init that the engine brings is one, and static.
@@ -152,8 +156,23 @@ async def test_a_container_that_has_run_is_not_replaced(image: str) -> None:
         engine.close()
 
 
-def imported(name: str, note: str) -> str:
-    """A new image without anything in it; returns its id."""
-    empty = bytes(1024)
+async def test_a_huge_passwd_of_an_image_is_not_read() -> None:
+    image = imported("ops-worker-tests/passwd", "huge", tar(entry("etc/passwd", content=bytes(MAX_PASSWD + 1))))
+    tool = {"tool_name": "t", "version": "1", "docker_image": "ops-worker-tests/passwd", "config": {"user": "named"}}
+    spec = resolve(make_claim(tool=tool), HostPolicy())
+    engine, container = Engine(None, streams=1), f"ops-worker-tests-{uuid.uuid4().hex[:12]}"
+    found = await engine.image(spec.image)
+    assert found is not None
+    try:
+        with pytest.raises(EngineError, match="/etc/passwd is no plain file of at most 1 MiB"):
+            await engine.create(container, found, spec, {}, [Secret("token", b"hunter22")])
+    finally:
+        await engine.remove(container)
+        engine.close()
+        docker("rmi", "-f", image)
+
+
+def imported(name: str, note: str, root: bytes = END_MARK) -> str:
+    """A new image with these files only; returns its id."""
     command = ["docker", "import", "--change", f"LABEL note={note}", "--change", 'CMD ["none"]', "-", name]
-    return subprocess.run(command, input=empty, check=True, capture_output=True).stdout.decode().strip()
+    return subprocess.run(command, input=root, check=True, capture_output=True).stdout.decode().strip()

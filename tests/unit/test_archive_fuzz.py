@@ -82,7 +82,8 @@ def judge(data: bytes, piece: int = 512) -> None:
     assert all(warning.isprintable() for warning in chosen.take_warnings(last=True))
 
 
-FILES = [FOLDER, entry("artifacts/a", content=b"a" * 700), entry("artifacts/empty"), entry("artifacts/" + "ü/" * 90 + "z")]
+LONG = "artifacts/" + "ü/" * 90 + "z"
+FILES = [FOLDER, entry("artifacts/a", content=b"a" * 700), entry("artifacts/empty"), entry(LONG)]
 LARGE = tar(*FILES[:2], entry("artifacts/large", content=b"l" * (SMALL + 1)), *FILES[2:])
 NEAR = 8 * tarfile.BLOCKSIZE
 """Bytes of the large archive, at its begin and at its end, that have a header in them."""

@@ -115,11 +115,20 @@ async def test_an_adopted_run_is_redacted_by_what_its_container_got_and_by_what_
 async def test_an_adopted_run_asks_again_for_what_its_container_holds(world: World, tmp_path: Path) -> None:
     world.engine.become("exited")
     world.engine.started_at = datetime.now(UTC)
+    world.engine.labels = made_with(**CONFIG)
     world.engine.held = (Secret("token", b"hunter22\n"),)
     world.engine.faults = {"secrets": [EngineUnavailable("away")] * 4}
     (tmp_path / "token").unlink()
     assert await world.execute(run(world, tmp_path, status="running")) == "succeeded"
     assert "hunter22" not in told(world)
+
+
+async def test_an_adopted_run_without_secrets_is_not_asked_for_any(world: World) -> None:
+    world.engine.become("exited")
+    world.engine.started_at = datetime.now(UTC)
+    world.engine.held = (Secret("token", b"planted by the program"),)
+    assert await world.execute(status="running") == "succeeded"
+    assert world.did("secrets") == []
 
 
 async def test_a_container_that_was_not_started_yet_is_made_again_with_the_secrets_of_now(

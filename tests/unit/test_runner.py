@@ -114,9 +114,9 @@ class ScriptedEngine:
             self.become("created")
         return CONTAINER
 
-    async def secrets(self, container_id: str) -> tuple[Secret, ...]:
+    async def secrets(self, container_id: str, names: Sequence[str]) -> tuple[Secret, ...]:
         await self._call("secrets")
-        return self.held
+        return tuple(secret for secret in self.held if secret.name in names)
 
     async def start(self, container_id: str) -> None:
         await self._call("start")

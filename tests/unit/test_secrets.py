@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.support.archives import entry, tar
 from worker.errors import ConfigurationError, SpecError
-from worker.secrets import MAX_BYTES, Secret, SecretsFolder
+from worker.secrets import MAX_BYTES, Secret, SecretsFolder, changed_values, held_value
 
 
 @pytest.fixture
@@ -73,6 +76,42 @@ def test_a_project_s_own_secret_that_cannot_be_read_is_not_replaced_by_the_commo
 
 def test_those_that_are_not_required_are_left_out(folder: Path) -> None:
     assert SecretsFolder(folder).read("acme", ["own", "token"], required=False) == (Secret("token", b"acme's"),)
+
+
+@pytest.mark.parametrize(
+    ("data", "value"),
+    [
+        (tar(entry("token", content=b"x" * MAX_BYTES)), b"x" * MAX_BYTES),
+        (tar(entry("token", content=b"x" * (MAX_BYTES + 1))), None),
+        (tar(entry("token", tarfile.SYMTYPE, link="/etc/shadow")), None),
+        (tar(entry("token", content=b"hunter22"))[:515], None),
+        (tar(), None),
+    ],
+    ids=["the largest", "too large", "a link", "cut", "gone"],
+)
+def test_what_a_container_holds_as_a_secret(data: bytes, value: bytes | None) -> None:
+    assert held_value(iter([data[:100], b"", data[100:]])) == value
+
+
+def test_no_more_is_read_of_a_container_than_its_secret() -> None:
+    read: list[int] = []
+
+    def endless() -> Iterator[bytes]:
+        yield tar(entry("token", content=b"hunter22"))[:1024]
+        while True:
+            read.append(1)
+            yield b"x" * 1024
+
+    assert held_value(endless()) == b"hunter22"
+    assert read == []
+
+
+def test_of_what_only_a_container_holds_no_more_is_masked_than_memory_allows() -> None:
+    """Twenty files of 64 KiB, all in short lines: their forms took 1.1 GB."""
+    known = [Secret("token", b"of the host")]
+    held = [*known, *(Secret(f"s{n}", b"%06d\n" % n * (MAX_BYTES // 7)) for n in range(20)), Secret("old", b"rotated")]
+    assert changed_values(held, known) == [held[1].value]
+    assert changed_values([known[0], held[-1]], known) == [b"rotated"]
 
 
 def test_a_secret_shows_its_value_nowhere() -> None:
