@@ -22,9 +22,9 @@ from anyio.abc import TaskGroup
 from worker import systemd
 from worker.containers import Engine
 from worker.disk import Disk, DiskGuard
-from worker.errors import DiskShort, EngineError, EngineUnavailable, LeaseLost, Refused
+from worker.errors import DiskShort, EngineError, EngineUnavailable, LeaseLost, Refused, UnreadableRun
 from worker.models import Claim
-from worker.outcome import Stop
+from worker.outcome import Outcome, Reason, Stop
 from worker.queue import Queue, is_transient
 from worker.runner import Host, Run, container_name
 from worker.tasks import backoff, task_group
@@ -141,6 +141,9 @@ class Daemon:
         except Refused as error:
             log.warning("claim refused", error=str(error), code=error.code)
             return None, True
+        except UnreadableRun as error:
+            log.warning("a claimed run cannot be read, the next heartbeat names it", error=str(error))
+            return None, True
         if claim is not None and self._draining.is_set():
             with suppress(LeaseLost):
                 await self._queue.release(claim.run_id)
@@ -151,12 +154,23 @@ class Daemon:
         """Goes on with a run that nobody looks after; removes what is left of one that has ended elsewhere."""
         if run_id in self._runs:
             return
-        found = await self._queue.adopt(run_id)
+        found = await self._adopt(run_id)
         if isinstance(found, Claim):
             log.info("run adopted", run_id=str(run_id), status=found.status)
             self._begin(runs, found)
         elif found in ("final", "not_found"):
             await self._clear(run_id)
+
+    async def _adopt(self, run_id: uuid.UUID) -> Claim | str:
+        """What ``Queue.adopt`` answers; a run that cannot be read is failed, so that it is final."""
+        try:
+            return await self._queue.adopt(run_id)
+        except UnreadableRun as error:
+            log.warning("the run cannot be read, it fails", run_id=str(run_id), error=str(error))
+            with suppress(LeaseLost):
+                await self._queue.start(run_id)
+                await self._queue.complete(run_id, Outcome(None, Reason(error.reason), str(error)))
+            return "final"
 
     def _begin(self, runs: TaskGroup, claim: Claim) -> None:
         """Starts the task of a run that this instance owns."""
@@ -183,7 +197,7 @@ class Daemon:
 
     async def _let_go(self, run_id: uuid.UUID) -> None:
         """Ends the container of a run that was lost, unless another worker on this engine goes on with it."""
-        found = await self._queue.adopt(run_id)
+        found = await self._adopt(run_id)
         ours_again = isinstance(found, Claim)
         log.warning("lease lost, nothing more is written for this run", run_id=str(run_id), ours_again=ours_again)
         if ours_again:

@@ -44,6 +44,14 @@ class Refused(OpsError):
         self.code = code
 
 
+class UnreadableRun(OpsError):
+    """The control plane describes a run in a way that the worker cannot read; ``reason`` is the word for it."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class LeaseLost(OpsError):
     """The run is no longer this worker's: nothing may be written for it any more."""
 

@@ -12,19 +12,20 @@ that a renewal never waits behind a batch of log lines.
 from __future__ import annotations
 
 import json
+import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Self, TypeVar
 
 import anyio
 import asyncpg
 import structlog
 
-from worker.errors import ConfigurationError, DatabaseUnavailable, LeaseLost, Refused
+from worker.errors import ConfigurationError, DatabaseUnavailable, LeaseLost, Refused, UnreadableRun
 from worker.models import Artifact, Claim, Heartbeat, LogLine, WorkerIdentity
-from worker.outcome import Outcome
+from worker.outcome import Outcome, Reason
 from worker.settings import flag
 from worker.tasks import backoff
 
@@ -50,8 +51,11 @@ _LOST = frozenset({"not_owner", "not_running", "not_claimed", "final", "not_foun
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same call may succeed later without anybody changing anything."""
-    return isinstance(error, _TRANSIENT)
+    """Whether the same call may succeed later without anybody changing anything.
+
+    A value that the driver cannot send is an ``InterfaceError`` too, and a ``ValueError``.
+    """
+    return isinstance(error, _TRANSIENT) and not isinstance(error, ValueError)
 
 
 async def connect(dsn: str, *, application_name: str = "ops-worker") -> asyncpg.Connection:
@@ -166,10 +170,11 @@ class Queue:
         """Claims the next run for this worker; ``(None, waiting)`` when nothing can be claimed now, where ``waiting``
         says that runs for it are queued but scheduled for later or blocked by their concurrency key.
 
-        Raises ``Refused`` with code ``worker_id_taken`` when another instance has taken this worker's id.
+        Raises ``Refused`` with code ``worker_id_taken`` when another instance has taken this worker's id, and
+        ``UnreadableRun``: the run is then claimed, and in the next heartbeat.
         """
         me = self._me
-        answer = await self._call(
+        text = await self._ask(
             "select ops.claim_next_run($1, $2, $3, $4, $5)",
             me.worker_id,
             me.instance_id,
@@ -177,18 +182,22 @@ class Queue:
             self._lease_seconds,
             me.engine_id,
         )
+        with _readable():
+            answer = _parsed(text)
+            if answer.get("run_id") is not None:
+                return Claim.from_payload(answer), False
         if "code" in answer:
             raise Refused(answer["code"], answer["message"])
-        if answer["run_id"] is None:
-            return None, bool(answer["waiting"])
-        return Claim.from_payload(answer), False
+        return None, bool(answer["waiting"])
 
     async def adopt(self, run_id: uuid.UUID) -> Claim | str:
         """Takes over a run that nobody looks after; else why not: ``final``, ``not_claimed`` (back in the queue),
         ``not_found``, ``not_owner`` (somebody looks after it) or ``worker_id_taken``.
+
+        Raises ``UnreadableRun``: the run is then this instance's.
         """
         me = self._me
-        answer = await self._call(
+        text = await self._ask(
             "select ops.adopt_run($1, $2, $3, $4, $5)",
             run_id,
             me.worker_id,
@@ -196,10 +205,12 @@ class Queue:
             me.engine_id,
             self._lease_seconds,
         )
-        if answer["run_id"] is None:
-            code: str = answer["code"]
-            return code
-        return Claim.from_payload(answer)
+        with _readable():
+            answer = _parsed(text)
+            if answer.get("run_id") is not None:
+                return Claim.from_payload(answer)
+        code: str = answer["code"]
+        return code
 
     async def adoptable(self) -> set[uuid.UUID]:
         """The runs to try that with, whether they have a container yet or not."""
@@ -223,7 +234,7 @@ class Queue:
             outcome.exit_code,
             outcome.message,
             outcome.reason,
-            json.dumps(outcome.details),
+            outcome.details,
         )
         status: str = answer["status"]
         return status
@@ -251,7 +262,7 @@ class Queue:
             artifact.size_bytes,
             artifact.checksum,
             artifact.expires_at,
-            json.dumps({"path": artifact.path}),
+            {"path": artifact.path},
         )
 
     async def add_event(self, run_id: uuid.UUID, event_type: str, message: str, payload: dict[str, Any]) -> None:
@@ -261,7 +272,7 @@ class Queue:
             run_id,
             event_type,
             message,
-            json.dumps(payload),
+            payload,
         )
 
     # --- waking up --------------------------------------------------------------------------------------------------
@@ -318,10 +329,16 @@ class Queue:
         return _accepted(answer)
 
     async def _call(self, sql: str, *args: object) -> dict[str, Any]:
+        return _parsed(await self._ask(sql, *args))
+
+    async def _ask(self, sql: str, *args: object) -> str:
+        """One statement; what it answers, as text. Raises ``Refused`` with the SQLSTATE."""
+        storable = [_storable(arg) for arg in args]
+
         async def once() -> str:
             async with self._pool.acquire(timeout=CALL_TIMEOUT) as connection:
                 try:
-                    value: str = await connection.fetchval(sql, *args)
+                    value: str = await connection.fetchval(sql, *storable)
                 except (TimeoutError, asyncpg.ReadOnlySQLTransactionError):
                     # Half-open, or a server that stays as it is: the next attempt needs another connection, and the
                     # pool would wait once more for this one.
@@ -330,7 +347,7 @@ class Queue:
                 return value
 
         try:
-            return _parsed(await _persist(once))
+            return await _persist(once)
         except asyncpg.PostgresError as error:
             raise Refused(error.sqlstate, str(error)) from error
 
@@ -342,6 +359,8 @@ async def _persist(once: Callable[[], Awaitable[T]]) -> T:
         try:
             value = await once()
         except _TRANSIENT as error:
+            if not is_transient(error):
+                raise
             if attempt == 0:
                 log.warning("database unavailable, retrying", error=str(error) or type(error).__name__)
             await anyio.sleep(backoff(attempt))
@@ -350,6 +369,49 @@ async def _persist(once: Callable[[], Awaitable[T]]) -> T:
             if attempt:
                 log.info("database back", attempts=attempt)
             return value
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """Reading a run: what goes wrong then is the run's fault, not the worker's."""
+    try:
+        yield
+    except RecursionError:
+        message = "the configuration or the metadata of the run nests too deeply"
+        raise UnreadableRun(Reason.INVALID_CONFIG, message) from None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        message = f"what the control plane says of the run cannot be read: {repr(error)[:200]}"
+        raise UnreadableRun(Reason.WORKER_ERROR, message) from error
+
+
+def _storable(arg: object) -> object:
+    """An argument as the database takes it, objects as JSON. It refuses NUL and halves of surrogate pairs in texts."""
+    if isinstance(arg, str):
+        return _text(arg)
+    if isinstance(arg, Mapping):
+        return json.dumps(_json(arg))
+    if isinstance(arg, list) and arg and isinstance(arg[0], str):
+        return [_text(item) for item in arg]
+    return arg
+
+
+def _json(value: object) -> object:
+    if isinstance(value, str):
+        return _text(value)
+    if isinstance(value, Mapping):
+        return {_text(str(key)): _json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json(item) for item in value]
+    return value
+
+
+def _text(text: str) -> str:
+    if text.isascii():
+        return text.replace("\0", "\ufffd")
+    return _REFUSED.sub("\ufffd", text)
+
+
+_REFUSED = re.compile("[\0\ud800-\udfff]")
 
 
 def _parsed(text: str) -> dict[str, Any]:

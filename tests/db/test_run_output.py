@@ -12,7 +12,10 @@ import asyncpg
 import pytest
 
 from tests.conftest import Connect
-from tests.db.world import FINAL, INSTANCE, WORKER, World, call, new_project
+from tests.db.world import ENGINE, FINAL, INSTANCE, WORKER, World, call, new_project
+from worker.models import Artifact, LogLine, WorkerIdentity
+from worker.outcome import Outcome, Reason
+from worker.queue import Queue
 
 FIRST = 2**40
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
@@ -340,3 +343,24 @@ async def test_events_have_one_order(world: World) -> None:
         ("state_change", "running -> failed"),
         ("error", "it broke"),
     ]
+
+
+async def test_what_the_database_refuses_in_texts_is_replaced_by_the_worker(world: World, db_url: str) -> None:
+    run = await world.running()
+    queue = await Queue.connected(db_url, WorkerIdentity(WORKER, INSTANCE, "host", ENGINE, "0", ()), lease_seconds=300)
+    odd, told = "a\0b\ud800c\udcffü", "a\ufffdb\ufffdc\ufffdü"
+    try:
+        await queue.append_logs(run, [LogLine(1, "stdout", "info", odd, NOW), LogLine(2, "stdout", "info", "x\0", NOW)])
+        await queue.add_artifact(run, Artifact(odd, odd, f"file:///{odd}", "text/plain", 1, CHECKSUM, None))
+        await queue.add_event(run, "warning", odd, {odd: [odd, {"n": 1.5}]})
+        assert await queue.complete(run, Outcome(1, Reason.EXIT_CODE, odd, {"field": odd})) == "failed"
+    finally:
+        await queue.close()
+    assert await journal(world, run) == [(1, told), (2, "x\ufffd")]
+    artifact = await world.db.fetchrow("select artifact_key, metadata from ops.run_artifacts")
+    assert (artifact["artifact_key"], json.loads(artifact["metadata"])) == (told, {"path": told})
+    (warning,) = await world.events(run, "warning")
+    assert warning == {told: [told, {"n": 1.5}]}
+    (error,) = await world.events(run, "error")
+    assert error["field"] == told
+    assert (await world.row(run))["error_message"] == told

@@ -7,8 +7,10 @@ import json
 import subprocess
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
+from docker import APIClient
 
 from tests.support.archives import entry, tar
 from tests.support.docker import Plane, docker
@@ -154,6 +156,25 @@ async def test_a_container_that_has_run_is_not_replaced(image: str) -> None:
     finally:
         await engine.remove(container)
         engine.close()
+
+
+@pytest.mark.parametrize("config", [{"User": "a\0b"}, {"WorkingDir": "/a\0b"}], ids=str)
+async def test_a_nul_in_the_configuration_of_an_image_fails_its_run(plane: Plane, config: dict[str, str]) -> None:
+    repository, tag = "ops-worker-tests/nul", uuid.uuid4().hex[:12]
+    name = f"{repository}:{tag}"
+    base = imported(name, "base")
+    with closing(APIClient(version="auto")) as client:
+        container = client.create_container(base, command=["none"])["Id"]
+        client.commit(container, repository, tag, conf={"Cmd": ["none"], **config})
+        client.remove_container(container)
+    try:
+        run_id = await use(plane, name)
+        await plane.work()
+    finally:
+        docker("rmi", "-f", name, base)
+    run = await plane.run(run_id)
+    assert (run["status"], run["reason"]) == ("failed", "engine_error")
+    assert "a\ufffdb" in run["error_message"]
 
 
 async def test_a_huge_passwd_of_an_image_is_not_read() -> None:

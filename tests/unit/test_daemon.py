@@ -17,9 +17,9 @@ from tests.unit.claims import make_claim
 from worker import daemon as module
 from worker.daemon import Daemon, Pace
 from worker.disk import NOTABLE, RunDisk, Written
-from worker.errors import DiskShort, EngineError, EngineUnavailable, LeaseLost, Refused
+from worker.errors import DiskShort, EngineError, EngineUnavailable, LeaseLost, Refused, UnreadableRun
 from worker.models import Claim, Heartbeat
-from worker.outcome import Stop
+from worker.outcome import Outcome, Reason, Stop
 from worker.runner import Host, container_name
 from worker.telemetry import Metrics
 
@@ -68,7 +68,8 @@ class ScriptedQueue:
     def __init__(self) -> None:
         self.queued: list[Claim | Exception] = []
         self.waiting = False
-        self.adoptions: dict[uuid.UUID, Claim | str] = {}
+        self.adoptions: dict[uuid.UUID, Claim | str | Exception] = {}
+        self.ended: dict[uuid.UUID, Outcome | None] = {}
         self.held: set[uuid.UUID] = set()
         self.beats: list[Heartbeat | Exception] = []
         self.swept: dict[str, object] | None = {}
@@ -98,7 +99,18 @@ class ScriptedQueue:
     async def adopt(self, run_id: uuid.UUID) -> Claim | str:
         self.adopted.append(run_id)
         await self.gate.wait()
-        return self.adoptions[run_id]
+        found = self.adoptions[run_id]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    async def start(self, run_id: uuid.UUID) -> None:
+        self.ended[run_id] = None
+
+    async def complete(self, run_id: uuid.UUID, outcome: Outcome) -> str:
+        assert run_id in self.ended, "only a run that was started can be completed"
+        self.ended[run_id] = outcome
+        return "failed"
 
     async def adoptable(self) -> set[uuid.UUID]:
         return self.held
@@ -643,6 +655,19 @@ async def test_draining_ends_while_the_database_does_not_answer_an_adoption(worl
         await until(lambda: world.queue.adopted == [run_id])
         os.kill(os.getpid(), signal.SIGTERM)
         await until(lambda: world.finished)
+
+
+async def test_a_run_that_cannot_be_read_fails_and_leaves_nothing_and_the_next_is_claimed(world: World) -> None:
+    unreadable, error = uuid.uuid4(), UnreadableRun("invalid_config", "it nests too deeply")
+    world.queue.queued = [error]
+    world.queue.adoptions[unreadable] = error
+    world.queue.beats = [Heartbeat(True, frozenset({unreadable}), frozenset())]
+    world.engine.containers = {unreadable}
+    following = world.push()
+    async with world.working(lease=0.3):
+        await until(lambda: following in world.runs)
+        await until(lambda: world.engine.containers == set())
+    assert world.queue.ended == {unreadable: Outcome(None, Reason.INVALID_CONFIG, "it nests too deeply")}
 
 
 async def test_an_unexpected_error_in_the_background_ends_the_worker_as_itself(world: World) -> None:

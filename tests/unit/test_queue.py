@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -13,8 +15,9 @@ import anyio
 import asyncpg
 import pytest
 
+from tests.unit.claims import make_claim
 from worker import queue as module
-from worker.errors import LeaseLost, Refused
+from worker.errors import LeaseLost, Refused, UnreadableRun
 from worker.models import Artifact, LogLine, WorkerIdentity
 from worker.outcome import Outcome, Reason
 from worker.queue import Queue, is_transient
@@ -48,6 +51,13 @@ LASTING: list[Exception] = [
     asyncpg.CheckViolationError("violates check"),
     asyncpg.RaiseError("raised"),
 ]
+
+
+class UnsendableError(asyncpg.InterfaceError, ValueError):  # type: ignore[misc]  # asyncpg has no type hints
+    """As the driver's own, which is not exported, for a value that it cannot send."""
+
+
+UNSENDABLE = UnsendableError("invalid input for query argument $1")
 
 
 def name(error: object) -> str:
@@ -164,6 +174,9 @@ async def test_an_error_that_waiting_does_not_mend_is_told_at_once(error: asyncp
 
 
 async def test_a_mistake_in_the_worker_is_no_fault_of_the_database() -> None:
+    queue, _ = queue_on(UNSENDABLE)
+    with pytest.raises(ValueError, match="invalid input"):
+        await queue.release(RUN)
     queue, pool = queue_on(KeyError("oops"))
     with pytest.raises(KeyError):
         await queue.start(RUN)
@@ -251,6 +264,32 @@ async def test_a_run_that_cannot_be_adopted_says_why() -> None:
 async def test_a_number_longer_than_python_reads_does_not_stop_a_claim() -> None:
     queue, _ = queue_on(Raw(f'{{"run_id": null, "waiting": false, "x": {"9" * 5000}}}'))
     assert await queue.claim() == (None, False)
+
+
+CLAIMED = dataclasses.asdict(make_claim(RUN))
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason", "message"),
+    [
+        ('{"run_id": "x", "metadata": ' + '{"a":' * 20_000 + "1" + "}" * 20_001, "invalid_config", "nests too deeply"),
+        ({key: value for key, value in CLAIMED.items() if key != "tool"}, "worker_error", "KeyError('tool')"),
+        (CLAIMED | {"workflow": None}, "worker_error", "TypeError"),
+        (CLAIMED | {"claimed_at": "y" * 9999}, "worker_error", "ValueError"),
+        ([], "worker_error", "AttributeError"),
+        ('{"run_id": ', "worker_error", "JSONDecodeError"),
+    ],
+    ids=["too deep", "a missing key", "no object", "no time", "a list", "no JSON"],
+)
+@pytest.mark.parametrize("method", ["claim", "adopt"])
+async def test_a_run_that_cannot_be_read_is_an_error_with_a_reason(
+    method: str, answer: object, reason: str, message: str
+) -> None:
+    queue, _ = queue_on(Raw(answer if isinstance(answer, str) else json.dumps(answer, default=str)))
+    with pytest.raises(UnreadableRun, match=re.escape(message)) as unreadable:
+        await (queue.claim() if method == "claim" else queue.adopt(RUN))
+    assert unreadable.value.reason == reason
+    assert len(str(unreadable.value)) < 300
 
 
 # --- the control connection -----------------------------------------------------------------------------------------
