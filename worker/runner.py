@@ -43,7 +43,7 @@ from worker.outcome import Ending, Outcome, Reason, Stop, decide, engine_failure
 from worker.redact import Redactor
 from worker.secrets import Secret, SecretsFolder, changed_values
 from worker.spec import ArtifactRule, HostPolicy, RunSpec, Supervision, resolve
-from worker.tasks import backoff, task_group, unless
+from worker.tasks import TimeLimit, backoff, task_group, unless
 
 T = TypeVar("T")
 
@@ -58,6 +58,12 @@ SERVER_ERROR = 500
 
 ENDED_POLL_SECONDS = 0.2
 """How often a container that is being killed is looked at."""
+
+COLLECT_SECONDS = 600.0
+"""How long the artifacts of a run may take to be stored, or as long as the run itself may, if that is more."""
+
+CANCELED_COLLECT_SECONDS = 60.0
+"""How long they may still take once a cancel was asked for."""
 
 CLEANUP_SECONDS = 30.0
 """How long a finished run's task may take to remove its container; what is left over is removed by the next sweep."""
@@ -138,6 +144,7 @@ class Run:
         self._engine = host.engine
         self._why: Stop | None = None
         self._stopping = anyio.Event()
+        self._canceled = anyio.Event()
         self.disk = RunDisk(self.stop)
         self._scope = anyio.CancelScope()
         self._redactor = Redactor()
@@ -147,7 +154,9 @@ class Run:
         self._log = structlog.get_logger().bind(run_id=str(claim.run_id), run_number=claim.run_number)
 
     def stop(self, why: Stop) -> None:
-        """Asks the run to end. Only the first reason counts."""
+        """Asks the run to end. Only the first reason counts; a cancel shortens the collection of artifacts, too."""
+        if why is Stop.CANCEL:
+            self._canceled.set()
         if self._why is None:
             self._why = why
             self._stopping.set()
@@ -288,7 +297,7 @@ class Run:
             self.stop(Stop.TIMEOUT)
         artifacts_error = None
         if supervision.artifacts and state.started_at is not None:
-            artifacts_error = await self._collect(container, supervision.artifacts)
+            artifacts_error = await self._collect(container, supervision)
         ending = Ending(
             exit_code=state.exit_code,
             oom_killed=state.oom_killed,
@@ -408,31 +417,53 @@ class Run:
                 return
             await anyio.sleep(ENDED_POLL_SECONDS)
 
-    async def _collect(self, container: str, rules: Sequence[ArtifactRule]) -> str | None:
+    async def _collect(self, container: str, supervision: Supervision) -> str | None:
         """Uploads what the container left, unless it is a flood; returns what went wrong, if anything did."""
         problem: str | None = "not collected, since it was too much for the disk"
+        seconds = max(COLLECT_SECONDS, supervision.timeout_seconds)
+        limit = TimeLimit(seconds)
+
+        async def shorten() -> None:
+            await self._canceled.wait()
+            limit.shorten(CANCELED_COLLECT_SECONDS)
 
         async def collect() -> None:
             nonlocal problem
-            problem = await self._upload(container, rules)
+            try:
+                problem = await self._upload(container, supervision.artifacts, limit)
+            except TimeoutError:
+                canceled = f"the run was canceled, and it took {CANCELED_COLLECT_SECONDS:g} s more"
+                took = canceled if self._canceled.is_set() else f"it took longer than {seconds:g} s"
+                problem = f"the collection was given up: {took}"
 
-        await unless(self.disk.flooding, collect)
+        async with task_group() as tasks:
+            tasks.start_soon(shorten)
+            await unless(self.disk.flooding, collect)
+            tasks.cancel_scope.cancel()
         return problem
 
-    async def _upload(self, container: str, rules: Sequence[ArtifactRule]) -> str | None:
+    async def _upload(self, container: str, rules: Sequence[ArtifactRule], limit: TimeLimit) -> str | None:
+        """Raises ``TimeoutError``. The time without a database or an engine does not count."""
+
         async def on_artifact(artifact: Artifact) -> None:
-            await self._host.queue.add_artifact(self.claim.run_id, artifact)
+            with limit.waiting():
+                await self._host.queue.add_artifact(self.claim.run_id, artifact)
 
         async def on_warning(message: str) -> None:
-            await self._event("warning", message, {"reason": "artifact_refused"})
+            with limit.waiting():
+                await self._event("warning", message, {"reason": "artifact_refused"})
 
         prefix = f"{self.claim.project.workspace_key}/{self.claim.run_id}/"
+        archive = partial(self._engine.archive, container)
+
+        async def attempt() -> None:
+            with limit.running():
+                redact = self._redactor.text
+                await self._host.store.collect(archive, rules, prefix, on_artifact, on_warning, redact)
+
         try:
             # Repeated as a whole when the engine goes away meanwhile: the same key is the same artifact.
-            archive = partial(self._engine.archive, container)
-            collect = self._host.store.collect
-            redact = self._redactor.text
-            await self._patiently(collect, archive, rules, prefix, on_artifact, on_warning, redact)
+            await self._patiently(attempt)
         except (ArtifactError, EngineError) as error:
             return str(error)
         return None

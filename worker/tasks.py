@@ -2,8 +2,8 @@
 
 import math
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import anyio
 from anyio.abc import TaskGroup
@@ -40,3 +40,44 @@ async def unless(event: anyio.Event, work: Callable[[], Awaitable[None]]) -> Non
         tasks.start_soon(give_up, tasks.cancel_scope)
         await work()
         tasks.cancel_scope.cancel()
+
+
+class TimeLimit:
+    """Gives up work that takes longer than so many seconds. Several pieces of work, one after the other, share them."""
+
+    def __init__(self, seconds: float) -> None:
+        self._left = seconds
+        self._waits = 0
+        self._scope = anyio.CancelScope()
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """The work. Raises ``TimeoutError`` when it is given up."""
+        ends = anyio.current_time() + self._left
+        with anyio.CancelScope(deadline=ends) as self._scope:
+            try:
+                yield
+            finally:
+                self._left = self._scope.deadline - anyio.current_time()
+        if self._scope.cancelled_caught:
+            raise TimeoutError
+
+    def shorten(self, seconds: float) -> None:
+        """Leaves it no more than that from now on."""
+        self._left = min(self._left, seconds)
+        if not self._waits:
+            self._scope.deadline = min(self._scope.deadline, anyio.current_time() + seconds)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """A part of the work that does not count, since something else is waited for; there may be several at once."""
+        if not self._waits:
+            self._left = self._scope.deadline - anyio.current_time()
+            self._scope.deadline = math.inf
+        self._waits += 1
+        try:
+            yield
+        finally:
+            self._waits -= 1
+            if not self._waits:
+                self._scope.deadline = anyio.current_time() + self._left

@@ -647,6 +647,45 @@ async def test_a_flood_that_shows_while_artifacts_are_collected_ends_the_collect
     assert world.queue.artifacts == []
 
 
+@pytest.mark.parametrize("cancel", ["before", "meanwhile", None])
+async def test_artifacts_that_take_for_ever_are_given_up(
+    world: World, monkeypatch: pytest.MonkeyPatch, cancel: str | None
+) -> None:
+    monkeypatch.setattr(module, "COLLECT_SECONDS", 0.05 if cancel is None else 3600)
+    monkeypatch.setattr(module, "CANCELED_COLLECT_SECONDS", 0.05)
+    run = world.run(config={"timeout_seconds": 0.01 if cancel is None else 900})
+    world.store.waits = anyio.Event()
+    if cancel == "before":
+        run.stop(Stop.CANCEL)
+        world.engine.become("exited")
+        world.engine.started_at = datetime.now(UTC)
+    async with world.executing(run):
+        if cancel == "meanwhile":
+            run.stop(Stop.CANCEL)
+    assert world.queue.outcome is not None
+    given_up = world.queue.outcome.details["artifacts_error"]
+    if cancel is None:
+        assert world.outcome == ("artifacts_failed", None)
+        assert given_up == "the collection was given up: it took longer than 0.05 s"
+    else:
+        assert world.outcome == ("canceled", None)
+        assert given_up == "the collection was given up: the run was canceled, and it took 0.05 s more"
+
+
+async def test_the_time_without_a_database_or_an_engine_is_none_of_the_collection_s(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def slow(self: object, run_id: uuid.UUID, artifact: Artifact) -> None:
+        await anyio.sleep(0.8)
+
+    monkeypatch.setattr(module, "COLLECT_SECONDS", 0.5)
+    monkeypatch.setattr(module, "backoff", lambda _: 0.6)
+    monkeypatch.setattr(ScriptedQueue, "add_artifact", slow)
+    world.engine.faults = {"archive": [AWAY]}
+    run = world.run(config={"timeout_seconds": 0.1})
+    assert await world.execute(run) == "succeeded"
+
+
 async def test_the_end_of_a_run_that_prints_too_much_is_waited_for_without_reading_it_again(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
