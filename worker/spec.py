@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import chain
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -27,6 +28,20 @@ ARTIFACTS_DIR = "/artifacts"
 SECRETS_DIR = "/run/secrets"
 MAX_SECRETS = 20
 DEFAULT_EXPIRY_DAYS = 30
+MAX_RULES = 100
+MAX_PATTERN = 1024
+"""Characters of the path of an artifact rule."""
+
+MAX_TEXT = 2**18
+"""Characters in all names and texts of one configuration: what the database stores of it."""
+
+MAX_VALUES = 10_000
+"""Names and values in one configuration, at any depth."""
+
+MAX_DEPTH = 32
+MAX_KEY = 64
+"""Characters of an unknown key that is compared with the known ones."""
+
 _GIT_REF = re.compile(r"(?![-/.])(?!.*(\.\.|//|@\{))[^\x00-\x20\x7f~^:?*\[\\]{1,255}(?<![/.])")
 """What ``git check-ref-format`` allows, roughly, and never what a command would take for an option."""
 _GIT_COMMIT = re.compile(r"[0-9a-f]{7,64}")
@@ -59,7 +74,10 @@ def _below_artifacts(path: str) -> str:
         del parts[0]
     if not parts or path.endswith("/"):
         parts.append("**")
-    return "/".join(parts)
+    below = "/".join(parts)
+    if len(below) > MAX_PATTERN:
+        raise ValueError(f"expected at most {MAX_PATTERN} characters")
+    return below
 
 
 def _git_ref(name: str) -> str:
@@ -118,7 +136,7 @@ class ArtifactRule(_Strict):
     """``artifacts``: which files below /artifacts are kept (a glob; ``**`` crosses folders), how and how long."""
 
     path: Annotated[Text, AfterValidator(_below_artifacts)] = "**"
-    content_type: str | None = None
+    content_type: Annotated[str, Field(max_length=255)] | None = None
     expires_in_days: int | None = Field(DEFAULT_EXPIRY_DAYS, ge=1, le=36_500)
 
 
@@ -146,7 +164,9 @@ class Config(_Strict):
     network: Word | None = None
     user: Word | None = None
     read_only: bool = False
-    artifacts: list[Annotated[ArtifactRule, AfterValidator(_content_type)]] = [ArtifactRule()]
+    artifacts: Annotated[list[Annotated[ArtifactRule, AfterValidator(_content_type)]], Field(max_length=MAX_RULES)] = [
+        ArtifactRule()
+    ]
     secrets: Annotated[list[Annotated[str, AfterValidator(_secret_name)]], Field(max_length=MAX_SECRETS)] = []
     services: Later = []
 
@@ -158,7 +178,7 @@ class WorkflowConfig(Config):
     version: Word | None = None
     labels: list[Word] = []
     priority: int = Field(0, ge=-(2**31), lt=2**31)
-    concurrency_key: Annotated[Text, Field(max_length=200)] | None = None
+    concurrency_key: Annotated[str, Field(max_length=200), AfterValidator(_no_nul)] | None = None
     retry: Retry | None = None
 
 
@@ -255,7 +275,9 @@ def resolve(claim: Claim, policy: HostPolicy) -> RunSpec:
         name = f"{tool.tool_name} {tool.version}"
         raise SpecError("tool_missing", "tool", f"ops.tools has no {name}, which workflow {workflow.name!r} asks for")
     image = _image(tool.docker_image, policy)
+    _bounded("tool config", tool.config or {})
     base = _read(Config, "tool config", tool.config or {})
+    _bounded("workflow config", workflow.config)
     own = _read(WorkflowConfig, "workflow config", workflow.config)
     options = _run_options(claim.metadata)
     merged = _read(WorkflowConfig, "merged config", _merge(base, own))
@@ -301,7 +323,9 @@ def _run_options(metadata: Mapping[str, Any]) -> RunOptions:
             allowed = ", ".join(RunOptions.model_fields)
             message = f"run metadata, {key}: a run may set {allowed}; {key} belongs into the workflow's config"
             raise SpecError("invalid_config", key, message)
-    return _read(RunOptions, "run metadata", {k: v for k, v in metadata.items() if k in RunOptions.model_fields})
+    options = {key: value for key, value in metadata.items() if key in RunOptions.model_fields}
+    _bounded("run metadata", options)
+    return _read(RunOptions, "run metadata", options)
 
 
 def _merge(base: Config, own: Config) -> dict[str, Any]:
@@ -344,6 +368,33 @@ def _limit(field: str, asked: N | None, default: N, maximum: N | None) -> N:
     return asked
 
 
+def _bounded(where: str, data: Mapping[str, Any]) -> None:
+    """Refuses what would take long to validate, since that is done on the event loop."""
+    values = text = 0
+    for field, whole in data.items():
+        level: list[Any] = [field, whole]
+        for _ in range(MAX_DEPTH):
+            values += len(level)
+            text += sum(len(item) for item in level if isinstance(item, str))
+            if values > MAX_VALUES or text > MAX_TEXT:
+                break
+            level = [part for item in level for part in _parts(item)]
+        problem = (
+            f"expected at most {MAX_VALUES:,} values in all" if values > MAX_VALUES
+            else f"expected at most {MAX_TEXT:,} characters in all" if text > MAX_TEXT
+            else f"expected at most {MAX_DEPTH} levels" if level else None
+        )  # fmt: skip
+        if problem is not None:
+            name = _printable(field)
+            raise SpecError("invalid_config", name, f"{where}, {name}: {problem}")
+
+
+def _parts(item: object) -> Iterable[object]:
+    if isinstance(item, Mapping):
+        return chain(item, item.values())
+    return item if isinstance(item, list) else ()
+
+
 def _read(model: type[M], where: str, data: Mapping[str, Any]) -> M:
     """Validates; the error names the place, what was expected and what was found."""
     try:
@@ -361,7 +412,7 @@ _PYDANTIC_S_OWN = ("[key]", "list[any]", "dict[str,any]")
 def _explain(problem: Mapping[str, Any], model: type[BaseModel]) -> str:
     place = problem["loc"]
     if problem["type"] == "extra_forbidden":
-        near = get_close_matches(str(place[-1]), _keys(model, place[:-1]), n=1)
+        near = get_close_matches(str(place[-1])[:MAX_KEY], _keys(model, place[:-1]), n=1)
         return "unknown key" + (f"; did you mean {near[0]}?" if near else "")
     said = expected(problem)
     if not said.startswith("expected"):
@@ -393,6 +444,7 @@ _KINDS: dict[type, str] = {
 
 
 def _printable(key: str) -> str:
+    key = key[: _SHOWN + 1]
     return (key if key.isprintable() else ascii(key)[1:-1])[:_SHOWN] or "''"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import uuid
 from typing import Any
 
@@ -46,6 +47,9 @@ PAYLOAD: dict[str, Any] = {
     },
     "tool": {"tool_name": "odoo", "version": "19.0", "docker_image": "odoo:19.0", "config": {}},
 }
+
+
+DEEP: Any = json.loads('{"a": [' * 200 + "1" + "]}" * 200)
 
 
 def claim(
@@ -237,6 +241,18 @@ def test_a_host_can_make_every_root_file_system_read_only() -> None:
         ({"secrets": "TOKEN"}, "secrets: expected a list, got 'TOKEN'"),
         ({"": 1}, "'': unknown key"),
         ({"secrets": ["a"] * 21}, "secrets: expected at most 20 entries"),
+        ({"artifacts": [{}] * 101}, "artifacts: expected at most 100 entries"),
+        (
+            {"artifacts": [{"path": "x" * 1025}]},
+            "artifacts.0.path: expected at most 1024 characters, got 'xxx",
+        ),
+        ({"artifacts": [{}] * 200_000}, "artifacts: expected at most 10,000 values in all"),
+        ({"env": {f"a b{n}": "" for n in range(200_000)}}, "env: expected at most 10,000 values in all"),
+        ({"artifacts": [{"path": "x" * 1_200_000}]}, "artifacts: expected at most 262,144 characters in all"),
+        ({"x" * 10_000_000: 1}, f"{'x' * 60}: expected at most 262,144 characters in all"),
+        ({"x" * 200_000: 1}, f"{'x' * 60}: unknown key"),
+        ({str(n): n for n in range(200_000)}, "5000: expected at most 10,000 values in all"),
+        ({"retry": DEEP}, "retry: expected at most 32 levels"),
         ({"services": {"db": {"image": "postgres"}}}, "services: not supported by this version"),
         ({"services": [{"image": "postgres"}]}, "services: not supported by this version"),
         ({"services": 1}, "services: not supported by this version"),
@@ -325,6 +341,7 @@ def test_what_a_workflow_may_say(config: dict[str, Any], kept: dict[str, Any] | 
         ("..a/b..", "..a/b.."),
         ("", None),
         ("/", None),
+        ("x" * 1021 + "/", "x" * 1021 + "/**"),
         ("/etc/passwd", None),
         ("/artifacts2/x", None),
         ("/artifacts/../etc", None),
