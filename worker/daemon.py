@@ -108,7 +108,9 @@ class Daemon:
             claim, waiting = None, True
             with anyio.CancelScope() as self._claiming:
                 while self._unknown:
-                    await self._take_up(runs, self._unknown.pop())
+                    run_id = next(iter(self._unknown))
+                    await self._take_up(runs, run_id)
+                    self._unknown.discard(run_id)  # only now, or a sweep meanwhile would find it once more
                 if len(self._runs) < self._pace.concurrency and self._has_disk():
                     claim, waiting = await self._claim()
             if claim is not None:
@@ -162,9 +164,15 @@ class Daemon:
             await self._clear(run_id)
 
     async def _adopt(self, run_id: uuid.UUID) -> Claim | str:
-        """What ``Queue.adopt`` answers; a run that cannot be read is failed, so that it is final."""
+        """What ``Queue.adopt`` answers; a run that cannot be read is failed, so that it is final.
+
+        An error of the database at one run does not end the others: the next look finds that run again.
+        """
         try:
             return await self._queue.adopt(run_id)
+        except Refused as error:
+            log.warning("adoption refused", run_id=str(run_id), error=str(error), code=error.code)
+            return error.code
         except UnreadableRun as error:
             log.warning("the run cannot be read, it fails", run_id=str(run_id), error=str(error))
             with suppress(LeaseLost):

@@ -670,6 +670,17 @@ async def test_a_run_that_cannot_be_read_fails_and_leaves_nothing_and_the_next_i
     assert world.queue.ended == {unreadable: Outcome(None, Reason.INVALID_CONFIG, "it nests too deeply")}
 
 
+async def test_an_error_of_the_database_at_an_adoption_does_not_end_the_worker(world: World) -> None:
+    refused = uuid.uuid4()
+    world.queue.adoptions[refused] = Refused("54001", "stack depth limit exceeded")
+    world.queue.held = {refused}
+    following = world.push()
+    async with world.working():
+        await until(lambda: following in world.runs)
+    assert refused in world.queue.adopted
+    assert world.queue.ended == {}
+
+
 async def test_an_unexpected_error_in_the_background_ends_the_worker_as_itself(world: World) -> None:
     world.queue.beats = [KeyError("a bug")]
     with pytest.raises(ExceptionGroup) as raised:
