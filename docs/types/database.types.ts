@@ -632,6 +632,7 @@ export type Database = {
                 Args: { p_instance_id?: string; p_run_id: string; p_worker_id: string };
                 Returns: Json;
             };
+            unclaimable_runs: { Args: { p_labels?: string[] }; Returns: Json };
             unregister_worker: { Args: { p_instance_id: string; p_worker_id: string }; Returns: Json };
         };
         Enums: {

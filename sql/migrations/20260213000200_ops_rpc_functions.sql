@@ -439,6 +439,21 @@ begin
 end
 $$;
 
+-- The queued runs that a worker with those labels can never claim, and up to 20 of the labels that it lacks.
+create function ops.unclaimable_runs(p_labels text[] default '{}') returns jsonb
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return (
+        select jsonb_build_object(
+            'success', true, 'runs', count(distinct r.id),
+            'labels', coalesce(to_jsonb((array_agg(distinct l.label order by l.label))[:20]), '[]'))
+        from ops.runs as r
+        cross join unnest(r.labels) as l (label)
+        where r.status = 'queued' and l.label <> all (coalesce(p_labels, '{}')));
+end
+$$;
+
 -- One run's life --------------------------------------------------------------------------------------------
 
 create function ops.start_workflow_run(
@@ -1121,6 +1136,7 @@ revoke execute on function
     ops.heartbeat(text, uuid, integer),
     ops.adopt_run(uuid, text, uuid, text, integer),
     ops.adoptable_runs(text, uuid, text),
+    ops.unclaimable_runs(text[]),
     ops.reap(),
     ops.cancel_run(uuid, text),
     ops.list_queued_runs()

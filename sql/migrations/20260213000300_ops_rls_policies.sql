@@ -169,5 +169,6 @@ grant execute on function
     ops.heartbeat(text, uuid, integer),
     ops.adopt_run(uuid, text, uuid, text, integer),
     ops.adoptable_runs(text, uuid, text),
+    ops.unclaimable_runs(text[]),
     ops.reap()
 to ops_worker, service_role;

@@ -17,6 +17,7 @@ drop function
     ops.heartbeat(text, uuid, integer),
     ops.adopt_run(uuid, text, uuid, text, integer),
     ops.adoptable_runs(text, uuid, text),
+    ops.unclaimable_runs(text[]),
     ops.reap(),
     ops.cancel_run(uuid, text),
     ops.list_queued_runs(),

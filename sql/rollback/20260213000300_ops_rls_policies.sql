@@ -28,6 +28,7 @@ revoke execute on function
     ops.heartbeat(text, uuid, integer),
     ops.adopt_run(uuid, text, uuid, text, integer),
     ops.adoptable_runs(text, uuid, text),
+    ops.unclaimable_runs(text[]),
     ops.reap()
 from ops_worker, service_role;
 

@@ -833,6 +833,21 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops.unclaimable_runs(p_labels text[] DEFAULT '{}'::text[]) RETURNS jsonb
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return (
+        select jsonb_build_object(
+            'success', true, 'runs', count(distinct r.id),
+            'labels', coalesce(to_jsonb((array_agg(distinct l.label order by l.label))[:20]), '[]'))
+        from ops.runs as r
+        cross join unnest(r.labels) as l (label)
+        where r.status = 'queued' and l.label <> all (coalesce(p_labels, '{}')));
+end
+$$;
+
 CREATE FUNCTION ops.unregister_worker(p_worker_id text, p_instance_id uuid) RETURNS jsonb
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -2212,6 +2227,10 @@ GRANT ALL ON FUNCTION ops.search_run_logs(p_query text, p_project_id uuid, p_run
 REVOKE ALL ON FUNCTION ops.start_workflow_run(p_run_id uuid, p_worker_id text, p_instance_id uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops.start_workflow_run(p_run_id uuid, p_worker_id text, p_instance_id uuid) TO ops_worker;
 GRANT ALL ON FUNCTION ops.start_workflow_run(p_run_id uuid, p_worker_id text, p_instance_id uuid) TO service_role;
+
+REVOKE ALL ON FUNCTION ops.unclaimable_runs(p_labels text[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.unclaimable_runs(p_labels text[]) TO ops_worker;
+GRANT ALL ON FUNCTION ops.unclaimable_runs(p_labels text[]) TO service_role;
 
 REVOKE ALL ON FUNCTION ops.unregister_worker(p_worker_id text, p_instance_id uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops.unregister_worker(p_worker_id text, p_instance_id uuid) TO ops_worker;

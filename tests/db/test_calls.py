@@ -27,6 +27,7 @@ CALLS: list[tuple[str, set[str]]] = [
     ("heartbeat('w', gen_random_uuid())", WORKERS),
     ("claim_next_run('w')", WORKERS),
     ("adoptable_runs('w', gen_random_uuid(), 'engine-1')", WORKERS),
+    ("unclaimable_runs()", WORKERS),
     ("reap()", WORKERS),
     # a run that the superuser's worker holds
     ("start_workflow_run('{claimed}', 'host-a')", SERVICE),

@@ -123,6 +123,15 @@ async def test_a_run_goes_to_a_worker_that_has_all_its_labels(
     assert claimed or answer["waiting"] is False
 
 
+async def test_what_no_worker_with_these_labels_can_claim_is_counted(world: World) -> None:
+    for labels in ([], ["a"], ["a", "gpu"], ["big"], ["big", "gpu"]):
+        await world.queue(labels=labels)
+    ended = await world.queue(labels=["old"])
+    await world.db.execute("select ops.cancel_run($1)", ended)
+    assert await call(world.db, "unclaimable_runs", ["a"]) == {"success": True, "runs": 3, "labels": ["big", "gpu"]}
+    assert await call(world.db, "unclaimable_runs", ["a", "big", "gpu"]) == {"success": True, "runs": 0, "labels": []}
+
+
 async def test_labels_that_are_null_are_no_labels(world: World) -> None:
     await world.queue()
     assert (await world.claim(p_labels=None))["run_id"] is not None

@@ -23,7 +23,7 @@ async def test_who_executes_what(world: World) -> None:
     worker = {
         "claim_next_run", "start_workflow_run", "complete_workflow_run", "release_run", "append_run_log",
         "append_run_logs", "add_run_artifact", "add_run_event", "register_worker", "unregister_worker",
-        "heartbeat", "adopt_run", "adoptable_runs", "reap",
+        "heartbeat", "adopt_run", "adoptable_runs", "unclaimable_runs", "reap",
     }  # fmt: skip
     may: dict[str, set[str]] = {
         "anon": set(),

@@ -98,8 +98,10 @@ async def test_an_empty_queue_ends_a_worker_that_runs_until_idle(plane: Plane) -
 
 async def test_labels_choose_the_host(plane: Plane) -> None:
     run_id = await plane.shell("true", labels=["gpu", "big"])
-    await plane.work("--labels", "gpu")
+    worker = await plane.work("--labels", "gpu")
     assert (await plane.run(run_id))["status"] == "queued"
+    left = await worker.until_said("runs are left that ask for labels this worker lacks (--labels)")
+    assert (left["runs"], left["labels"]) == (1, ["big"])
     await plane.work("--labels", "big, gpu, more")
     assert (await plane.run(run_id))["status"] == "succeeded"
 
