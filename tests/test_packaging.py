@@ -83,7 +83,7 @@ def test_the_installed_command_brings_the_schema_from_anywhere(
     applied = re.findall(r"^applied +(\S+)$", migrate.stdout, re.MULTILINE)
     assert applied == sorted(path.name for path in (ROOT / "sql" / "migrations").glob("*.sql"))
     run(installed / "ops-worker", "db", "verify", cwd=tmp_path, OPS_WORKER_DATABASE_URL=empty_db_url)
-    run(installed / "ops-worker", "db", "rollback", applied[0].partition("_")[0], cwd=tmp_path,
+    run(installed / "ops-worker", "db", "rollback", applied[0].partition("_")[0], "--yes", cwd=tmp_path,
         OPS_WORKER_DATABASE_URL=empty_db_url)  # fmt: skip
     where = run(installed / "python", "-c", "import worker; print(worker.__file__)", cwd=tmp_path).stdout
     assert Path(where).is_relative_to(installed.parent)

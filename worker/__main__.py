@@ -33,9 +33,9 @@ from worker.queue import Queue
 from worker.retention import Retention, prune
 from worker.runner import Host
 from worker.secrets import SecretsFolder
-from worker.settings import Settings, flag, load
+from worker.settings import GENERAL_URL, Settings, flag, load
 from worker.spec import HostPolicy
-from worker.tasks import backoff
+from worker.tasks import backoff, task_group
 from worker.telemetry import Metrics, configure_logging
 
 T = TypeVar("T")
@@ -81,15 +81,19 @@ def _leave(status: int) -> NoReturn:
 
 async def _carry_out(settings: Settings) -> int:
     if settings.database_url is None:
-        raise ConfigurationError(f"{flag('database_url')}: required")
+        raise ConfigurationError(f"{flag('database_url')}: required; {GENERAL_URL} counts too")
     dsn = settings.database_url.get_secret_value()
     if settings.verb[:1] == ("prune",):
-        if len(settings.verb) > 1:
-            raise ConfigurationError("too many words after prune")
         store = ArtifactStore.from_url(settings.artifact_store)
         kept = Retention(settings.keep_logs, settings.keep_events)
         return await prune(dsn, store, settings.worker_id, kept, dry_run=settings.dry_run)
-    return await (database_cli.run(dsn, settings.verb) if settings.verb else work(settings, dsn))
+    if settings.verb:
+        return await database_cli.run(dsn, settings.verb, yes=settings.yes)
+    async with task_group() as background:
+        background.start_soon(systemd.keep_alive)
+        status = await work(settings, dsn)
+        background.cancel_scope.cancel()
+    return status
 
 
 async def work(settings: Settings, dsn: str) -> int:
@@ -145,6 +149,8 @@ async def work(settings: Settings, dsn: str) -> int:
         await Daemon(host, queue, engine, metrics, _pace(settings), disk).run()
         with anyio.move_on_after(UNREGISTER_SECONDS):
             await queue.unregister()
+            if settings.until_idle:
+                await _say_what_is_left(queue)
     log.info("worker stopped")
     return 0
 
@@ -152,6 +158,7 @@ async def work(settings: Settings, dsn: str) -> int:
 async def _patiently(what: str, call: Callable[[], Awaitable[T]], settings: Settings) -> T:
     """Waits for a resource that is not there yet; with ``--until-idle`` its absence is an error at once."""
     attempt = 0
+    systemd.notify(f"STATUS=connecting to {what}")
     while True:
         try:
             return await call()
@@ -159,9 +166,21 @@ async def _patiently(what: str, call: Callable[[], Awaitable[T]], settings: Sett
             if settings.until_idle:
                 raise
             log.warning("cannot be reached, trying again", what=what, error=str(error))
-            systemd.notify(f"STATUS=waiting for {what}")
+            _patient(f"waiting for {what}: {error}")
             await anyio.sleep(backoff(attempt, first=1, cap=30))
             attempt += 1
+
+
+async def _say_what_is_left(queue: Queue) -> None:
+    """Warns of queued runs that this worker could never take: idle is not the same as all done."""
+    runs, labels = await queue.unclaimable()
+    if runs:
+        log.warning("runs are left that ask for labels this worker lacks (--labels)", runs=runs, labels=labels)
+
+
+def _patient(status: str) -> None:
+    """Tells systemd what the worker waits for, and that it has started: a waiting service must not hold up a boot."""
+    systemd.notify("READY=1", f"STATUS={' '.join(status.split())}")
 
 
 async def _register(queue: Queue, *, takeover: bool) -> uuid.UUID:
@@ -175,7 +194,7 @@ async def _register(queue: Queue, *, takeover: bool) -> uuid.UUID:
             if error.code != "worker_id_taken":
                 raise
             log.warning("waiting: another worker works under this id (--worker-id)", error=str(error))
-            systemd.notify("STATUS=waiting: another worker has this worker id")
+            _patient("waiting: another worker has this worker id")
             await anyio.sleep(TAKEN_RETRY_SECONDS)
 
 

@@ -91,9 +91,9 @@ class Daemon:
             async with task_group() as background:
                 background.start_soon(self._stop_on, signals, background.cancel_scope)
                 background.start_soon(self._heartbeats, background.cancel_scope)
-                for loop in (self._listen, self._sweeps, self._watch_disk, self._watchdog, self._end_claims):
+                for loop in (self._listen, self._sweeps, self._watch_disk, self._end_claims):
                     background.start_soon(loop)
-                systemd.notify("READY=1", "STATUS=waiting for runs")
+                systemd.notify("READY=1", f"STATUS={self._status()}")
                 async with task_group() as runs:
                     await self._claims(runs)
                 background.cancel_scope.cancel()
@@ -129,10 +129,11 @@ class Daemon:
             raise DiskShort(f"nothing is claimed: {why}")
         if why is not None and not self._short:
             log.warning("claiming nothing: the disk is short", why=why)
-            systemd.notify(f"STATUS=claiming nothing: {why}")
         elif why is None and self._short:
             log.info("claiming again: the disk has room")
-        self._short = why is not None
+        if (why is not None) != self._short:
+            self._short = why is not None
+            self._say_status()
         self._metrics.disk_short.set(self._short)
         return not self._short
 
@@ -187,6 +188,7 @@ class Daemon:
         self._metrics.active.set(len(self._runs))
         if claim.cancel_requested:
             run.stop(Stop.CANCEL)
+        self._say_status()
         runs.start_soon(self._execute, run, name=f"run {claim.run_id}")
 
     async def _execute(self, run: Run) -> None:
@@ -201,6 +203,7 @@ class Daemon:
         finally:
             del self._runs[run.claim.run_id]
             self._metrics.finished(run.claim.workflow.workflow_type, status, active=len(self._runs))
+            self._say_status()
             self._wake_up()
 
     async def _let_go(self, run_id: uuid.UUID) -> None:
@@ -305,8 +308,8 @@ class Daemon:
         """The first signal drains; the second, or the end of the drain timeout, detaches."""
         await anext(signals)
         log.info("stopping: no more claims, waiting for the runs; once more to leave them to the next worker")
-        systemd.notify("STOPPING=1", f"STATUS=waiting for {len(self._runs)} runs to end")
         self._draining.set()
+        systemd.notify("STOPPING=1", f"STATUS={self._status()}")
         self._wake_up()
         with anyio.move_on_after(self._pace.drain):
             await anext(signals)
@@ -319,12 +322,17 @@ class Daemon:
         await anyio.sleep(CLAIM_SECONDS)
         self._claiming.cancel()
 
-    async def _watchdog(self) -> None:
-        """Tells systemd that the event loop turns."""
-        seconds = systemd.watchdog_seconds()
-        while seconds is not None:
-            systemd.notify("WATCHDOG=1", f"STATUS={len(self._runs)} runs")
-            await anyio.sleep(seconds / 3)
+    def _status(self) -> str:
+        """What `systemctl status` shows."""
+        runs = f"{len(self._runs)} run{'' if len(self._runs) == 1 else 's'}"
+        if self._draining.is_set():
+            return f"waiting for {runs} to end"
+        if self._short:
+            return f"claiming nothing: the disk is short; {runs}"
+        return runs if self._runs else "waiting for runs"
+
+    def _say_status(self) -> None:
+        systemd.notify(f"STATUS={self._status()}")
 
 
 async def _every(seconds: float, once: Callable[[], Awaitable[object]]) -> None:

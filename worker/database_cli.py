@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 
 import asyncpg
 
 from worker import catalog, migrations, roles
-from worker.errors import ConfigurationError
-from worker.settings import COMMANDS
+from worker.errors import ConfigurationError, VerbError
+from worker.migrations import connect_for
 
 
-async def run(dsn: str, words: Sequence[str]) -> int:
-    """Carries out ``words`` and returns the exit code. Raises ``ConfigurationError`` for unknown words.
+async def run(dsn: str, words: Sequence[str], *, yes: bool = False) -> int:
+    """Carries out the verb in ``words``, as :func:`worker.settings.load` let them pass; returns the exit code.
 
     No refusal quotes a word: one in the wrong place may be the database's URL, or a password.
     """
-    verbs: dict[str, Callable[..., Awaitable[int]]] = {**_VERBS, "db create-worker": partial(_create_worker, dsn)}
-    name, arguments = " ".join(words[:2]), words[2:]
-    try:
-        verb = verbs[name]
-    except KeyError:
-        raise ConfigurationError(f"unknown command; there are: {COMMANDS}") from None
-    least, most = _ARGUMENTS.get(name, (0, 0))
-    if not least <= len(arguments) <= most:
-        few_or_many = "few" if len(arguments) < least else "many"
-        raise ConfigurationError(f"too {few_or_many} words after {name}; there are: {COMMANDS}")
-    async with migrations.connect(dsn) as connection:
-        return await verb(connection, *arguments)
+    name = " ".join(words[:2])
+    verbs: dict[str, Callable[..., Awaitable[int]]] = {
+        "db migrate": _migrate,
+        "db status": _status,
+        "db verify": _verify,
+        "db rollback": partial(_rollback, yes=yes),
+        "db create-worker": partial(_create_worker, dsn),
+    }
+    async with connect_for(name, dsn) as connection:
+        return await verbs[name](connection, *words[2:])
 
 
 async def _migrate(connection: asyncpg.Connection) -> int:
@@ -54,13 +52,36 @@ async def _verify(connection: asyncpg.Connection) -> int:
     return 1 if findings else 0
 
 
-async def _rollback(connection: asyncpg.Connection, version: str | None = None) -> int:
-    done = await migrations.rollback(connection, version)
-    for migration in done:
-        print(f"taken back  {migration.file}")
-    if not done:
+async def _rollback(connection: asyncpg.Connection, version: str | None = None, *, yes: bool) -> int:
+    plan = await migrations.to_take_back(connection, version)
+    if not plan:
         print("nothing to do: no migration is applied")
+        return 0
+    if workers := await migrations.live_workers(connection):
+        raise VerbError(
+            f"db rollback: these workers live: {', '.join(workers)}. Stop them first; one that died counts as living"
+            " until its registration runs out, after its lease"
+        )
+    lost = await migrations.lost_rows(connection, plan)
+    if not yes and not _confirmed(lost):
+        print("nothing is taken back")
+        return 1
+    for migration in await migrations.rollback(connection, version):
+        print(f"taken back  {migration.file}")
+    for table, rows in lost.items():
+        print(f"lost  {table}, {rows:,} rows")
     return 0
+
+
+def _confirmed(lost: Mapping[str, int]) -> bool:
+    """Asks on a terminal. Raises ``ConfigurationError`` where there is none to ask on."""
+    tables = ", ".join(f"{table} ({rows:,} rows)" for table, rows in lost.items()) or "no table"
+    if not sys.stdin.isatty():
+        raise ConfigurationError(f"--yes: required where nobody can be asked; db rollback drops {tables}")
+    try:
+        return input(f"This drops {tables}. Type yes to go on: ").strip() == "yes"
+    except EOFError:
+        return False
 
 
 async def _create_worker(dsn: str, connection: asyncpg.Connection, name: str, source: str | None = None) -> int:
@@ -74,14 +95,3 @@ async def _create_worker(dsn: str, connection: asyncpg.Connection, name: str, so
     else:
         print(f"role {name} is created" if created else f"role {name} has a new password")
     return 0
-
-
-_ARGUMENTS = {"db rollback": (0, 1), "db create-worker": (1, 2)}
-"""The least and the most words that follow a command; none where it is not named."""
-
-_VERBS: dict[str, Callable[..., Awaitable[int]]] = {
-    "db migrate": _migrate,
-    "db status": _status,
-    "db verify": _verify,
-    "db rollback": _rollback,
-}

@@ -32,6 +32,10 @@ class DatabaseUnavailable(OpsError):
     """The control plane cannot be reached."""
 
 
+class VerbError(OpsError):
+    """The database refused what a verb asked of it."""
+
+
 class DiskShort(OpsError):
     """The disk has no room for another run."""
 

@@ -8,7 +8,7 @@ lock, so however many workers migrate at once, each step happens once.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,8 +18,8 @@ from pathlib import Path
 
 import asyncpg
 
-from worker.errors import ConfigurationError, DatabaseUnavailable, OpsError
-from worker.settings import flag
+from worker.errors import ConfigurationError, DatabaseUnavailable, OpsError, VerbError
+from worker.settings import flag, login_refused
 
 HISTORY = "supabase_migrations.schema_migrations"
 CONNECT_TIMEOUT = 30.0
@@ -27,6 +27,7 @@ CONNECT_TIMEOUT = 30.0
 _FILE_NAME = re.compile(r"([0-9]+)_(.*)\.sql")  # as the Supabase CLI takes them
 _INLINE_LINE = re.compile(r"function inline_code_block line (\d+)")
 _LEADING_COMMENTS = re.compile(r"(?:\s+|--[^\n]*|/\*.*?\*/)*", re.DOTALL)
+_DROP_TABLE = re.compile(r"^drop\s+table\s+(?:if\s+exists\s+)?([\w\s.,]+)$", re.IGNORECASE | re.MULTILINE)
 _TOKEN = re.compile(
     r"""
     --[^\n]* | /\* | \*/
@@ -129,7 +130,7 @@ async def connect(dsn: str) -> AsyncIterator[asyncpg.Connection]:
     """A connection for the functions below; it also works through a transaction pooler.
 
     Raises:
-        ConfigurationError: that is no URL.
+        ConfigurationError: that is no URL, or the server knows no such role, password or database.
         DatabaseUnavailable: there is no way in.
     """
     try:
@@ -139,11 +140,38 @@ async def connect(dsn: str) -> AsyncIterator[asyncpg.Connection]:
     except (ValueError, IndexError):  # the URL itself; the driver would quote its password
         raise ConfigurationError(f"{flag('database_url')}: not a URL that the driver understands") from None
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        if refusal := login_refused(error):
+            raise refusal from error
         raise DatabaseUnavailable(f"cannot connect to the database: {error}") from error
     try:
         yield connection
     finally:
         await connection.close(timeout=5)
+
+
+@asynccontextmanager
+async def connect_for(verb: str, dsn: str) -> AsyncIterator[asyncpg.Connection]:
+    """A connection for the verb of that name; what the server refuses meanwhile is one sentence.
+
+    Raises:
+        VerbError: the server refused something.
+        ConfigurationError, DatabaseUnavailable: as :func:`connect`.
+    """
+    async with connect(dsn) as connection:
+        try:
+            yield connection
+        except asyncpg.InsufficientPrivilegeError as error:
+            user = await connection.fetchval("select session_user")
+            raise VerbError(
+                f"{verb}: {error.args[0]}. The role {user} may not do this: {verb} needs the URL of service_role"
+                " or of the schema's owner"
+            ) from error
+        except (asyncpg.UndefinedFunctionError, asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError) as error:
+            raise VerbError(f"{verb}: {error.args[0]}. Run `ops-worker db migrate` on this database first") from error
+        except asyncpg.PostgresError as error:
+            raise VerbError(f"{verb}: {error.args[0]} (SQLSTATE {error.sqlstate})") from error
+        except (asyncpg.InterfaceError, ConnectionResetError, TimeoutError) as error:
+            raise DatabaseUnavailable(f"{verb}: the connection to the database is lost: {error}") from error
 
 
 async def migrate(connection: asyncpg.Connection, directory: Traversable | None = None) -> list[Migration]:
@@ -169,23 +197,51 @@ async def status(connection: asyncpg.Connection, directory: Traversable | None =
 async def rollback(
     connection: asyncpg.Connection, version: str | None = None, directory: Traversable | None = None
 ) -> list[Migration]:
-    """Take back the newest applied migration of ours, or ``version`` and all newer ones.
-
-    Returns what it took back, newest first.
+    """Take back what :func:`to_take_back` lists; returns what this call took back, newest first.
 
     Raises:
         MigrationError: no migration of ours has that version, or one failed; those before it stay taken back.
     """
+    plan = await to_take_back(connection, version, directory)
+    return [migration for migration in plan if await _take_back(connection, migration)]
+
+
+async def to_take_back(
+    connection: asyncpg.Connection, version: str | None = None, directory: Traversable | None = None
+) -> list[Migration]:
+    """The newest applied migration of ours, or ``version`` and all newer ones; the newest first.
+
+    Raises:
+        MigrationError: no migration of ours has that version.
+    """
     rows = await status(connection, directory)
-    if version is not None and version not in {row.migration.version for row in rows}:
-        # what has no digits only may be anything, a password too
-        raise MigrationError(version if version.isdecimal() else "VERSION", "is not the version of any migration")
+    versions = [row.migration.version for row in rows]
+    if version is not None and version not in versions:
+        got = f", got {version}" if version.isdecimal() else ""  # anything else may be a password
+        raise MigrationError("VERSION", f"expected one of {', '.join(versions)}{got}")
     applied = [row.migration for row in reversed(rows) if row.applied]
-    if version is None:
-        del applied[1:]
-    else:
-        applied = [each for each in applied if each.version >= version]
-    return [migration for migration in applied if await _take_back(connection, migration)]
+    return applied[:1] if version is None else [each for each in applied if each.version >= version]
+
+
+async def lost_rows(connection: asyncpg.Connection, plan: Sequence[Migration]) -> dict[str, int]:
+    """The tables that taking back those migrations drops, and how many rows each has."""
+    dropped = [
+        name.strip()
+        for migration in plan
+        for statement in split_statements(migration.down)
+        if (match := _DROP_TABLE.search(statement.text))
+        for name in match[1].split(",")
+    ]
+    tables = [name for name in dropped if await connection.fetchval("select pg_catalog.to_regclass($1)", name)]
+    return {name: await connection.fetchval(f"select count(*) from {name}") for name in tables}  # noqa: S608 - ours
+
+
+async def live_workers(connection: asyncpg.Connection) -> list[str]:
+    """The ids of the workers that are registered and whose registration has not run out."""
+    if await connection.fetchval("select pg_catalog.to_regclass('ops_private.workers')") is None:
+        return []
+    rows = await connection.fetch("select worker_id from ops_private.workers where expires_at > now() order by 1")
+    return [row["worker_id"] for row in rows]
 
 
 def split_statements(text: str) -> list[Statement]:

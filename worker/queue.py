@@ -26,7 +26,7 @@ import structlog
 from worker.errors import ConfigurationError, DatabaseUnavailable, LeaseLost, Refused, UnreadableRun
 from worker.models import Artifact, Claim, Heartbeat, LogLine, WorkerIdentity
 from worker.outcome import Outcome, Reason
-from worker.settings import flag
+from worker.settings import flag, login_refused
 from worker.tasks import backoff
 
 T = TypeVar("T")
@@ -46,6 +46,8 @@ _TRANSIENT = (
     asyncpg.ReadOnlySQLTransactionError,  # connected to the old primary after a failover
     asyncpg.LockNotAvailableError,
     asyncpg.PostgresSystemError,  # class 58: the server's disk
+    asyncpg.InvalidAuthorizationSpecificationError,  # class 28: the password was changed, or the role is gone. Both
+    asyncpg.InvalidCatalogNameError,  # may be set right again while this worker lives, and its containers run
 )
 _LOST = frozenset({"not_owner", "not_running", "not_claimed", "final", "not_found"})
 
@@ -84,7 +86,7 @@ class Queue:
 
     @classmethod
     async def connected(cls, dsn: str, identity: WorkerIdentity, *, lease_seconds: int) -> Self:
-        """Connects, once. Raises ``DatabaseUnavailable``."""
+        """Connects, once. Raises ``DatabaseUnavailable``, or ``ConfigurationError`` where the login is refused."""
         pool = asyncpg.create_pool(
             dsn,
             min_size=0,
@@ -102,6 +104,8 @@ class Queue:
             raise ConfigurationError(f"{flag('database_url')}: not a URL that the driver understands") from None
         except (*_TRANSIENT, asyncpg.PostgresError) as error:
             pool.terminate()
+            if refusal := login_refused(error):
+                raise refusal from error
             why = str(error) or type(error).__name__
             raise DatabaseUnavailable(f"cannot connect to the database: {why}") from error
         return cls(dsn, pool, identity, lease_seconds)
@@ -189,6 +193,11 @@ class Queue:
         if "code" in answer:
             raise Refused(answer["code"], answer["message"])
         return None, bool(answer["waiting"])
+
+    async def unclaimable(self) -> tuple[int, list[str]]:
+        """How many queued runs ask for labels that this worker does not offer, and some of those labels."""
+        answer = _accepted(await self._call("select ops.unclaimable_runs($1)", list(self._me.labels)))
+        return int(answer["runs"]), answer["labels"]
 
     async def adopt(self, run_id: uuid.UUID) -> Claim | str:
         """Takes over a run that nobody looks after; else why not: ``final``, ``not_claimed`` (back in the queue),

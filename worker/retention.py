@@ -30,11 +30,11 @@ class Retention:
 async def prune(dsn: str, store: ArtifactStore, worker_id: str, retention: Retention, *, dry_run: bool) -> int:
     """Deletes, prints what, and returns the exit code. Of a store that is a folder only what this host's worker stored.
 
-    Raises ``ArtifactError`` and ``DatabaseUnavailable``.
+    Raises ``ArtifactError``, ``VerbError`` and ``DatabaseUnavailable``.
     """
     owner = worker_id if store.folder is not None else None
     logs_before, events_before = _before(retention.logs), _before(retention.events)
-    async with migrations.connect(dsn) as connection:
+    async with migrations.connect_for("prune", dsn) as connection:
         if dry_run:
             sql = "select * from ops_private.prunable($1, $2, $3, $4)"
             row = await connection.fetchrow(sql, store.url, owner, logs_before, events_before)

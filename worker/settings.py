@@ -10,32 +10,31 @@ import argparse
 import os
 import re
 import socket
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, cast
 from urllib.parse import parse_qs, urlsplit
 
 from dotenv import dotenv_values
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
-from pydantic_settings import (
-    BaseSettings,
-    CliPositionalArg,
-    CliSettingsSource,
-    NoDecode,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
 
 from worker.errors import ConfigurationError, expected
 from worker.images import check_pattern
 from worker.units import parse_size, shown_size
 
 PREFIX = "OPS_WORKER_"
+LOGIN_REFUSED = frozenset({"28P01", "28000", "3D000"})
+"""SQLSTATEs of a wrong password, a role that is not there or may not log in, and a database that is not there."""
+
 ENGINE_EXPECTED = "expected unix:///path or tcp://host:port; for ssh, forward the socket (ssh -L)"
 _MOST_PORT = 65_535
 _SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
-COMMANDS = "db migrate | db status | db verify | db rollback [VERSION] | db create-worker NAME [-] | prune"
+GENERAL_URL = "DATABASE_URL"
+"""The variable that other programs read, for the database where ``OPS_WORKER_DATABASE_URL`` is not set."""
 
 
 def _words(value: object) -> object:
@@ -76,84 +75,56 @@ def _docker_host(value: str | None) -> str | None:
     return value
 
 
-def _command(words: tuple[str, ...]) -> tuple[str, ...]:
-    if words and words[0] not in ("db", "prune"):
-        raise ValueError(f"there are these: {COMMANDS}")
-    return words
-
-
 def _image_patterns(patterns: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(map(check_pattern, patterns))
 
 
-Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
+Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
 ImagePatterns = Annotated[Words, AfterValidator(_image_patterns)]
 Size = Annotated[int, BeforeValidator(parse_size)]
-Address = Annotated[tuple[str, int] | None, NoDecode, BeforeValidator(_address)]
+Address = Annotated[tuple[str, int] | None, BeforeValidator(_address)]
 Seconds = Annotated[float, Field(gt=0)]
 Cores = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(gt=0)]
 DatabaseUrl = Annotated[SecretStr, AfterValidator(_database_url)]
 DockerHost = Annotated[str | None, AfterValidator(_docker_host)]
-Command = Annotated[CliPositionalArg[tuple[str, ...]], NoDecode, BeforeValidator(_words), AfterValidator(_command)]
 
 
 def _setting(default: Any, metavar: str, description: str, **constraints: Any) -> Any:
     return Field(default, description=description, json_schema_extra={"metavar": metavar}, **constraints)
 
 
-class Settings(BaseSettings):
-    """Runs the workflows of ops.runs in Docker. Without a command it works until it is told to stop."""
+class Settings(BaseModel):
+    """Runs the workflows of ops.runs in Docker until it is told to stop."""
 
-    model_config = SettingsConfigDict(
-        frozen=True,
-        extra="forbid",
-        allow_inf_nan=False,
-        cli_kebab_case=True,
-        cli_implicit_flags=True,
-        cli_avoid_json=True,
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    verb: Command = _setting(
-        (),
-        "COMMAND",
-        f"{COMMANDS}: applies migrations; lists them; checks the schema; takes back the last one, or VERSION and all "
-        "later; makes a role for a build host, or gives it a new password: one that is printed, or, with a dash, the "
-        "line on standard input; deletes expired artifacts and old logs",
-    )
+    verb: tuple[str, ...] = _setting((), "", "the words of a command and its arguments; none: work")
     env_file: Path | None = _setting(None, "FILE", "lines of OPS_WORKER_NAME=value")
     version: bool = _setting(False, "", "show the version and exit")
 
     database_url: DatabaseUrl | None = _setting(
-        None, "URL", "PostgreSQL of the control plane: postgresql://user:password@host/database"
+        None, "URL", "the control plane: postgresql://user:password@host/database"
     )
     worker_id: str = Field(
         default_factory=socket.gethostname,
         min_length=1,
-        description="name of this host's worker, the same after a restart (default: the host's name)",
+        description="the same after each restart (default: the host's name)",
         json_schema_extra={"metavar": "NAME"},
     )
     concurrency: int = _setting(2, "N", "how many runs at once", ge=1, le=500)
-    labels: Words = _setting((), "A,B", "labels this host offers; it takes runs that ask for no others")
-    lease: int = _setting(300, "SECONDS", "after which a silent worker's runs are given up", ge=15, le=86_400)
-    poll_interval: Seconds = _setting(5.0, "SECONDS", "between looks at the queue when nothing wakes the worker")
-    until_idle: bool = _setting(False, "", "exit 0 once the queue holds nothing for this worker")
-    drain_timeout: Seconds | None = _setting(
-        None, "SECONDS", "that runs may take after the first signal, before they are left to the next worker"
-    )
+    labels: Words = _setting((), "A,B", "labels that this host offers; a run may ask for these only")
+    lease: int = _setting(300, "SECONDS", "after which the runs of a silent worker are given up", ge=15, le=86_400)
+    poll_interval: Seconds = _setting(5.0, "SECONDS", "between two looks at the queue")
+    until_idle: bool = _setting(False, "", "exit once the queue holds nothing for this worker")
+    drain_timeout: Seconds | None = _setting(None, "SECONDS", "that runs may still take after the first signal")
 
-    docker_host: DockerHost = _setting(None, "URL", "the engine; else as DOCKER_HOST or Docker's own default says")
+    docker_host: DockerHost = _setting(None, "URL", "the engine; unset: DOCKER_HOST, else Docker's own default")
     allowed_images: ImagePatterns = _setting(("*",), "A,B", "patterns of image names that may run here")
-    allowed_networks: Words = _setting(
-        ("bridge", "none"), "A,B", "networks that a workflow may choose; the first for a run that does not say"
-    )
-    read_only_root: bool = _setting(False, "", "the root file system is read-only whatever a workflow says")
-    secrets_dir: Path | None = _setting(
-        None, "DIR", "secrets that workflows may name: DIR/NAME, and DIR/WORKSPACE_KEY/NAME for one project only"
-    )
-    secrets_as_env: bool = _setting(
-        False, "", "secrets are environment variables too, which `docker inspect` shows to whoever may use the engine"
-    )
+    allowed_networks: Words = _setting(("bridge", "none"), "A,B", "that a workflow may choose")
+    read_only_root: bool = _setting(False, "", "read-only root file systems, whatever a workflow says")
+    secrets_dir: Path | None = _setting(None, "DIR", "secrets for runs: DIR/NAME and DIR/WORKSPACE_KEY/NAME")
+    secrets_as_env: bool = _setting(False, "", "secrets also as environment variables of the container")
     stop_grace: Seconds = _setting(10.0, "SECONDS", "between SIGTERM and SIGKILL")
     default_timeout: Seconds = _setting(3600.0, "SECONDS", "for a run that does not say")
     max_timeout: Seconds | None = _setting(None, "SECONDS", "that a workflow may ask for at most")
@@ -161,55 +132,42 @@ class Settings(BaseSettings):
     max_cpus: Cores | None = _setting(None, "CORES", "that a workflow may ask for at most")
     default_memory: Size = _setting(2 * 2**30, "SIZE", "for a run that does not say, such as 512m")
     max_memory: Size | None = _setting(None, "SIZE", "that a workflow may ask for at most")
-    default_pids: Count = _setting(1024, "N", "processes for a run that does not say")
-    max_pids: Count | None = _setting(None, "N", "processes that a workflow may ask for at most")
-    default_output: Size = _setting(2 * 2**30, "SIZE", "that a run which does not say may print before it is stopped")
+    default_pids: Count = _setting(1024, "N", "of processes for a run that does not say")
+    max_pids: Count | None = _setting(None, "N", "of processes that a workflow may ask for at most")
+    default_output: Size = _setting(2 * 2**30, "SIZE", "that a run may print which does not say")
     max_output: Size | None = _setting(None, "SIZE", "that a workflow may ask for at most")
-    default_disk: Size = _setting(20 * 2**30, "SIZE", "that a run which does not say may write to the engine's disk")
+    default_disk: Size = _setting(20 * 2**30, "SIZE", "that a run may write to the disk which does not say")
     max_disk: Size | None = _setting(None, "SIZE", "that a workflow may ask for at most")
-    max_log: Size = _setting(64 * 2**20, "SIZE", "of a run's output that is stored, and its end; the rest is counted")
-    min_free_disk: Size = _setting(
-        2**30,
-        "SIZE",
-        "below which, on the disk of engine or artifacts, nothing is claimed, and the run that wrote most is ended",
-    )
+    max_log: Size = _setting(64 * 2**20, "SIZE", "of a run's output that is stored, and its end")
+    min_free_disk: Size = _setting(2**30, "SIZE", "of free disk below which no run is claimed")
 
     artifact_store: str = _setting(
         "file:///var/lib/ops-worker/artifacts",
         "URL",
-        "file:///folder or s3://bucket/prefix, with the credentials of AWS_* variables",
+        "file:/// or s3://",
     )
 
-    keep_logs: Count | None = _setting(None, "DAYS", "after which prune deletes the log of a run that has ended")
-    keep_events: Count | None = _setting(None, "DAYS", "after which prune deletes the events of a run that has ended")
-    dry_run: bool = _setting(False, "", "prune only says what it would delete")
+    keep_logs: Count | None = _setting(None, "DAYS", "after its end for which prune keeps the log of a run")
+    keep_events: Count | None = _setting(None, "DAYS", "after its end for which prune keeps the events of a run")
+    dry_run: bool = _setting(False, "", "say what would be deleted, and delete nothing")
+
+    yes: bool = _setting(False, "", "do not ask: what is lost is to be lost")
 
     log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "LEVEL", "debug, info, warning or error")
     log_format: Literal["auto", "console", "json"] = _setting(
-        "auto", "FORMAT", "console, json, or auto: console on a terminal, else json"
+        "auto", "FORMAT", "console, json, or auto: console on a terminal"
     )
-    metrics_address: Address = _setting(None, "HOST:PORT", "where Prometheus finds /metrics; off when unset")
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Flags stand over what :func:`load` passes: it reads the environment and the file itself."""
-        del settings_cls, env_settings, dotenv_settings, file_secret_settings
-        return (init_settings,)
+    metrics_address: Address = _setting(None, "HOST:PORT", "where /metrics is served; unset: nowhere")
 
 
 _SECTIONS = {
     "env_file": "general",
     "database_url": "the queue",
     "docker_host": "containers",
+    "stop_grace": "limits of a run",
     "artifact_store": "artifacts",
     "keep_logs": "prune",
+    "yes": "db rollback",
     "log_level": "what the worker says",
 }
 """The headings of the help, each above the setting that it names."""
@@ -218,8 +176,54 @@ _SIZES = frozenset(
     {f"{bound}_{what}" for bound in ("default", "max") for what in ("memory", "output", "disk")}
     | {"max_log", "min_free_disk"}
 )
-_FLAG_ONLY = frozenset({"verb", "version", "dry_run"})
+_FLAG_ONLY = frozenset({"verb", "version", "dry_run", "yes"})
 _SECRET = frozenset({"database_url"})
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A subcommand: its name, its arguments and what each is, what it does, and the settings that it reads."""
+
+    name: str
+    arguments: Mapping[str, str]
+    does: str
+    reads: frozenset[str]
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The name, word by word."""
+        return tuple(self.name.split())
+
+    @property
+    def usage(self) -> str:
+        """The name and the arguments, an optional one in brackets."""
+        return " ".join((self.name, *self.arguments))
+
+
+_DATABASE = frozenset({"env_file", "version", "database_url"})
+_PRUNE = _DATABASE | {"worker_id", "artifact_store", "keep_logs", "keep_events", "dry_run", "log_level", "log_format"}
+_WORK = Command(
+    "", {}, str(Settings.__doc__), frozenset(Settings.model_fields) - {"verb", "keep_logs", "keep_events", *_FLAG_ONLY}
+)
+_COMMANDS = (
+    Command("db migrate", {}, "apply the migrations that the database lacks", _DATABASE),
+    Command("db status", {}, "list the migrations, applied or pending", _DATABASE),
+    Command("db verify", {}, "say what is missing or different in the schema", _DATABASE),
+    Command(
+        "db rollback",
+        {"[VERSION]": "take back this migration and all later ones (default: the newest only)"},
+        "take migrations back, with the data in their tables",
+        _DATABASE | {"yes"},
+    ),
+    Command(
+        "db create-worker",
+        {"NAME": "of the role", "[-]": "read the password from standard input (default: make one, and print it)"},
+        "make a role for a build host, or set its password",
+        _DATABASE,
+    ),
+    Command("prune", {}, "delete expired artifacts, and old logs and events", _PRUNE),
+)
+COMMANDS = " | ".join(command.usage for command in _COMMANDS)
 
 
 def load(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> Settings:
@@ -228,23 +232,24 @@ def load(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> Setti
     Raises ``ConfigurationError`` with a line for each bad value. No line quotes a secret.
     """
     environ = os.environ if environ is None else environ
-    parser, words = _Parser(), list(argv)
-    source: CliSettingsSource[Any] = CliSettingsSource(
-        Settings,
-        root_parser=parser,
-        add_argument_method=parser.add_setting,
-        parse_args_method=parser.parse_any_order,
-    )
+    flags, words, unknown = _parsed(argv)
     problems: list[str] = []
-    flags = source(args=words)
-    env_file = parser.env_file or environ.get(f"{PREFIX}ENV_FILE")
-    values: dict[str, Any] = {**_file(env_file, problems), **_variables(environ, "the environment", problems)}
-    problems = [_without_password(problem) for problem in (*problems, *parser.unknown)]
+    if flags.pop("help", False):
+        _help(words).print_help()
+        sys.exit(0)
+    values: dict[str, Any] = _file(flags.get("env_file") or environ.get(f"{PREFIX}ENV_FILE"), problems)
+    values |= _variables(environ, "the environment", problems)
+    values |= flags
+    general = environ.get(GENERAL_URL) if "database_url" not in values else None
+    if general:
+        values["database_url"] = general
+    problems = [_without_password(problem) for problem in (*problems, *map(_unknown_flag, unknown))]
+    if not unknown:  # or a word may be the value of a flag that there is not
+        problems += _misuse(words, flags)
     try:
-        settings = Settings(_cli_settings_source=flags, **values)
+        settings = Settings(verb=tuple(words), **values)
     except ValidationError as error:
-        wrong = [problem for problem in error.errors(include_url=False) if not _follows(problem, parser.unknown)]
-        problems += [_explain(problem) for problem in wrong]
+        problems += [_explain(problem, general=bool(general)) for problem in error.errors(include_url=False)]
     else:
         problems += _contradictions(settings)
         if not problems:
@@ -257,50 +262,110 @@ def flag(name: str) -> str:
     return _flag(name) if name in _FLAG_ONLY else f"{_flag(name)} ({_variable(name)})"
 
 
+def login_refused(error: BaseException) -> ConfigurationError | None:
+    """What is wrong with the database's URL where the server refused the login itself; None for any other error."""
+    if getattr(error, "sqlstate", None) not in LOGIN_REFUSED:
+        return None
+    return ConfigurationError(f"{flag('database_url')}: the server refuses the login: {error}")
+
+
 class _Parser(argparse.ArgumentParser):
-    """argparse that raises, suggests, and shows each setting under its heading."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            prog="ops-worker",
-            usage="ops-worker [SETTING ...] [COMMAND]",
-            description=Settings.__doc__,
-            epilog="A setting is a flag, else the environment variable in brackets, else a line of the env file.",
-            allow_abbrev=False,
-            formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30),
-        )
-        self.unknown: list[str] = []
-        self.env_file: str | None = None
-        self._section: Any = self
-
-    def add_setting(self, _parser: object, *names: str, **options: Any) -> None:
-        """Adds the flag of a field, as pydantic-settings asks for it, in our own words."""
-        name = str(options.get("dest", names[0]))
-        field = Settings.model_fields[name]
-        default = "" if field.default_factory else _shown(name, field.default)
-        options["help"] = f"{field.description}{f' (default: {default})' if default else ''}"
-        if name == "verb":
-            options["nargs"] = "*"
-        if name == "version":
-            options.update(action="store_const", const="true")
-        elif "action" not in options or options["action"] in ("store", "append"):
-            options["metavar"] = cast("dict[str, str]", field.json_schema_extra)["metavar"]
-        if name in _SECTIONS:
-            self._section = self.add_argument_group(_SECTIONS[name])
-        if name not in _FLAG_ONLY:
-            options["help"] += f" [{_variable(name)}]"
-        self._section.add_argument(*names, **options)
-
-    def parse_any_order(self, _parser: object, args: Sequence[str], *_: object) -> argparse.Namespace:
-        """Lets flags stand before, between and after the words of a command."""
-        namespace, unknown = self.parse_known_intermixed_args(args)
-        self.unknown = [_unknown_flag(word) for word in unknown]
-        self.env_file = getattr(namespace, "env_file", None)
-        return namespace
+    """argparse that raises instead of leaving the program."""
 
     def error(self, message: str) -> NoReturn:
-        """Raises instead of leaving the program."""
         raise ConfigurationError(_without_password(message.removeprefix("argument ")))
+
+
+def _parsed(argv: Sequence[str]) -> tuple[dict[str, Any], list[str], list[str]]:
+    """The flags that were given, the words around them in any order, and the flags that there are not."""
+    parser = _Parser(usage="ops-worker", add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser.add_argument("verb", nargs="*", default=[])
+    parser.add_argument("--help", "-h", action="store_true")
+    for name, field in Settings.model_fields.items():
+        if name == "verb":
+            continue
+        action: Any = "append" if isinstance(field.default, tuple) else "store"
+        if field.annotation is bool:
+            action = "store_true" if name in _FLAG_ONLY else argparse.BooleanOptionalAction
+        parser.add_argument(_flag(name), action=action)
+    namespace, unknown = parser.parse_known_intermixed_args(argv)
+    flags = vars(namespace)
+    words = flags.pop("verb")
+    return (
+        {name: ",".join(value) if isinstance(value, list) else value for name, value in flags.items()},
+        words,
+        unknown,
+    )
+
+
+def _command(words: Sequence[str]) -> Command | None:
+    """The command that those words begin with; to work where there are none; None: there is no such command."""
+    if not words:
+        return _WORK
+    return next((each for each in _COMMANDS if tuple(words[: len(each.words)]) == each.words), None)
+
+
+def _misuse(words: Sequence[str], flags: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with the words, and the flags that their command does not read. No word is quoted."""
+    command = _command(words)
+    if command is None:
+        yield f"unknown command; there are these: {COMMANDS}"
+        return
+    given, optional = len(words) - len(command.words), sum(name.startswith("[") for name in command.arguments)
+    if not len(command.arguments) - optional <= given <= len(command.arguments):
+        yield f"too {'many' if given else 'few'} words after {command.name}; it is: ops-worker {command.usage}"
+    for name in flags:
+        if name not in command.reads | {"version"}:
+            yield f"{_flag(name)}: {_reader(command)} does not read this setting; see {_prog(command)} --help"
+
+
+def _reader(command: Command) -> str:
+    return command.name or "the worker"
+
+
+def _prog(command: Command) -> str:
+    return f"ops-worker {command.name}".strip()
+
+
+def _help(words: Sequence[str]) -> argparse.ArgumentParser:
+    """The help of the command that those words begin with; else of the program, with all commands and settings."""
+    command = _command(words)
+    whole = command is None or command is _WORK
+    prog = "ops-worker" if command is None else _prog(command)
+    parser = argparse.ArgumentParser(
+        usage="ops-worker [SETTING ...]\n       ops-worker COMMAND [SETTING ...]\n       ops-worker COMMAND --help"
+        if command is None or whole
+        else " ".join((prog, *command.arguments, "[SETTING ...]")),
+        description=_WORK.does if command is None else f"{command.does[0].upper()}{command.does[1:]}".rstrip(".") + ".",
+        epilog="A setting is a flag, else an environment variable (--log-level is OPS_WORKER_LOG_LEVEL), else a line of"
+        f" the env file; the database's URL is {GENERAL_URL} where it is none of those. --no-NAME turns a switch off.",
+        add_help=False,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32),
+    )
+    listed = {each.usage: each.does for each in _COMMANDS} if command is None or whole else command.arguments
+    if listed:
+        group = parser.add_argument_group("commands" if whole else "arguments")
+        for name, meaning in listed.items():
+            group.add_argument(name, metavar=name, help=meaning)
+    group, heading = parser.add_argument_group("settings"), "settings"
+    for name, field in Settings.model_fields.items():
+        heading = _SECTIONS.get(name, heading)
+        if name == "verb" or not (command is None or whole or name in command.reads):
+            continue
+        if whole and group.title != heading:
+            group = parser.add_argument_group(heading)
+        _describe(group, name, field)
+    return parser
+
+
+def _describe(group: Any, name: str, field: FieldInfo) -> None:
+    """Adds a line of the help: the flag, what it means, and its default."""
+    default = "" if field.default_factory else _shown(name, field.default)
+    text = f"{field.description}{f' (default: {default})' if default else ''}".replace("%", "%%")
+    if field.annotation is bool:
+        group.add_argument(_flag(name), action="store_true", help=text)
+    else:
+        group.add_argument(_flag(name), metavar=cast("dict[str, str]", field.json_schema_extra)["metavar"], help=text)
 
 
 def _file(path: str | None, problems: list[str]) -> dict[str, str]:
@@ -332,18 +397,13 @@ def _without_password(line: str) -> str:
     return re.sub(r"://.*@", "://***@", line, flags=re.DOTALL)
 
 
-def _follows(problem: Mapping[str, Any], unknown: Sequence[str]) -> bool:
-    """Whether it is the value of an unknown flag that was taken for a command."""
-    return bool(unknown) and problem["loc"][0] == "verb"
-
-
-def _explain(problem: Mapping[str, Any]) -> str:
+def _explain(problem: Mapping[str, Any], *, general: bool) -> str:
+    """One line for a bad value; ``general`` says that the database's URL came from ``DATABASE_URL``."""
     name = str(problem["loc"][0])
-    if name == "verb":
-        return f"unknown command; {expected(problem)}"
     shown = repr(problem["input"])
     got = "" if name in _SECRET or "@" in shown else f", got {shown}"  # before an @ there may be a password
-    return f"{flag(name)}: {_expected_number(name) or expected(problem)}{got}"
+    named = GENERAL_URL if general and name == "database_url" else flag(name)
+    return f"{named}: {_expected_number(name) or expected(problem)}{got}"
 
 
 def _expected_number(name: str) -> str | None:
@@ -373,8 +433,6 @@ def _contradictions(settings: Settings) -> Iterator[str]:
 
 
 def _unknown_flag(word: str) -> str:
-    if not word.startswith("-"):
-        return f"unknown command; there are these: {COMMANDS}"
     name = word.partition("=")[0] if word.startswith("--") else word[:2]  # what follows may be a secret
     return f"unknown setting {name}{_did_you_mean(name, map(_flag, Settings.model_fields))}"
 

@@ -3,6 +3,8 @@
 import os
 import socket
 
+import anyio
+
 
 def notify(*states: str) -> None:
     """Sends states such as ``READY=1`` or ``STATUS=...``. Never raises: a lost message is not worth a run."""
@@ -17,6 +19,14 @@ def notify(*states: str) -> None:
             channel.sendto("\n".join(states).encode(), address)
     except OSError:
         pass
+
+
+async def keep_alive() -> None:
+    """Tells systemd that the event loop turns, for as long as this lasts; returns at once where it does not ask."""
+    seconds = watchdog_seconds()
+    while seconds is not None:
+        notify("WATCHDOG=1")
+        await anyio.sleep(seconds / 3)
 
 
 def watchdog_seconds() -> float | None:

@@ -189,7 +189,7 @@ def test_a_misspelt_line_of_the_env_file_is_answered_with_the_nearest(
 def test_without_a_database_url_it_says_what_is_missing(surroundings: Surroundings, argv: tuple[str, ...]) -> None:
     done = ops_worker(*argv, **surroundings.environ(database_url=None))
     assert done.returncode == 2
-    assert complaints(done) == ["--database-url (OPS_WORKER_DATABASE_URL): required"]
+    assert complaints(done) == ["--database-url (OPS_WORKER_DATABASE_URL): required; DATABASE_URL counts too"]
     assert surroundings.touched == []
 
 
@@ -242,14 +242,12 @@ def test_a_url_that_is_none_is_not_quoted(tmp_path: Path, argv: str, url: str, w
     assert SECRET not in line
 
 
-def test_the_help_names_each_setting_with_its_variable_and_needs_none() -> None:
+def test_the_help_names_each_setting_and_needs_none() -> None:
     done = ops_worker("--help")
     assert (done.returncode, done.stderr) == (0, "")
-    said = re.sub(r"\s+", " ", done.stdout)
-    for name in Settings.model_fields.keys() - {"verb", "version", "dry_run"}:
-        assert re.search(rf"--{name.replace('_', '-')}\b", said), name
-        assert f"OPS_WORKER_{name.upper()}" in said, name
-    assert "db migrate" in said
+    for name in Settings.model_fields.keys() - {"verb"}:
+        assert re.search(rf"^  --{name.replace('_', '-')}\b", done.stdout, re.MULTILINE), name
+    assert "db migrate" in done.stdout
 
 
 def test_the_version_is_one_line_and_needs_nothing() -> None:
@@ -273,30 +271,63 @@ def unreachable(cluster: Cluster, case: str) -> str:
     }[case]
 
 
-@pytest.mark.parametrize("case", ["no server", "no such host", "no such database", "no such role"])
+LOGIN_REFUSED = "--database-url (OPS_WORKER_DATABASE_URL): the server refuses the login: "
+
+
+@pytest.mark.parametrize(
+    ("case", "status", "says"),
+    [
+        ("no server", 1, "cannot connect to the database"),
+        ("no such host", 1, "cannot connect to the database"),
+        ("no such database", 2, f'{LOGIN_REFUSED}database "nothing_here" does not exist'),
+        ("no such role", 2, f'{LOGIN_REFUSED}role "nobody_here" does not exist'),
+    ],
+)
 @pytest.mark.parametrize("argv", [("--until-idle",), ("db", "status")])
-def test_a_database_out_of_reach_is_one_line_and_exit_code_one(
-    cluster: Cluster, tmp_path: Path, case: str, argv: tuple[str, ...]
+def test_a_database_without_a_way_in_is_one_line(
+    cluster: Cluster, tmp_path: Path, case: str, status: int, says: str, argv: tuple[str, ...]
 ) -> None:
     environ = {
         "OPS_WORKER_DATABASE_URL": unreachable(cluster, case),
         "OPS_WORKER_ARTIFACT_STORE": (tmp_path / "store").as_uri(),
     }
     done = ops_worker(*argv, **environ)
-    assert done.returncode == 1
+    assert done.returncode == status
     (line,) = complaints(done)
-    assert "cannot connect to the database" in line
+    assert says in line
     assert SECRET not in line
 
 
-async def test_a_wrong_password_is_not_repeated_in_the_answer(tcp_cluster: Cluster, tmp_path: Path) -> None:
+@pytest.mark.parametrize("argv", [("--log-level", "error"), ("prune",)])
+def test_a_wrong_password_ends_it_at_once_and_is_not_repeated(
+    tcp_cluster: Cluster, tmp_path: Path, argv: tuple[str, ...]
+) -> None:
+    # without --until-idle: systemd does not start a service again that ends with 2
     url = tcp_cluster.url(host="127.0.0.1", password=SECRET)
     store = (tmp_path / "store").as_uri()
-    done = ops_worker("--until-idle", "--artifact-store", store, OPS_WORKER_DATABASE_URL=url)
-    assert done.returncode == 1
+    done = ops_worker(*argv, "--artifact-store", store, OPS_WORKER_DATABASE_URL=url)
+    assert done.returncode == 2
     (line,) = complaints(done)
-    assert "password authentication failed" in line
+    assert line.startswith(f"{LOGIN_REFUSED}password authentication failed")
     assert SECRET not in line
+
+
+async def test_a_password_that_is_changed_while_it_works_is_waited_for(tcp_cluster: Cluster, tmp_path: Path) -> None:
+    with tcp_cluster.database(tcp_cluster.template()) as name:
+        tcp_cluster.execute(f"create role rotated login superuser password '{SECRET}'")
+        url = tcp_cluster.url(name, user="rotated", host="127.0.0.1", password=SECRET)
+        flags = ("--poll-interval", "0.2", "--lease", "15")
+        async with started(tmp_path, *flags, OPS_WORKER_DATABASE_URL=url) as worker:
+            await worker.until_said("worker started")
+            tcp_cluster.execute(f"alter role rotated password '{SECRET[::-1]}'")
+            tcp_cluster.execute("select pg_terminate_backend(pid) from pg_stat_activity where usename = 'rotated'")
+            waits = await worker.until_said("database unavailable, retrying")
+            assert "password authentication failed" in waits["error"]
+            tcp_cluster.execute(f"alter role rotated password '{SECRET}'")
+            await worker.until_said("database back")
+            worker.signal(signal.SIGTERM)
+            assert await worker.wait() == 0
+        tcp_cluster.execute("drop role rotated")
 
 
 async def test_a_database_that_comes_up_later_is_found(tmp_path: Path) -> None:
@@ -444,28 +475,60 @@ def test_a_taken_metrics_port_is_one_line_and_exit_code_one(surroundings: Surrou
     assert surroundings.touched == []
 
 
-async def test_systemd_is_told_when_the_worker_is_ready_alive_and_stopping(db_url: str) -> None:
-    with tempfile.TemporaryDirectory() as name, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
-        folder = Path(name)
-        systemd.bind(str(folder / "notify"))
-        systemd.settimeout(PATIENCE)
-        environ = {"NOTIFY_SOCKET": str(folder / "notify"), "WATCHDOG_USEC": "300000"}
+class Systemd:
+    """The socket of a service manager."""
 
-        async def until_told(state: str) -> list[str]:
-            told: list[str] = []
-            while state not in told:
-                told += (await asyncio.to_thread(systemd.recv, 4096)).decode().splitlines()
-            return told
+    def __init__(self, folder: Path) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(str(folder / "notify"))
+        self._socket.settimeout(PATIENCE)
+        self.environ = {"NOTIFY_SOCKET": str(folder / "notify"), "WATCHDOG_USEC": "300000"}
 
-        async with started(folder, OPS_WORKER_DATABASE_URL=db_url, **environ) as worker:
-            before = await until_told("READY=1")
-            assert "worker started" in [line["event"] for line in worker.said]
-            assert "STOPPING=1" not in before
-            for _ in range(3):
-                await until_told("WATCHDOG=1")
-            worker.signal(signal.SIGTERM)
-            await until_told("STOPPING=1")
-            assert await worker.wait() == 0
+    async def until_told(self, state: str) -> list[str]:
+        """What it was told until a line began with that."""
+        told: list[str] = []
+        while not any(line.startswith(state) for line in told):
+            told += (await asyncio.to_thread(self._socket.recv, 4096)).decode().splitlines()
+        return told
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@pytest.fixture
+def manager() -> Iterator[Systemd]:
+    with tempfile.TemporaryDirectory() as folder:  # a socket's path is short by law
+        made = Systemd(Path(folder))
+        yield made
+        made.close()
+
+
+async def test_systemd_is_told_when_the_worker_is_ready_alive_and_stopping(
+    manager: Systemd, db_url: str, tmp_path: Path
+) -> None:
+    async with started(tmp_path, OPS_WORKER_DATABASE_URL=db_url, **manager.environ) as worker:
+        before = await manager.until_told("READY=1")
+        assert before[-1] == "STATUS=waiting for runs"
+        assert "worker started" in [line["event"] for line in worker.said]
+        assert "STOPPING=1" not in before
+        for _ in range(3):
+            await manager.until_told("WATCHDOG=1")
+        worker.signal(signal.SIGTERM)
+        await manager.until_told("STOPPING=1")
+        assert await worker.wait() == 0
+
+
+async def test_systemd_is_told_what_a_worker_waits_for_and_that_it_has_started(
+    manager: Systemd, tmp_path: Path
+) -> None:
+    # or `systemctl enable --now` would stand without a word for as long as the database is away
+    url = f"postgresql://worker:{SECRET}@127.0.0.1:9/ops"
+    async with started(tmp_path, OPS_WORKER_DATABASE_URL=url, **manager.environ) as worker:
+        told = await manager.until_told("READY=1")
+        assert told[-1].startswith("STATUS=waiting for the database: cannot connect to the database: ")
+        await manager.until_told("WATCHDOG=1")
+        worker.signal(signal.SIGTERM)
+        await worker.wait()
 
 
 def free_port() -> int:

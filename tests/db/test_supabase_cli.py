@@ -93,7 +93,7 @@ def test_both_take_turns(project: Project, url: str) -> None:
     assert pushed(project(FILES[:2])) == FILES[:2]
     applied = ops_worker("migrate", url=url)
     assert [file for file in FILES if file in applied] == FILES[2:]
-    ops_worker("rollback", url=url)
+    ops_worker("rollback", "--yes", url=url)
     assert pushed(project(FILES)) == FILES[-1:]
 
 

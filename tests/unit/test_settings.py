@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from worker.errors import ConfigurationError
 from worker.settings import COMMANDS, Settings, flag, load
 
-NAMES = [name for name in Settings.model_fields if name not in ("verb", "version", "dry_run")]
+NAMES = [name for name in Settings.model_fields if name not in ("verb", "version", "dry_run", "yes")]
 
 
 def variable(name: str) -> str:
@@ -99,8 +99,9 @@ def test_each_setting_is_a_flag_a_variable_and_a_line_of_a_file(
     dashed = f"--{name.replace('_', '-')}"
     env_file.write_text(f"# a comment\nAWS_REGION=eu\n{variable(name)}={text}\n", encoding="utf-8")
     arguments = [dashed] if value is True else [dashed, text]
+    words = ["prune"] if name.startswith("keep_") else []
     for settings in (
-        load(arguments, {}),
+        load([*words, *arguments], {}),
         load([], {variable(name): text}),
         load(["--env-file", str(env_file)], {}),
         load([], {"OPS_WORKER_ENV_FILE": str(env_file)}),
@@ -145,15 +146,41 @@ def test_nothing_is_expanded_in_the_file(env_file: Path) -> None:
 @pytest.mark.parametrize(
     "argv",
     [
-        "--lease 60 db rollback 20260213000100",
-        "db rollback 20260213000100 --lease 60",
-        "db --lease 60 rollback 20260213000100",
-        "db rollback --lease=60 20260213000100",
+        "--env-file /dev/null --yes db rollback 20260213000100",
+        "db rollback 20260213000100 --yes --env-file /dev/null",
+        "db --env-file /dev/null rollback 20260213000100 --yes",
+        "db rollback --env-file=/dev/null 20260213000100 --yes",
     ],
 )
 def test_flags_stand_anywhere_around_a_command(argv: str) -> None:
     settings = load(argv.split(), {})
-    assert (settings.verb, settings.lease) == (("db", "rollback", "20260213000100"), 60)
+    assert (settings.verb, settings.yes) == (("db", "rollback", "20260213000100"), True)
+    assert settings.env_file == Path("/dev/null")
+
+
+@pytest.mark.parametrize(
+    ("argv", "reader"),
+    [("db rollback --lease 60", "db rollback"), ("prune --yes", "prune"), ("--dry-run", "the worker")],
+)
+def test_a_flag_that_the_command_does_not_read_is_refused_and_its_variable_is_not(argv: str, reader: str) -> None:
+    [line] = problems(*argv.split())
+    assert f": {reader} does not read this setting; see ops-worker" in line
+    assert load(["db", "status"], {"OPS_WORKER_LEASE": "60"}).lease == 60
+
+
+def test_the_database_may_have_the_name_that_other_programs_read(env_file: Path) -> None:
+    env_file.write_text("OPS_WORKER_DATABASE_URL=postgresql://file\n", encoding="utf-8")
+    general = {"DATABASE_URL": "postgresql://general", "OPS_WORKER_DATABASE_URL": ""}
+
+    def found(*argv: str, **environ: str) -> str:
+        url = load(argv, general | environ).database_url
+        assert url is not None
+        return url.get_secret_value()
+
+    assert found() == "postgresql://general"
+    assert found("--env-file", str(env_file)) == "postgresql://file"
+    assert found(OPS_WORKER_DATABASE_URL="postgresql://ours") == "postgresql://ours"
+    assert problems(DATABASE_URL="mysql://h") == ("DATABASE_URL: expected postgresql://user:password@host/database",)
 
 
 def test_the_version_is_a_flag_alone() -> None:
@@ -223,6 +250,10 @@ def test_all_problems_are_told_at_once(env_file: Path) -> None:
         (["-x"], "unknown setting -x; see ops-worker --help"),
         (["--concurrency"], "--concurrency: expected one argument"),
         (["migrate"], f"unknown command; there are these: {COMMANDS}"),
+        (["db"], f"unknown command; there are these: {COMMANDS}"),
+        (["prune", "all"], "too many words after prune; it is: ops-worker prune"),
+        (["db", "rollback", "1", "2"], "too many words after db rollback; it is: ops-worker db rollback [VERSION]"),
+        (["db", "create-worker"], "too few words after db create-worker; it is: ops-worker db create-worker NAME [-]"),
     ],
 )
 def test_bad_usage(argv: list[str], message: str) -> None:
@@ -283,25 +314,55 @@ def test_settings_show_no_secret_and_do_not_change() -> None:
         settings.concurrency = 5  # type: ignore[misc]
 
 
-def test_the_help_shows_every_setting_with_its_variable_and_its_default(
+def shown_help(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    with pytest.raises(SystemExit) as done:
+        load(argv, {"OPS_WORKER_DATABASE_URL": URL})
+    assert done.value.code == 0
+    shown = capsys.readouterr().out
+    assert not re.search(r"hunter22|None|SecretStr|Pydantic|==", shown)
+    return shown
+
+
+def flags_of(shown: str) -> list[str]:
+    return re.findall(r"^  --([a-z-]+)", shown, re.MULTILINE)
+
+
+def test_the_help_shows_every_setting_on_a_line_of_its_own_with_its_default(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "100")
-    with pytest.raises(SystemExit) as done:
-        load(["--help"], {"OPS_WORKER_DATABASE_URL": URL})
-    assert done.value.code == 0
-    shown = capsys.readouterr().out
-    words = re.sub(r"\s+", " ", shown)
-    for name in NAMES:
-        assert f"[{variable(name)}]" in words
-        assert re.search(rf"^  --{name.replace('_', '-')}\b", shown, re.MULTILINE)
+    shown = shown_help(capsys, "--help")
+    assert sorted(flags_of(shown)) == sorted(name.replace("_", "-") for name in Settings.model_fields if name != "verb")
     for default in ("(default: 2g)", "(default: 5)", "(default: bridge,none)", "(default: the host's name)"):
-        assert default in words
-    for heading in ("the queue:", "containers:", "artifacts:", "what the worker says:"):
+        assert default in shown
+    for heading in ("commands:", "the queue:", "containers:", "artifacts:", "what the worker says:"):
         assert f"\n{heading}\n" in shown
-    assert "db create-worker NAME [-]" in words
+    for command in COMMANDS.split(" | "):
+        assert f"\n  {command} " in shown
+    assert "--log-level is OPS_WORKER_LOG_LEVEL" in shown
     assert max(map(len, shown.splitlines())) <= 100
-    assert not re.search(r"hunter22|None|SecretStr|Pydantic|==", shown)
+    assert not re.search(r"^ {20}", shown, re.MULTILINE), "a line that was broken"
+
+
+@pytest.mark.parametrize(
+    ("words", "usage", "flags"),
+    [
+        ("db migrate", "db migrate [SETTING ...]", "env-file version database-url"),
+        ("db rollback", "db rollback [VERSION] [SETTING ...]", "env-file version database-url yes"),
+        ("db create-worker x", "db create-worker NAME [-] [SETTING ...]", "env-file version database-url"),
+        (
+            "prune",
+            "prune [SETTING ...]",
+            "env-file version database-url worker-id artifact-store keep-logs keep-events dry-run log-level log-format",
+        ),
+    ],
+)
+def test_the_help_of_a_command_shows_its_arguments_and_what_it_reads(
+    capsys: pytest.CaptureFixture[str], words: str, usage: str, flags: str
+) -> None:
+    shown = shown_help(capsys, *words.split(), "-h")
+    assert shown.startswith(f"usage: ops-worker {usage}\n")
+    assert flags_of(shown) == flags.split()
 
 
 def test_a_setting_is_named_by_both_its_names() -> None:
@@ -317,11 +378,19 @@ VALUES = (
     URLS | PRINTABLE | st.sampled_from(["0", "-1", "nan", "1e999", "9" * 5000, "true", "[", "{}", "file:///", "a:1"])
 )
 FLAGS = st.sampled_from([f"--{name.replace('_', '-')}" for name in Settings.model_fields])
-WORDS = FLAGS | VALUES | st.builds("{}={}".format, FLAGS, VALUES) | st.sampled_from(["db", "prune", "--", "-x", "-"])
+WORDS = (
+    FLAGS
+    | VALUES
+    | st.builds("{}={}".format, FLAGS, VALUES)
+    | st.sampled_from(["db", "prune", "--", "-x", "-", "status"])
+)
 VARIABLES = st.sampled_from(list(map(variable, NAMES))) | PRINTABLE.map("OPS_WORKER_".__add__)
 LINES = st.builds("{}{}{}".format, VARIABLES, st.sampled_from(["=", ":", ": ", " = ", " ", "='", '="', ""]), VALUES)
 FILES = st.binary(max_size=60) | st.lists(LINES, max_size=4).map(lambda lines: "\n".join(lines).encode())
-NAMED = re.compile(r"(-\S+( \(OPS_WORKER_[A-Z_]+\))?|OPS_WORKER_.*? in .*): |unknown (setting -|command; )", re.DOTALL)
+NAMED = re.compile(
+    r"(-\S+( \(OPS_WORKER_[A-Z_]+\))?|OPS_WORKER_.*? in .*): |unknown (setting -|command; )|too many words after ",
+    re.DOTALL,
+)
 """How a line begins: with the setting, the variable, or the word of the command line, that it is about."""
 
 
