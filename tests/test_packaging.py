@@ -8,14 +8,15 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tomllib
 import zipfile
 from collections import defaultdict
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 from pydantic_core import PydanticUndefined
 
+from tests.support.debian import unpacked
 from worker.settings import PREFIX, Settings, load
 
 pytestmark = pytest.mark.xdist_group("packaging")  # one process builds the wheel
@@ -23,9 +24,7 @@ pytestmark = pytest.mark.xdist_group("packaging")  # one process builds the whee
 ROOT = Path(__file__).resolve().parents[1]
 UNIT = ROOT / "deploy" / "ops-worker.service"
 EXAMPLE = ROOT / "deploy" / "worker.env.example"
-FLAGS_ONLY = {"verb", "version", "dry_run", "env_file"}
-SINCE_254 = {"RestartSteps", "RestartMaxDelaySec"}
-"""What the unit says to newer versions of systemd; older ones pass it over."""
+FLAGS_ONLY = {"verb", "version", "dry_run", "yes", "env_file"}
 
 
 def run(*command: str | Path, cwd: Path, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -89,13 +88,55 @@ def test_the_installed_command_brings_the_schema_from_anywhere(
     assert Path(where).is_relative_to(installed.parent)
 
 
+def version_of(folder: Path) -> str:
+    return run(sys.executable, folder / "scripts" / "version.py", cwd=folder).stdout.strip()
+
+
 def test_the_installed_command_knows_its_version(installed: Path, tmp_path: Path) -> None:
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    assert run(installed / "ops-worker", "--version", cwd=tmp_path).stdout == f"ops-worker {version}\n"
+    assert run(installed / "ops-worker", "--version", cwd=tmp_path).stdout == f"ops-worker {version_of(ROOT)}\n"
+
+
+def test_each_build_is_newer_than_the_one_before_and_a_tagged_one_is_the_release(tmp_path: Path) -> None:
+    """So that `pip install --upgrade` takes a rebuilt wheel."""
+
+    def git(*words: str, time: int = 0, cwd: Path = tmp_path) -> None:
+        who = {"GIT_AUTHOR_NAME": "x", "GIT_COMMITTER_NAME": "x", "EMAIL": "x@example.org"}
+        run("git", *words, cwd=cwd, **who, GIT_COMMITTER_DATE=f"{1_700_000_000 + time} +0000")
+
+    (tmp_path / "scripts").mkdir()
+    program = tmp_path / "scripts" / "version.py"
+    shutil.copy(ROOT / "scripts" / "version.py", program)
+    found = [version_of(tmp_path)]
+    assert found == ["0.1.0.dev0"]
+    git("init", "--quiet")
+    for time in (0, 60):
+        program.write_text(f"{program.read_text()}# {time}\n")
+        git("add", ".")
+        git("commit", "--quiet", "--message=x", time=time)
+        found.append(version_of(tmp_path))
+    program.write_text(f"{program.read_text()}# changed\n")
+    found.append(version_of(tmp_path))
+    assert re.fullmatch(r"0\.1\.0\.dev20231114221320\+g[0-9a-f]+", found[1])
+    assert re.fullmatch(r"0\.1\.0\.dev20231114221420\+g[0-9a-f]+\.d\d{14}", found[3])
+    git("checkout", "--quiet", ".")
+    git("clone", "--quiet", "--depth=1", tmp_path.as_uri(), "shallow")
+    assert version_of(tmp_path / "shallow") == found[2]
+    git("tag", "v0.1.0")
+    found.append(version_of(tmp_path))
+    assert found == sorted(found, key=Version)
+    assert found[-1] == "0.1.0"
+
+
+def test_a_source_distribution_keeps_its_version_without_git(tmp_path: Path) -> None:
+    build = "import sys; from hatchling.build import build_sdist; build_sdist(sys.argv[1])"
+    run(sys.executable, "-c", build, tmp_path, cwd=ROOT)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    shutil.unpack_archive(archive, tmp_path, filter="data")
+    assert version_of(tmp_path / archive.name.removesuffix(".tar.gz")) == version_of(ROOT)
 
 
 def test_the_change_log_knows_the_version() -> None:
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    (version,) = re.findall(r'^NEXT = "(.*)"', (ROOT / "scripts" / "version.py").read_text(), re.MULTILINE)
     assert re.search(
         rf"^## \[?{re.escape(version)}\b|^## \[?Unreleased", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE
     )
@@ -154,14 +195,34 @@ def seconds(text: str) -> float:
     return float(number) * {None: 1, "s": 1, "min": 60}[word]
 
 
+def verified(unit_file: Path) -> list[str]:
+    """What systemd says of that file: this system's, else that of Debian's package."""
+    analyze, environ = shutil.which("systemd-analyze"), dict(os.environ)
+    if analyze is None:
+        root = unpacked("systemd", libraries=True)
+        libraries = sorted({str(path.parent) for path in root.glob("**/lib/**/*.so*")})
+        analyze = str(root / "usr" / "bin" / "systemd-analyze")
+        environ |= {
+            "LD_LIBRARY_PATH": ":".join(libraries),
+            "SYSTEMD_UNIT_PATH": str(root / "lib" / "systemd" / "system"),
+        }
+    command = [analyze, "verify", "--man=no", str(unit_file)]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    return [line for line in done.stderr.splitlines() if unit_file.name in line]
+
+
 def test_systemd_understands_the_unit(tmp_path: Path) -> None:
-    if not (analyze := shutil.which("systemd-analyze")):
-        pytest.skip("systemd-analyze is not here")
-    copy = tmp_path / UNIT.name
+    copy, wrong = tmp_path / UNIT.name, tmp_path / "wrong.service"
     copy.write_text(UNIT.read_text().replace(f"ExecStart={unit()['ExecStart'][0]}", f"ExecStart={sys.executable}"))
-    done = subprocess.run([analyze, "verify", copy], capture_output=True, text=True, check=False)
-    complaints = [line for line in done.stderr.splitlines() if str(copy) in line]
-    assert [line for line in complaints if not any(f"'{name}'" in line for name in SINCE_254)] == []
+    wrong.write_text(copy.read_text().replace("[Install]", "NoSuchKey=1\n\n[Install]"))
+    assert verified(copy) == []
+    assert any("NoSuchKey" in line for line in verified(wrong))
+
+
+def test_the_unit_has_no_key_that_debian_12_does_not_know() -> None:
+    # a newer systemd verifies these, too: https://github.com/systemd/systemd/blob/main/NEWS, "CHANGES WITH 254"
+    assert unit().keys().isdisjoint({"RestartSteps", "RestartMaxDelaySec"})
+    assert {"MemoryMax", "TasksMax"} <= unit().keys()
 
 
 def test_the_unit_starts_the_command_that_the_wheel_installs(installed: Path) -> None:
