@@ -240,6 +240,8 @@ def load(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> Setti
     values: dict[str, Any] = _file(flags.get("env_file") or environ.get(f"{PREFIX}ENV_FILE"), problems)
     values |= _variables(environ, "the environment", problems)
     values |= flags
+    if words:
+        values["verb"] = tuple(words)
     general = environ.get(GENERAL_URL) if "database_url" not in values else None
     if general:
         values["database_url"] = general
@@ -247,7 +249,7 @@ def load(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> Setti
     if not unknown:  # or a word may be the value of a flag that there is not
         problems += _misuse(words, flags)
     try:
-        settings = Settings(verb=tuple(words), **values)
+        settings = Settings(**values)
     except ValidationError as error:
         problems += [_explain(problem, general=bool(general)) for problem in error.errors(include_url=False)]
     else:

@@ -1,8 +1,8 @@
 # shellcheck shell=bash
 # What these scripts share; each sources it first. The answer of a script goes to stdout, messages to stderr.
 #
-# The database is the one in DATABASE_URL, else the one in SUPABASE_URL. Values reach SQL as psql variables
-# only, and the password reaches psql in its environment, where other users of the machine do not see it.
+# The database is the one in OPS_WORKER_DATABASE_URL, else in DATABASE_URL, else in SUPABASE_URL. Values reach SQL as
+# psql variables only, and the password reaches psql in its environment, where other users of the machine do not see it.
 
 set -euo pipefail
 
@@ -39,16 +39,27 @@ need_run_id() {
     [[ ${1,,} =~ ^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$ ]] || usage_error "'$1' is not the id of a run"
 }
 
+# pass_password VARIABLE PASSWORD: hands a percent-encoded password to psql.
+pass_password() {
+    local password=${2//\\/\\\\}
+    [[ $password =~ ^([^%]|%[0-9a-fA-F]{2})*$ ]] || die $EX_USAGE "$1: a % of the password must be written %25"
+    printf -v PGPASSWORD '%b' "${password//%/\\x}"
+    export PGPASSWORD
+}
+
 # find_database: sets url, and PGPASSWORD to the password that it takes out of it. Never prints either.
 find_database() {
-    local name password
+    local name
     command -v psql > /dev/null || die $EX_USAGE "there is no psql here: install a PostgreSQL client"
-    for name in DATABASE_URL SUPABASE_URL; do
+    for name in OPS_WORKER_DATABASE_URL DATABASE_URL SUPABASE_URL; do
         url=${!name:-}
         [ -z "$url" ] || break
     done
     case $url in
-        "") die $EX_USAGE "set DATABASE_URL or SUPABASE_URL to postgresql://user:password@host/database" ;;
+        "")
+            die $EX_USAGE "set OPS_WORKER_DATABASE_URL, DATABASE_URL or SUPABASE_URL to" \
+                "postgresql://user:password@host/database"
+            ;;
         http://* | https://*)
             die $EX_USAGE "$name is the address of an API; psql needs the database's own, postgresql://…" \
                 "(Supabase: Connect, Session pooler)"
@@ -58,13 +69,13 @@ find_database() {
     esac
     if [[ $url =~ ^([a-z]+://[^:@/?#]*):([^@/?#]*)(@[^@]*)$ ]]; then
         url=${BASH_REMATCH[1]}${BASH_REMATCH[3]}
-        password=${BASH_REMATCH[2]}
-        [[ $password =~ ^([^%]|%[0-9a-fA-F]{2})*$ ]] || die $EX_USAGE "$name: a % of the password must be written %25"
-        password=${password//\\/\\\\}
-        printf -v PGPASSWORD '%b' "${password//%/\\x}"
-        export PGPASSWORD
+        pass_password "$name" "${BASH_REMATCH[2]}"
     elif [[ $url == *@* && ! $url =~ ^[a-z]+://[^:@/?#]*@[^@]*$ ]]; then
         die $EX_USAGE "$name: @ / ? # and : in user or password must be percent-encoded, as %40 %2F %3F %23 %3A"
+    fi
+    if [[ $url =~ ^([^?]*\?)(.*&)?password=([^&]*)(&.*)?$ ]]; then
+        url=${BASH_REMATCH[1]}${BASH_REMATCH[2]}${BASH_REMATCH[4]#&}
+        pass_password "$name" "${BASH_REMATCH[3]}"
     fi
     export PGAPPNAME=${0##*/} PGCLIENTENCODING=UTF8 PGCONNECT_TIMEOUT=${PGCONNECT_TIMEOUT:-10}
 }

@@ -10,7 +10,8 @@
 #   --commit SHA      7 to 64 hexadecimal digits; default: the workflow's, if no --ref is given
 #   --key KEY         an idempotency key of the project: the same call again prints the id of the same run
 #
-# The database is in DATABASE_URL, else in SUPABASE_URL (postgresql://…, not the https:// address of the API).
+# The database is in OPS_WORKER_DATABASE_URL, else in DATABASE_URL, else in SUPABASE_URL (postgresql://…, not the
+# https:// address of the API).
 # stdout has the id and nothing else.
 #
 # Exit codes: 0 queued, 2 wrong arguments, 5 no such project or workflow or the key is another run's, 6 the

@@ -6,7 +6,8 @@
 # What a run has left behind stays: its log, its events, its artifacts. `env_wait_ready.sh RUN_ID` waits until a
 # running one has stopped, and then exits with code 3.
 #
-# The database is in DATABASE_URL, else in SUPABASE_URL (postgresql://…, not the https:// address of the API).
+# The database is in OPS_WORKER_DATABASE_URL, else in DATABASE_URL, else in SUPABASE_URL (postgresql://…, not the
+# https:// address of the API).
 # stdout has the status: canceled, or running while the worker is asked.
 #
 # Exit codes: 0 canceled or asked, 2 wrong arguments, 5 no such run or it has already ended, 6 the database

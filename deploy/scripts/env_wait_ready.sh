@@ -7,7 +7,8 @@
 #   --interval SECONDS   between two looks, 2 by default
 #   --quiet              without the log
 #
-# The database is in DATABASE_URL, else in SUPABASE_URL (postgresql://…, not the https:// address of the API).
+# The database is in OPS_WORKER_DATABASE_URL, else in DATABASE_URL, else in SUPABASE_URL (postgresql://…, not the
+# https:// address of the API).
 # stdout has the URL and nothing else, and is empty when a successful run left no artifact; the log goes to stderr,
 # without escape sequences. A database that goes away while it waits is waited for.
 #

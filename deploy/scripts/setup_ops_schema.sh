@@ -8,8 +8,8 @@
 #   --workdir FOLDER    of your Supabase project, with supabase/ in it: the migrations are copied there and pushed
 #                       with your own. Default: a temporary folder with ours only
 #
-# The database is in DATABASE_URL, else in SUPABASE_URL (postgresql://…, not the https:// address of the API), with
-# the role that shall own the schema: on Supabase postgres, elsewhere a superuser or one that may create roles and
+# The database is in OPS_WORKER_DATABASE_URL, else in DATABASE_URL, else in SUPABASE_URL (postgresql://…, not the
+# https:// address of the API), with the role that shall own the schema: on Supabase postgres, elsewhere a superuser or one that may create roles and
 # schemas. psql, the CLI and `ops-worker db migrate` keep one history (supabase_migrations.schema_migrations), so each
 # goes on where another stopped. Each migration is one transaction, under the lock that `ops-worker db migrate` takes.
 #

@@ -7,8 +7,8 @@
 #   --clients N   how many connections at once, 8 by default
 #
 # For a database of your own, as the owner of the schema (on Supabase: postgres), by a direct connection or the session
-# pooler; its URL is in DATABASE_URL, else in SUPABASE_URL. It makes a project, and deletes it with all its runs at the
-# end. Its runs carry a label that no worker offers, so none executes them. Runs of others must not be waiting: it
+# pooler; its URL is in OPS_WORKER_DATABASE_URL, else in DATABASE_URL, else in SUPABASE_URL. It makes a project, and
+# deletes it with all its runs at the end. Its runs carry a label that no worker offers, so none executes them. Runs of others must not be waiting: it
 # refuses to begin then.
 #
 # Exit codes: 0 all holds, 1 something does not, 2 wrong arguments, 5 runs of others are queued, 6 the database

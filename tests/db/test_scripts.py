@@ -55,7 +55,7 @@ def test_help_says_how_it_is_called_and_what_its_exit_codes_mean(name: str) -> N
 @pytest.mark.parametrize(
     ("url", "says"),
     [
-        ("", "set DATABASE_URL or SUPABASE_URL to postgresql://"),
+        ("", "set OPS_WORKER_DATABASE_URL, DATABASE_URL or SUPABASE_URL to postgresql://"),
         (f"https://{SECRET}.supabase.co", "DATABASE_URL is the address of an API"),
         (f"mysql://root:{SECRET}@127.0.0.1/ops", "DATABASE_URL must begin with postgresql://"),
         (f"postgresql://worker:{SECRET}/@127.0.0.1/ops", "must be percent-encoded"),
@@ -105,8 +105,10 @@ def test_wrong_arguments_are_one_line_and_touch_nothing(name: str, words: list[s
     assert says in error(done)
 
 
-async def test_supabase_url_may_hold_the_database_s_url_and_its_password_is_not_an_argument(
-    tcp_cluster: Cluster, tmp_path: Path
+@pytest.mark.parametrize("in_query", [False, True])
+@pytest.mark.parametrize("variable", ["SUPABASE_URL", "DATABASE_URL", "OPS_WORKER_DATABASE_URL"])
+async def test_each_variable_may_hold_the_database_s_url_and_its_password_is_not_an_argument(
+    tcp_cluster: Cluster, tmp_path: Path, variable: str, *, in_query: bool
 ) -> None:
     spy = tmp_path / "psql"
     spy.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" >> {tmp_path}/seen\nexec "$REAL" "$@"\n')
@@ -118,8 +120,15 @@ async def test_supabase_url_may_hold_the_database_s_url_and_its_password_is_not_
     try:
         with tcp_cluster.database(tcp_cluster.template()) as name:
             url = tcp_cluster.url(name, user="odd", host="127.0.0.1", password=password)
+            if in_query:
+                login, at, rest = url.partition("@")
+                user, _, encoded = login.rpartition(":")
+                url = f"{user}{at}{rest}?password={encoded}&connect_timeout=9"
+            names = ["SUPABASE_URL", "DATABASE_URL", "OPS_WORKER_DATABASE_URL"]
+            less = dict.fromkeys(names[: names.index(variable)], "mysql://another")
             path = f"{tmp_path}:{environ_of()['PATH']}"
-            done = script("setup_ops_schema.sh", "--verify-only", SUPABASE_URL=url, PATH=path, REAL=real)
+            environ = {**less, variable: url, "REAL": real}
+            done = script("setup_ops_schema.sh", "--verify-only", cwd=ROOT, PATH=path, **environ)
     finally:
         tcp_cluster.execute("drop role odd")
     assert done.returncode == 0, done.stderr

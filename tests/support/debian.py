@@ -44,7 +44,7 @@ def _libraries(package: str) -> list[str]:
     """Those of its direct dependencies that are libraries, but for what every system has."""
     listed = _run("apt-cache", "depends", "--no-recommends", "--no-suggests", package, cwd=FOLDER)
     names = re.findall(r"^ +Depends: (lib\S+)$", listed, re.MULTILINE)
-    return [name for name in names if not re.match(r"libc6|libpam|libsystemd|libssl", name)]
+    return [name for name in names if not re.match(r"libc6|libpam|libsystemd0|libssl", name)]
 
 
 def _download(folder: Path, *packages: str) -> None:

@@ -15,6 +15,7 @@ from anyio import wait_all_tasks_blocked
 
 from tests.unit.claims import make_claim
 from worker import daemon as module
+from worker import systemd
 from worker.daemon import Daemon, Pace
 from worker.disk import NOTABLE, RunDisk, Written
 from worker.errors import DiskShort, EngineError, EngineUnavailable, LeaseLost, Refused, UnreadableRun
@@ -254,6 +255,19 @@ async def test_no_more_runs_are_claimed_than_there_is_room_for(world: World) -> 
         world.runs[first].end()
         await until(lambda: third in world.runs)
         assert world.count("succeeded") == 1
+
+
+async def test_systemd_is_told_of_each_run_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(systemd, "notify", lambda *states: said.extend(states))
+    first, second = world.push(), world.push()
+    async with world.working(concurrency=2):
+        world.runs[first].end()
+        await until(lambda: world.count("succeeded") == 1)
+        world.runs[second].end()
+        await until(lambda: world.count("succeeded") == 2)
+    counts = [state.removeprefix("STATUS=") for state in said if state.startswith("STATUS=")]
+    assert counts[:5] == ["waiting for runs", "1 run", "2 runs", "1 run", "waiting for runs"]
 
 
 async def test_a_notification_wakes_the_claim_loop(world: World) -> None:
