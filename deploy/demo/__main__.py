@@ -1,7 +1,10 @@
 """``make demo``: real work through a real PostgreSQL and a real Docker engine, to watch.
 
-python deploy/demo               the demo; its state is kept in .demo/
-python deploy/demo psql [ARG…]   psql in the demo's database, also while the demo runs
+deploy/demo/run                   the demo; its state is kept in .demo/
+deploy/demo/run log RUN           the log of one of its runs
+deploy/demo/run psql [ARG...]     psql in the demo's database, also while the demo runs
+deploy/demo/run with COMMAND...   a command that finds the demo's database in OPS_WORKER_DATABASE_URL, and psql and
+                                  ops-worker in its PATH
 """
 
 from __future__ import annotations
@@ -142,7 +145,6 @@ async def _remove_runs(plane: control_plane.ControlPlane) -> None:
 async def report(state: State, screen: Screen, show: Show) -> bool:
     """The table, where everything is, and what is not as it should be."""
     rows: list[Row] = []
-    listing: dict[str, list[str]] = {}
     problems: list[str] = []
     for run in await show.plane.runs(show.jobs):
         job = show.jobs[run.run_id]
@@ -156,17 +158,13 @@ async def report(state: State, screen: Screen, show: Show) -> bool:
             problems.append(f"#{run.number} {job.name}: its log has gaps")
         problems += [problem for each in artifacts if (problem := each.problem())]
         if artifacts:
-            folder = link(state.runs / f"{run.number}-{job.workflow_type}", artifacts[0].path.parent)
-            listing[shown(folder)] = [each.name for each in artifacts]
+            link(state.runs / f"{run.number}-{job.workflow_type}", artifacts[0].path.parent)
         rows.append(Row(
             number=run.number, name=job.name, status=run.status, took=run.took, waited=run.waited, lines=run.lines,
-            warnings=run.warnings, artifacts=len(artifacts), size=sum(each.size for each in artifacts), reason=reason,
+            warnings=run.warnings, errors=run.errors, artifacts=len(artifacts),
+            size=sum(each.size for each in artifacts), reason=reason,
         ))  # fmt: skip
     screen.table(rows)
-    screen.heading("Artifacts")
-    screen.files(listing)
-    screen.heading("Look into the database again")
-    screen.say(f"  {_command(state)} psql -c '\\dt ops.*'")
     screen.say("")
     if problems or len(rows) != len(control_plane.JOBS):
         for problem in problems or ["not all runs were queued"]:
@@ -178,6 +176,14 @@ async def report(state: State, screen: Screen, show: Show) -> bool:
         " purpose.",
         "green",
     )
+    red = next(row.number for row in rows if row.name == DEFECT.name)
+    screen.heading("Next")
+    screen.next_steps({
+        f"{_command(state)} log {red}": f"why run #{red} failed",
+        f"ls {shown(state.runs)}/*": "the artifacts",
+        f"{_command(state)} psql": "the database; \\q ends it",
+        ".venv/bin/ops-worker --help": "the worker's settings and commands",
+    })  # fmt: skip
     return True
 
 
@@ -193,15 +199,47 @@ def link(path: Path, target: Path) -> Path:
     return path
 
 
-def psql(state: State, arguments: list[str]) -> int:
+LOG = """select to_char(l."timestamp", 'HH24:MI:SS'), rpad(l.log_level, 5), l.message
+from ops.run_logs as l join ops.runs as r on r.id = l.run_id join ops.projects as p on p.id = r.project_id
+where p.slug = 'library' and r.run_number = :'run' order by l.seq"""
+
+
+def log(state: State, arguments: list[str]) -> int:
+    """Prints the log of a run."""
+    if len(arguments) != 1 or not arguments[0].isdecimal():
+        raise DemoError("log needs the number of a run, such as: log 3")
+    return psql(state, ["-qAt", "-F", " ", "-v", f"run={arguments[0]}", "-f", "-"], LOG)
+
+
+def psql(state: State, arguments: list[str], script: str | None = None) -> int:
     """Runs psql in the demo's database, starting it for that time if it does not run."""
     if not (state.folder / "data").exists():
         raise DemoError("there is no database yet: run the demo first")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # psql's own business
+    return beside_database(state, [str(cluster.binaries() / "psql"), *arguments], script, url_last=True)
+
+
+def run_with(state: State, command: list[str]) -> int:
+    """Runs a command that finds the demo's database in its environment."""
+    if not command:
+        raise DemoError("with needs a command, such as: with bash")
+    state.create()
+    return beside_database(state, command)
+
+
+def beside_database(state: State, command: list[str], script: str | None = None, *, url_last: bool = False) -> int:
+    """Runs the command while the demo's database is there, started for that time if it does not run."""
+    signal.signal(signal.SIGINT, lambda *_: None)  # the command's own business
     with state.locked() as alone, cluster.running(state.folder) if alone else nullcontext() as sockets:
         folder = sockets or Path((state.folder / "data" / "postmaster.pid").read_text().splitlines()[4])
+        asyncio.run(control_plane.create(cluster.url(folder, "postgres")))
         url = cluster.url(folder, control_plane.DATABASE)
-        return subprocess.run([cluster.binaries() / "psql", *arguments, url], check=False).returncode
+        path = [str(Path(sys.executable).parent), str(cluster.binaries()), os.environ.get("PATH", os.defpath)]
+        environ = os.environ | {"OPS_WORKER_DATABASE_URL": url, "PATH": os.pathsep.join(path)}
+        words = [*command, url] if url_last else command  # it holds no password
+        try:
+            return subprocess.run(words, env=environ, input=script, text=True, check=False).returncode
+        except FileNotFoundError:
+            raise DemoError(f"there is no command {command[0]}") from None
 
 
 def _git_commit() -> str | None:
@@ -215,7 +253,7 @@ def _git_commit() -> str | None:
 
 def _command(state: State) -> str:
     elsewhere = [] if state.folder == DEFAULT_STATE else ["--state", shown(state.folder)]
-    return shlex.join([shown(Path(sys.executable)), shown(engine.HERE), *elsewhere])
+    return shlex.join([shown(engine.HERE / "run"), *elsewhere])
 
 
 async def main_task(state: State, screen: Screen) -> int:
@@ -241,14 +279,14 @@ async def main_task(state: State, screen: Screen) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser("demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--state", type=Path, default=DEFAULT_STATE, help="folder of the demo's state")
-    parser.add_argument("verb", nargs="?", choices=["psql"])
+    parser.add_argument("verb", nargs="?", choices=["log", "psql", "with"])
     parser.add_argument("arguments", nargs=argparse.REMAINDER)
     options = parser.parse_args()
     state = State(options.state.resolve())
     screen = Screen()
     try:
-        if options.verb == "psql":
-            return psql(state, options.arguments)
+        if options.verb:
+            return {"log": log, "psql": psql, "with": run_with}[options.verb](state, options.arguments)
         state.create()
         with state.locked() as alone:
             if alone:

@@ -11,7 +11,6 @@ import uuid
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -110,26 +109,16 @@ class RunView:
     status: str
     exit_code: int | None
     error_message: str | None
-    started_at: datetime | None
     waited: float
     took: float | None
     lines: int
     warnings: int
+    errors: int
+    last_line: str
 
     @property
     def final(self) -> bool:
         return self.status in FINAL
-
-
-@dataclass(frozen=True)
-class Line:
-    """A line of a run's log."""
-
-    run_id: uuid.UUID
-    seq: int
-    level: str
-    message: str
-    timestamp: datetime
 
 
 @dataclass(frozen=True)
@@ -158,17 +147,34 @@ async def prepare(server: str, url: str) -> tuple[int, str | None]:
     migrations were edited since, as only an unreleased schema may be.
     """
     dropped = None
-    admin = await asyncpg.connect(server)
-    try:
-        exists = await admin.fetchval("select true from pg_database where datname = $1", DATABASE)
-        if exists and (dropped := await _outdated(url)):
-            await admin.execute(f"drop database {DATABASE} with (force)")
-        if dropped or not exists:
-            await admin.execute(f"create database {DATABASE}")
-    finally:
-        await admin.close()
+    if await exists(server) and (dropped := await _outdated(url)):
+        await _execute(server, f"drop database {DATABASE} with (force)")
+    await create(server)
     async with migrations.connect(url) as connection:
         return len(await migrations.migrate(connection)), dropped
+
+
+async def exists(server: str) -> bool:
+    """Whether the server has the demo's database."""
+    db = await asyncpg.connect(server)
+    try:
+        return bool(await db.fetchval("select true from pg_database where datname = $1", DATABASE))
+    finally:
+        await db.close()
+
+
+async def create(server: str) -> None:
+    """Makes the demo's database where it is missing."""
+    if not await exists(server):
+        await _execute(server, f"create database {DATABASE}")
+
+
+async def _execute(server: str, statement: str) -> None:
+    db = await asyncpg.connect(server)
+    try:
+        await db.execute(statement)
+    finally:
+        await db.close()
 
 
 async def worker_url(url: str) -> str:
@@ -275,27 +281,19 @@ class ControlPlane:
     async def runs(self, run_ids: Iterable[uuid.UUID]) -> list[RunView]:
         """Those runs as they stand, by number."""
         rows = await self._db.fetch(
-            "select r.id, r.run_number, r.status, r.exit_code, r.error_message, r.started_at,"
+            "select r.id, r.run_number, r.status, r.exit_code, r.error_message,"
             " extract(epoch from coalesce(r.started_at, r.finished_at, clock_timestamp()) - r.created_at)::float8,"
             " extract(epoch from coalesce(r.finished_at, clock_timestamp()) - r.started_at)::float8,"
-            " (select count(*) from ops.run_logs as l where l.run_id = r.id),"
-            " (select count(*) from ops.run_logs as l where l.run_id = r.id and l.log_level = 'warn')"
-            " + (select count(*) from ops.run_events as e where e.run_id = r.id and e.event_type = 'warning')"
-            " from ops.runs as r where r.id = any ($1) order by r.run_number",
+            " l.lines, l.warnings, l.errors, coalesce(l.last_line, '')"
+            " from ops.runs as r cross join lateral ("
+            "  select count(*) as lines, count(*) filter (where log_level = 'warn') as warnings,"
+            "   count(*) filter (where log_level = 'error') as errors,"
+            "   (array_agg(message order by seq desc))[1] as last_line"
+            "  from ops.run_logs where run_id = r.id) as l"
+            " where r.id = any ($1) order by r.run_number",
             list(run_ids),
         )
         return [RunView(*row) for row in rows]
-
-    async def lines(self, after: Mapping[uuid.UUID, int]) -> list[Line]:
-        """The log lines of those runs beyond the given numbers, in the order in which they were written."""
-        rows = await self._db.fetch(
-            'select l.run_id, l.seq, l.log_level, l.message, l."timestamp"'
-            " from unnest($1::uuid[], $2::bigint[]) as f (run_id, seq)"
-            " join ops.run_logs as l on l.run_id = f.run_id and l.seq > f.seq"
-            ' order by l."timestamp", l.run_id, l.seq',
-            list(after.keys()), list(after.values()),
-        )  # fmt: skip
-        return [Line(*row) for row in rows]
 
     async def artifacts(self, run_id: uuid.UUID) -> list[StoredArtifact]:
         """What the run left, by name."""

@@ -1,34 +1,28 @@
-"""What the demo shows: steps, the runs' logs as they are stored, and the table at the end."""
+"""What the demo shows: steps, the runs as they go on, and the table at the end. All of it fits a screen."""
 
 from __future__ import annotations
 
 import os
 import re
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 
 from rich import filesize
-from rich.console import Console, Group, RenderableType
+from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
-from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
 ODOO_PREFIX = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} \d+ [A-Z]+ \S+ \S+: ")
-LEVEL_STYLES = {"debug": "dim", "info": "", "warn": "yellow", "error": "bold red"}
 STATUS_STYLES = {"succeeded": "green", "failed": "red", "canceled": "yellow", "running": "cyan"}
-MARKS = {"succeeded": "✓", "failed": "✗", "canceled": "-"}
-RUN_STYLES = ("cyan", "magenta", "blue", "bright_cyan", "bright_magenta", "bright_blue")
+MARKS = {"succeeded": "✓", "failed": "✗", "canceled": "-", "running": "…"}
+FINAL = ("succeeded", "failed", "canceled")
 NAME_WIDTH = 13
 PLAIN_WIDTH = 120
 WIDE = 100
-LINES_AT_ONCE = 60
-"""Of a run that prints more between two looks, the middle is counted instead of shown."""
 
 
 @dataclass
@@ -42,18 +36,24 @@ class Row:
     waited: float | None
     lines: int
     warnings: int
+    errors: int
     artifacts: int
     size: int
     reason: str = ""
 
 
-@dataclass
-class Active:
-    """A run under way."""
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is."""
 
     number: int
     name: str
-    since: float = field(default_factory=time.monotonic)
+    status: str
+    took: float | None
+    lines: int
+    warnings: int
+    errors: int
+    last_line: str
 
 
 class Screen:
@@ -63,8 +63,8 @@ class Screen:
         self.console = Console(highlight=False)
         if not self.console.is_terminal:
             self.console = Console(highlight=False, width=int(os.environ.get("COLUMNS", PLAIN_WIDTH)))
-        self._active: dict[int, Active] = {}
-        self._live: Live | None = None
+        self._progress: Sequence[Progress] = ()
+        self._told: set[int] = set()
 
     # --- steps ------------------------------------------------------------------------------------------------------
 
@@ -95,100 +95,74 @@ class Screen:
 
     @contextmanager
     def following(self) -> Iterator[None]:
-        """While this lasts, a terminal's last lines show what runs."""
+        """While this lasts, a terminal shows a line for each run that changes with it."""
         if not self.console.is_terminal:
             yield
             return
-        with Live(console=self.console, get_renderable=self._running, refresh_per_second=8, transient=True) as live:
-            self._live = live
+        with Live(console=self.console, get_renderable=self._running, refresh_per_second=8, transient=True):
             yield
-            self._live = None
 
-    def begin(self, number: int, name: str) -> None:
-        self._active[number] = Active(number, name)
-
-    def end(self, number: int) -> None:
-        self._active.pop(number, None)
-
-    def lines(self, number: int, name: str, lines: Sequence[tuple[datetime, str, str]]) -> None:
-        """Shows log lines: time, level, message."""
-        skipped = len(lines) - LINES_AT_ONCE
-        shown = deque(lines)
-        if skipped > 0:
-            shown = deque([*lines[: LINES_AT_ONCE // 2], *lines[-LINES_AT_ONCE // 2 :]])
-        for at, (when, level, message) in enumerate(shown):
-            if skipped > 0 and at == LINES_AT_ONCE // 2:
-                self.note(number, name, f"… {skipped} more lines, all in the database …", "dim", when)
-            text = ODOO_PREFIX.sub("", message, count=1)
-            self._print(
-                number, name, when, Text(f"{level.upper():<5} ", LEVEL_STYLES[level]) + Text(text, LEVEL_STYLES[level])
-            )
-
-    def note(self, number: int, name: str, text: str, style: str, when: datetime | None = None) -> None:
-        """Shows what happened to a run."""
-        self._print(number, name, when or datetime.now().astimezone(), Text(text, style))
-
-    def _print(self, number: int, name: str, when: datetime, text: Text) -> None:
-        clock = Text(f"{when.astimezone():%H:%M:%S} ", "dim")
-        tag = Text(f"#{number:<2} {name:<{NAME_WIDTH}} ", RUN_STYLES[number % len(RUN_STYLES)])
-        if not self.console.is_terminal:
-            self.console.print(clock + tag + text, soft_wrap=True)
+    def show(self, progress: Sequence[Progress]) -> None:
+        """Shows how the runs stand; without a terminal, a line for each that has ended."""
+        self._progress = progress
+        if self.console.is_terminal:
             return
-        line = Table.grid(padding=0)
-        line.add_column(no_wrap=True)
-        line.add_column(ratio=1, overflow="fold")
-        line.add_row(clock + tag, text)
-        self.console.print(line)
+        for run in progress:
+            if run.status in FINAL and run.number not in self._told:
+                self._told.add(run.number)
+                clock = datetime.now().astimezone().strftime("%H:%M:%S")
+                text = f"{clock} #{run.number:<2} {run.name:<{NAME_WIDTH}} {_status(run.status)} in {seconds(run.took)}"
+                self.console.print(Text(text), soft_wrap=True)
 
-    def _running(self) -> RenderableType:
-        now = time.monotonic()
-        return Group(*(
-            Spinner("dots", Text(f"#{each.number:<2} {each.name:<{NAME_WIDTH}} {now - each.since:4.1f} s", "dim"))
-            for each in self._active.values()
-        ))  # fmt: skip
+    def _running(self) -> Table:
+        table = _table()
+        for title, justify in (("run", "right"), ("workflow", "left"), ("status", "left"), ("time", "right"),
+                               ("lines", "right"), ("warn", "right"), ("error", "right")):  # fmt: skip
+            table.add_column(title, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+        table.add_column("last line", no_wrap=True, overflow="ellipsis", ratio=1)
+        table.expand = True
+        for run in self._progress:
+            table.add_row(
+                str(run.number), run.name, Text(_status(run.status), STATUS_STYLES.get(run.status, "dim")),
+                seconds(run.took), str(run.lines), _count(run.warnings, "yellow"), _count(run.errors, "red"),
+                Text(ODOO_PREFIX.sub("", run.last_line.partition("\n")[0], count=1), "dim"),
+            )  # fmt: skip
+        return table
 
     # --- the end ----------------------------------------------------------------------------------------------------
 
     def table(self, rows: Sequence[Row]) -> None:
         """The runs, and how they went."""
-        table = Table(
-            box=None,
-            padding=(0, 1 if self.console.width < WIDE else 2, 0, 0),
-            pad_edge=False,
-            header_style="bold",
-            expand=False,
-        )
+        wide = self.console.width >= WIDE
+        table = _table(2 if wide else 1)
         table.add_column("run", justify="right", no_wrap=True)
         table.add_column("workflow", no_wrap=True)
         table.add_column("status", no_wrap=True)
-        for title in ("took", "waited", "lines", "warn"):
+        for title in ("took", *(["waited"] if wide else []), "lines", "warn", "error"):
             table.add_column(title, justify="right", no_wrap=True)
         table.add_column("artifacts", no_wrap=True)
         table.add_column("reason", overflow="fold")
         for row in rows:
-            style = STATUS_STYLES.get(row.status, "")
             table.add_row(
                 str(row.number),
                 row.name,
-                Text(f"{MARKS.get(row.status, '?')} {row.status}", style),
+                Text(_status(row.status), STATUS_STYLES.get(row.status, "")),
                 seconds(row.took),
-                seconds(row.waited),
+                *([seconds(row.waited)] if wide else []),
                 str(row.lines),
-                Text(str(row.warnings), "yellow" if row.warnings else ""),
+                _count(row.warnings, "yellow"),
+                _count(row.errors, "red"),
                 f"{row.artifacts}, {size(row.size)}" if row.artifacts else "none",
                 Text(row.reason),
             )
         self.console.print()
         self.console.print(table)
 
-    def files(self, listing: Mapping[str, Sequence[str]]) -> None:
-        """Folders with the files in them."""
-        table = Table.grid(padding=(0, 2))
-        table.add_column(no_wrap=True)
-        table.add_column(overflow="fold")
-        for folder, names in listing.items():
-            table.add_row(f"  {escape(folder)}", escape(", ".join(names)))
-        self.console.print(table)
+    def next_steps(self, steps: Mapping[str, str]) -> None:
+        """Commands to paste, and what each shows."""
+        width = max(map(len, steps))
+        for command, meaning in steps.items():
+            self.console.print(Text.assemble(f"  {command:<{width}}", (f"  # {meaning}", "dim")), soft_wrap=True)
 
 
 class Step:
@@ -202,6 +176,18 @@ class Step:
     def say(self, text: str) -> None:
         """Tells what it is doing."""
         self._screen.console.print(Text(f"  {text.strip()}", "dim"), soft_wrap=True)
+
+
+def _table(gap: int = 1) -> Table:
+    return Table(box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="bold")
+
+
+def _status(status: str) -> str:
+    return f"{MARKS.get(status, ' ')} {status}"
+
+
+def _count(number: int, style: str) -> Text:
+    return Text(str(number), style if number else "")
 
 
 def seconds(value: float | None) -> str:

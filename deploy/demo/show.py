@@ -9,12 +9,11 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
 
 from deploy.demo import engine
 from deploy.demo.control_plane import BUILD, DEPLOY, ControlPlane, Job, RunView
-from deploy.demo.screen import MARKS, STATUS_STYLES, Screen, seconds
+from deploy.demo.screen import Progress, Screen
 
 LOOK_SECONDS = 0.15
 STOP_SECONDS = 30
@@ -37,45 +36,28 @@ class Show:
     plane: ControlPlane
     services: engine.Services
     jobs: dict[uuid.UUID, Job] = field(default_factory=dict)
-    seen: dict[uuid.UUID, int] = field(default_factory=dict)
-    started: set[uuid.UUID] = field(default_factory=set)
     ended: set[uuid.UUID] = field(default_factory=set)
 
     async def queue(self, job: Job, env: dict[str, str] | None = None) -> int:
         run_id, number = await self.plane.queue(job, env)
-        self.jobs[run_id], self.seen[run_id] = job, 0
+        self.jobs[run_id] = job
         return number
 
     async def look(self) -> None:
-        """Shows what is new since the last look."""
-        runs = {run.run_id: run for run in await self.plane.runs(self.jobs)}
-        # Read after the states: a run that is final here has its whole log there.
-        lines = await self.plane.lines({run_id: seq for run_id, seq in self.seen.items() if run_id not in self.ended})
-        for run in runs.values():
-            if run.started_at is not None and run.run_id not in self.started:
-                self.started.add(run.run_id)
-                self.screen.begin(run.number, self.jobs[run.run_id].name)
-                note = f"started, {seconds(run.waited)} after it was queued"
-                self.screen.note(run.number, self.jobs[run.run_id].name, note, "bold", run.started_at)
-        for run_id, group in groupby(lines, key=lambda line: line.run_id):
-            batch = list(group)
-            shown = [(line.timestamp, line.level, line.message) for line in batch]
-            self.screen.lines(runs[run_id].number, self.jobs[run_id].name, shown)
-            self.seen[run_id] = batch[-1].seq
-        for run in runs.values():
+        """Shows how each run stands; queues the deployment once the build has ended."""
+        runs = await self.plane.runs(self.jobs)
+        self.screen.show([
+            Progress(
+                number=run.number, name=self.jobs[run.run_id].name, status=run.status, took=run.took, lines=run.lines,
+                warnings=run.warnings, errors=run.errors, last_line=run.error_message or run.last_line,
+            )
+            for run in runs
+        ])  # fmt: skip
+        for run in runs:
             if run.final and run.run_id not in self.ended:
                 self.ended.add(run.run_id)
-                await self._ended(run)
-
-    async def _ended(self, run: RunView) -> None:
-        job = self.jobs[run.run_id]
-        self.screen.end(run.number)
-        because = f": {run.error_message}" if run.error_message else ""
-        expected = ", as it should" if job.exit_code and run.exit_code == job.exit_code else ""
-        text = f"{MARKS[run.status]} {run.status} in {seconds(run.took)}{because}{expected}"
-        self.screen.note(run.number, job.name, text, f"bold {STATUS_STYLES[run.status]}")
-        if job is BUILD and run.status == "succeeded":
-            await self._deploy(run)
+                if self.jobs[run.run_id] is BUILD and run.status == "succeeded":
+                    await self._deploy(run)
 
     async def _deploy(self, run: RunView) -> None:
         """What a deployment needs: the build's package on the package server, and the checksums out of the database."""
@@ -85,8 +67,7 @@ class Show:
         if last := await self.plane.last_deployment():
             url = await self.services.publish("deployed", {last.name: last.path})
             env |= {"PREVIOUS_URL": f"{url}/{last.name}", "PREVIOUS_SHA256": last.checksum.removeprefix("sha256:")}
-        number = await self.queue(DEPLOY, env)
-        self.screen.note(number, DEPLOY.name, f"queued: build #{run.number} left something to deploy", "bold")
+        await self.queue(DEPLOY, env)
 
     @property
     def open(self) -> list[uuid.UUID]:

@@ -38,7 +38,7 @@ EXPECTED = {
 RUNS = (
     "select r.id, r.run_number, w.workflow_type, w.name, r.status, r.exit_code, r.error_message,"
     " r.created_at, r.finished_at from ops.runs as r join ops.workflows as w on w.id = r.workflow_id"
-    " where r.run_number > $1 order by r.run_number"
+    " where r.run_number > $1 and w.name <> 'hello' order by r.run_number"
 )
 TERMINAL_WIDTH = 80
 
@@ -118,7 +118,43 @@ def test_the_first_demo_ends_as_expected_and_says_so(first: subprocess.Completed
         assert re.search(rf"^ +{number}  {re.escape(name)} +. {status} ", first.stdout, re.MULTILINE), first.stdout
     assert re.search(r"test \(broken\) +✗ failed .* exit code 1 \(on purpose\)", first.stdout)
     assert "the one red run is red on purpose" in first.stdout.replace("\n", " ")
-    assert "the dump restores: 4 tables, 8,103 rows" in first.stdout
+    table = re.findall(r"^ +(\d)  .* (\d+) +(\d+) +(\d+)  (?:\d, |none)", first.stdout, re.MULTILINE)
+    assert [row[0] for row in table if row[3] != "0"] == ["3"], "errors are counted, and only of the red run"
+
+
+def test_the_demo_fits_a_screen_and_no_time_goes_backwards(first: subprocess.CompletedProcess[str]) -> None:
+    lines = first.stdout[first.stdout.index("Database") :].splitlines()  # before it, an image may have been built
+    assert len(lines) <= 30 - 2
+    times = [line[:8] for line in lines if re.match(r"\d\d:\d\d:\d\d ", line)]
+    assert len(times) == len(EXPECTED)
+    assert times == sorted(times)
+
+
+def test_each_next_step_works_when_it_is_pasted(state: State, first: subprocess.CompletedProcess[str]) -> None:
+    steps = [line.split("#")[0] for line in first.stdout.split("Next\n")[1].splitlines()]
+    said = [
+        subprocess.run(["bash", "-c", step], cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, check=True,
+                       text=True).stdout
+        for step in steps
+    ]  # fmt: skip
+    assert " error " in said[0]
+    assert "FAIL" in said[0]
+    assert f"{state.runs}/1-build:\n" in said[1]
+    assert piped(state, "log", "4").stdout.count("the dump restores: 4 tables, 8,103 rows") == 1
+
+
+def test_the_first_run_by_hand_works_as_it_stands_in_the_readme_and_again(
+    state: State, first: subprocess.CompletedProcess[str]
+) -> None:
+    section = (ROOT / "README.md").read_text().split("## A first run by hand\n")[1]
+    block = section.split("```sh\n")[1].split("```")[0]
+    pasted = block.replace("deploy/demo/run with", f"deploy/demo/run --state {state.folder} with")
+    for number in (1, 2):
+        done = subprocess.run(["bash"], cwd=ROOT, input=pasted, capture_output=True, check=False, text=True)
+        assert done.returncode == 0, done.stderr
+        assert re.search(rf"\| +{number} \| succeeded \| +0 \| succeeded \|", done.stdout), done.stdout
+        assert "error_message" in done.stdout
+        assert "ERROR" not in done.stderr
 
 
 async def test_the_database_tells_the_same(state: State, first: subprocess.CompletedProcess[str]) -> None:
@@ -139,7 +175,7 @@ async def test_each_log_is_whole_and_has_levels(state: State, first: subprocess.
         state,
         "select w.name, array_agg(l.seq order by l.seq) as seqs, array_agg(distinct l.log_level) as levels"
         " from ops.run_logs as l join ops.runs as r on r.id = l.run_id join ops.workflows as w on w.id = r.workflow_id"
-        " where r.run_number <= 6 group by w.name",
+        " where r.run_number <= 6 and w.name <> 'hello' group by w.name",
     )
     assert {log["name"] for log in logs} == EXPECTED.keys()
     for log in logs:
@@ -157,7 +193,7 @@ async def test_each_artifact_is_the_file_that_the_database_describes(
         state,
         "select r.run_number, w.workflow_type, a.artifact_key, a.size_bytes, a.checksum from ops.run_artifacts as a"
         " join ops.runs as r on r.id = a.run_id join ops.workflows as w on w.id = r.workflow_id"
-        " where r.run_number <= 6",
+        " where r.run_number <= 6 and w.name <> 'hello'",
     )
     files = {}
     for row in rows:
@@ -184,7 +220,8 @@ async def test_the_second_demo_builds_nothing_and_continues(state: State, second
     assert "building" not in output
     assert "up to date" in output
     assert "\x1b[" in output
-    assert "deployed now: 18.0.1.2.0, by run 6" in output
+    assert "last line" in output, "the runs are shown while they go on"
+    assert "deployed now: 18.0.1.2.0, by run 6" in piped(state, "log", "12").stdout
     assert [run["run_number"] for run in await read(state, RUNS, 6)] == list(range(7, 13))
 
 
@@ -209,7 +246,7 @@ def test_an_interrupted_demo_cleans_up(state: State, second: tuple[int, str], nu
     process = subprocess.Popen(command(state), cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     for line in process.stdout:
-        if "started, " in line:
+        if "✓ succeeded in" in line:  # the others go on
             break
     process.send_signal(number)
     time.sleep(0.2)
