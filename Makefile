@@ -87,6 +87,7 @@ bench: setup ## measure what a run costs beyond the bare engine, and log lines p
 	@scripts/engine run $(BIN)/python -m tests.bench $(ARGS)
 
 wheel: setup ## build the wheel into dist/
+	@rm -f dist/ops_worker-*.whl
 	@$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 	@ls dist/*.whl
 

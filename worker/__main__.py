@@ -1,7 +1,7 @@
 """The composition root: settings → resources → daemon, and the other verbs.
 
-Exit codes: 0 done; 1 something could not be reached or went wrong; 2 a setting is wrong, and trying again is useless
-(the systemd unit does not).
+Exit codes: 0 done; 1 something could not be reached or went wrong; 2 a setting is wrong or the login is refused, and
+trying again is useless (the systemd unit does not).
 """
 
 from __future__ import annotations

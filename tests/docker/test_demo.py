@@ -38,7 +38,7 @@ EXPECTED = {
 RUNS = (
     "select r.id, r.run_number, w.workflow_type, w.name, r.status, r.exit_code, r.error_message,"
     " r.created_at, r.finished_at from ops.runs as r join ops.workflows as w on w.id = r.workflow_id"
-    " where r.run_number > $1 and w.name <> 'hello' order by r.run_number"
+    " where r.run_number > $1 order by r.run_number"
 )
 TERMINAL_WIDTH = 80
 
@@ -143,20 +143,6 @@ def test_each_next_step_works_when_it_is_pasted(state: State, first: subprocess.
     assert piped(state, "log", "4").stdout.count("the dump restores: 4 tables, 8,103 rows") == 1
 
 
-def test_the_first_run_by_hand_works_as_it_stands_in_the_readme_and_again(
-    state: State, first: subprocess.CompletedProcess[str]
-) -> None:
-    section = (ROOT / "README.md").read_text().split("## A first run by hand\n")[1]
-    block = section.split("```sh\n")[1].split("```")[0]
-    pasted = block.replace("deploy/demo/run with", f"deploy/demo/run --state {state.folder} with")
-    for number in (1, 2):
-        done = subprocess.run(["bash"], cwd=ROOT, input=pasted, capture_output=True, check=False, text=True)
-        assert done.returncode == 0, done.stderr
-        assert re.search(rf"\| +{number} \| succeeded \| +0 \| succeeded \|", done.stdout), done.stdout
-        assert "error_message" in done.stdout
-        assert "ERROR" not in done.stderr
-
-
 async def test_the_database_tells_the_same(state: State, first: subprocess.CompletedProcess[str]) -> None:
     runs = await read(state, RUNS, 0)
     assert {run["name"]: (run["status"], run["exit_code"]) for run in runs[:6]} == EXPECTED
@@ -175,7 +161,7 @@ async def test_each_log_is_whole_and_has_levels(state: State, first: subprocess.
         state,
         "select w.name, array_agg(l.seq order by l.seq) as seqs, array_agg(distinct l.log_level) as levels"
         " from ops.run_logs as l join ops.runs as r on r.id = l.run_id join ops.workflows as w on w.id = r.workflow_id"
-        " where r.run_number <= 6 and w.name <> 'hello' group by w.name",
+        " where r.run_number <= 6 group by w.name",
     )
     assert {log["name"] for log in logs} == EXPECTED.keys()
     for log in logs:
@@ -193,7 +179,7 @@ async def test_each_artifact_is_the_file_that_the_database_describes(
         state,
         "select r.run_number, w.workflow_type, a.artifact_key, a.size_bytes, a.checksum from ops.run_artifacts as a"
         " join ops.runs as r on r.id = a.run_id join ops.workflows as w on w.id = r.workflow_id"
-        " where r.run_number <= 6 and w.name <> 'hello'",
+        " where r.run_number <= 6",
     )
     files = {}
     for row in rows:
@@ -258,6 +244,20 @@ def test_an_interrupted_demo_cleans_up(state: State, second: tuple[int, str], nu
     runs = asyncio.run(read(state, RUNS, before["last"]))
     assert {run["status"] for run in runs} <= {"succeeded", "failed", "canceled"}, rest
     assert "All went as expected" not in rest
+
+
+def test_the_first_run_by_hand_works_as_it_stands_in_the_readme_and_again(
+    state: State, first: subprocess.CompletedProcess[str]
+) -> None:
+    section = (ROOT / "README.md").read_text().split("## A first run by hand\n")[1]
+    block = section.split("```sh\n")[1].split("```")[0]
+    pasted = block.replace("deploy/demo/run with", f"deploy/demo/run --state {state.folder} with")
+    for number in (1, 2):
+        done = subprocess.run(["bash"], cwd=ROOT, input=pasted, capture_output=True, check=False, text=True)
+        assert done.returncode == 0, done.stderr
+        assert re.search(rf"\| +{number} \| succeeded \| +0 \| succeeded \|", done.stdout), done.stdout
+        assert "error_message" in done.stdout
+        assert "ERROR" not in done.stderr
 
 
 def test_without_an_engine_it_says_so_in_a_line_or_two(tmp_path: Path) -> None:

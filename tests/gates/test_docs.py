@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -12,6 +13,7 @@ from tests.support.docker import ROOT
 from tests.support.markdown import Document, broken_links, files, missing
 from tests.support.schema import TABLES
 from worker.outcome import Reason
+from worker.settings import Settings
 from worker.telemetry import Metrics
 
 DOCS = ("guide.md", "architecture.md", "run-lifecycle.md", "security.md", "upgrading-agent-tables.md", "coverage.md")
@@ -100,6 +102,19 @@ def test_the_architecture_lists_the_modules_as_imports_go() -> None:
     listed = [module for row in ARCHITECTURE.table("module") for module in row[0].split(", ")]
     assert sorted(listed) == sorted(layer_of)
     assert listed == sorted(listed, key=layer_of.__getitem__)
+
+
+def test_the_table_of_settings_says_what_the_help_says() -> None:
+    shown = {}
+    for row in Document(ROOT / "docs" / "configuration.md").table("flag"):
+        if row[0].startswith("--"):
+            flag, _, metavar = row[0].partition(" ")
+            shown[flag.removeprefix("--").replace("-", "_")] = (metavar, row[1].replace("`", ""))
+    assert shown == {
+        name: (cast("dict[str, str]", field.json_schema_extra)["metavar"], str(field.description).split(" (default")[0])
+        for name, field in Settings.model_fields.items()
+        if name != "verb"
+    }
 
 
 BROKEN = """\
