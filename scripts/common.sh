@@ -70,3 +70,29 @@ os_release() {
         printf '%s\n' "${!1:-}"
     )
 }
+
+# apt_site LABEL [SUITE]: where apt takes the main packages of an archive, e.g. Debian, from.
+apt_site() {
+    # shellcheck disable=SC2016  # the fields are apt's
+    apt_targets() { apt-get indextargets --format '$(CREATED_BY) $(LABEL) $(CODENAME) $(COMPONENT) $(SITE)'; }
+    [ -n "$(apt_targets)" ] || apt-get -q update > /dev/null 2>&1 || true
+    apt_targets | awk -v label="$1" -v suite="${2:-}" \
+        '$1 == "Packages" && $2 == label && (suite == "" || $3 == suite) && $4 == "main" { print $5; exit }'
+}
+
+# bootstrap_root SUITE FOLDER SITE [OPTION...]: a minimal root of that release, by debootstrap; says its stages.
+bootstrap_root() {
+    local suite=$1 folder=$2 site=$3
+    shift 3
+    have debootstrap || apt_install debootstrap || die "apt could not install debootstrap"
+    eval "$(apt-config shell http_proxy Acquire::http::Proxy https_proxy Acquire::https::Proxy)"
+    export http_proxy https_proxy
+    mkdir -p "$ROOT/build/debs"
+    debootstrap --variant=minbase --cache-dir="$ROOT/build/debs" "$@" "$suite" "$folder" "$site" 9>&- |
+        awk '/^I: (Retrieving InRelease|(Installing|Unpacking|Configuring) (core|required|the base))/ {
+                 sub(/^I: /, "  "); print; fflush()
+             }
+             /^[EW]:/ { print; fflush() }' >&2 ||
+        die "debootstrap failed: $(tail -n 3 "$folder/debootstrap/debootstrap.log" 2> /dev/null)"
+    rm -rf "$folder"/var/{cache/apt/archives/*.deb,lib/apt/lists/*,log/*.log}
+}
