@@ -27,7 +27,7 @@ DOCS_TESTS := tests/gates/test_docs.py
 SCHEMA_TESTS := tests/db/test_migrations.py tests/db/test_supabase_cli.py tests/db/test_schema_docs.py
 GATED := $(SPEC_TESTS) $(DOCS_TESTS) $(SCHEMA_TESTS)
 
-.PHONY: help setup demo test coverage faults kills check format gates gate-spec gate-docs schema schema-docs \
+.PHONY: help setup demo test test-matrix coverage faults kills check format gates gate-spec gate-docs schema schema-docs \
 	gate-schema gate-prisma bench wheel wheelhouse image lock clean
 
 help: ## list the targets
@@ -42,6 +42,9 @@ demo: setup ## watch real work run through a real PostgreSQL and a real Docker e
 test: check ## the checks, the gates, and all other tests
 	@$(if $(ARGS),,$(MAKE) gates)
 	@scripts/engine run $(PARALLEL) $(or $(ARGS),$(GATED:%=--ignore=%))
+
+test-matrix: setup ## the tests on bare Debian machines with other engines, Pythons and PostgreSQLs; needs root
+	@$(BIN)/python -m tests.matrix $(ARGS)
 
 coverage: setup ## all tests, and which lines of worker/ they ran
 	@scripts/engine run $(PARALLEL) --cov --cov-report term $(ARGS)

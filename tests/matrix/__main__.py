@@ -1,0 +1,202 @@
+"""The tests on bare machines of other Debian releases, and one summary of everything; ``make test-matrix``.
+
+    python -m tests.matrix [--make-test LOG STATUS SECONDS] [MACHINE...]
+
+``scripts/machine`` makes the machines. They run side by side, since most tests wait for a container or a lease. Each
+has an engine, a Python and a PostgreSQL that no other has, so no combination is tried twice. What they print is in
+``build/matrix/MACHINE.log``. A part that fails does not stop the rest. A skipped test means that something is missing
+and fails the matrix like a failed one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "build" / "matrix"
+TAIL_LINES = 60
+CLOSING_LINE = re.compile(r"^(?:=+ )?((?:\d+ \w+(?:, )?)+) in [\d.]+s\b", re.MULTILINE)
+HEADINGS = ("machine", "part", "engine", "Python", "PostgreSQL", "passed", "failed", "skipped", "time")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A Debian release, the PostgreSQL of its tests, and what runs there: commands by their name in the table."""
+
+    name: str
+    postgres: int
+    parts: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    machine: str
+    part: str
+    engine: str
+    python: str
+    postgres: str
+    passed: int
+    failed: int
+    skipped: int
+    seconds: float
+
+    def cells(self) -> tuple[str, ...]:
+        time_taken = f"{int(self.seconds) // 60}:{int(self.seconds) % 60:02}"
+        counts = (str(self.passed), str(self.failed), str(self.skipped))
+        return (self.machine, self.part, self.engine, self.python, self.postgres, *counts, time_taken)
+
+
+def tests(*paths: str) -> str:
+    return f"scripts/setup && scripts/engine run .venv/bin/pytest -q -n 3 --dist loadgroup {shlex.join(paths)}"
+
+
+MAKE = "apt-get -qq update && apt-get -qq -y --no-install-recommends install make"
+ENGINES = {"docker": tests("tests/docker"), "faults": tests("tests/faults")}
+MACHINES = (
+    # The README's promise: its first command word for word, then the tests of its second.
+    Machine("bookworm", 15, {
+        "make demo": f"{MAKE} && make demo",
+        "unit": tests("tests/unit", "tests/test_packaging.py"),
+        "db": tests("tests/db"),
+        "docker": tests("tests/docker"),
+    }),
+    # Newer engines and Pythons, and the PostgreSQL versions that are left.
+    Machine("trixie", 17, {"unit": tests("tests/unit"), "db": tests("tests/db"), **ENGINES}),
+    Machine("sid", 16, {"unit": tests("tests/unit"), "db": tests("tests/db"), **ENGINES}),
+)  # fmt: skip
+
+
+def script(machine: Machine) -> str:
+    """What runs on the machine; lines that begin with ``==`` are for ``read``."""
+    lines = [f"export OPS_TEST_POSTGRES={machine.postgres}"]
+    for part, command in machine.parts.items():
+        lines += [f"printf '\\n== begin %s\\n' {shlex.quote(part)}", f"( {command} )", "status=$?"]
+        lines += ['printf \'\\n== engine %s\\n== python %s\\n\' "$(dockerd --version)" "$(.venv/bin/python -V)"']
+        lines += ["printf '== end %s\\n' $status"]
+    return "\n".join(lines)
+
+
+def counted(output: str, status: int) -> tuple[int, int, int]:
+    """Passed, failed and skipped by pytest's closing lines in the output; another command counts as one test."""
+    counts: Counter[str] = Counter()
+    for line in CLOSING_LINE.findall(output):
+        for number, word in re.findall(r"(\d+) (\w+)", line):
+            counts[word.removesuffix("s")] += int(number)
+    failed = counts["failed"] + counts["error"] + counts["xpassed"]
+    if status and not failed:
+        failed = 1  # what failed is not a test
+    passed = counts["passed"] or int(not counts and not status)
+    return passed, failed, counts["skipped"] + counts["xfailed"]
+
+
+def version(text: str) -> str:
+    """The first number of that form in what ``--version`` printed."""
+    found = re.search(r"\d+\.\d+[.\d]*", text)
+    return found[0] if found else ""
+
+
+def run(machine: Machine, processes: list[subprocess.Popen[str]]) -> list[Row]:
+    """The machine's rows; its output goes into its log."""
+    command = [str(ROOT / "scripts" / "machine"), "run", machine.name, "bash", "-c", script(machine)]
+    process = subprocess.Popen(
+        ["setpriv", "--pdeathsig", "TERM", *command],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+    )  # fmt: skip
+    processes.append(process)
+    rows = list(read(machine, process))
+    status = process.wait()
+    if status or len(rows) < len(machine.parts):
+        say(f"{machine.name}: exit code {status}; see {FOLDER / machine.name}.log")
+        rows.append(Row(machine.name, "the machine", "", "", "", 0, 1, 0, 0.0))
+    return rows
+
+
+def read(machine: Machine, process: subprocess.Popen[str]) -> Iterator[Row]:
+    """A row at the end of each part."""
+    assert process.stdout is not None
+    facts: dict[str, str] = {}
+    output: list[str] = []
+    started = time.monotonic()
+    with (FOLDER / f"{machine.name}.log").open("w", buffering=1) as log:
+        for line in process.stdout:
+            log.write(line)
+            output.append(line)
+            if not (mark := re.fullmatch(r"== (\w+) (.*)\n", line)):
+                continue
+            facts[mark[1]] = mark[2]
+            if mark[1] == "begin":
+                started = time.monotonic()
+                output.clear()
+            elif mark[1] == "end":
+                counts = counted("".join(output), int(mark[2]))
+                row = Row(
+                    machine.name, facts["begin"], version(facts["engine"]), version(facts["python"]),
+                    str(machine.postgres), *counts, time.monotonic() - started,
+                )  # fmt: skip
+                if row.failed or row.skipped:
+                    say("".join(output[-TAIL_LINES:]))
+                say("  ".join(cell for cell in row.cells() if cell))
+                yield row
+
+
+def say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+
+
+def of_make_test(log: Path, status: int, seconds: float) -> Row:
+    """The row of ``make test`` on this host, which has run before."""
+    engine = subprocess.run(["dockerd", "--version"], capture_output=True, text=True, check=False).stdout
+    counts = counted(log.read_text(errors="replace"), status)
+    return Row("this host", "make test", version(engine), version(sys.version), "18", *counts, seconds)
+
+
+def print_table(rows: list[Row]) -> None:
+    lines = [HEADINGS, *(row.cells() for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.matrix")
+    parser.add_argument("--make-test", nargs=3, metavar=("LOG", "STATUS", "SECONDS"), help="sum this up as well")
+    parser.add_argument("machines", nargs="*", default=[machine.name for machine in MACHINES], metavar="MACHINE")
+    options = parser.parse_args()
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    rows = []
+    if options.make_test:
+        log, status, seconds = options.make_test
+        rows.append(of_make_test(Path(log), int(status), float(seconds)))
+    processes: list[subprocess.Popen[str]] = []
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    chosen = [machine for machine in MACHINES if machine.name in options.machines]
+    with ThreadPoolExecutor(len(chosen)) as pool:
+        try:
+            for found in list(pool.map(lambda machine: run(machine, processes), chosen)):
+                rows += found
+        finally:
+            for process in processes:
+                process.terminate()  # each takes its machine down
+    print_table(rows)
+    passed, failed, skipped = (
+        sum(counts) for counts in zip(*((r.passed, r.failed, r.skipped) for r in rows), strict=True)
+    )
+    print(f"{passed} passed, {failed} failed, {skipped} skipped")
+    return int(failed or skipped)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
