@@ -16,7 +16,7 @@ import pytest
 from packaging.version import Version
 from pydantic_core import PydanticUndefined
 
-from tests.support.debian import unpacked
+from tests.support.debian import libraries, unpacked
 from worker.settings import PREFIX, Settings, load
 
 pytestmark = pytest.mark.xdist_group("packaging")  # one process builds the wheel
@@ -199,12 +199,11 @@ def verified(unit_file: Path) -> list[str]:
     """What systemd says of that file: this system's, else that of Debian's package."""
     analyze, environ = shutil.which("systemd-analyze"), dict(os.environ)
     if analyze is None:
-        root = unpacked("systemd", libraries=True)
-        libraries = sorted({str(path.parent) for path in root.glob("**/lib/**/*.so*")})
-        analyze = str(root / "usr" / "bin" / "systemd-analyze")
+        systemd = unpacked("systemd", libraries=True)
+        (analyze,) = map(str, systemd.glob("**/bin/systemd-analyze"))
         environ |= {
-            "LD_LIBRARY_PATH": ":".join(libraries),
-            "SYSTEMD_UNIT_PATH": str(root / "lib" / "systemd" / "system"),
+            "LD_LIBRARY_PATH": libraries(systemd),
+            "SYSTEMD_UNIT_PATH": ":".join(map(str, systemd.glob("**/lib/systemd/system"))),
         }
     command = [analyze, "verify", "--man=no", str(unit_file)]
     done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)

@@ -18,7 +18,7 @@ class PackageMissing(Exception):
 
 @cache
 def unpacked(package: str, *, libraries: bool = False) -> Path:
-    """The root of what the package holds, and with ``libraries`` of the libraries that it depends on itself.
+    """The root of what the package holds, and with ``libraries`` of the libraries that it depends on.
 
     Raises:
         PackageMissing: there is no apt, or it knows no such package.
@@ -40,10 +40,20 @@ def unpacked(package: str, *, libraries: bool = False) -> Path:
     return root
 
 
+def libraries(root: Path) -> str:
+    """The folders of an unpacked package that hold shared libraries, as ``LD_LIBRARY_PATH`` takes them."""
+    return ":".join(sorted({str(file.parent) for file in root.rglob("*.so*")}))
+
+
 def _libraries(package: str) -> list[str]:
-    """Those of its direct dependencies that are libraries, but for what every system has."""
-    listed = _run("apt-cache", "depends", "--no-recommends", "--no-suggests", package, cwd=FOLDER)
-    names = re.findall(r"^ +Depends: (lib\S+)$", listed, re.MULTILINE)
+    """The libraries that it depends on, and those that they depend on, but for what every system has."""
+    direct = _depends(package)
+    return sorted({*direct, *_depends(*direct)})
+
+
+def _depends(*packages: str) -> list[str]:
+    listed = _run("apt-cache", "depends", "--no-recommends", "--no-suggests", *packages, cwd=FOLDER)
+    names = re.findall(r"^ +(?:Pre)?Depends: (lib\S+)$", listed, re.MULTILINE)
     return [name for name in names if not re.match(r"libc6|libpam|libsystemd0|libssl", name)]
 
 
