@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,11 +33,22 @@ HEADINGS = ("machine", "part", "engine", "Python", "PostgreSQL", "passed", "fail
 
 @dataclass(frozen=True)
 class Machine:
-    """A Debian release, the PostgreSQL of its tests, and what runs there: commands by their name in the table."""
+    """A Debian release, the PostgreSQL of its tests, and what runs there: commands by their name in the table.
+
+    With ``python`` it is no machine but a clone of this checkout on this host, with that interpreter.
+    """
 
     name: str
     postgres: int
     parts: Mapping[str, str]
+    python: str = ""
+
+    def command(self) -> list[str]:
+        if not self.python:
+            return [str(ROOT / "scripts" / "machine"), "run", self.name, "bash", "-c", script(self)]
+        clone = 'rm -rf -- "$1" && git clone -q -- "$2" "$1" && cd -- "$1" || exit'
+        alone = ["unshare", "--mount-proc", "--pid", "--fork", "--kill-child"]  # no process outlives it
+        return [*alone, "bash", "-c", f"{clone}\n{script(self)}", "clone", str(FOLDER / self.name), ROOT.as_uri()]
 
 
 @dataclass(frozen=True)
@@ -59,32 +71,43 @@ class Row:
         return (self.machine, self.part, self.engine, self.python, self.postgres, *counts, time_taken)
 
 
-def tests(*paths: str) -> str:
-    return f"scripts/setup && scripts/engine run .venv/bin/pytest -q -n 3 --dist loadgroup {shlex.join(paths)}"
-
-
+PYTEST = ".venv/bin/pytest -q -n 3 --dist loadgroup"
+UNIT = f"scripts/setup && {PYTEST} tests/unit"
+DB = f"scripts/setup && {PYTEST} tests/db"
+DOCKER = f"scripts/setup && scripts/engine run {PYTEST} tests/docker"
+FAULTS = f"scripts/setup && scripts/engine run {PYTEST} tests/faults"
 MAKE = "apt-get -qq update && apt-get -qq -y --no-install-recommends install make"
-ENGINES = {"docker": tests("tests/docker"), "faults": tests("tests/faults")}
 MACHINES = (
     # The README's promise: its first command word for word, then the tests of its second.
     Machine("bookworm", 15, {
-        "make demo": f"{MAKE} && make demo",
-        "unit": tests("tests/unit", "tests/test_packaging.py"),
-        "db": tests("tests/db"),
-        "docker": tests("tests/docker"),
+        "make demo": f"{MAKE} && make demo", "unit": f"{UNIT} tests/test_packaging.py", "db": DB, "docker": DOCKER,
     }),
     # Newer engines and Pythons, and the PostgreSQL versions that are left.
-    Machine("trixie", 17, {"unit": tests("tests/unit"), "db": tests("tests/db"), **ENGINES}),
-    Machine("sid", 16, {"unit": tests("tests/unit"), "db": tests("tests/db"), **ENGINES}),
+    Machine("trixie", 17, {"unit": UNIT, "db": DB, "docker": DOCKER, "faults": FAULTS}),
+    Machine("sid", 16, {"unit": UNIT, "db": DB, "docker": DOCKER, "faults": FAULTS}),
 )  # fmt: skip
+
+
+def machines() -> list[Machine]:
+    """``MACHINES``, and Python 3.12, which no release has, where this host or its pyenv has it."""
+    installed = [shutil.which("python3.12"), *map(str, Path.home().glob(".pyenv/versions/3.12.*/bin/python3.12"))]
+    for python in filter(None, installed):
+        if not subprocess.run([python, "-c", ""], capture_output=True, check=False).returncode:
+            return [*MACHINES, Machine("python3.12", 18, {"unit": UNIT}, python)]
+    say("there is no Python 3.12 here, on PATH or in ~/.pyenv: it is not tried")
+    return list(MACHINES)
 
 
 def script(machine: Machine) -> str:
     """What runs on the machine; lines that begin with ``==`` are for ``read``."""
     lines = [f"export OPS_TEST_POSTGRES={machine.postgres}"]
+    if machine.python:
+        lines += [f"export PYTHON={shlex.quote(machine.python)}"]
     for part, command in machine.parts.items():
         lines += [f"printf '\\n== begin %s\\n' {shlex.quote(part)}", f"( {command} )", "status=$?"]
-        lines += ['printf \'\\n== engine %s\\n== python %s\\n\' "$(dockerd --version)" "$(.venv/bin/python -V)"']
+        lines += [
+            'printf \'\\n== engine %s\\n== python %s\\n\' "$(dockerd --version 2> /dev/null)" "$(.venv/bin/python -V)"'
+        ]
         lines += ["printf '== end %s\\n' $status"]
     return "\n".join(lines)
 
@@ -110,9 +133,8 @@ def version(text: str) -> str:
 
 def run(machine: Machine, processes: list[subprocess.Popen[str]]) -> list[Row]:
     """The machine's rows; its output goes into its log."""
-    command = [str(ROOT / "scripts" / "machine"), "run", machine.name, "bash", "-c", script(machine)]
     process = subprocess.Popen(
-        ["setpriv", "--pdeathsig", "TERM", *command],
+        ["setpriv", "--pdeathsig", "TERM", *machine.command()],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
     )  # fmt: skip
     processes.append(process)
@@ -173,7 +195,7 @@ def print_table(rows: list[Row]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.matrix")
     parser.add_argument("--make-test", nargs=3, metavar=("LOG", "STATUS", "SECONDS"), help="sum this up as well")
-    parser.add_argument("machines", nargs="*", default=[machine.name for machine in MACHINES], metavar="MACHINE")
+    parser.add_argument("machines", nargs="*", metavar="MACHINE", help="only these")
     options = parser.parse_args()
     FOLDER.mkdir(parents=True, exist_ok=True)
     rows = []
@@ -182,7 +204,7 @@ def main() -> int:
         rows.append(of_make_test(Path(log), int(status), float(seconds)))
     processes: list[subprocess.Popen[str]] = []
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    chosen = [machine for machine in MACHINES if machine.name in options.machines]
+    chosen = [machine for machine in machines() if not options.machines or machine.name in options.machines]
     with ThreadPoolExecutor(len(chosen)) as pool:
         try:
             for found in list(pool.map(lambda machine: run(machine, processes), chosen)):
