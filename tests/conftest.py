@@ -32,7 +32,7 @@ def clusters() -> Iterator[Clusters]:
 
 @pytest.fixture(scope="session")
 def cluster(clusters: Clusters) -> Cluster:
-    """The server that tests run on unless they ask for another: PostgreSQL 18, reached by socket."""
+    """The server that tests run on unless they ask for another; ``OPS_TEST_POSTGRES`` names its version."""
     return clusters.get()
 
 

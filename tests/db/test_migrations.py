@@ -12,13 +12,13 @@ import pytest
 
 from tests.conftest import Connect
 from tests.support import schema
-from tests.support.postgres import MAJORS, Cluster, Clusters, normalise_dump
+from tests.support.postgres import DEFAULT, MAJORS, NEWEST, TESTED, Cluster, Clusters, normalise_dump, tested
 from tests.support.supabase import OWNER, supabase_cluster, supabase_database
 from worker import catalog, migrations
 from worker.errors import DatabaseUnavailable
 
 
-@pytest.fixture(params=MAJORS, ids="pg{}".format)
+@pytest.fixture(params=TESTED, ids="pg{}".format)
 def server(request: pytest.FixtureRequest, clusters: Clusters) -> Cluster:
     """A server of each supported version."""
     return clusters.get(request.param)
@@ -57,6 +57,16 @@ def names(applied: list[migrations.Migration]) -> list[str]:
 
 async def history(connection: asyncpg.Connection) -> list[tuple[object, ...]]:
     return [tuple(row) for row in await connection.fetch(f"select * from {migrations.HISTORY} order by version")]
+
+
+# The switch -----------------------------------------------------------------------------------------------
+
+
+async def test_the_switch_chooses_the_version_of_the_server(db: asyncpg.Connection) -> None:
+    assert db.get_server_version().major == DEFAULT
+    assert (tested(None), tested(""), tested("15")) == (MAJORS, MAJORS, (15,))
+    with pytest.raises(ValueError, match=r"^OPS_TEST_POSTGRES=14: expected one of 15, 16, 17, 18$"):
+        tested("14")
 
 
 # The real migrations, on every version --------------------------------------------------------------------
@@ -486,8 +496,8 @@ def test_the_expected_catalogue_is_what_the_migrations_make(cluster: Cluster) ->
     assert schema.CATALOG.read_text() == schema.current_catalog(cluster), "run `make schema` and review the diff"
 
 
-def test_the_schema_dump_is_what_the_migrations_make(cluster: Cluster) -> None:
-    assert schema.DUMP.read_text() == schema.current_dump(cluster), "run `make schema` and review the diff"
+def test_the_schema_dump_is_what_the_migrations_make(clusters: Clusters) -> None:
+    assert schema.DUMP.read_text() == schema.current_dump(clusters.get(NEWEST)), "run `make schema` and review the diff"
 
 
 def test_a_dump_is_free_of_what_changes_from_call_to_call() -> None:

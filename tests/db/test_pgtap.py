@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.debian import unpacked
-from tests.support.postgres import NEWEST, Cluster, client_binaries, run_sync
+from tests.support.postgres import OUTERMOST, Cluster, client_binaries, run_sync
 from tests.support.supabase import OWNER, supabase_cluster, supabase_database
 from worker import migrations
 
@@ -42,7 +42,7 @@ def prove(cluster: Cluster, database: str, user: str) -> None:
     assert "Result: PASS" in done.stdout
 
 
-@pytest.mark.parametrize("major", [15, NEWEST])
+@pytest.mark.parametrize("major", OUTERMOST)
 def test_all_pass_as_supabases_owner(major: int) -> None:
     async def migrate(url: str) -> None:
         async with migrations.connect(url) as connection:

