@@ -28,7 +28,7 @@ SCHEMA_TESTS := tests/db/test_migrations.py tests/db/test_supabase_cli.py tests/
 GATED := $(SPEC_TESTS) $(DOCS_TESTS) $(SCHEMA_TESTS)
 
 .PHONY: help setup demo test test-matrix coverage faults kills check format gates gate-spec gate-docs schema schema-docs \
-	gate-schema gate-prisma bench wheel wheelhouse image lock clean
+	gate-schema gate-prisma bench compare wheel wheelhouse image lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -88,6 +88,9 @@ gate-prisma: setup ## the Prisma schema and the TypeScript types
 
 bench: setup ## measure what a run costs beyond the bare engine, and log lines per second
 	@scripts/engine run $(BIN)/python -m tests.bench $(ARGS)
+
+compare: setup ## run one job here and on Celery, Prefect, Airflow, Dagster and Buildbot, and break each
+	@scripts/engine run $(BIN)/python -m tests.bench.compare $(ARGS)
 
 wheel: setup ## build the wheel into dist/
 	@rm -f dist/ops_worker-*.whl

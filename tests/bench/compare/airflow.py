@@ -46,8 +46,8 @@ class Airflow(Site):
         bench.run("airflow", "db", "migrate", **self.environ)
         bench.spawn("airflow", "api-server", "--host", "127.0.0.1", "--port", str(self.port), **self.environ)
         bench.spawn("airflow", "dag-processor", **self.environ)
-        until("the API server takes connections", answers(self.port))
-        until("the DAG is read", lambda: bool(bench.rows("select from dag")))
+        until("the API server takes connections", answers(self.port), self.bench.seconds())
+        until("the DAG is read", lambda: bool(bench.rows("select from dag")), bench.seconds())
 
     def start_worker(self) -> subprocess.Popen[bytes]:
         return self.bench.spawn("airflow", "scheduler", COMPARE_WORKER="1", **self.environ)

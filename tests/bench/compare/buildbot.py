@@ -39,7 +39,7 @@ class Buildbot(Site):
         bench.run("buildbot", "upgrade-master", "master")
         bench.run("buildbot-worker", "create-worker", "worker", f"127.0.0.1:{self.port}", "host", "of-this-test")
         bench.spawn("buildbot", "start", "--nodaemon", "master")
-        until("the master takes connections", answers(self.port))
+        until("the master takes connections", answers(self.port), self.bench.seconds())
 
     def start_worker(self) -> subprocess.Popen[bytes]:
         return self.bench.spawn("buildbot-worker", "start", "--nodaemon", "worker", COMPARE_WORKER="1")

@@ -61,7 +61,7 @@ class Dagster(Site):
 
     def submit(self) -> None:
         bench = self.bench
-        until("the code server takes connections", answers(self.port))
+        until("the code server takes connections", answers(self.port), self.bench.seconds())
         bench.spawn("dagster-daemon", "run", "-w", "workspace.yaml", **self.environ)
         bench.run("dagster", "job", "launch", "-w", "workspace.yaml", "-j", "count", **self.environ)
 

@@ -46,7 +46,7 @@ class Prefect(Site):
         bench = self.bench
         (bench.folder / "flow.py").write_text(FLOW)
         bench.spawn("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self.port), **self.environ)
-        until("the server takes connections", answers(self.port))
+        until("the server takes connections", answers(self.port), self.bench.seconds())
         bench.run("prefect", "work-pool", "create", "hosts", "--type", "process", **self.environ)
         bench.run("python", "flow.py", **self.environ)
 
