@@ -22,7 +22,7 @@ from tests.support.postgres import Cluster
 ROOT = Path(__file__).resolve().parents[3]
 LINES = 30
 SCRIPT = f'i=0; while [ $i -lt {LINES} ]; do i=$((i+1)); echo "line $i"; sleep 1; done'
-START = 210.0
+START = 300.0
 """Seconds for the whole set-up, until the job begins."""
 STOP = 90.0
 """Seconds between SIGTERM and SIGKILL, as systemd waits by default."""
@@ -52,6 +52,7 @@ class Bench:
         self.cluster = cluster
         self.image = image
         self.token = f"compare-{uuid.uuid4().hex[:12]}"
+        self._started: dict[int, dict[str, str]] = {}
         self.deadline = time.monotonic() + START
         self.command = ("sh", "-c", SCRIPT, self.token)
         folder.mkdir(parents=True)
@@ -88,11 +89,14 @@ class Bench:
 
     def spawn(self, *command: str, **environ: str) -> subprocess.Popen[bytes]:
         """Start a process that goes on; its output goes to a file."""
+        env = self.environment(environ)
         with (self.folder / f"{Path(command[0]).name}.log").open("ab") as log:
-            return subprocess.Popen(
-                self._words(command), cwd=self.folder, env=self.environment(environ), stdin=subprocess.DEVNULL,
-                stdout=log, stderr=log, start_new_session=True,
+            process = subprocess.Popen(
+                self._words(command), cwd=self.folder, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True,
             )  # fmt: skip
+        self._started[process.pid] = env
+        return process
 
     def _words(self, command: tuple[str, ...]) -> list[str]:
         program = self.bin / command[0]
@@ -123,17 +127,23 @@ class Bench:
         return {row[0]: row[1] for row in rows}
 
     def kill(self, **marks: str) -> None:
-        """SIGKILL for every process of this scenario whose environment has these variables."""
-        wanted = {f"{name}={value}" for name, value in ({"COMPARE": self.token} | marks).items()}
+        """SIGKILL for every process of this scenario that was started with these variables, and for its descendants."""
         deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:
-            found = [pid for pid in _pids() if wanted <= _environ_of(pid)]
-            if not found:
-                return
+        while (found := self._family({"COMPARE": self.token} | marks)) and time.monotonic() < deadline:
             for pid in found:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.1)
+
+    def _family(self, marks: Mapping[str, str]) -> set[int]:
+        # a program that writes a title for `ps` overwrites its environment, so the environment alone is not enough
+        wanted = {f"{name}={value}" for name, value in marks.items()}
+        sessions = {pid for pid, environ in self._started.items() if marks.items() <= environ.items()}
+        parents = {pid: _parent_and_session(pid) for pid in _pids()}
+        family = {pid for pid, (_, session) in parents.items() if session in sessions or wanted <= _environ_of(pid)}
+        while born := {pid for pid, (parent, _) in parents.items() if parent in family} - family:
+            family |= born
+        return family
 
     def clear(self) -> None:
         """End all that the scenario started."""
@@ -218,6 +228,14 @@ def database() -> Iterator[Cluster]:
 
 def _pids() -> list[int]:
     return [int(entry.name) for entry in Path("/proc").glob("[0-9]*") if int(entry.name) != os.getpid()]
+
+
+def _parent_and_session(pid: int) -> tuple[int, int]:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0, 0
+    return (0, 0) if fields[0] == "Z" else (int(fields[1]), int(fields[3]))  # a zombie has ended
 
 
 def _words_of(pid: int) -> list[str]:
