@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +30,20 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.bench.compare import airflow, buildbot, celery, dagster, ops_worker, prefect
-from tests.bench.compare.bench import LINES, MAJOR, ROOT, STOP, Bench, Peer, Seen, Site, StepFailed, database, until
+from tests.bench.compare.bench import (
+    LINES,
+    MAJOR,
+    ROOT,
+    START,
+    STOP,
+    Bench,
+    Peer,
+    Seen,
+    Site,
+    StepFailed,
+    database,
+    until,
+)
 from tests.support.docker import base_image, docker
 from worker import __version__
 
@@ -65,7 +79,6 @@ class Row:
     missing: int = 0
     left: str = ""
     date: str = ""
-    seconds: float = 0.0
 
 
 def main() -> None:
@@ -126,7 +139,6 @@ def installed(key: str, packages: tuple[str, ...], seconds: float) -> Path:
 
 def scene(peer: Peer, fault: str, venv: Path, image: str) -> Row:
     """One fault on one installation, which is taken down afterwards."""
-    began = time.monotonic()
     # a server's Unix socket needs a short path
     with tempfile.TemporaryDirectory(prefix="compare-") as scratch, database() as cluster:
         bench = Bench(Path(scratch, "site"), venv, cluster, image)
@@ -145,7 +157,7 @@ def scene(peer: Peer, fault: str, venv: Path, image: str) -> Row:
     doubled = sum(1 for count in counted.values() if count > 1)
     missing = LINES - len(counted)
     state = seen.state if seen.ended else f"{seen.state}, still after {WATCHED:.0f} s"
-    return Row(peer.name, fault, state, len(counted), doubled, missing, left, today(), time.monotonic() - began)
+    return Row(peer.name, fault, state, len(counted), doubled, missing, left, today())
 
 
 def observe(site: Site, fault: str) -> tuple[Seen, str]:
@@ -233,14 +245,17 @@ def page(results: dict[str, list[Row]]) -> str:
     head = "| | after | state | kept | doubled | missing | left behind |\n|---|---|---|---|---|---|---|\n"
     table = "".join(f"| {' | '.join(cells(row))} |\n" for rows in results.values() for row in rows)
     setups = "".join(
-        f"- **{PEERS[key].name}** ({', '.join(PEERS[key].packages) or __version__}; {rows[0].date or 'not tried'}): "
-        f"{PEERS[key].setup}.\n"
-        for key, rows in results.items()
-    )
+        textwrap.fill(
+            f"- **{peer.name}** ({', '.join(peer.packages) or __version__}; {results[key][0].date or 'not tried'}): "
+            f"{peer.setup}.",
+            width=116, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False,
+        ) + "\n"
+        for key, peer in PEERS.items()
+    )  # fmt: skip
     engine = docker("version", "--format", "{{.Server.Version}}").strip()
     return TEXT.format(
         table=head + table, setups=setups, lines=LINES, middle=MIDDLE, away=int(AWAY), stop=int(STOP),
-        watched=int(WATCHED), cpus=os.cpu_count(), python=platform.python_version(), engine=engine,
+        watched=int(WATCHED), start=int(START), cpus=os.cpu_count(), python=platform.python_version(), engine=engine,
         major=MAJOR,
     )  # fmt: skip
 
@@ -263,7 +278,8 @@ The job is a shell that prints `line 1` to `line {lines}`, one a second. The fau
 
 A container is not part of the worker's unit; a process of the worker is. `kept` counts the different lines in the log
 that the program, or the task on it, shows in the end, `doubled` those among them that are there twice or more,
-`missing` the rest of {lines}. The job had {watched} s after the fault to end.
+`missing` the rest of {lines}. The job had {watched} s after the fault to end, and the set-up
+{start} s until the job began.
 
 {table}
 ## How each was set up

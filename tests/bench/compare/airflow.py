@@ -33,6 +33,7 @@ class Airflow(Site):
             "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
             "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{self.port}/execution/",
             "AIRFLOW__API__WORKERS": "1",
+            "AIRFLOW__CORE__PARALLELISM": "2",
             "AIRFLOW__API_AUTH__JWT_SECRET": bench.token * 3,
             "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(free_port()),
         }
@@ -70,7 +71,8 @@ class Airflow(Site):
 PEER = Peer(
     "Airflow",
     ("apache-airflow==3.3.2", "psycopg2-binary==2.9.13", "asyncpg==0.32.0"),
-    "scheduler with LocalExecutor (the default), API server with one process, DAG processor, database in PostgreSQL;"
-    " the job is a BashOperator, a process of the scheduler, which is the worker here; no retries (the default)",
+    "scheduler with LocalExecutor (the default) and `parallelism` 2, API server with one process, DAG processor,"
+    " database in PostgreSQL; the job is a BashOperator, a process of the scheduler, which is the worker here; no"
+    " retries (the default)",
     Airflow,
 )

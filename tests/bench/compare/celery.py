@@ -63,7 +63,7 @@ PEER = Peer(
     "one prefork worker with `--concurrency 1`, SQLAlchemy broker and result backend in PostgreSQL (not the usual Redis"
     " or RabbitMQ), `task_acks_late`, `task_reject_on_worker_lost` and `task_track_started` set (no defaults); the task"
     " starts a container by the Docker SDK and writes its log to a file (Celery keeps no log of a task). This broker"
-    " does not deliver a lost task again; RabbitMQ does at once, Redis after an hour (default), and the task then"
-    " starts a second container",
+    " does not deliver a lost task again. By its documents RabbitMQ does at once and Redis after an hour; the task then"
+    " starts a second container (not tried)",
     Celery,
 )
