@@ -153,11 +153,16 @@ def scene(peer: Peer, fault: str, venv: Path, image: str) -> Row:
             logs.mkdir(parents=True)
             for log in bench.folder.glob("*.log"):
                 shutil.copy(log, logs)
-    counted = Counter(int(found[1]) for line in seen.lines if (found := re.fullmatch(r"line (\d+)", line.strip())))
+    counted = numbers(seen)
     doubled = sum(1 for count in counted.values() if count > 1)
     missing = LINES - len(counted)
     state = seen.state if seen.ended else f"{seen.state}, still after {WATCHED:.0f} s"
     return Row(peer.name, fault, state, len(counted), doubled, missing, left, today())
+
+
+def numbers(seen: Seen) -> Counter[int]:
+    """How often the log has each line of the job; a program may log more than the job's lines."""
+    return Counter(int(found[1]) for line in seen.lines if (found := re.fullmatch(r"line (\d+)", line.strip())))
 
 
 def observe(site: Site, fault: str) -> tuple[Seen, str]:
@@ -172,7 +177,7 @@ def observe(site: Site, fault: str) -> tuple[Seen, str]:
     site.submit()
     until("the job begins", lambda: bool(bench.jobs()), bench.seconds())
     with suppress(StepFailed):  # a peer may show no line before the end
-        until("lines", lambda: len(site.look().lines) >= MIDDLE, LATEST)
+        until("lines", lambda: len(numbers(site.look())) >= MIDDLE, LATEST)
     strike(site, fault, worker)
     seen = site.look()
     deadline = time.monotonic() + WATCHED
