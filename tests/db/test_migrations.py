@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import Connect
 from tests.support import schema
-from tests.support.postgres import DEFAULT, MAJORS, NEWEST, TESTED, Cluster, Clusters, normalise_dump, tested
+from tests.support.postgres import DEFAULT, MAJORS, NEWEST, TESTED, Cluster, Clusters, normalise_dump, versions
 from tests.support.supabase import OWNER, supabase_cluster, supabase_database
 from worker import catalog, migrations
 from worker.errors import DatabaseUnavailable
@@ -64,9 +64,9 @@ async def history(connection: asyncpg.Connection) -> list[tuple[object, ...]]:
 
 async def test_the_switch_chooses_the_version_of_the_server(db: asyncpg.Connection) -> None:
     assert db.get_server_version().major == DEFAULT
-    assert (tested(None), tested(""), tested("15")) == (MAJORS, MAJORS, (15,))
+    assert (versions(None), versions(""), versions("15")) == (MAJORS, MAJORS, (15,))
     with pytest.raises(ValueError, match=r"^OPS_TEST_POSTGRES=14: expected one of 15, 16, 17, 18$"):
-        tested("14")
+        versions("14")
 
 
 # The real migrations, on every version --------------------------------------------------------------------

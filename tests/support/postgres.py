@@ -60,7 +60,7 @@ class ServerMissing(Exception):
     """No PostgreSQL server of this version can be had here."""
 
 
-def tested(switch: str | None) -> tuple[int, ...]:
+def versions(switch: str | None) -> tuple[int, ...]:
     """The versions that the tests run on, oldest first: all, or the one that ``OPS_TEST_POSTGRES`` names.
 
     Raises:
@@ -73,7 +73,7 @@ def tested(switch: str | None) -> tuple[int, ...]:
     return (int(switch),)
 
 
-TESTED = tested(os.environ.get(SWITCH))
+TESTED = versions(os.environ.get(SWITCH))
 DEFAULT = TESTED[-1]
 """The version that a test runs on unless it asks for another."""
 OUTERMOST = sorted({TESTED[0], TESTED[-1]})
