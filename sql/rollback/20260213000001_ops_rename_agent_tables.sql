@@ -1,58 +1,94 @@
--- Gives the agent tables their old names back, with their indexes, sequences and constraints, and drops the two views.
+-- Gives everything that the migration renamed its former name back, functions their former text, and drops the views
+-- that the migration added.
 --
--- Lost: nothing; every row and every grant stays. Refused while our own ops.runs or ops.run_logs exist: roll
--- those back first. An index, sequence or constraint that was called agent_* before the migration loses that prefix too.
+-- Lost: nothing; every row and every grant stays. Refused while one of the former names is in use, as it is while our
+-- own tables exist: roll those back first. A function that was changed after the migration keeps its new text, and what
+-- was dropped or renamed again stays as it is.
 
 do $$
 declare
-    v_name text;
-    v_table regclass;
-    v_object record;
+    v_ops constant oid := pg_catalog.to_regnamespace('ops');
+    v_search_path constant text := pg_catalog.current_setting('search_path');
+    v_check constant text := pg_catalog.current_setting('check_function_bodies');
+    v_lock text[];
+    v_item record;
+    v_routine record;
 begin
-    -- Both tables or neither, and who reads a view locks it before its table.
-    if pg_catalog.to_regclass('ops.agent_runs_v') is not null
-        and pg_catalog.to_regclass('ops.agent_run_logs_v') is not null then
-        for v_try in 1 .. 1000 loop
-            begin
-                lock table ops.agent_runs_v in access exclusive mode;
-                lock table ops.agent_run_logs_v in access exclusive mode nowait;
-                exit;
-            exception when lock_not_available then
-                perform pg_catalog.pg_sleep(0.01);
-            end;
-        end loop;
+    if pg_catalog.to_regclass('ops_private.renamed') is null then
+        return;
     end if;
+    perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+    perform pg_catalog.set_config('check_function_bodies', 'off', true);
 
-    foreach v_name in array '{runs,run_logs}'::text[] loop
-        v_table := pg_catalog.to_regclass(pg_catalog.format('ops.%I', 'agent_' || v_name));
-        continue when v_table is null;
-        if pg_catalog.to_regclass(pg_catalog.format('ops.%I', v_name)) is not null then
-            raise exception 'ops.% exists: roll back the later migrations first', v_name;
+    for v_item in select r.former from ops_private.renamed as r where r.kind = 'relation' order by r.position loop
+        if to_regclass(format('ops.%I', v_item.former)) is not null then
+            raise exception 'ops.% exists: roll back the later migrations first', v_item.former;
         end if;
-        execute pg_catalog.format('drop view if exists ops.%I', 'agent_' || v_name || '_v');
-        for v_object in
-            select c.relname as name, c.relkind as kind
-            from pg_catalog.pg_class as c
-            where c.relname like 'agent\_%' and (
-                c.oid in (select i.indexrelid from pg_catalog.pg_index as i where i.indrelid = v_table)
-                or (c.relkind = 'S' and c.oid in (
-                    select d.objid from pg_catalog.pg_depend as d
-                    where d.refobjid = v_table and d.deptype in ('a', 'i'))))
-        loop
-            execute pg_catalog.format(
-                'alter %s ops.%I rename to %I', case v_object.kind when 'S' then 'sequence' else 'index' end,
-                v_object.name, pg_catalog.substr(v_object.name, 7));
-        end loop;
-        for v_object in
-            select k.conname as name
-            from pg_catalog.pg_constraint as k
-            where k.conrelid = v_table and k.contype in ('c', 'f') and k.conname like 'agent\_%'
-        loop
-            execute pg_catalog.format(
-                'alter table ops.%I rename constraint %I to %I',
-                'agent_' || v_name, v_object.name, pg_catalog.substr(v_object.name, 7));
-        end loop;
-        execute pg_catalog.format('alter table ops.%I rename to %I', 'agent_' || v_name, v_name);
     end loop;
+
+    -- All or none, and a reader locks a view before its table.
+    v_lock := array(
+        select c.oid::regclass::text
+        from ops_private.renamed as r
+        join pg_class as c on c.relnamespace = v_ops and c.relname in (r.name, r.on_table)
+        where (r.kind = 'view' and c.relkind = 'v')
+            or (r.kind in ('relation', 'constraint') and c.relkind in ('r', 'p'))
+        group by c.oid
+        order by c.relkind = 'v' desc, c.relname);
+    for v_try in 1 .. 1000 loop
+        begin
+            for v_place in 1 .. cardinality(v_lock) loop
+                execute format(
+                    'lock table %s in access exclusive mode%s',
+                    v_lock[v_place], case when v_place > 1 then ' nowait' end);
+            end loop;
+            exit;
+        exception when lock_not_available then
+            perform pg_sleep(0.01);
+        end;
+    end loop;
+
+    for v_item in select r.* from ops_private.renamed as r order by r.position desc loop
+        if v_item.kind = 'view' then
+            execute format('drop view if exists ops.%I', v_item.name);
+        elsif v_item.kind = 'body' then
+            for v_routine in select p.oid from pg_proc as p where p.prosrc = v_item.name loop
+                execute replace(pg_get_functiondef(v_routine.oid), v_item.name, v_item.former);
+            end loop;
+        elsif v_item.kind = 'function' then
+            for v_routine in
+                select p.oid from pg_proc as p where p.pronamespace = v_ops and p.proname = v_item.name
+            loop
+                execute format('alter routine %s rename to %I', v_routine.oid::regprocedure, v_item.former);
+            end loop;
+        elsif v_item.kind = 'constraint' then
+            if exists (
+                select from pg_constraint as k
+                where k.conrelid = to_regclass(format('ops.%I', v_item.on_table)) and k.conname = v_item.name
+            ) then
+                execute format(
+                    'alter table ops.%I rename constraint %I to %I', v_item.on_table, v_item.name, v_item.former);
+            end if;
+        elsif v_item.kind = 'type' then
+            if to_regtype(format('ops.%I', v_item.name)) is not null then
+                execute format('alter type ops.%I rename to %I', v_item.name, v_item.former);
+            end if;
+        else
+            execute format(
+                'alter %s if exists ops.%I rename to %I',
+                case v_item.kind when 'index' then 'index' else 'table' end, v_item.name, v_item.former);
+        end if;
+    end loop;
+
+    drop table ops_private.renamed;
+    if not exists (
+        select from pg_depend as d
+        where d.refclassid = 'pg_namespace'::regclass and d.refobjid = to_regnamespace('ops_private')
+            and d.deptype = 'n'
+    ) then
+        drop schema ops_private;
+    end if;
+    perform pg_catalog.set_config('check_function_bodies', v_check, true);
+    perform pg_catalog.set_config('search_path', v_search_path, true);
 end
 $$;

@@ -3,7 +3,7 @@
 -- Lost: everything. All projects, workflows, runs, logs, events, artifact records, tools, advisories and
 -- memberships, the counters of run numbers (they begin at 1 again) and the identity of this database
 -- (containers of runs that are still going count as foreign from then on). Files in the artifact store stay.
--- The schema ops stays where it holds something else.
+-- The schemas stay where they hold something else.
 
 drop table
     ops.project_memberships, ops.upgrade_advisories, ops.tools,
@@ -11,16 +11,19 @@ drop table
     ops_private.leases, ops_private.workers, ops_private.run_counters, ops_private.control,
     ops.runs, ops.workflows, ops.projects;
 drop sequence ops_private.run_log_seq;
-drop schema ops_private;
 
 do $$
+declare
+    v_schema text;
 begin
-    if not exists (
-        select from pg_catalog.pg_depend as d
-        where d.refclassid = 'pg_catalog.pg_namespace'::regclass and d.refobjid = 'ops'::regnamespace
-            and d.deptype = 'n'
-    ) then
-        drop schema ops;
-    end if;
+    foreach v_schema in array '{ops_private,ops}'::text[] loop
+        if not exists (
+            select from pg_catalog.pg_depend as d
+            where d.refclassid = 'pg_catalog.pg_namespace'::regclass
+                and d.refobjid = v_schema::pg_catalog.regnamespace and d.deptype = 'n'
+        ) then
+            execute pg_catalog.format('drop schema %I', v_schema);
+        end if;
+    end loop;
 end
 $$;
