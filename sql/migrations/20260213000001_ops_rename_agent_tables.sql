@@ -78,11 +78,17 @@ begin
         position integer generated always as identity primary key,
         kind text not null,
         on_table text,
-        name text not null,
+        name text,
         former text
     );
     comment on table ops_private.renamed is
-        'What the first migration renamed, in this order. The rollback undoes it; a body is the text of a function.';
+        'What the first migration renamed, in this order, bodies of functions and grants that are older than ours.';
+    insert into ops_private.renamed (kind, former)
+    select distinct 'grant', g.rolname::text
+    from pg_namespace as n
+    cross join lateral aclexplode(n.nspacl) as a
+    join pg_roles as g on g.oid = a.grantee
+    where n.oid = v_ops and g.rolname in ('authenticated', 'service_role', 'ops_worker');
 
     foreach v_kind in array '{relation,type,sequence,index,constraint,function}'::text[] loop
         for v_item in
@@ -161,8 +167,9 @@ begin
         end loop;
     end loop;
 
-    -- A name without its schema may mean something else, so this file does not change it.
-    select string_agg(format('%s names %s', p.oid::regprocedure, r.former), ', ' order by p.oid::regprocedure::text)
+    -- A name without its schema may mean something else, so this file does not change it: where the search path makes
+    -- it mean a table, or where it is short for a table that has its schema elsewhere in the same function.
+    select string_agg(distinct format('%s names %s', p.oid::regprocedure, r.former), ', ')
     into v_unclear
     from pg_proc as p
     join pg_language as l on l.oid = p.prolang and l.lanname not in ('internal', 'c')
@@ -174,13 +181,16 @@ begin
             cross join unnest(g.setconfig) as s (setting)
             where s.setting like 'search\_path=%'
                 and g.setdatabase in (0, (select b.oid from pg_database as b where b.datname = current_database()))))
-    ) as path (setting)
+            ~ '\mops\M'
+    ) as path (has_ops)
     join ops_private.renamed as r on p.prosqlbody is null and (
-        (r.kind in ('relation', 'type')
+        (r.kind = 'relation' and p.prosrc ~* ('(?<![\w."])"?' || r.former || '"?\s*\.\s*["\w]')
+            and p.prosrc ~* ('\mops"?\s*\.\s*"?' || r.former || '\M')
+            and p.prosrc !~* ('\."?' || r.former || '"?\s+(as\s+)?"?' || r.former || '\M'))
+        or (path.has_ops and r.kind = 'relation'
             and p.prosrc ~* ('\m(from|join|into|update|only|table|truncate|using)\s+"?' || r.former || '\M'
                 || '|(?<![\w."])"?' || r.former || '\M"?(\.\w+)?\s*%\s*(row)?type'))
-        or (r.kind = 'function' and p.prosrc ~* ('(?<![\w."])"?' || r.former || '\M"?\s*\(')))
-    where path.setting ~ '\mops\M';
+        or (path.has_ops and r.kind = 'function' and p.prosrc ~* ('(?<![\w."])"?' || r.former || '\M"?\s*\(')));
     if v_unclear is not null then
         raise exception 'Functions name what has to be renamed without its schema: %', v_unclear
             using hint = 'Write ops. before these names, or drop the functions, and migrate again.';

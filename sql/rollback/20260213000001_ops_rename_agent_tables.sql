@@ -73,7 +73,7 @@ begin
             if to_regtype(format('ops.%I', v_item.name)) is not null then
                 execute format('alter type ops.%I rename to %I', v_item.name, v_item.former);
             end if;
-        else
+        elsif v_item.kind <> 'grant' then
             execute format(
                 'alter %s if exists ops.%I rename to %I',
                 case v_item.kind when 'index' then 'index' else 'table' end, v_item.name, v_item.former);

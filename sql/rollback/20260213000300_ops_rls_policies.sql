@@ -4,7 +4,20 @@
 -- applied again. The roles anon, authenticated, service_role and ops_worker stay: roles belong to the whole
 -- cluster, and another database may use them. So do roles that were given ops_worker.
 
-revoke all on schema ops from authenticated, service_role, ops_worker;
+-- A grant on the schema that is older than our migrations stays: the first of them recorded it.
+do $$
+declare
+    v_role text;
+begin
+    foreach v_role in array '{authenticated,service_role,ops_worker}'::text[] loop
+        if pg_catalog.to_regclass('ops_private.renamed') is not null then
+            continue when exists (
+                select from ops_private.renamed as r where r.kind = 'grant' and r.former = v_role);
+        end if;
+        execute pg_catalog.format('revoke all on schema ops from %I', v_role);
+    end loop;
+end
+$$;
 revoke all on
     ops.projects, ops.workflows, ops.runs, ops.run_events, ops.run_artifacts, ops.run_logs, ops.tools,
     ops.upgrade_advisories, ops.project_memberships

@@ -265,10 +265,11 @@ class Cluster:
             self._template = "template_ops"
         return self._template
 
-    def dump(self, database: str, *options: str) -> str:
-        """Schema of a database as ``pg_dump`` writes it, without what differs from one call to the next."""
+    def dump(self, database: str, *options: str, rows: bool = False) -> str:
+        """Schema, or all, of a database as ``pg_dump`` writes it, without what differs from one call to the next."""
+        only = [] if rows else ["--schema-only"]
         done = subprocess.run(
-            [client_binaries() / "pg_dump", "--schema-only", "--no-owner", *options, self.url(database)],
+            [client_binaries() / "pg_dump", *only, "--no-owner", *options, self.url(database)],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         if done.returncode:
