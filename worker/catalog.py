@@ -1,7 +1,8 @@
 """Compare the live schema with the one that the migrations make.
 
 The expected one is ``sql/catalog.txt``, a line per object, written by the query in ``sql/catalog.sql`` from a
-database with all migrations; a test keeps it up to date. Objects beyond it are nobody's mistake.
+database with all migrations; a test keeps it up to date. Objects beyond it are no mistake, but for one kind: a function
+in the schema ``ops`` with the name of one of ours and other arguments, which may win a call that is meant for ours.
 """
 
 from __future__ import annotations
@@ -32,26 +33,30 @@ Catalog = Mapping[Key, str]
 
 @dataclass(frozen=True)
 class Finding:
-    """One object that is missing or different; ``found`` is None when it is missing."""
+    """One problem: ``found`` is None for a missing object, ``expected`` is None for an overload that is not ours."""
 
     kind: str
     name: str
-    expected: str
+    expected: str | None
     found: str | None
 
     @property
-    def problem(self) -> Literal["missing", "different"]:
-        """Which of the two."""
+    def problem(self) -> Literal["missing", "different", "ambiguous"]:
+        """Which of the three."""
+        if self.expected is None:
+            return "ambiguous"
         return "missing" if self.found is None else "different"
 
     def __str__(self) -> str:
         if self.found is None:
             return f"missing {self.kind} {self.name}"
+        if self.expected is None:
+            return f"ambiguous {self.kind} {self.name}\n  a call may mean it or ours: rename it or drop it"
         return f"different {self.kind} {self.name}\n  expected {self.expected}\n  found    {self.found}"
 
 
 async def verify(connection: asyncpg.Connection, directory: Traversable | None = None) -> list[Finding]:
-    """What the database lacks of the expected schema or has in another form; empty when all is well."""
+    """What is missing in the database, different from the expected schema, or ambiguous; empty when all is well."""
     root = directory or sql_directory()
     expected = parse((root / CATALOG).read_text(encoding="utf-8"))
     live = await read_catalog(connection, root)
@@ -61,13 +66,23 @@ async def verify(connection: asyncpg.Connection, directory: Traversable | None =
 
 
 def compare(expected: Catalog, live: Catalog) -> list[Finding]:
-    """The differences, by name. Of a missing table its columns, indexes and so on are not listed."""
+    """The differences, by name, then the overloads. Of a missing table its columns, indexes and so on are not listed."""
+    ours = {_exposed(key) for key in expected} - {None}
     gone = tuple(f"{key.name}." for key in expected if key.kind == "table" and key not in live)
     return [
         Finding(key.kind, key.name, definition, live.get(key))
         for key, definition in expected.items()
         if live.get(key) != definition and not (key.kind != "function" and key.name.startswith(gone))
+    ] + [
+        Finding(key.kind, key.name, None, definition)
+        for key, definition in live.items()
+        if key not in expected and _exposed(key) in ours
     ]
+
+
+def _exposed(key: Key) -> str | None:
+    """The name without arguments of a function in the schema that an API exposes; None for any other object."""
+    return key.name.partition("(")[0] if key.kind == "function" and key.name.startswith("ops.") else None
 
 
 async def read_catalog(connection: asyncpg.Connection, directory: Traversable | None = None) -> Catalog:

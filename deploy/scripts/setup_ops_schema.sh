@@ -138,7 +138,7 @@ SQL
 }
 
 verify() {
-    local expected actual differing
+    local expected actual differing ambiguous
     actual=$(live)
     expected=$(grep -v '^#' "$sql/catalog.txt")
     # only Supabase has auth.users
@@ -150,6 +150,10 @@ verify() {
         sed -n '1,20p; 21{s/.*/…/p;q}' <<< "$differing" >&2
         die $EX_NEGATIVE "$(wc -l <<< "$differing") of $(wc -l <<< "$expected") objects are not as sql/catalog.txt says"
     fi
+    ambiguous=$(grep -F -f <(grep -o '^function ops\.[a-z_]*(' <<< "$expected") <<< "$actual" | sed 's/ = .*//' |
+        grep -v -x -F -f <(sed 's/ = .*//' <<< "$expected")) || true
+    [ -z "$ambiguous" ] ||
+        die $EX_NEGATIVE "a call may mean one of these or ours: rename or drop them:"$'\n'"$ambiguous"
     printf 'verified %s objects\n' "$(wc -l <<< "$expected")"
 }
 

@@ -669,9 +669,14 @@ declare
     v_refusal constant jsonb :=
         ops_private.check_run(p_run_id, p_worker_id, p_instance_id, '{running}', true);
     v_artifact_id uuid;
+    v_added boolean;
 begin
     if v_refusal is not null then
         return v_refusal;
+    end if;
+    -- a worker names its instance; the checksum of another client is stored as given
+    if p_instance_id is not null and p_checksum !~ '^sha256:[0-9a-f]{64}$' then
+        return ops_private.refusal('bad_argument', 'the checksum of a worker must be sha256: and 64 hex digits');
     end if;
     begin
         insert into ops.run_artifacts as a
@@ -682,10 +687,15 @@ begin
         set artifact_url = excluded.artifact_url, content_type = excluded.content_type,
             size_bytes = excluded.size_bytes, checksum = excluded.checksum,
             expires_at = excluded.expires_at, metadata = excluded.metadata
-        returning a.id into v_artifact_id;
+        returning a.id, a.xmax = 0 into v_artifact_id, v_added;  -- xmax is set in a row that was there before
     exception when check_violation or not_null_violation then
         return ops_private.refusal('bad_argument', sqlerrm);
     end;
+    if v_added then
+        perform ops_private.add_event(
+            p_run_id, 'info', 'Artifact added: ' || p_artifact_key,
+            jsonb_build_object('artifact_id', v_artifact_id, 'artifact_key', p_artifact_key));
+    end if;
     return jsonb_build_object('success', true, 'artifact_id', v_artifact_id);
 end
 $$;

@@ -69,7 +69,7 @@ alter table ops.runs
 alter table ops.run_artifacts
     drop constraint run_artifacts_artifact_key_format,
     drop constraint run_artifacts_artifact_url_format,
-    drop constraint run_artifacts_checksum_format,
+    drop constraint run_artifacts_checksum_length,
     drop constraint run_artifacts_size_bytes_not_negative;
 
 alter table ops.projects

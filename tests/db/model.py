@@ -255,6 +255,8 @@ class Contract:
 
     def add_run_artifact(self, who: Caller, run_id: uuid.UUID, artifact_key: str, artifact_url: str) -> Answer:
         run = self._checked(who, run_id, ("running",))
+        if artifact_key not in run.artifacts:
+            self._tell(run.id, "info", artifact_key=artifact_key)
         run.artifacts[artifact_key] = artifact_url
         return {"success": True}
 

@@ -7,6 +7,7 @@ names in every other kind of object.
 from __future__ import annotations
 
 import asyncio
+import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -177,3 +178,46 @@ async def test_old_tables_and_functions_go_on_under_their_new_names(
         assert await db.fetchval("select count(*) from ops.runs") == 0
         assert await db.fetchval("select ops.claim_next_run('w') ->> 'run_id'") is None
         db.terminate()
+
+
+@pytest.mark.parametrize(
+    ("options", "body", "names"),
+    [
+        ("language sql set search_path = ops, public", "select count(*) from Runs", "runs"),
+        ("language plpgsql set search_path = ops", "declare r runs%rowtype; begin return 1; end", "runs"),
+        ("language sql set search_path = ops", "select claim_next_run('w')", "claim_next_run"),
+        ("language sql", "select max(runs.id) from ops.runs", "runs"),
+        ("language plpgsql", "begin return (select count(*) from agents join runs using (id)); end", "runs"),
+    ],
+    ids=["table", "row type", "function", "short for a qualified name", "search path of the database"],
+)
+async def test_a_function_whose_names_are_not_clear_is_refused_by_name(
+    empty_db_url: str, connect: Connect, options: str, body: str, names: str
+) -> None:
+    db = await connect(empty_db_url)
+    await db.execute(
+        "create schema ops; create table ops.runs (id int); create table public.agents (id int);"
+        "create function ops.claim_next_run(text) returns bigint return 1;"
+        "set check_function_bodies = off;"
+        f"create function public.f() returns bigint {options} as $$ {body} $$;"
+        "create function public.clear() returns bigint language sql set search_path = ops as"
+        " $$ select count(runs.id) from ops.runs as runs $$;"
+    )
+    if "search_path" not in options and "ops" not in body:
+        await db.execute(f"alter database {await db.fetchval('select current_database()')} set search_path = ops")
+
+    with pytest.raises(migrations.MigrationError, match=rf"without its schema: public\.f\(\) names {names}\. Write ops\."):
+        await migrations.migrate(db)
+
+    assert await db.fetchval("select to_regclass('ops.runs') is not null and to_regnamespace('ops_private') is null")
+    await db.execute("drop function public.f()")
+    assert await migrations.migrate(db) == migrations.read_migrations()
+
+
+def test_the_first_migration_knows_all_names_of_ours() -> None:
+    listed = re.findall(r"v_(?:tables|functions) constant text\[\] := ('.*?');", migrations.read_migrations()[0].up, re.S)
+    expected = catalog.parse(schema.CATALOG.read_text())
+    functions = {key.name.partition("(")[0] for key in expected if key.kind == "function"}
+    assert [set(re.findall(r"[a-z_]+", names)) for names in listed] == [
+        set(schema.TABLES), {name.removeprefix("ops.") for name in functions if name.startswith("ops.")},
+    ]  # fmt: skip

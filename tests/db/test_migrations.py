@@ -460,6 +460,8 @@ async def test_verify_on_an_empty_database_names_every_table(empty_db_url: str, 
         ("create or replace function ops.current_user_id() returns uuid return null::uuid",
          "different function ops.current_user_id()"),
         ("drop schema ops cascade", "missing table ops.runs"),
+        ("create function ops.claim_next_run(text) returns int return 1",
+         "ambiguous function ops.claim_next_run(text)"),
     ],
 )  # fmt: skip
 async def test_verify_names_what_is_missing_or_different(db: asyncpg.Connection, change: str, finding: str) -> None:

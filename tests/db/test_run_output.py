@@ -232,6 +232,16 @@ async def test_the_same_key_again_updates(world: World) -> None:
     assert row is not None
     assert (row["artifact_url"], row["size_bytes"], row["checksum"]) == ("file:///new", 2, None)
     assert await world.db.fetchval("select count(*) from ops.run_artifacts") == 1
+    events = await world.db.fetch("select * from ops.run_events where message like 'Artifact added: %'")
+    assert [(event["event_type"], event["message"]) for event in events] == [("info", "Artifact added: a")]
+
+
+async def test_the_checksum_of_another_client_is_stored_as_given(world: World) -> None:
+    run = await world.running()
+    for checksum in ("sha256:abc123", "md5:1", "0" * 64):
+        answer = await call(world.db, "add_run_artifact", run, "a", "file:///a", p_checksum=checksum)
+        assert answer["success"]
+        assert await world.db.fetchval("select checksum from ops.run_artifacts") == checksum
 
 
 async def test_keys_that_are_allowed(world: World) -> None:
@@ -246,11 +256,12 @@ BAD_KEYS = ("/a", "a/", "a//b", ".", "..", "../a", "a/../b", "a/..", "./a")
 async def test_an_artifact_that_is_wrong_is_refused(world: World) -> None:
     run = await world.running()
     right: dict[str, object] = {"p_artifact_key": "a", "p_artifact_url": "file:///a"}
+    right |= {"p_worker_id": WORKER, "p_instance_id": INSTANCE}
     wrong: dict[str, tuple[object, ...]] = {
         "p_artifact_key": ("", None, *BAD_KEYS, "a\nb", "x" * 1025),
         "p_artifact_url": ("", None),
         "p_size_bytes": (-1,),
-        "p_checksum": ("0" * 64, CHECKSUM[:-1], CHECKSUM[:-1] + "G", CHECKSUM + "\n"),
+        "p_checksum": ("sha256:abc123", "0" * 64, CHECKSUM[:-1], CHECKSUM[:-1] + "G", CHECKSUM + "\n"),
         "p_metadata": ("[]",),
     }
     for name, value in ((name, value) for name, values in wrong.items() for value in values):
