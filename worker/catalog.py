@@ -66,7 +66,7 @@ async def verify(connection: asyncpg.Connection, directory: Traversable | None =
 
 
 def compare(expected: Catalog, live: Catalog) -> list[Finding]:
-    """The differences, by name, then the overloads. Of a missing table its columns, indexes and so on are not listed."""
+    """The differences by name, then the overloads. Columns, indexes and so on of a missing table are not listed."""
     ours = {_exposed(key) for key in expected} - {None}
     gone = tuple(f"{key.name}." for key in expected if key.kind == "table" and key not in live)
     return [

@@ -145,23 +145,26 @@ async def test_a_client_that_knows_the_old_names_only_is_refused_and_writes_noth
     assert await db.fetchval("select count(*) from ops.run_logs") == 0
 
 
-async def test_the_guide_s_queries_find_whoever_names_the_tables(empty_db_url: str, connect: Connect) -> None:
+async def test_the_guide_s_queries_find_what_is_renamed_and_who_hides_a_name(
+    empty_db_url: str, connect: Connect
+) -> None:
     db = await connect(empty_db_url)
     await db.execute(AGENT_TABLES)
     await db.execute(
-        "create function public.by_name() returns bigint language plpgsql as"
-        " $$ begin return (select count(*) from ops.runs); end $$;"
-        "create function public.innocent() returns bigint language sql as $$ select count(*) from ops.latest $$;"
+        "create function public.by_string() returns bigint language plpgsql as"
+        " $$ declare n bigint; begin execute format('select count(*) from ops.%I', 'runs') into n; return n; end $$;"
+        "create function public.by_name() returns bigint language sql as $$ select count(*) from ops.runs $$;"
     )
-    names, tables = re.findall(r"```sql\n(.*?)```", GUIDE, re.DOTALL)[:2]
-    assert [str(row[0]) for row in await db.fetch(tables)] == ["runs", "run_logs"]
-    assert [str(row[0]) for row in await db.fetch(names)] == ["by_name()"]
+    english, tables, strings = re.findall(r"```sql\n(.*?)```", GUIDE, re.DOTALL)[1:4]
+    assert "english" in english
+    assert [str(row[0]) for row in await db.fetch(tables)] == ["run_logs", "runs"]
+    assert [str(row[0]) for row in await db.fetch(strings)] == ["by_string()"]
 
-
-async def test_the_guide_s_count_is_the_same_on_both_sides(empty_db_url: str, connect: Connect) -> None:
-    db = await connect(empty_db_url)
-    await db.execute(AGENT_TABLES)
-    before, after = re.findall(r'-c "(select count[^"]*)"', GUIDE)[:2]
-    counted = await db.fetch(before)
+    counts = re.findall(r'-c "(select count[^"]*)"', GUIDE)
+    counted = await db.fetch(counts[0])
     await migrations.migrate(db)
-    assert await db.fetch(after) == counted
+    assert await db.fetch(tables) == []
+    assert await db.fetch(counts[1]) == counted
+    renamed = await db.fetch(re.findall(r"```sql\n(.*?)```", GUIDE, re.DOTALL)[0])
+    assert ("relation", "runs", "agent_runs") in [(row["kind"], row["former"], row["name"]) for row in renamed]
+    assert await db.fetchval("select public.by_name()") == 50

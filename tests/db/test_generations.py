@@ -33,6 +33,7 @@ OLD = {
     "c": ["c"],
     "a0-renamed-and-c": ["a0", "a0_renamed", "c"],
     "u": ["u"],
+    "guide": ["guide"],
     "odd": ["odd"],
 }
 NEW_NAMES = {
@@ -41,6 +42,7 @@ NEW_NAMES = {
     "c": {"projects": "old_projects", "runs": "old_runs", "run_events": "old_run_events"},
     "a0-renamed-and-c": {"projects": "old_projects", "runs": "old_runs", "run_events": "old_run_events"},
     "u": {"runs": "old_runs", "run_events": "old_run_events"},
+    "guide": {name: f"old_{name}" for name in schema.TABLES},
     "odd": {
         "projects": "old_projects_2", "workflows": "old_workflows", "runs": "old_runs", "tools": "old_tools",
         "run_logs": "old_run_logs", "project_memberships": "old_project_memberships", "runs_next": "old_runs_next",
@@ -50,7 +52,8 @@ NEW_NAMES = {
 CALLS = {
     "a0": {
         "select ops.start_run('me', 'odoo', 'main', 'pack')": "select count(*) = 41 from ops.agent_runs_v",
-        "select ops.log_event(id, 'info', 'x') from ops.agent_runs limit 1": "select count(*) = 202 from ops.agent_events",
+        "select ops.log_event(id, 'info', 'x') from ops.agent_runs limit 1":
+            "select count(*) = 202 from ops.agent_events",
         "select ops.add_artifact(id, 'x', 'y') from ops.agent_runs limit 1":
             "select count(*) = 41 from ops.agent_artifacts",
         "select (ops.complete_run(id, '1')).id from ops.agent_runs where actor = 'me'":
@@ -62,7 +65,8 @@ CALLS = {
     "a0-renamed": {
         "select ops.start_run('me', 'odoo', 'main', 'pack')": "select count(*) = 41 from ops.agent_runs",
         "select ops.start_agent_run('me', 'odoo')": "select count(*) = 42 from ops.agent_runs",
-        "select ops.log_event(id, 'info', 'x') from ops.agent_runs limit 1": "select count(*) = 202 from ops.agent_events",
+        "select ops.log_event(id, 'info', 'x') from ops.agent_runs limit 1":
+            "select count(*) = 202 from ops.agent_events",
     },
     "b": {
         "update ops.old_projects set status = 'archived' where slug = 'shop-1'":
@@ -76,6 +80,11 @@ CALLS = {
         "select ops.append_event('run-shop-1-dev1', 'info', 'x')": "select count(*) = 51 from ops.old_run_events",
         "select ops.finish_run('run-shop-1-dev1', 'failed')": "select count(*) = 6 from public.list_runs('shop-1')",
         "select 1": "select count(*) = 10 from public.list_projects()",
+    },
+    "guide": {
+        "select ops.claim_next_run('w')": "select ops.old_claim_next_run('w') ->> 'run_id' is not null",
+        "select 1": "select count(*) = 3 from ops.old_list_queued_runs()",
+        "select 2": "select count(*) = 1 from ops.old_run_events",
     },
     "u": {"insert into ops.old_runs default values": "select count(*) = 21 from ops.agent_runs"},
     "odd": {
@@ -120,17 +129,18 @@ async def up(way: str, db: asyncpg.Connection, url: str, folder: Path) -> None:
 
 
 async def down(way: str, db: asyncpg.Connection, url: str) -> None:
-    ours = migrations.read_migrations()
+    ours = migrations.read_migrations()[::-1]
     if way != "psql":
-        assert await migrations.rollback(db, ours[0].version) == ours[::-1]
+        assert await migrations.rollback(db, ours[-1].version) == ours
         return
-    for migration in reversed(ours):
-        file = schema.ROOT / "sql" / "rollback" / migration.file
-        command = ["psql", url, "-qv", "ON_ERROR_STOP=1", "-1", "-f", file]
-        done = await asyncio.to_thread(
-            subprocess.run, command, env=environ_of(), capture_output=True, text=True, check=False
-        )
+    for migration in ours:
+        done = await asyncio.to_thread(psql, url, schema.ROOT / "sql" / "rollback" / migration.file)
         assert done.returncode == 0, done.stderr
+
+
+def psql(url: str, file: Path) -> subprocess.CompletedProcess[str]:
+    command = ["psql", url, "-qv", "ON_ERROR_STOP=1", "-1", "-f", str(file)]
+    return subprocess.run(command, env=environ_of(), capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("generation", [name for name in OLD if name != "odd"])
@@ -168,8 +178,7 @@ async def test_old_tables_and_functions_go_on_under_their_new_names(
 
         assert await catalog.verify(db) == []
         renamed = await db.fetch(
-            "select former, name from ops_private.renamed where kind in ('relation', 'sequence')"
-            " and former !~ '_seq$'"
+            "select former, name from ops_private.renamed where kind in ('relation', 'sequence') and former !~ '_seq$'"
         )
         assert {row["former"]: row["name"] for row in renamed} == NEW_NAMES.get(generation, {})
         for call, check in CALLS.get(generation, {}).items():
@@ -206,7 +215,9 @@ async def test_a_function_whose_names_are_not_clear_is_refused_by_name(
     if "search_path" not in options and "ops" not in body:
         await db.execute(f"alter database {await db.fetchval('select current_database()')} set search_path = ops")
 
-    with pytest.raises(migrations.MigrationError, match=rf"without its schema: public\.f\(\) names {names}\. Write ops\."):
+    with pytest.raises(
+        migrations.MigrationError, match=rf"without its schema: public\.f\(\) names {names}\. Write ops\."
+    ):
         await migrations.migrate(db)
 
     assert await db.fetchval("select to_regclass('ops.runs') is not null and to_regnamespace('ops_private') is null")
@@ -215,7 +226,8 @@ async def test_a_function_whose_names_are_not_clear_is_refused_by_name(
 
 
 def test_the_first_migration_knows_all_names_of_ours() -> None:
-    listed = re.findall(r"v_(?:tables|functions) constant text\[\] := ('.*?');", migrations.read_migrations()[0].up, re.S)
+    first = migrations.read_migrations()[0].up
+    listed = re.findall(r"v_(?:tables|functions) constant text\[\] := ('.*?');", first, re.DOTALL)
     expected = catalog.parse(schema.CATALOG.read_text())
     functions = {key.name.partition("(")[0] for key in expected if key.kind == "function"}
     assert [set(re.findall(r"[a-z_]+", names)) for names in listed] == [
