@@ -137,6 +137,10 @@ commit;
 SQL
 }
 
+labels() {
+    sed 's/ = .*//'
+}
+
 verify() {
     local expected actual differing ambiguous
     actual=$(live)
@@ -144,16 +148,19 @@ verify() {
     # only Supabase has auth.users
     [ "$(query <<< "select to_regclass('auth.users') is not null")" = t ] ||
         expected=$(grep -v -F ' auth.users(' <<< "$expected")
-    differing=$(grep -v -x -F -f <(printf '%s\n' "$actual") <<< "$expected" | sed 's/ = .*//') || true
+    differing=$(grep -v -x -F -f <(printf '%s\n' "$actual") <<< "$expected" | labels) || true
     if [ -n "$differing" ]; then
         say "missing or different:"
         sed -n '1,20p; 21{s/.*/…/p;q}' <<< "$differing" >&2
         die $EX_NEGATIVE "$(wc -l <<< "$differing") of $(wc -l <<< "$expected") objects are not as sql/catalog.txt says"
     fi
-    ambiguous=$(grep -F -f <(grep -o '^function ops\.[a-z_]*(' <<< "$expected") <<< "$actual" | sed 's/ = .*//' |
-        grep -v -x -F -f <(sed 's/ = .*//' <<< "$expected")) || true
-    [ -z "$ambiguous" ] ||
-        die $EX_NEGATIVE "a call may mean one of these or ours: rename or drop them:"$'\n'"$ambiguous"
+    ambiguous=$(grep -F -f <(grep -o '^function ops\.[a-z_]*(' <<< "$expected") <<< "$actual" | labels |
+        grep -v -x -F -f <(labels <<< "$expected")) || true
+    if [ -n "$ambiguous" ]; then
+        say "ambiguous:"
+        printf '%s\n' "$ambiguous" >&2
+        die $EX_NEGATIVE "a call may mean one of these functions instead of ours: rename or drop them"
+    fi
     printf 'verified %s objects\n' "$(wc -l <<< "$expected")"
 }
 

@@ -231,6 +231,12 @@ async def test_verify_only_changes_nothing_and_names_what_differs(
     empty = cluster.dump(empty_db_url.partition("@/")[2].partition("?")[0])
     assert "ops" not in empty
 
+    await db.execute("create function ops.cancel_run(uuid) returns int return 1")
+    done = script("setup_ops_schema.sh", "--verify-only", DATABASE_URL=db_url)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[1:-1] == ["function ops.cancel_run(uuid)"]
+
+    await db.execute("drop function ops.cancel_run(uuid)")
     await db.execute("drop function ops.reap; grant delete on ops.runs to authenticated")
     done = script("setup_ops_schema.sh", "--verify-only", DATABASE_URL=db_url)
     assert (done.returncode, done.stdout) == (1, "")
