@@ -246,7 +246,7 @@ def load(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> Setti
     if general:
         values["database_url"] = general
     problems = [_without_password(problem) for problem in (*problems, *map(_unknown_flag, unknown))]
-    if not unknown:  # or a word may be the value of a flag that there is not
+    if not unknown:  # else a word may be the value of an unknown flag
         problems += _misuse(words, flags)
     try:
         settings = Settings(**values)
@@ -296,7 +296,7 @@ def _parsed(argv: Sequence[str]) -> tuple[dict[str, Any], list[str], list[str]]:
     return (
         {name: ",".join(value) if isinstance(value, list) else value for name, value in flags.items()},
         words,
-        unknown,
+        [word for word in unknown if word.startswith("-")],  # the others may be values of these
     )
 
 
@@ -436,7 +436,7 @@ def _contradictions(settings: Settings) -> Iterator[str]:
 
 def _unknown_flag(word: str) -> str:
     name = word.partition("=")[0] if word.startswith("--") else word[:2]  # what follows may be a secret
-    return f"unknown setting {name}{_did_you_mean(name, map(_flag, Settings.model_fields))}"
+    return f"unknown setting {name}{_did_you_mean(name, map(_flag, Settings.model_fields.keys() - {'verb'}))}"
 
 
 def _did_you_mean(name: str, known: Iterable[str]) -> str:
