@@ -48,7 +48,11 @@ async def test_a_developer_can_say_what_the_guide_says(world: World, connect: Co
     asked = f"\\set run {crowd.run}\n" + block("from ops.run_artifacts")
     line, *events, artifact = psql(db_url, asked, "authenticated", crowd.users["viewer"]).splitlines()
     assert line.endswith("|info|hello")
-    assert [event.split("|")[2] for event in events[1:]] == ["queued -> claimed", "claimed -> running"]
+    assert [event.split("|")[2] for event in events[1:]] == [
+        "queued -> claimed",
+        "claimed -> running",
+        "Artifact added: a",
+    ]
     assert artifact.startswith("file:///a|")
 
 
