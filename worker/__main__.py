@@ -134,6 +134,11 @@ async def work(settings: Settings, dsn: str) -> int:
             engine=facts.version,
             database_id=str(database_id),
         )
+        if not facts.filters_bridges and "bridge" in settings.allowed_networks:
+            log.warning(
+                "containers of runs reach each other: nothing on the engine's host filters between them",
+                mend="the kernel's net.bridge.bridge-nf-call-iptables=1, and no iptables=false in daemon.json",
+            )
         host = Host(
             queue=queue,
             engine=engine,
@@ -142,10 +147,11 @@ async def work(settings: Settings, dsn: str) -> int:
             worker_id=identity.worker_id,
             database_id=database_id,
             stop_grace_seconds=settings.stop_grace,
+            pull_seconds=settings.pull_timeout,
             max_log_bytes=settings.max_log,
             secrets=secrets,
         )
-        disk = Disk(engine.local_folder(facts), store.folder, settings.min_free_disk)
+        disk = Disk(engine.local_folders(facts, settings.containerd_root), store.folder, settings.min_free_disk)
         await Daemon(host, queue, engine, metrics, _pace(settings), disk).run()
         with anyio.move_on_after(UNREGISTER_SECONDS):
             await queue.unregister()
@@ -249,6 +255,8 @@ def _policy(settings: Settings) -> HostPolicy:
         max_memory=settings.max_memory,
         default_pids=settings.default_pids,
         max_pids=settings.max_pids,
+        default_nofile=settings.default_nofile,
+        max_nofile=settings.max_nofile,
         default_timeout=settings.default_timeout,
         max_timeout=settings.max_timeout,
         default_output=settings.default_output,

@@ -9,6 +9,7 @@ import contextlib
 import io
 import signal
 import tarfile
+import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -25,7 +26,8 @@ import docker
 import docker.errors
 import docker.utils
 import requests
-from docker.types import LogConfig
+from docker.types import LogConfig, Ulimit
+from docker.utils import version_gte
 
 from worker.disk import Written
 from worker.engine_api import BROKEN, Body, EngineApi, cut, disk_usage, get, logs, translated
@@ -46,11 +48,22 @@ NETWORK = "ops-worker"
 BRIDGE = "ops-worker0"
 """A network on which containers reach the outside but not each other, and its interface on the engine's host."""
 
+_ISOLATED = {"com.docker.network.bridge.enable_icc": "false"}
+_CONTAINERD_STORE = ["driver-type", "io.containerd.snapshotter.v1"]
+
 NETWORK_ATTEMPTS = 30
 """How often, a tenth of a second apart, the network is looked for that another worker may be making."""
 
+OPEN_NETWORK = (
+    f"containers on the network {NETWORK} reach each other, since something else than the worker made it: "
+    f"remove it (docker network rm {NETWORK}), and the worker makes its own"
+)
+
 ENDED_POLL_SECONDS = 0.1
 """How often a container that was told to end is looked at."""
+
+OOM_SCORE_ADJ = 500
+"""A host without memory kills the programs of runs before the worker, the engine and the database."""
 
 _JOURNAL = {"mode": "blocking", "max-size": "1024g", "max-file": "1", "compress": "false"}
 """Each option is named, or the engine's own defaults (daemon.json) would apply and rotate lines away."""
@@ -64,11 +77,16 @@ STREAM_BUFFER = 1 << 18
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """Who and what the engine is; ``engine_id`` outlives its restarts, ``folder`` is where it keeps its data."""
+    """Who and what the engine is. ``engine_id`` outlives its restarts."""
 
     engine_id: str
     version: str
     folder: str
+    """Where the engine keeps its data: logs and volumes, and all else unless containerd keeps it."""
+    in_containerd: bool
+    """Whether containerd keeps images and containers, in a folder of its own. Engines from 29 on do it by default."""
+    filters_bridges: bool
+    """False if the engine says that nothing filters between the containers of one bridge."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +150,14 @@ class Engine:
 
     async def info(self) -> EngineInfo:
         """Raises ``EngineUnavailable``."""
-        facts = await self._api.call(lambda client: client.info(), abandon=True)
-        return EngineInfo(facts["ID"], facts["ServerVersion"], facts["DockerRootDir"])
+        facts, version = await self._api.call(lambda client: (client.info(), client.api_version), abandon=True)
+        return EngineInfo(
+            engine_id=facts["ID"],
+            version=facts["ServerVersion"],
+            folder=facts["DockerRootDir"],
+            in_containerd=_CONTAINERD_STORE in (facts.get("DriverStatus") or ()),
+            filters_bridges=filters_bridges(version, facts),
+        )
 
     async def started_after(self, moment: datetime) -> bool:
         """Whether the engine has been started since then: it remembers none of its events before its start.
@@ -147,10 +171,15 @@ class Engine:
 
         return await self._api.call(remembers_nothing, abandon=True)
 
-    def local_folder(self, facts: EngineInfo) -> Path | None:
-        """Where the engine keeps its data, if that is on this host."""
-        host = self._api.host or "unix://"
-        return Path(facts.folder) if host.startswith("unix://") else None
+    def local_folders(self, facts: EngineInfo, containerd_root: Path) -> tuple[Path, ...]:
+        """Where the engine keeps its data, if that is on this host.
+
+        The engine does not tell containerd's folder: it is ``containerd_root``, unless the engine started a containerd
+        of its own, which then is below the engine's folder.
+        """
+        if not (self._api.host or "unix://").startswith("unix://"):
+            return ()
+        return (Path(facts.folder), containerd_root) if facts.in_containerd else (Path(facts.folder),)
 
     async def image(self, reference: str) -> Image | None:
         """The local image of that name, None when the engine does not have it."""
@@ -162,25 +191,41 @@ class Engine:
             facts = await self._api.call(inspect, abandon=True)
         except ImageMissing:
             return None
+        config = facts.get("Config") or {}  # engines from 29 on leave out what is empty
         digest = digest_of(ImageName.parse(reference), facts.get("RepoDigests") or ())
-        return Image(reference, facts["Id"], digest, facts["Config"].get("User") or "")
+        return Image(reference, facts["Id"], digest, config.get("User") or "")
 
     async def pull(self, reference: str) -> None:
         """Fetches an image with the credentials of the engine client's own configuration file.
 
-        Raises ``ImageMissing`` with the registry's words.
+        Raises ``ImageMissing`` with the registry's words. Cancelled, it cuts its connection, and the engine stops too.
         """
         name, tag = docker.utils.parse_repository_tag(reference)
+        answers: list[requests.Response] = []
+        cancelled = threading.Event()
 
-        def pull(client: docker.APIClient) -> None:
+        def answered(response: requests.Response, *_: object, **__: object) -> None:
+            answers.append(response)
+            if cancelled.is_set():
+                cut(response)
+
+        def pull(_: docker.APIClient) -> None:
             try:
-                for step in client.pull(name, tag=tag, stream=True, decode=True):
-                    if "error" in step:
-                        raise ImageMissing(reference, step["error"])
+                with closing(self._api.new_client()) as client:  # its own, since its connection may be cut
+                    client.hooks["response"].append(answered)
+                    for step in client.pull(name, tag=tag, stream=True, decode=True):
+                        # The field "error" is deprecated since API 1.48.
+                        if error := step.get("error") or (step.get("errorDetail") or {}).get("message"):
+                            raise ImageMissing(reference, error)
             except docker.errors.APIError as error:
                 raise ImageMissing(reference, error.explanation or str(error)) from error
 
-        await self._api.call(pull, abandon=True)
+        try:
+            await self._api.call(pull, abandon=True)
+        finally:
+            cancelled.set()
+            for response in answers:
+                cut(response)
 
     # --- a run's container ------------------------------------------------------------------------------------------
 
@@ -209,6 +254,11 @@ class Engine:
                 mem_limit=spec.memory_bytes,
                 memswap_limit=spec.memory_bytes,
                 pids_limit=spec.pids,
+                ulimits=[
+                    Ulimit(name="nofile", soft=spec.nofile, hard=spec.nofile),  # engines from 29 on give 1,024
+                    Ulimit(name="core", soft=0, hard=0),  # a dump would hold the run's secrets, outside of its limits
+                ],
+                oom_score_adj=OOM_SCORE_ADJ,
                 init=True,  # forwards SIGTERM to programs that would ignore it as process 1, and reaps zombies
                 # The journal of the run: blocking and never rotated, or lines are lost (docs/run-lifecycle.md).
                 log_config=LogConfig(type="json-file", config=_JOURNAL),
@@ -337,15 +387,15 @@ class Engine:
     async def written(self) -> dict[str, Written]:
         """What the containers of runs hold on the engine's disk, by run id: of all workers and databases."""
         usage = await self._api.call(disk_usage, abandon=True)
-        volumes = {volume["Name"]: (volume.get("UsageData") or {}).get("Size", 0) for volume in usage["Volumes"] or ()}
+        volumes = {volume["Name"]: (volume.get("UsageData") or {}).get("Size", 0) for volume in usage.volumes}
         return {
             container["Labels"][LABEL_RUN]: Written(
                 container.get("SizeRw", 0)
-                + sum(max(0, volumes.get(mount.get("Name"), 0)) for mount in container["Mounts"]),
+                + sum(max(0, volumes.get(mount.get("Name"), 0)) for mount in container.get("Mounts") or ()),
                 running=container["State"] == "running",
             )
-            for container in usage["Containers"] or ()
-            if LABEL_RUN in (container["Labels"] or {})
+            for container in usage.containers
+            if LABEL_RUN in (container.get("Labels") or {})
         }
 
     async def last_entry(self, container_id: str) -> bytes:
@@ -357,22 +407,22 @@ class Engine:
         return await self._api.call(last_entry, abandon=True)
 
     @asynccontextmanager
-    async def follow(self, container_id: str) -> AsyncIterator[Journal]:
-        """Reads the container's log from its first byte, then as it grows."""
+    async def follow(self, container_id: str, *, ended: bool = False) -> AsyncIterator[Journal]:
+        """Reads the container's log from its first byte, then as it grows unless the container has ``ended``."""
         pipe = Pipe(STREAM_BUFFER)
         async with task_group() as tasks:
-            tasks.start_soon(self._pump, container_id, pipe)
+            tasks.start_soon(self._pump, container_id, pipe, {} if ended else {"follow": 1})
             try:
                 yield pipe
             finally:
                 pipe.close()
                 tasks.cancel_scope.cancel()
 
-    async def _pump(self, container_id: str, pipe: Pipe) -> None:
+    async def _pump(self, container_id: str, pipe: Pipe, words: dict[str, int]) -> None:
         def pump() -> None:
             try:
                 with closing(self._api.new_client()) as client:
-                    response = logs(client, container_id, {"follow": 1})
+                    response = logs(client, container_id, words)
                     pipe.opened(partial(cut, response))
                     for chunk in response.raw.stream(65536, decode_content=False):
                         pipe.put(chunk)
@@ -395,15 +445,31 @@ class Engine:
             yield chunks
 
 
+def filters_bridges(api_version: str, facts: Mapping[str, Any]) -> bool:
+    """False if those facts say that nothing filters between the containers of one bridge.
+
+    Engines before API 1.48 need a setting of the kernel, and tell it. Later ones load the kernel's module themselves.
+    From API 1.49 on an engine names what filters for it: nothing with ``iptables`` switched off, which no older one
+    tells.
+    """
+    if version_gte(api_version, "1.49"):
+        return bool(facts.get("FirewallBackend"))
+    return version_gte(api_version, "1.48") or bool(facts.get("BridgeNfIptables", True))
+
+
 def ensure_network(client: docker.APIClient) -> None:
     """Makes the network of the runs if it is not there. Raises what the SDK raises.
+
+    One of that name on which containers reach each other is an ``EngineError``: the worker did not make it.
 
     The engine makes any number of networks of one name when asked at once, ``check_duplicate`` or not, and starts no
     container in any of them then. Of one bridge it makes one.
     """
-    options = {"com.docker.network.bridge.enable_icc": "false", "com.docker.network.bridge.name": BRIDGE}
+    options = {**_ISOLATED, "com.docker.network.bridge.name": BRIDGE}
     for left in reversed(range(NETWORK_ATTEMPTS)):
-        if client.networks(names=[f"^{NETWORK}$"]):
+        if there := client.networks(names=[f"^{NETWORK}$"]):
+            if any(not _ISOLATED.items() <= (network["Options"] or {}).items() for network in there):
+                raise EngineError(0, OPEN_NETWORK)
             return
         try:
             client.create_network(NETWORK, driver="bridge", options=options)

@@ -37,15 +37,15 @@ SHORT_PAUSE, SHORT_SHARE = 1.0, 10
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """The folders of engine and artifacts, None where that is not on this host, and the bytes that must stay free."""
+    """The folders of engine (none) and artifacts (None) if they are on this host, and the bytes that must stay free."""
 
-    engine: Path | None
+    engine: tuple[Path, ...]
     store: Path | None
     floor: int
 
     def shortage(self) -> str | None:
         """Says which of the folders has less left than the floor for an ordinary user; None when none has."""
-        for folder in (self.store, self.engine):
+        for folder in (self.store, *self.engine):
             left = _left(folder)
             if left is not None and left < self.floor:
                 said = f"{rounded_size(left)} left on the disk of {folder}"
@@ -53,9 +53,9 @@ class Disk:
         return None
 
     def short_of(self) -> int | None:
-        """The bytes left on the engine's disk if they are fewer than the floor, else None."""
-        left = _left(self.engine)
-        return left if left is not None and left < self.floor else None
+        """The bytes left on that of the engine's disks with the least, if they are fewer than the floor, else None."""
+        seen = [left for folder in self.engine if (left := _left(folder)) is not None]
+        return min((left for left in seen if left < self.floor), default=None)
 
 
 def _left(folder: Path | None) -> int | None:

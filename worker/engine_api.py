@@ -7,8 +7,9 @@ client of its own from a small stock.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import anyio
@@ -19,7 +20,6 @@ import docker.utils
 import requests
 import urllib3
 from docker.types import CancellableStream
-from docker.utils import version_gte
 
 from worker.errors import ConfigurationError, EngineError, EngineUnavailable, ImageMissing
 from worker.settings import ENGINE_EXPECTED
@@ -135,22 +135,32 @@ def logs(client: docker.APIClient, container_id: str, params: dict[str, int]) ->
     return get(client, container_id, "logs", words, endless="follow" in params)
 
 
-def disk_usage(client: docker.APIClient) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class DiskUsage:
+    """The engine's own words about each container and each volume."""
+
+    containers: Sequence[Mapping[str, Any]]
+    volumes: Sequence[Mapping[str, Any]]
+
+
+def disk_usage(client: docker.APIClient) -> DiskUsage:
     """What containers and volumes hold on the engine's disk; it walks through all of their files.
 
     Raises ``EngineError``, also on engines before 23.0 when somebody else is asking the same.
     """
-    # From 1.53 on the answer is another; before 1.42 ``type`` means nothing.
-    version = _LAST_PLAIN_USAGE if version_gte(client.api_version, _LAST_PLAIN_USAGE) else client.api_version
-    url = f"{client.base_url}/v{version}/system/df"
-    response: requests.Response = client.get(url, params={"type": ["container", "volume"]}, timeout=API_TIMEOUT)
+    # ``type`` means nothing before API 1.42, ``verbose`` nothing before 1.52; from then on it asks for the items.
+    words: dict[str, list[str] | int] = {"type": ["container", "volume"], "verbose": 1}
+    url = f"{client.base_url}/v{client.api_version}/system/df"
+    response: requests.Response = client.get(url, params=words, timeout=API_TIMEOUT)
     if not response.ok:
         raise EngineError(response.status_code, response.text)
-    usage: dict[str, Any] = response.json()
-    return usage
-
-
-_LAST_PLAIN_USAGE = "1.51"
+    usage = response.json()
+    if "ContainerUsage" in usage or "VolumeUsage" in usage:
+        found = ((usage.get(name) or {}).get("Items") for name in ("ContainerUsage", "VolumeUsage"))
+    else:
+        found = (usage.get(name) for name in ("Containers", "Volumes"))
+    containers, volumes = (items or () for items in found)
+    return DiskUsage(containers, volumes)
 
 
 def get(

@@ -42,6 +42,7 @@ from worker.models import Artifact, Claim, LogLine
 from worker.outcome import Ending, Outcome, Reason, Stop, decide, engine_failure
 from worker.redact import Redactor
 from worker.secrets import Secret, SecretsFolder, changed_values
+from worker.settings import flag
 from worker.spec import ArtifactRule, HostPolicy, RunSpec, Supervision, resolve
 from worker.tasks import TimeLimit, backoff, task_group, unless
 
@@ -52,6 +53,9 @@ QUIET_SECONDS = 5.0
 
 ENGINE_REFUSALS = 5
 """How often in a row the engine may say that it failed, before that is the end of the run (some 3 s)."""
+
+IDLE_READINGS = 10
+"""How often in a row the log of an ended container may break off without a new line, before that counts as its end."""
 
 SERVER_ERROR = 500
 """The HTTP status from which on it is the engine that failed, and not the request."""
@@ -94,7 +98,7 @@ class RunEngine(Protocol):
     async def started_after(self, moment: datetime) -> bool: ...
     async def remove(self, container_id: str) -> None: ...
     async def last_entry(self, container_id: str) -> bytes: ...
-    def follow(self, container_id: str) -> AbstractAsyncContextManager[Journal]: ...
+    def follow(self, container_id: str, *, ended: bool) -> AbstractAsyncContextManager[Journal]: ...
     def archive(self, container_id: str) -> AbstractContextManager[Iterator[bytes]]: ...
 
 
@@ -123,6 +127,7 @@ class Host:
     worker_id: str
     database_id: uuid.UUID
     stop_grace_seconds: float
+    pull_seconds: float
     max_log_bytes: int
     secrets: SecretsFolder = field(default_factory=SecretsFolder)
 
@@ -130,9 +135,10 @@ class Host:
 def container_name(run_id: uuid.UUID, database_id: uuid.UUID) -> str:
     """The same for every attempt to create it, so that a run's container exists at most once.
 
-    A copy of a database has the same runs, and perhaps the same engine.
+    A copy of a database has the same runs, and perhaps the same engine. The name holds no id of the run, because every
+    container on the bridge can look up the names of its neighbours (reverse DNS).
     """
-    return f"ops-run-{run_id}-{database_id.hex[:8]}"
+    return f"ops-run-{uuid.uuid5(database_id, str(run_id))}"
 
 
 class Run:
@@ -259,7 +265,11 @@ class Run:
             if image is None:
                 raise ImageMissing(reference, "the registry's answer did not contain it")
 
-        await unless(self._stopping, pull)
+        with anyio.move_on_after(self._host.pull_seconds) as waiting:  # a registry may send a byte now and then
+            await unless(self._stopping, pull)
+        if waiting.cancelled_caught:
+            limit = f"{self._host.pull_seconds:g} s, {flag('pull_timeout')}"
+            raise ImageMissing(reference, f"the registry took longer than {limit}")
         return image
 
     async def _create(self, spec: RunSpec, image: Image, secrets: Sequence[Secret]) -> str:
@@ -278,6 +288,7 @@ class Run:
             "cpus": spec.cpus,
             "memory_bytes": spec.memory_bytes,
             "pids": spec.pids,
+            "nofile": spec.nofile,
             "disk_bytes": spec.disk_bytes,
             "network": spec.network,
         }
@@ -343,29 +354,34 @@ class Run:
             await self._host.queue.append_logs(self.claim.run_id, lines)
 
         async with LogWriter(store).running() as writer:
-            attempt = refused = 0
+            attempt = refused = idle = furthest = 0
+            ended = False
             while True:
                 lines = LineAssembler(position, self._host.max_log_bytes, self._redactor)
-                complete = False
+                complete = away = False
                 try:
-                    complete = await self._read(container, output_bytes, lines, writer)
+                    complete = await self._read(container, output_bytes, lines, writer, ended=ended)
                 except (EngineUnavailable, EngineError) as error:
                     refused = refused + 1 if isinstance(error, EngineError) and not lines.position else 0
                     if refused > ENGINE_REFUSALS:
                         raise
-                    self._engine_was_away = True
+                    self._engine_was_away = away = True
                     self._log.warning("log stream broken, reading again", error=str(error))
                 state = await self._patiently(self._engine.inspect, container)
                 await self._note_restart()
-                if state is None or (complete and not state.running):
+                idle = idle + 1 if ended and not away and lines.position <= furthest else 0
+                furthest = max(furthest, lines.position)
+                given_up = not complete and idle >= IDLE_READINGS
+                if state is None or ((complete or given_up) and not state.running):
                     await writer.put(lines.flush())
-                    if lines.fault:
-                        message = f"the log may be incomplete, the engine says: {lines.fault}"
+                    if lines.fault or given_up:
+                        why = lines.fault or "this is all, and it is not the end"
+                        message = f"the log may be incomplete, the engine says: {why}"
                         await self._event("warning", message, {"reason": "log_damaged"})
                     if lines.omitted:
                         await self._log_was_cut(lines)
                     return state
-                position = lines.delivered
+                position, ended = lines.delivered, not state.running
                 await anyio.sleep(backoff(attempt))
                 attempt += 1
 
@@ -385,9 +401,11 @@ class Run:
         counts = {"omitted_lines": lines.omitted, "lines": lines.position, "bytes": lines.bytes}
         await self._event("warning", message, {"reason": "log_cut", **counts})
 
-    async def _read(self, container: str, output_bytes: int, lines: LineAssembler, writer: LogWriter) -> bool:
+    async def _read(
+        self, container: str, output_bytes: int, lines: LineAssembler, writer: LogWriter, *, ended: bool
+    ) -> bool:
         """Reads the journal from its first byte; True when it was read to its end and the container has ended."""
-        async with self._engine.follow(container) as journal:
+        async with self._engine.follow(container, ended=ended) as journal:
             while True:
                 chunk = None
                 with anyio.move_on_after(QUIET_SECONDS):

@@ -126,20 +126,26 @@ class Settings(BaseModel):
     secrets_dir: Path | None = _setting(None, "DIR", "secrets for runs: DIR/NAME and DIR/WORKSPACE_KEY/NAME")
     secrets_as_env: bool = _setting(False, "", "secrets also as environment variables of the container")
     stop_grace: Seconds = _setting(10.0, "SECONDS", "between SIGTERM and SIGKILL")
-    default_timeout: Seconds = _setting(3600.0, "SECONDS", "for a run that does not say")
+    pull_timeout: Seconds = _setting(3600.0, "SECONDS", "that the pull of an image may take before its run fails")
+    default_timeout: Seconds = _setting(3600.0, "SECONDS", "for a run that sets no limit")
     max_timeout: Seconds | None = _setting(None, "SECONDS", "that a workflow may ask for at most")
-    default_cpus: Cores = _setting(2.0, "CORES", "for a run that does not say")
+    default_cpus: Cores = _setting(2.0, "CORES", "for a run that sets no limit")
     max_cpus: Cores | None = _setting(None, "CORES", "that a workflow may ask for at most")
-    default_memory: Size = _setting(2 * 2**30, "SIZE", "for a run that does not say, such as 512m")
+    default_memory: Size = _setting(2 * 2**30, "SIZE", "such as 512m, for a run that sets no limit")
     max_memory: Size | None = _setting(None, "SIZE", "that a workflow may ask for at most")
-    default_pids: Count = _setting(1024, "N", "of processes for a run that does not say")
-    max_pids: Count | None = _setting(None, "N", "of processes that a workflow may ask for at most")
-    default_output: Size = _setting(2 * 2**30, "SIZE", "that a run may print which does not say")
+    default_pids: Count = _setting(1024, "N", "processes, for a run that sets no limit")
+    max_pids: Count | None = _setting(None, "N", "processes that a workflow may ask for at most")
+    default_nofile: Count = _setting(16_384, "N", "open files of each process, for a run that sets no limit")
+    max_nofile: Count | None = _setting(None, "N", "open files that a workflow may ask for at most")
+    default_output: Size = _setting(2 * 2**30, "SIZE", "of printed text, for a run that sets no limit")
     max_output: Size | None = _setting(None, "SIZE", "that a workflow may ask for at most")
-    default_disk: Size = _setting(20 * 2**30, "SIZE", "that a run may write to the disk which does not say")
+    default_disk: Size = _setting(20 * 2**30, "SIZE", "written to the disk, for a run that sets no limit")
     max_disk: Size | None = _setting(None, "SIZE", "that a workflow may ask for at most")
     max_log: Size = _setting(64 * 2**20, "SIZE", "of a run's output that is stored, and its end")
     min_free_disk: Size = _setting(2**30, "SIZE", "of free disk below which no run is claimed")
+    containerd_root: Path = _setting(
+        Path("/var/lib/containerd"), "DIR", "of containerd, where the engine keeps its containers there"
+    )
 
     artifact_store: str = _setting(
         "file:///var/lib/ops-worker/artifacts",
@@ -424,7 +430,7 @@ _BOUNDS = {"minimum": "of at least {}", "exclusiveMinimum": "above {:g}", "maxim
 
 def _contradictions(settings: Settings) -> Iterator[str]:
     """A default that was set above the maximum (one that was not set follows it); the worker's own secrets on offer."""
-    for what in ("timeout", "cpus", "memory", "pids", "output", "disk"):
+    for what in ("timeout", "cpus", "memory", "pids", "nofile", "output", "disk"):
         default, most = getattr(settings, f"default_{what}"), getattr(settings, f"max_{what}")
         if most is not None and default > most and f"default_{what}" in settings.model_fields_set:
             shown = _shown(f"max_{what}", default), _shown(f"max_{what}", most)

@@ -128,6 +128,7 @@ class Resources(_Strict):
     cpus: float | None = Field(None, ge=0.01, le=1024)
     memory: Annotated[Size, AfterValidator(_enough_memory)] | None = None
     pids: int | None = Field(None, ge=1, le=2**22)
+    nofile: int | None = Field(None, ge=64, le=2**20)
     output: Size | None = None
     disk: Size | None = None
 
@@ -207,6 +208,8 @@ class HostPolicy:
     max_memory: int | None = None
     default_pids: int = 1024
     max_pids: int | None = None
+    default_nofile: int = 16_384
+    max_nofile: int | None = None
     default_timeout: float = 3600.0
     max_timeout: float | None = None
     default_output: int = 2 * 2**30
@@ -242,6 +245,7 @@ class RunSpec:
     cpus: float
     memory_bytes: int
     pids: int
+    nofile: int
     output_bytes: int
     disk_bytes: int
     network: str
@@ -295,6 +299,7 @@ def resolve(claim: Claim, policy: HostPolicy) -> RunSpec:
         cpus=_limit("resources.cpus", limits.cpus, policy.default_cpus, policy.max_cpus),
         memory_bytes=_limit("resources.memory", limits.memory, policy.default_memory, policy.max_memory),
         pids=_limit("resources.pids", limits.pids, policy.default_pids, policy.max_pids),
+        nofile=_limit("resources.nofile", limits.nofile, policy.default_nofile, policy.max_nofile),
         output_bytes=_limit("resources.output", limits.output, policy.default_output, policy.max_output),
         disk_bytes=_limit("resources.disk", limits.disk, policy.default_disk, policy.max_disk),
         network=network,

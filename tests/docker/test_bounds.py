@@ -77,7 +77,7 @@ async def test_the_container_of_a_run_that_is_in_the_database_no_more_is_removed
         docker("create", "--name", name, *labels, "-v", "/artifacts", image, "true")
     try:
         await plane.work()
-        left = docker("ps", "-a", "--filter", f"name=ops-run-{run_id}", "--format", "{{.Names}}").split()
+        left = docker("ps", "-a", "--filter", f"label=ops-worker.run-id={run_id}", "--format", "{{.Names}}").split()
         assert left == [foreign]
     finally:
         docker("rm", "-fv", foreign)

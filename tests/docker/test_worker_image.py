@@ -147,7 +147,7 @@ async def test_a_run_goes_through_with_its_log_and_artifacts(site: Site, control
         stored = docker("exec", worker.name, "cat", f"{STORE}/{artifacts['numbers.txt']['artifact_key']}")
         assert stored == "".join(f"{n}\n" for n in range(1, 100_001))
         assert artifacts["numbers.txt"]["checksum"] == f"sha256:{sha256(stored.encode()).hexdigest()}"
-        await worker.until(lambda: not docker("ps", "-aq", "--filter", f"name=ops-run-{run_id}"))
+        await worker.until(lambda: not docker("ps", "-aq", "--filter", f"label=ops-worker.run-id={run_id}"))
 
 
 async def test_stopping_an_idle_worker_takes_no_time_and_gives_its_id_up(site: Site, control: Control) -> None:

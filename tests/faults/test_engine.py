@@ -19,6 +19,7 @@ from tests.faults.relay import Fate, http_error
 from tests.faults.scene import Scene, new_scene
 from tests.support.postgres import Cluster
 from worker.containers import NETWORK, ensure_network
+from worker.errors import EngineError
 
 # --- an engine of our own, filled up --------------------------------------------------------------------------------
 
@@ -69,6 +70,15 @@ def test_workers_that_begin_at_once_on_a_new_engine_make_one_network() -> None:
             for begun in [threads.submit(begin) for _ in range(workers)]:
                 begun.result()
         assert engine.docker("network", "ls", "--format", "{{.Name}}").split().count(NETWORK) == 1
+
+
+def test_a_network_on_which_containers_reach_each_other_is_refused() -> None:
+    with OwnEngine() as engine:
+        engine.docker("network", "create", NETWORK)
+        with closing(docker.APIClient(f"unix://{engine.socket}", version="auto")) as client:
+            with pytest.raises(EngineError, match="reach each other") as caught:
+                ensure_network(client)
+            assert f"docker network rm {NETWORK}" in str(caught.value)
 
 
 # --- the connection to it -------------------------------------------------------------------------------------------

@@ -85,6 +85,21 @@ async def test_a_run_that_is_canceled_while_its_image_is_pulled_ends_at_once(pul
     await pulling.scene.holds(pulling.job, "canceled", "canceled", ran=False)
 
 
+@pytest.mark.parametrize("ending", ["canceled", "failed"])
+async def test_a_registry_that_drips_bytes_holds_no_slot_and_the_engine_hangs_up(pulling: Pulling, ending: str) -> None:
+    pulling.registry.dripping = True
+    pulling.registry.flowing.clear()
+    limit = {"canceled": "3600", "failed": "2"}[ending]
+    async with pulling.scene.worker("--pull-timeout", limit, **pulling.environ):
+        await pulling.until_halfway()
+        if ending == "canceled":
+            await pulling.scene.cancel(pulling.job)
+        await pulling.scene.until_final(pulling.job)
+        assert await asyncio.to_thread(pulling.registry.abandoned.wait, PATIENCE)
+    reason = {"canceled": "canceled", "failed": "image_missing"}[ending]
+    await pulling.scene.holds(pulling.job, ending, reason, ran=False)
+
+
 async def test_the_next_worker_pulls_what_a_killed_one_did_not_get(pulling: Pulling) -> None:
     pulling.registry.flowing.clear()
     async with pulling.scene.worker(**pulling.environ):

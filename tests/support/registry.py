@@ -40,7 +40,11 @@ class Registry:
     halfway: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     """Released by each download of a layer that has come to its middle."""
     flowing: threading.Event = field(default_factory=threading.Event)
-    """While it is not set, downloads of layers stand still in their middle."""
+    """While it is not set, downloads of layers stand still in their middle, or drip."""
+    dripping: bool = False
+    """Whether layers come byte by byte."""
+    abandoned: threading.Event = field(default_factory=threading.Event)
+    """Set when a client hangs up on such a layer."""
 
     def __post_init__(self) -> None:
         self.flowing.set()
@@ -100,6 +104,17 @@ class Registry:
         self.breaking -= 1
         return self.breaking < 0
 
+    def drip(self, sink: io.BufferedIOBase, body: bytes) -> None:
+        """Sends it byte by byte, never all of it."""
+        self.halfway.release()
+        try:
+            for place in range(len(body) - 1):
+                sink.write(body[place : place + 1])
+                if self.flowing.wait(0.02):
+                    return
+        except ConnectionError:
+            self.abandoned.set()
+
 
 def client_config(folder: Path, registry: Registry, password: str) -> str:
     """A folder with the engine client's file, as `docker login` writes it."""
@@ -115,6 +130,8 @@ def serving(registry: Registry) -> Iterator[Registry]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        default_request_version = "HTTP/1.0"
+        """Its answer to TLS has a status line then, by which containerd knows that it speaks plain HTTP."""
 
         def do_GET(self) -> None:
             status, body, headers = registry.answer(self.path, self.headers.get("Authorization", ""))
@@ -133,12 +150,15 @@ def serving(registry: Registry) -> Iterator[Registry]:
 
         def send_layer(self, body: bytes) -> None:
             middle = len(body) // 2
+            self.close_connection = True
+            if registry.dripping:
+                registry.drip(self.wfile, body)
+                return
             with suppress(ConnectionError):  # the engine may have given up
                 self.wfile.write(body[:middle])
                 if registry.may_go_on():
                     self.wfile.write(body[middle:])
-                    return
-            self.close_connection = True
+                    self.close_connection = False
 
         do_HEAD = do_GET  # noqa: N815 - the base class's names
 

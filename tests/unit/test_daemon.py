@@ -180,7 +180,7 @@ class World:
         host = Host(
             queue=cast("Any", self.queue), engine=cast("Any", self.engine), store=cast("Any", None),
             policy=cast("Any", None), worker_id="host-a", database_id=DATABASE, stop_grace_seconds=1,
-            max_log_bytes=2**20,
+            pull_seconds=60, max_log_bytes=2**20,
         )  # fmt: skip
         values = {"concurrency": 2, "until_idle": False, "lease": FOREVER, "poll": FOREVER, "drain": None} | changed
         engine = cast("Any", self.engine)

@@ -18,26 +18,28 @@ A, B, C = (uuid.UUID(int=n) for n in range(3))
 
 
 def test_a_disk_with_room_is_no_matter(tmp_path: Path) -> None:
-    disk = Disk(tmp_path, tmp_path, 1)
+    disk = Disk((tmp_path,), tmp_path, 1)
     assert (disk.shortage(), disk.short_of()) == (None, None)
 
 
-@pytest.mark.parametrize("whose", ["engine", "store"])
+@pytest.mark.parametrize("whose", ["engine", "containerd", "store"])
 def test_a_disk_below_the_floor_is_named_with_the_setting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whose: str
 ) -> None:
     room = os.statvfs(tmp_path)
     left = os.statvfs_result((room.f_bsize, 4096, room.f_blocks, 9999, 2560, *room[5:]))
-    monkeypatch.setattr(os, "statvfs", lambda _: left)
-    folders = {"engine": None, "store": None, whose: tmp_path}
-    said = Disk(**folders, floor=11 * MIB).shortage()
+    roomy = tmp_path / "roomy"
+    monkeypatch.setattr(os, "statvfs", lambda folder: room if folder == roomy else left)
+    engine: tuple[Path, ...] = {"engine": (tmp_path, roomy), "containerd": (roomy, tmp_path)}.get(whose, ())
+    store = tmp_path if whose == "store" else None
+    said = Disk(engine, store, floor=11 * MIB).shortage()
     assert said == f"10m left on the disk of {tmp_path}, and --min-free-disk (OPS_WORKER_MIN_FREE_DISK) is 11m"
-    assert Disk(**folders, floor=10 * MIB).shortage() is None
-    assert Disk(**folders, floor=11 * MIB).short_of() == (10 * MIB if whose == "engine" else None)
+    assert Disk(engine, store, floor=10 * MIB).shortage() is None
+    assert Disk(engine, store, floor=11 * MIB).short_of() == (None if whose == "store" else 10 * MIB)
 
 
 def test_a_folder_that_cannot_be_seen_from_here_is_passed_over(tmp_path: Path) -> None:
-    assert Disk(tmp_path / "of another host", None, 2**62).shortage() is None
+    assert Disk((tmp_path / "of another host",), None, 2**62).shortage() is None
 
 
 class ScriptedDisk(Disk):
@@ -72,7 +74,7 @@ class World:
     """Runs of this worker, a disk, and an engine that knows what they wrote."""
 
     def __init__(self, **written: int) -> None:
-        self.disk = ScriptedDisk(None, None, FLOOR)
+        self.disk = ScriptedDisk((), None, FLOOR)
         self.engine = ScriptedEngine()
         self.runs: dict[uuid.UUID, ScriptedRun] = {}
         self.guard = DiskGuard(self.disk, self.engine, self.runs)

@@ -20,14 +20,14 @@ from worker.containers import LABEL_SUPERVISION, ContainerState, Image
 from worker.errors import ArtifactError, EngineError, EngineUnavailable, ImageMissing, LeaseLost
 from worker.models import Artifact, LogLine
 from worker.outcome import Outcome, Stop
-from worker.runner import Host, Run
+from worker.runner import Host, Run, container_name
 from worker.secrets import Secret
 from worker.spec import ArtifactRule, HostPolicy, RunSpec, Supervision, resolve
 from worker.tar import END_MARK
 
 AWAY = EngineUnavailable("cannot be reached")
 RUN_ID = uuid.UUID(int=7)
-NAME = f"ops-run-{RUN_ID}-00000000"
+NAME = container_name(RUN_ID, uuid.UUID(int=99))
 CONTAINER = "c0ffee"
 PATIENCE = 30.0
 LINES = [(1, "one"), (2, "two"), (1, "three"), (1, ""), (2, "fünf"), (1, "six")]
@@ -152,7 +152,8 @@ class ScriptedEngine:
         return self.frames[-1] if self.frames and self.started_at is not None else b""
 
     @asynccontextmanager
-    async def follow(self, container_id: str) -> AsyncIterator[Reading]:
+    async def follow(self, container_id: str, *, ended: bool) -> AsyncIterator[Reading]:
+        assert not (ended and self.status == "running")
         self.follows += 1
         await self._call("follow")
         yield Reading(self, self.readings.pop(0) if self.readings else None)
@@ -274,10 +275,21 @@ class World:
         self.queue = ScriptedQueue(self.story)
         self.store = ScriptedStore()
         self.output_bytes = self.log_bytes = 2**30
+        self.pull_seconds = 60.0
 
     def run(self, **claim: Any) -> Run:
         policy = HostPolicy(default_output=self.output_bytes)
-        host = Host(self.queue, self.engine, self.store, policy, "host-a", uuid.UUID(int=99), 3, self.log_bytes)
+        host = Host(
+            self.queue,
+            self.engine,
+            self.store,
+            policy,
+            "host-a",
+            uuid.UUID(int=99),
+            3,
+            self.pull_seconds,
+            self.log_bytes,
+        )
         return Run(make_claim(RUN_ID, **claim), host)
 
     async def execute(self, run: Run | None = None, **claim: Any) -> str | None:
@@ -415,6 +427,14 @@ async def test_a_cut_stream_of_a_container_that_goes_on_is_read_again(world: Wor
         world.engine.become("exited")
     assert result == ["succeeded"]
     assert world.said == SAID
+
+
+async def test_a_log_that_ends_at_the_same_line_again_and_again_ends_the_run_with_a_warning(world: World) -> None:
+    world.engine.readings = [[FRAMES[0], END] for _ in range(50)]
+    assert await world.execute() == "succeeded"
+    assert world.engine.follows < 50
+    [warning] = [payload for kind, _, payload in world.queue.events if kind == "warning"]
+    assert warning == {"reason": "log_damaged"}
 
 
 async def test_the_end_of_a_whole_stream_is_not_the_end_of_a_container_that_goes_on(world: World) -> None:
@@ -724,6 +744,18 @@ async def test_a_cancel_before_the_container_is_created_starts_nothing(world: Wo
     assert await world.execute(run) == "canceled"
     assert world.did("start", "archive", "append_logs") == []
     assert world.engine.status is None
+
+
+async def test_a_pull_that_takes_too_long_ends_the_run_and_names_the_setting(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.engine.here = False
+    world.engine.pulls = anyio.sleep_forever
+    monkeypatch.setattr(world, "pull_seconds", 0.01)
+    assert await world.execute() == "failed"
+    assert world.queue.outcome is not None
+    assert world.queue.outcome.reason == "image_missing"
+    assert str(world.queue.outcome.message).endswith("longer than 0.01 s, --pull-timeout (OPS_WORKER_PULL_TIMEOUT)")
 
 
 async def test_a_cancel_during_a_pull_does_not_wait_for_its_end(world: World) -> None:

@@ -103,6 +103,7 @@ def test_a_run_that_says_nothing_gets_the_defaults_of_its_host() -> None:
         cpus=2.0,
         memory_bytes=2 * 2**30,
         pids=1024,
+        nofile=16_384,
         output_bytes=2 * 2**30,
         disk_bytes=20 * 2**30,
         network="bridge",
@@ -306,6 +307,7 @@ def test_what_the_database_reads_is_checked_in_a_workflow_and_unknown_to_a_tool(
         ({"tool": "odoo", "version": "18.0", "labels": ["arm64"], "concurrency_key": "prod"}, {}),
         ({"command": None, "timeout_seconds": None, "user": None}, {}),
         ({"resources": {"cpus": 1, "memory": 2**30, "pids": 10}}, {"cpus": 1, "memory_bytes": 2**30, "pids": 10}),
+        ({"resources": {"nofile": 1024}}, {"nofile": 1024}),
         ({"resources": {"output": "10m"}}, {"output_bytes": 10 * 2**20}),
         ({"retry": {"max_attempts": 3, "on": ["failed", "oom"], "delay_seconds": 0.5}}, {}),
         ({"resources": {"memory": "64KiB"}}, None),
@@ -427,6 +429,11 @@ def test_names_that_git_gives_to_no_ref(ref: str) -> None:
             "resources.memory: 4g is more than this host allows, 1g",
         ),
         ({"resources": {"pids": 101}}, {"max_pids": 100}, "resources.pids: 101 is more than this host allows, 100"),
+        (
+            {"resources": {"nofile": 999}},
+            {"max_nofile": 100},
+            "resources.nofile: 999 is more than this host allows, 100",
+        ),
         (
             {"resources": {"output": "2g"}},
             {"max_output": 2**30},

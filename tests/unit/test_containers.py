@@ -1,0 +1,24 @@
+"""What the engine's own facts mean."""
+
+from __future__ import annotations
+
+import pytest
+
+from worker.containers import filters_bridges
+
+
+@pytest.mark.parametrize(
+    ("api_version", "facts", "filters"),
+    [
+        ("1.41", {"BridgeNfIptables": True}, True),
+        ("1.41", {"BridgeNfIptables": False}, False),
+        ("1.47", {}, True),
+        ("1.48", {"BridgeNfIptables": False}, True),
+        ("1.49", {"FirewallBackend": {"Driver": "iptables"}}, True),
+        ("1.49", {}, False),
+    ],
+)
+def test_an_engine_says_whether_its_kernel_filters_bridges(
+    api_version: str, facts: dict[str, object], filters: object
+) -> None:
+    assert filters_bridges(api_version, facts) is filters
