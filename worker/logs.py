@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from struct import Struct
 
+from worker.levels import BEGINNINGS, LEVELS, LevelReader
 from worker.models import LogLine
 from worker.redact import Redactor
 
@@ -31,6 +32,7 @@ MAX_FRAME_BYTES = 1 << 20
 """The engine sends 16 KiB a frame at most; one that claims more than this is never whole in memory."""
 
 _HEADER = Struct(">BxxxL")
+_HEADER_BYTES = _HEADER.size
 _STDOUT, _STDERR, _ENGINE = 1, 2, 3
 _UNKNOWN = datetime.fromtimestamp(0, UTC)  # the time of a line that comes without one
 _STAMP = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:\d\d) ")
@@ -38,36 +40,31 @@ _STAMP_BYTES = 40
 """More than any timestamp takes."""
 
 _KEPT_BYTES = MAX_LINE_BYTES + 1  # ... and the \r of a \r\n
-_NEWLINE, _SPACE, _Z, _ZERO, _NINE, _BRACE = b"\n Z09{"
+_SHORT_BYTES = MAX_LINE_BYTES // 3
+"""A byte that is replaced takes three: what is shorter than this needs no cut."""
 
-_ODOO = re.compile(rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} \d+ (?:\x1b\[[\d;]*m)*(DEBUG|INFO|WARNING|ERROR|CRITICAL)\b")
-_LEVELS = {
-    "trace": "debug",
-    "debug": "debug",
-    "info": "info",
-    "notice": "info",
-    "warn": "warn",
-    "warning": "warn",
-    "error": "error",
-    "critical": "error",
-    "fatal": "error",
-}
-_ODOO_LEVELS = {name.upper().encode(): level for name, level in _LEVELS.items()}
+_NEWLINE, _RETURN, _NUL, _SPACE, _Z = b"\n\r\0 Z"  # as numbers, which are found ten times as fast as bytes
+_REPLACED = "\N{REPLACEMENT CHARACTER}".encode()
+
+_CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
+_ERASE_LINE, _ERASE_REST = ("\x1b[2K",), ("\x1b[K", "\x1b[0K")
+
 _JSON_KEYS = ("level", "levelname", "severity")
 
 
 class _Stream:
-    """What is known of one stream: the line under way, and the level of lines that name none."""
+    """What is known of one stream: its levels so far, and the line under way."""
 
-    __slots__ = ("kept", "level", "name", "open", "size", "stamp")
+    __slots__ = ("folded", "kept", "levels", "name", "open", "size", "stamp")
 
     def __init__(self, name: str, level: str) -> None:
         self.name = name
-        self.level = level
+        self.levels = LevelReader(level)
         self.open = False
         self.stamp = b""
         self.kept = bytearray()
         self.size = 0
+        self.folded = 0  # bytes that were overwritten, and are in size but not in kept
 
 
 class LineAssembler:
@@ -76,10 +73,14 @@ class LineAssembler:
     Lines up to number ``skip`` are counted but not returned: the database has them already. No input is an
     error.
 
-    The level of a line is what it says itself, in Odoo's log format or as JSON with ``level``, ``levelname``
-    or ``severity``. Odoo writes tracebacks and other long messages as further lines, so a line that says
-    nothing has the level of the last Odoo line on its stream. Before the first of those, stdout is info and
-    stderr warn: what a program says there is worth a look, and no error.
+    The level of a line is the one that ``LevelReader`` finds, or as JSON its ``level``, ``levelname`` or ``severity``.
+    A line that names none is info on stdout and warn on stderr: what a program says there is worth a look, and no
+    error.
+
+    A line with carriage returns is stored as a terminal would show it at its end; see ``as_shown``. Secrets are masked
+    before, so that no rest of a masked one is shown, and again after, so that one that is only put together on the
+    screen is masked too. A piece of a secret that a program writes alone is no secret to this search, before or after.
+    The part of such a line that is overwritten takes no room: a line that is written over for hours is whole.
 
     Of a log beyond ``max_bytes`` (``LINE_BYTES`` a line included) the last ``TAIL_BYTES`` come with ``flush``, after a
     line in the place of the first one left out that says how many those are. What is left out depends on the journal
@@ -129,9 +130,9 @@ class LineAssembler:
         if self._rest:
             data = self._rest + data
         end, frame = len(data), -1
-        while end - at >= _HEADER.size:
+        while end - at >= _HEADER_BYTES:
             kind, size = _HEADER.unpack_from(data, at)
-            start = at + _HEADER.size
+            start = at + _HEADER_BYTES
             after = start + size
             if after > end:
                 if size <= MAX_FRAME_BYTES or end - start < _STAMP_BYTES:
@@ -174,7 +175,8 @@ class LineAssembler:
         else:
             stamp, text = b"", start
         stream = self._streams.get(kind)
-        self._long = stream, stamp
+        if self._missing:
+            self._long = stream, stamp
         if stream is None:
             if kind == _ENGINE:
                 said = data[start:after]
@@ -182,11 +184,29 @@ class LineAssembler:
                 self.fault = said.decode("utf-8", "replace").strip()
             return
         last = after - 1
-        if data[last] == _NEWLINE and not stream.open and data.find(b"\n", text, after) == last:
+        if not stream.open and data.find(_NEWLINE, text, after) == last:
             self.bytes += last - text
             self._line(stream, stamp, data[text:last], last - text, lines)  # the usual case, without a detour
         else:
-            self._text(stream, stamp, data[text:after], lines)
+            self._text(stream, stamp, self._mend(stream, data[text:after]), lines)
+
+    def _mend(self, stream: _Stream, text: bytes) -> bytes:
+        """The text of an entry, where it goes on with a line within a character.
+
+        The engine cuts a long line every 16 KiB, also within a character, and stores U+FFFD for each byte of it. The
+        character is lost; one question mark is put for it, so that all after it keep their columns.
+        """
+        if not (stream.open and text.startswith(_REPLACED) and stream.kept.endswith(_REPLACED)):
+            return text
+        if len(stream.kept) >= self._kept_bytes:
+            return text
+        before = _run(bytes(stream.kept[: -4 * len(_REPLACED) : -1]), _REPLACED[::-1])
+        after = _run(text, _REPLACED)
+        del stream.kept[-before:]
+        stream.kept += b"?"
+        stream.size -= before - 1
+        self.bytes += after
+        return text[after:]
 
     def _text(self, stream: _Stream | None, stamp: bytes, text: bytes, lines: list[LogLine]) -> None:
         """A piece of a stream that may begin, continue and end lines."""
@@ -202,47 +222,84 @@ class LineAssembler:
     def _keep(self, stream: _Stream, stamp: bytes, part: bytes) -> None:
         if not stream.open:
             stream.open, stream.stamp = True, stamp
-        stream.kept += part[: self._kept_bytes - len(stream.kept)]
+        missing = stream.size - stream.folded - len(stream.kept)
         stream.size += len(part)
         self.bytes += len(part)
+        if missing:
+            return  # the line is cut already
+        room = self._kept_bytes - len(stream.kept)
+        while len(part) > room:
+            stream.kept += part[:room]
+            part = part[room:]
+            room = self._fold(stream)
+            if not room:
+                return
+        stream.kept += part
+
+    def _fold(self, stream: _Stream) -> int:
+        """Takes what is overwritten out of a line that is too long to be kept; returns the room that this gives.
+
+        It gives a quarter of the room or none, so that the work grows no faster than the line.
+        """
+        end = stream.kept.rfind(b"\r", 0, _KEPT_BYTES)
+        if end < 0:
+            return 0
+        shown = self._shown(bytes(stream.kept[:end]))
+        if end - len(shown) < MAX_LINE_BYTES // 4:
+            return 0
+        stream.kept[:end] = shown
+        stream.folded += end - len(shown)
+        return self._kept_bytes - len(stream.kept)
+
+    def _shown(self, raw: bytes) -> bytes:
+        return as_shown(self._redactor.mask(raw, _KEPT_BYTES) if self._redactor else raw)
 
     def _end(self, stream: _Stream, lines: list[LogLine]) -> None:
-        raw, size = bytes(stream.kept), stream.size
-        stream.open, stream.kept, stream.size = False, bytearray(), 0
-        self._line(stream, stream.stamp, raw, size, lines)
+        raw, size, folded = bytes(stream.kept), stream.size, stream.folded
+        stream.open, stream.kept, stream.size, stream.folded = False, bytearray(), 0, 0
+        self._line(stream, stream.stamp, raw, size, lines, folded)
 
-    def _line(self, stream: _Stream, stamp: bytes, raw: bytes, size: int, lines: list[LogLine]) -> None:
-        """A complete line of ``size`` bytes, of which ``raw`` has all, or at least as many as are kept."""
-        self.position += 1
+    def _line(
+        self, stream: _Stream, stamp: bytes, raw: bytes, size: int, lines: list[LogLine], folded: int = 0
+    ) -> None:
+        """A complete line of ``size`` bytes, of which ``folded`` were overwritten; of the others ``raw`` has all, or
+        at least as many as are kept.
+        """
+        self.position = position = self.position + 1
         cost = min(size, MAX_LINE_BYTES) + LINE_BYTES
-        self._room -= cost
-        first = raw[0] if raw else 0
-        if _ZERO <= first <= _NINE and (odoo := _ODOO.match(raw)):
-            stream.level = _ODOO_LEVELS[odoo[1]]
-        if self.position <= self._skip and self._room >= 0:
-            self._head = self.position
-            return
-        level = stream.level
+        self._room = room = self._room - cost
+        if _RETURN in raw:
+            raw, size = self._without_returns(raw, size - folded)
+        levels = stream.levels
+        may_name = raw[:3] in BEGINNINGS
+        level = levels.read(raw, may_name=may_name) if may_name or levels.left else levels.level
+        if room >= 0:
+            self._head = position
+            if position <= self._skip:
+                return
         if self._redactor is not None:
             whole = size <= _KEPT_BYTES
             raw = self._redactor.mask(raw, _KEPT_BYTES)
             size = len(raw) if whole else size
-        if size < MAX_LINE_BYTES // 3 and b"\0" not in raw:  # a byte that is replaced takes three
-            message = raw.decode("utf-8", "replace").rstrip("\r")
-        else:
-            message = _bounded(raw, size)
-        if first == _BRACE:
+        message = raw.decode("utf-8", "replace") if size < _SHORT_BYTES and _NUL not in raw else _bounded(raw, size)
+        if message[:1] == "{":
             level = _json_level(message) or level
         try:
             time = datetime.fromisoformat(stamp.decode("ascii"))
         except ValueError:
             time = _UNKNOWN
-        line = LogLine(self.position, stream.name, level, message, time)
-        if self._room >= 0:
-            self._head = self.position
+        line = LogLine(position, stream.name, level, message, time)
+        if room >= 0:
             lines.append(line)
         else:
             self._keep_end(line, cost)
+
+    def _without_returns(self, raw: bytes, size: int) -> tuple[bytes, int]:
+        whole = size <= _KEPT_BYTES
+        raw = raw.rstrip(b"\r")
+        if _RETURN in raw:
+            raw = self._shown(raw)
+        return raw, len(raw) if whole else size
 
     def _keep_end(self, line: LogLine, cost: int) -> None:
         self._tail.append((line, cost))
@@ -298,11 +355,56 @@ class Batcher:
         return batch
 
 
+def as_shown(line: bytes) -> bytes:
+    """What a terminal shows of a line once all of it is written.
+
+    A carriage return goes back to the first column, and what follows overwrites what is there, one character per
+    column. The sequences that erase the line, or the rest of it, do so. Every other control sequence, as for colours,
+    stays with the character that it is written before.
+    """
+    cells: list[str] = []
+    for part in line.decode("utf-8", "surrogateescape").split("\r"):
+        if "\x1b" in part:
+            _overwrite(cells, part)
+        else:
+            cells[: len(part)] = part
+    return "".join(cells).encode("utf-8", "surrogateescape")
+
+
+def _overwrite(cells: list[str], part: str) -> None:
+    """Writes a part with control sequences over the cells, from the first column on."""
+    column = at = 0
+    controls = ""
+    for control in _CONTROL.finditer(part):
+        text = part[at : control.start()]
+        if text:
+            cells[column : column + len(text)] = [controls + text[0], *text[1:]]
+            column, controls = column + len(text), ""
+        if control[0] in _ERASE_LINE:
+            del cells[:]
+            column = 0
+        elif control[0] in _ERASE_REST:
+            del cells[column:]
+        else:
+            controls += control[0]
+        at = control.end()
+    text = part[at:]
+    if text:
+        cells[column : column + len(text)] = [controls + text[0], *text[1:]]
+    elif controls and column:
+        cells[column - 1] += controls
+
+
+def _run(data: bytes, piece: bytes) -> int:
+    """How many bytes the piece takes where it stands at the beginning, again and again: three times at most."""
+    size = 0
+    while size < 3 * len(piece) and data.startswith(piece, size):
+        size += len(piece)
+    return size
+
+
 def _bounded(raw: bytes, size: int) -> str:
     """The line as PostgreSQL can store it: UTF-8 without NUL, and bounded."""
-    if size == len(raw):
-        raw = raw.rstrip(b"\r")
-        size = len(raw)
     # A character that is split at the end of raw lies beyond the cut.
     text = raw.decode("utf-8", "replace").replace("\0", "�")
     encoded = text.encode()
@@ -317,6 +419,6 @@ def _json_level(message: str) -> str | None:
     except (ValueError, RecursionError):
         return None
     for key in _JSON_KEYS:
-        if (level := _LEVELS.get(str(record.get(key)).lower())) is not None:
+        if (level := LEVELS.get(str(record.get(key)).lower())) is not None:
             return level
     return None

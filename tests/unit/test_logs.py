@@ -161,7 +161,7 @@ def test_random_contents_of_frames_never_raise(pieces: list[tuple[int, bytes, by
         (b"\n", ""),
         (b"a\r\n", "a"),
         (b"a\r\r\n", "a"),
-        (b"a\rb\n", "a\rb"),
+        (b"a\rb\n", "b"),
         (b"\r\n", ""),
         (b" a \n", " a "),
         (b"a\0b\n", "a�b"),
@@ -297,6 +297,38 @@ def test_a_line_has_the_time_at_which_it_was_written(stamp: bytes, time: datetim
         ('{"level": {"a": 1}}', None),
         ('{"level": "error"', None),
         ('{"msg": "level"}', None),
+        ("ERROR: it broke", "error"),
+        ("ERROR it broke", "error"),
+        ("WARNING: x", "warn"),
+        ("WARNING:root:x", "warn"),
+        ("CRITICAL", "error"),
+        ("INFO: x", "info"),
+        ("DEBUG x", "debug"),
+        ("\x1b[31mERROR\x1b[0m: x", "error"),
+        ("\x1b[1m\x1b[31mE       assert 1 == 2\x1b[0m", "error"),
+        ("E   assert 1 == 2", "error"),
+        ("FAILED tests/test_x.py::test_y - assert 1 == 2", "error"),
+        ("ERROR tests/test_x.py - ImportError", "error"),
+        ("=========== 1 failed, 2 passed in 0.12s ===========", "error"),
+        ("\x1b[31m==== \x1b[31m\x1b[1m1 failed\x1b[0m, \x1b[32m2 passed\x1b[0m\x1b[31m in 0.12s\x1b[0m ====", "error"),
+        ("12 failed, 2 passed, 1 error in 65.12s (0:01:05)", "error"),
+        ("2 passed, 1 error in 0.12s", "error"),
+        ("!!!!!!!!!! Interrupted: 1 error during collection !!!!!!!!!!", "error"),
+        ("=========== 3 passed, 1 warning in 0.12s ===========", None),
+        ("npm ERR! code E404", "error"),
+        ("npm error code E404", "error"),
+        ("npm WARN deprecated x", "warn"),
+        ("npm warn deprecated x", "warn"),
+        ("npm notice New version", "info"),
+        ("ERRORS", None),
+        ("INFORMATION: x", None),
+        ("ERR! x", None),
+        ("E  x", None),
+        ("npm errors", None),
+        ("10 failed", None),
+        ("123456", None),
+        ("1%\rWARNING: x", "warn"),
+        ("WARNING: x\rdone      ", None),
         ('{"a": ' + "[" * 20_000, None),
         ('{"a": ' + "9" * 5_000 + "}", None),
         ("error: it broke", None),
@@ -308,7 +340,57 @@ def test_the_level_is_what_the_line_says_else_the_stream_s(line: str, level: str
     assert levels == ([level, level] if level else ["info", "warn"])
 
 
-def test_a_traceback_has_the_level_of_the_line_that_it_belongs_to() -> None:
+CHAIN = f"""{ODOO} ERROR db odoo.http: Exception during request
+
+Traceback (most recent call last):
+  File "/odoo/http.py", line 1, in x
+    y()
+    ~^^
+KeyError: 'x'
+
+During handling of the above exception, another exception occurred:
+
+Traceback (most recent call last):
+  File "/odoo/http.py", line 2, in z
+psycopg2.errors.UniqueViolation: duplicate key
+DETAIL:  Key (id)=(1) already exists.
+
+The above exception was the direct cause of the following exception:
+
+Traceback (most recent call last):
+  File "/odoo/http.py", line 3, in z
+odoo.exceptions.ValidationError"""
+
+
+@pytest.mark.parametrize(
+    ("record", "level"),
+    [
+        (CHAIN, "error"),
+        (CHAIN.replace("ERROR", "WARNING", 1), "warn"),
+        (CHAIN.partition("\n\n")[2], "error"),
+        (f'{ODOO} ERROR db x: y\n  File "a.py", line 1\n    a b\nSyntaxError: invalid', "error"),
+        ("WARNING: x\n  more\n\tof it\n\n  and more", "warn"),
+        ("E   assert 1\n  x", "error"),
+    ],
+)
+@pytest.mark.parametrize("kind", [OUT, ERR])
+def test_what_continues_a_record_has_its_level_and_the_next_line_the_stream_s(
+    kind: int, record: str, level: str
+) -> None:
+    data = b"".join(frame(kind, line.encode() + b"\n") for line in [*record.split("\n"), "1", "  2"])
+    stream = ("", "info", "warn")[kind]
+    levels = [line.level for line in read(data)]
+    assert levels == [level] * (len(levels) - 2) + [stream] * 2
+    for skip in range(len(levels)):
+        assert [line.level for line in read(data, skip=skip)] == levels[skip:], "after a restart too"
+
+
+def test_a_record_is_continued_by_no_more_than_500_lines() -> None:
+    data = b"".join(frame(OUT, text) for text in [f"{ODOO} ERROR db odoo: x\n".encode(), *[b"  x\n"] * 501])
+    assert [line.level for line in read(data)] == ["error"] * 501 + ["info"]
+
+
+def test_the_lines_of_two_streams_and_of_json_leave_a_record_open() -> None:
     script = [
         (ERR, "starting", "warn"),
         (ERR, f"{ODOO} INFO db odoo: x", "info"),
@@ -318,11 +400,67 @@ def test_a_traceback_has_the_level_of_the_line_that_it_belongs_to() -> None:
         (ERR, "Traceback (most recent call last):", "error"),
         (ERR, '{"level": "debug"}', "debug"),
         (ERR, "ValueError: x", "error"),
+        (ERR, "no more of it", "warn"),
         (ERR, f"{ODOO} DEBUG db odoo: x", "debug"),
     ]
     data = b"".join(frame(kind, line.encode() + b"\n") for kind, line, _ in script)
     assert [line.level for line in read(data)] == [level for *_, level in script]
-    assert [line.level for line in read(data, skip=5)] == [level for *_, level in script[5:]], "after a restart too"
+
+
+# --- progress -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        (b"20%\r40%", "40%"),
+        (b"\r20%\r40%\r", "40%"),
+        (b"20%\r40%\r\r", "40%"),
+        (b"100 of 100\rdone", "doneof 100"),
+        ("███░\r████".encode(), "████"),
+        (b"caf\xe9!\rlong", "long!"),
+        (b"downloading\r\x1b[Kdone", "done"),
+        (b"downloading\r\x1b[2Kdone", "done"),
+        (b"downloading\x1b[2K\rdone", "done"),
+        (b"downloading\rab\x1b[0K", "ab"),
+        (b"\x1b[32mok\x1b[0m 1\r\x1b[31mno\x1b[0m", "\x1b[31mno\x1b[0m\x1b[0m 1"),
+        (b"no return \x1b[K", "no return \x1b[K"),
+        (b"a\0b\rc", "c�b"),
+    ],
+)
+def test_a_line_with_carriage_returns_is_what_a_terminal_shows_at_its_end(line: bytes, shown: str) -> None:
+    data = frame(OUT, line[:4]) + frame(ERR, b"x") + frame(OUT, line[4:] + b"\n") + frame(OUT, line)
+    for cut in range(len(data) + 1):
+        assert [each.message for each in read(data, cut) if each.stream == "stdout"] == [shown, shown]
+
+
+def test_a_line_that_is_written_over_for_hours_is_whole_and_takes_no_memory() -> None:
+    line = b"".join(b"\r%6d of 999999 [%s]" % (n, "█".encode() * 20) for n in range(100_000)) + b"\rdone"
+    data = entries(OUT, line + b"\r\n") + frame(OUT, b"next\n")
+    tracemalloc.start()
+    got = read(data, len(data) // 2)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [(each.seq, each.message) for each in got] == [(1, "done99 of 999999 [" + "█" * 20 + "]"), (2, "next")]
+    assert peak < 3 * len(data)
+    assert read(data, *range(0, len(data), 4_099)) == got
+
+
+def test_a_line_of_many_returns_costs_no_more_than_one_of_its_length() -> None:
+    wide = b"x" * 40_000
+    line = wide + b"\rab" * 1_000_000
+    [message] = messages(entries(OUT, line + b"\n"))
+    assert message.startswith("abx")
+    [message] = messages(entries(OUT, (b"\x1b[2K" + wide[:30_000] + b"\r\x1b[K") * 200 + b"\n"))
+    assert message == ""
+
+
+@pytest.mark.parametrize("before", range(4))
+def test_a_character_that_the_engine_cut_between_entries_is_one_question_mark(before: int) -> None:
+    # What Docker stores of a character of four bytes that lies across the 16 KiB of an entry.
+    data = frame(OUT, b"a" + "�".encode() * before) + frame(OUT, "�".encode() * (4 - before) + b"b\n")
+    for cut in range(len(data) + 1):
+        assert [each.message for each in read(data, cut)] == ["a?b" if before else "a����b"]
 
 
 def test_the_last_frame_is_kept_to_compare_it_with_the_log_s_end() -> None:

@@ -164,6 +164,34 @@ def test_no_split_of_a_log_shows_a_form_of_a_secret(writer: str) -> None:
         assert said(data, [SECRET], cut) == ["before =***= after"]
 
 
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        (b"pw hunter22\rxy", "xy ***"),
+        (b"pw hunter22\rpw hunt", "pw hunt"),
+        (b"---ter22\rhun", "***"),
+        (b"hunt\rhunter22\r", "***t"),
+        (b"x\rtoken=hunter22\r\x1b[Kdone", "done"),
+        (b"hunter22" * 3 + b"\r" + b"x" * 70_000 + b"hunter22\rhun", None),
+    ],
+)
+def test_carriage_returns_show_no_secret_and_no_rest_of_one(line: bytes, shown: str | None) -> None:
+    data = entries(OUT, line + b"\n")
+    for cut in range(0, len(data) + 1, 1 if shown else 9_973):
+        [message] = said(data, [b"hunter22"], cut)
+        assert shown in (None, message)
+        assert not any(rest in message for rest in ("hunter22", "unter22", "ter22"))
+
+
+def test_a_secret_at_the_place_where_an_overwritten_line_is_folded_is_masked() -> None:
+    secret = b"0123456789-abcdefghijklmnopqrstuvwxyz"
+    for offset in range(-45, 5):
+        start = b"\rprogress" * 7_281 + b"x" * (60 + offset)
+        [message] = said(entries(OUT, start + secret + b"\rlast " + secret + b"\n"), [secret])
+        assert message.startswith("last ***")
+        assert not any(secret[n : n + 6].decode() in message for n in range(len(secret) - 6))
+
+
 VISIBLE = st.characters(codec="utf-8", exclude_categories=["Cc", "Zs", "Zl", "Zp"])
 
 
