@@ -6,6 +6,7 @@ trying again is useless (the systemd unit does not).
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import signal
@@ -18,6 +19,7 @@ from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import NoReturn, TypeVar
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import anyio
 import structlog
@@ -204,6 +206,22 @@ async def _register(queue: Queue, *, takeover: bool) -> uuid.UUID:
             await anyio.sleep(TAKEN_RETRY_SECONDS)
 
 
+def _name_of(worker_id: str, dsn: str) -> str:
+    """A name for the worker id and the database: of the URL only host, port, database and user.
+
+    All processes of the host can read the names, so a password in one could be guessed.
+    """
+    url = urlsplit(dsn)
+    user, _, place = url.netloc.rpartition("@")
+    query = dict(parse_qsl(url.query))
+    parts = {
+        "user": unquote(user.partition(":")[0]) or query.get("user", ""),
+        "place": place.lower() or f"{query.get('host', '')}:{query.get('port', '')}",
+        "database": unquote(url.path.lstrip("/")) or query.get("dbname", query.get("database", "")),
+    }
+    return sha256(json.dumps([worker_id, parts]).encode()).hexdigest()
+
+
 @contextmanager
 def _only_one_of(worker_id: str, dsn: str) -> Iterator[bool]:
     """Whether this is the only process on this host with that worker id and database.
@@ -211,7 +229,7 @@ def _only_one_of(worker_id: str, dsn: str) -> Iterator[bool]:
     It binds a name that the kernel frees when the process ends, however it ends: so the successor of a killed worker
     knows at once that its predecessor is gone, and need not wait for its registration to run out.
     """
-    name = sha256(f"{worker_id}\n{dsn}".encode()).hexdigest()
+    name = _name_of(worker_id, dsn)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as holder:
         try:
             holder.bind(f"\0ops-worker/{name}")

@@ -407,8 +407,12 @@ class Engine:
         return await self._api.call(last_entry, abandon=True)
 
     @asynccontextmanager
-    async def follow(self, container_id: str, *, ended: bool = False) -> AsyncIterator[Journal]:
-        """Reads the container's log from its first byte, then as it grows unless the container has ``ended``."""
+    async def follow(self, container_id: str, *, ended: bool) -> AsyncIterator[Journal]:
+        """Reads the container's log from its first byte, then as it grows.
+
+        The log of a container that has ``ended`` is read as it is: an engine may end a stream that follows such a log
+        before the log ends (Podman does).
+        """
         pipe = Pipe(STREAM_BUFFER)
         async with task_group() as tasks:
             tasks.start_soon(self._pump, container_id, pipe, {} if ended else {"follow": 1})
@@ -418,11 +422,11 @@ class Engine:
                 pipe.close()
                 tasks.cancel_scope.cancel()
 
-    async def _pump(self, container_id: str, pipe: Pipe, words: dict[str, int]) -> None:
+    async def _pump(self, container_id: str, pipe: Pipe, params: dict[str, int]) -> None:
         def pump() -> None:
             try:
                 with closing(self._api.new_client()) as client:
-                    response = logs(client, container_id, words)
+                    response = logs(client, container_id, params)
                     pipe.opened(partial(cut, response))
                     for chunk in response.raw.stream(65536, decode_content=False):
                         pipe.put(chunk)

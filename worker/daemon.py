@@ -2,8 +2,9 @@
 
     register → adopt what an earlier process left on this engine → claim and run … → drain → unregister
 
-Each run is one task. A heartbeat renews all leases at once and brings back what the database wants stopped; a
-notification brings the same within milliseconds where the connection allows it. Neither is ever relied on alone.
+Each run is one task. A heartbeat renews all leases at once and brings back what the database wants stopped. A
+notification of a cancel makes the next heartbeat an early one, where the connection delivers it. It is a hint and
+decides nothing, since every login of the database can send it.
 """
 
 from __future__ import annotations
@@ -38,6 +39,9 @@ CLAIM_SECONDS = 2.0
 SWEEP_SECONDS = 60.0
 """How often leftovers are looked for: dead workers' leases in the database, containers on the engine."""
 
+
+HINT_SECONDS = 0.5
+"""A heartbeat is no earlier than this after the last one, however many notifications ask for it."""
 
 DISK_SECONDS = 0.25
 """How often the free room is looked at: a disk may write a gigabyte a second."""
@@ -82,6 +86,7 @@ class Daemon:
         self._guard = DiskGuard(disk, engine, self._runs)
         self._unknown: set[uuid.UUID] = set()
         self._wake = anyio.Event()
+        self._hint = anyio.Event()
         self._draining = anyio.Event()
         self._claiming = anyio.CancelScope()
 
@@ -114,7 +119,7 @@ class Daemon:
                 if len(self._runs) < self._pace.concurrency and self._has_disk():
                     claim, waiting = await self._claim()
             if claim is not None:
-                log.info("run claimed", run_id=str(claim.run_id), project=claim.project.slug, number=claim.run_number)
+                log.info("run claimed", **claim.named)
                 self._begin(runs, claim)
                 continue
             if self._pace.until_idle and not waiting and not self._runs:
@@ -159,7 +164,7 @@ class Daemon:
             return
         found = await self._adopt(run_id)
         if isinstance(found, Claim):
-            log.info("run adopted", run_id=str(run_id), status=found.status)
+            log.info("run adopted", **found.named, status=found.status)
             self._begin(runs, found)
         elif found in ("final", "not_found"):
             await self._clear(run_id)
@@ -196,9 +201,9 @@ class Daemon:
         try:
             status = await run.execute() or "lost"
             if status == "lost":
-                await self._let_go(run.claim.run_id)
+                await self._let_go(run.claim)
         except Exception:  # the edge of a run: nothing of it may end the others
-            log.exception("run failed inside the worker", run_id=str(run.claim.run_id))
+            log.exception("run failed inside the worker", **run.claim.named)
             status = "crashed"
         finally:
             del self._runs[run.claim.run_id]
@@ -206,15 +211,15 @@ class Daemon:
             self._say_status()
             self._wake_up()
 
-    async def _let_go(self, run_id: uuid.UUID) -> None:
+    async def _let_go(self, claim: Claim) -> None:
         """Ends the container of a run that was lost, unless another worker on this engine goes on with it."""
-        found = await self._adopt(run_id)
+        found = await self._adopt(claim.run_id)
         ours_again = isinstance(found, Claim)
-        log.warning("lease lost, nothing more is written for this run", run_id=str(run_id), ours_again=ours_again)
+        log.warning("lease lost, nothing more is written for this run", **claim.named, ours_again=ours_again)
         if ours_again:
-            self._unknown.add(run_id)  # nobody took it meanwhile: it goes on from where its log ended
+            self._unknown.add(claim.run_id)  # nobody took it meanwhile: it goes on from where its log ended
         elif found in ("final", "not_found"):
-            await self._clear(run_id)
+            await self._clear(claim.run_id)
 
     async def _clear(self, run_id: uuid.UUID) -> None:
         """Ends and removes the container of a run, if there is one."""
@@ -228,8 +233,14 @@ class Daemon:
     # --- keeping what is ours ---------------------------------------------------------------------------------------
 
     async def _heartbeats(self, everything: anyio.CancelScope) -> None:
+        pause = min(HINT_SECONDS, self._pace.heartbeat)
         try:
-            await _every(self._pace.heartbeat, self.heartbeat)
+            while True:
+                self._hint = anyio.Event()  # before the heartbeat: its answer may be older than a hint from now on
+                await _until_done(self.heartbeat, self._pace.heartbeat)
+                await anyio.sleep(pause)
+                with anyio.move_on_after(self._pace.heartbeat - pause):
+                    await self._hint.wait()
         except Refused as error:
             log.warning("detaching: another worker has this worker id now (--worker-id)", error=str(error))
             everything.cancel()
@@ -299,8 +310,9 @@ class Daemon:
         self._wake.set()
 
     def _cancel(self, run_id: uuid.UUID) -> None:
+        """A notification says that this run is to be cancelled: the next heartbeat asks whether it is."""
         if run_id in self._runs:
-            self._runs[run_id].stop(Stop.CANCEL)
+            self._hint.set()
 
     # --- stopping ---------------------------------------------------------------------------------------------------
 

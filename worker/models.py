@@ -81,6 +81,16 @@ class Claim:
             **{key: payload[key] for key in plain},
         )
 
+    @property
+    def named(self) -> dict[str, str | int]:
+        """The names of the run in each line of the worker's own log."""
+        return {
+            "run_id": str(self.run_id),
+            "run_number": self.run_number,
+            "project": self.project.slug,
+            "workflow": self.workflow.name,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:

@@ -54,6 +54,12 @@ class Reason(StrEnum):
     WORKER_ERROR = "worker_error"
 
 
+HOST_FAULTS = frozenset(
+    {Reason.ARTIFACTS_FAILED, Reason.DISK_FULL, Reason.ENGINE_ERROR, Reason.ENGINE_LOST, Reason.WORKER_ERROR}
+)
+"""The reasons for which the host, its engine or the worker failed, and not the program or its configuration."""
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What is reported to the database.
@@ -66,6 +72,13 @@ class Outcome:
     reason: Reason
     message: str | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def log_level(self) -> str:
+        """How loud the worker's own log says it: a host that fails is an error there, a program that fails is not."""
+        if self.reason in HOST_FAULTS:
+            return "error"
+        return "info" if self.reason is Reason.SUCCEEDED else "warning"
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Self, TypeVar
 
 import anyio
@@ -296,7 +296,7 @@ class Queue:
         probe = f"ops_probe_{self._me.instance_id.hex}"
         async with self._controlling() as connection:
             await connection.add_listener("ops_queue", lambda *_: on_queue())
-            await connection.add_listener("ops_cancel", lambda *args: on_cancel(uuid.UUID(args[3])))
+            await connection.add_listener("ops_cancel", lambda *args: _with_id(on_cancel, args[3]))
             await connection.add_listener(probe, lambda *_: heard.set())
             self._subscribed = connection
         await self._pool.execute("select pg_notify($1, '')", probe)
@@ -421,6 +421,12 @@ def _text(text: str) -> str:
 
 
 _REFUSED = re.compile("[\0\ud800-\udfff]")
+
+
+def _with_id(call: Callable[[uuid.UUID], None], payload: str) -> None:
+    """Makes the call with the id that a notification carries; every login can send one, with any text."""
+    with suppress(ValueError):
+        call(uuid.UUID(payload))
 
 
 def _parsed(text: str) -> dict[str, Any]:

@@ -54,8 +54,8 @@ QUIET_SECONDS = 5.0
 ENGINE_REFUSALS = 5
 """How often in a row the engine may say that it failed, before that is the end of the run (some 3 s)."""
 
-IDLE_READINGS = 10
-"""How often in a row the log of an ended container may break off without a new line, before that counts as its end."""
+STALLED_READINGS = 5
+"""How often in a row the log of an ended container is read without coming further, before it is taken as it is."""
 
 SERVER_ERROR = 500
 """The HTTP status from which on it is the engine that failed, and not the request."""
@@ -157,7 +157,7 @@ class Run:
         self.container_name = container_name(claim.run_id, host.database_id)
         self._heard: datetime | None = None
         self._engine_was_away = False
-        self._log = structlog.get_logger().bind(run_id=str(claim.run_id), run_number=claim.run_number)
+        self._log = structlog.get_logger().bind(**claim.named)
 
     def stop(self, why: Stop) -> None:
         """Asks the run to end. Only the first reason counts; a cancel shortens the collection of artifacts, too."""
@@ -185,11 +185,19 @@ class Run:
     async def _work(self) -> str:
         if self.claim.status == "claimed":
             await self._host.queue.start(self.claim.run_id)
+        started_at = self.claim.started_at or datetime.now(UTC)
         outcome = await self._attempt()
         message, details = self._redactor.value([outcome.message, outcome.details])
         outcome = replace(outcome, message=message, details=details)
         status = await self._host.queue.complete(self.claim.run_id, outcome)
-        self._log.info("run finished", status=status, reason=outcome.reason, exit_code=outcome.exit_code)
+        getattr(self._log, outcome.log_level)(
+            "run finished",
+            status=status,
+            reason=outcome.reason,
+            exit_code=outcome.exit_code,
+            error_message=outcome.message,
+            duration_seconds=round(max(0.0, (datetime.now(UTC) - started_at).total_seconds()), 1),
+        )
         return status
 
     async def _attempt(self) -> Outcome:
@@ -354,34 +362,32 @@ class Run:
             await self._host.queue.append_logs(self.claim.run_id, lines)
 
         async with LogWriter(store).running() as writer:
-            attempt = refused = idle = furthest = 0
+            attempt = refused = furthest = stalled = 0
             ended = False
             while True:
                 lines = LineAssembler(position, self._host.max_log_bytes, self._redactor)
-                complete = away = False
+                complete = False
                 try:
                     complete = await self._read(container, output_bytes, lines, writer, ended=ended)
+                    stalled = stalled + 1 if ended and lines.bytes <= furthest else 0
                 except (EngineUnavailable, EngineError) as error:
                     refused = refused + 1 if isinstance(error, EngineError) and not lines.position else 0
                     if refused > ENGINE_REFUSALS:
                         raise
-                    self._engine_was_away = away = True
+                    self._engine_was_away = True
                     self._log.warning("log stream broken, reading again", error=str(error))
                 state = await self._patiently(self._engine.inspect, container)
                 await self._note_restart()
-                idle = idle + 1 if ended and not away and lines.position <= furthest else 0
-                furthest = max(furthest, lines.position)
-                given_up = not complete and idle >= IDLE_READINGS
-                if state is None or ((complete or given_up) and not state.running):
+                if state is None or ((complete or stalled >= STALLED_READINGS) and not state.running):
                     await writer.put(lines.flush())
-                    if lines.fault or given_up:
-                        why = lines.fault or "this is all, and it is not the end"
-                        message = f"the log may be incomplete, the engine says: {why}"
-                        await self._event("warning", message, {"reason": "log_damaged"})
+                    if lines.fault:
+                        await self._log_is_damaged(f", the engine says: {lines.fault}")
+                    elif state is not None and not complete:
+                        await self._log_is_damaged(f": {stalled} readings of it ended at the same place before its end")
                     if lines.omitted:
                         await self._log_was_cut(lines)
                     return state
-                position, ended = lines.delivered, not state.running
+                ended, furthest, position = not state.running, max(furthest, lines.bytes), lines.delivered
                 await anyio.sleep(backoff(attempt))
                 attempt += 1
 
@@ -392,9 +398,11 @@ class Run:
         if not self._engine_was_away or self._heard is None:
             return
         if await self._patiently(self._engine.started_after, self._heard):
-            message = "the log may be incomplete: the engine was restarted while the container ran"
-            await self._event("warning", message, {"reason": "log_damaged"})
+            await self._log_is_damaged(": the engine was restarted while the container ran")
         self._engine_was_away, self._heard = False, None
+
+    async def _log_is_damaged(self, why: str) -> None:
+        await self._event("warning", f"the log may be incomplete{why}", {"reason": "log_damaged"})
 
     async def _log_was_cut(self, lines: LineAssembler) -> None:
         message = f"the log is cut: {lines.omitted:,} of {lines.position:,} lines are left out in its middle"

@@ -114,10 +114,30 @@ async def test_a_connection_whose_stream_was_closed_half_read_is_not_used_again(
     docker("run", "--name", name, "--network", "none", image, "seq", "20")
     engine = containers.Engine(None, streams=1)
     try:
-        async with engine.follow(name) as journal:
+        async with engine.follow(name, ended=False) as journal:
             assert await journal.receive()  # the thread has some more in its hands and waits
-        async with engine.follow(name) as journal:
+        async with engine.follow(name, ended=False) as journal:
             assert await journal.receive()
+    finally:
+        docker("rm", "--force", name)
+        engine.close()
+
+
+async def test_the_log_of_an_ended_container_is_the_same_whether_it_is_followed_or_not(image: str) -> None:
+    name = f"ops-worker-tests-{uuid.uuid4().hex[:12]}"
+    docker("run", "--detach", "--name", name, "--network", "none", image, "seq", "100000")
+    docker("wait", name)
+    engine = containers.Engine(None, streams=1)
+    readings: list[bytes] = []
+    try:
+        for ended in (True, False):
+            readings.append(b"")
+            async with engine.follow(name, ended=ended) as journal:
+                while chunk := await journal.receive():
+                    readings[-1] += chunk
+        assert readings[0] == readings[1]
+        assert readings[0].count(b"\n") == 100_000
+        assert readings[0].endswith(await engine.last_entry(name))
     finally:
         docker("rm", "--force", name)
         engine.close()

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Any, cast
 
 import anyio
+import anyio.lowlevel
 import pytest
 from anyio import wait_all_tasks_blocked
 
@@ -230,6 +231,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(module, "Run", made)
     monkeypatch.setattr(module, "backoff", lambda _: 0.0)
     monkeypatch.setattr(module, "DISK_SECONDS", 0.01)
+    monkeypatch.setattr(module, "HINT_SECONDS", 0.0)
     monkeypatch.setattr("worker.disk.SHORT_PAUSE", 0.0)
     return World(runs)
 
@@ -385,13 +387,35 @@ async def test_a_run_that_was_claimed_while_the_answer_was_under_way_is_not_lost
         assert not run.lost
 
 
-async def test_a_notified_cancel_stops_its_run_and_no_other(world: World) -> None:
+@pytest.mark.parametrize("asked", [True, False])
+async def test_a_notified_cancel_asks_the_database_at_once_and_its_answer_decides(world: World, *, asked: bool) -> None:
     first, second = world.push(), world.push()
+    world.queue.beats = [beat()]
     async with world.working():
-        world.queue.on_cancel(first)
+        assert world.queue.beats == [], "the renewal at the start; the next is due in 10 s"
+        world.queue.beats = [beat(first, second, cancel=(first,) if asked else ())]
         world.queue.on_cancel(uuid.uuid4())
-        assert world.runs[first].stops == [Stop.CANCEL]
+        await wait_all_tasks_blocked()
+        assert len(world.queue.beats) == 1, "a run of another worker"
+        world.queue.on_cancel(first)
+        await until(lambda: not world.queue.beats)
+        assert world.runs[first].stops == ([Stop.CANCEL] if asked else [])
         assert world.runs[second].stops == []
+
+
+async def test_a_flood_of_notifications_is_no_flood_of_renewals(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "HINT_SECONDS", 1.0)
+    run_id = world.push()
+    world.queue.beats = [beat()]
+    async with world.working():
+        world.queue.beats = [beat(run_id)] * 50
+        for _ in range(1_000):
+            world.queue.on_cancel(run_id)
+            await anyio.lowlevel.checkpoint()
+        assert len(world.queue.beats) == 50
+        await until(lambda: len(world.queue.beats) < 50)
+        await wait_all_tasks_blocked()
+        assert len(world.queue.beats) == 49
 
 
 async def test_a_renewal_that_fails_for_a_while_is_repeated(world: World) -> None:

@@ -402,7 +402,8 @@ async def test_a_subscription_proves_itself_and_passes_notifications_on(control:
     assert await queue.listen(lambda: heard.append("queue"), heard.append)
     assert queue.listening
     connection.notify("ops_queue", "")
-    connection.notify("ops_cancel", str(RUN))
+    for payload in (str(RUN), "", "no id", str(RUN)[:-1]):
+        connection.notify("ops_cancel", payload)
     assert heard == ["queue", RUN]
     connection.terminate()
     assert not queue.listening

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from tests.unit.claims import make_claim
 from tests.unit.journal import frame
@@ -81,8 +82,10 @@ async def test_no_message_of_a_failure_has_a_secret(
     world: World, tmp_path: Path, fault: dict[str, list[Exception]]
 ) -> None:
     world.engine.faults = fault
-    assert await world.execute(run(world, tmp_path)) == "failed"
+    with capture_logs() as logged:
+        assert await world.execute(run(world, tmp_path)) == "failed"
     assert "***" in world.message
+    assert [line["error_message"] for line in logged if line["event"] == "run finished"] == [world.message]
     assert "hunter22" not in told(world)
     assert "aHVudGVyMj" not in told(world)
 

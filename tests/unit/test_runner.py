@@ -12,6 +12,7 @@ import anyio
 import pytest
 from anyio import wait_all_tasks_blocked
 from anyio.lowlevel import checkpoint
+from structlog.testing import capture_logs
 
 from tests.unit.claims import IMAGE, make_claim
 from tests.unit.journal import frame, header
@@ -62,6 +63,8 @@ class ScriptedEngine:
         self.faults: dict[str, list[Exception]] = {}
         self.readings: list[list[Step]] = []
         self.frames = FRAMES
+        self.follows_short = False
+        """Whether a stream that follows ends before the log does, as Podman's for a container that has ended."""
         self.exit_code = 0
         self.lasts = False
         self.restarted = False
@@ -156,7 +159,10 @@ class ScriptedEngine:
         assert not (ended and self.status == "running")
         self.follows += 1
         await self._call("follow")
-        yield Reading(self, self.readings.pop(0) if self.readings else None)
+        script = self.readings.pop(0) if self.readings else None
+        if self.follows_short and not ended:
+            script = [*self.frames[:2], END]
+        yield Reading(self, script)
 
     @contextmanager
     def archive(self, container_id: str) -> Iterator[Iterator[bytes]]:
@@ -375,6 +381,33 @@ async def test_an_image_that_is_not_here_is_pulled_and_that_is_said_before(world
     assert world.queue.events[0][1] == "pulling image docker.io/library/tool:1"
 
 
+@pytest.mark.parametrize(
+    ("exit_code", "why", "error", "said"),
+    [
+        (0, None, None, ("info", "succeeded", "succeeded", 0, None)),
+        (3, None, None, ("warning", "failed", "exit_code", 3, "exit code 3")),
+        (0, Stop.CANCEL, None, ("warning", "canceled", "canceled", None, "canceled on request")),
+        (0, None, EngineError(400, "bad"), ("error", "failed", "engine_error", None, "the container engine says: bad")),
+    ],
+)
+async def test_the_worker_s_log_says_how_the_run_ended_and_as_loud_as_it_concerns_the_host(
+    world: World, exit_code: int, why: Stop | None, error: Exception | None, said: tuple[object, ...]
+) -> None:
+    world.engine.exit_code = exit_code
+    world.engine.faults = {"start": [error]} if error else {}
+    run = world.run(run_number=17, started_at=(datetime.now(UTC) - timedelta(minutes=1)).isoformat())
+    if why is not None:
+        world.engine.become("exited")
+        run.stop(why)
+    with capture_logs() as logged:
+        await world.execute(run)
+    [line] = [line for line in logged if line["event"] == "run finished"]
+    assert said == tuple(line[key] for key in ("log_level", "status", "reason", "exit_code", "error_message"))
+    assert (line["run_id"], line["run_number"]) == (str(RUN_ID), 17)
+    assert (line["project"], line["workflow"]) == ("acme", "nightly")
+    assert 60 <= line["duration_seconds"] < 120
+
+
 # --- the log stream -------------------------------------------------------------------------------------------------
 
 
@@ -409,6 +442,26 @@ async def test_a_stream_that_is_cut_again_and_again_is_read_until_it_is_whole(wo
     assert await world.execute() == "succeeded"
     assert world.said == SAID
     assert world.engine.follows == 5
+
+
+async def test_the_log_of_an_ended_container_is_read_without_following_it(world: World) -> None:
+    world.engine.follows_short = True
+    assert await world.execute() == "succeeded"
+    assert (world.said, world.engine.follows) == (SAID, 2)
+
+
+@pytest.mark.parametrize("end", [END, QUIET], ids=["ends", "stays open"])
+async def test_a_log_that_is_never_read_to_its_end_ends_the_run_with_what_there_is(end: Step, world: World) -> None:
+    further = [[*FRAMES[: n // 4], end] for n in range(4, 12)]  # each place is reached four times
+    world.engine.readings = [*further, *([FRAMES[0], FRAMES[1], end] for _ in range(50))]
+    assert await world.execute() == "succeeded"
+    assert world.said == SAID[:2]
+    assert world.engine.follows == len(further) + 2
+    [warning] = [(message, details) for kind, message, details in world.queue.events if kind == "warning"]
+    assert warning == (
+        "the log may be incomplete: 5 readings of it ended at the same place before its end",
+        {"reason": "log_damaged"},
+    )
 
 
 async def test_a_stream_that_broke_after_its_last_byte_is_read_again(world: World) -> None:
