@@ -156,8 +156,12 @@ create table ops.project_memberships (
     role text not null check (role in ('owner', 'admin', 'developer', 'viewer')),
     created_at timestamptz not null default now(),
     updated_at timestamptz not null default now(),
+    given_by uuid,
     unique (project_id, user_id)
 );
+
+comment on column ops.project_memberships.given_by is
+    'The signed-in user who gave this role; null for machines. The last owner may leave if another user made him one.';
 
 -- A plain PostgreSQL has no auth.users.
 do $$
@@ -176,11 +180,14 @@ create table ops_private.control (
     singleton boolean primary key default true check (singleton),
     database_id uuid not null default gen_random_uuid(),
     fingerprint text,
-    max_lost_leases integer not null default 5 check (max_lost_leases > 0)
+    max_lost_leases integer not null default 5 check (max_lost_leases > 0),
+    max_queued_runs integer not null default 100000 check (max_queued_runs > 0)
 );
 
 comment on column ops_private.control.max_lost_leases is
     'A run is set aside when more workers than this were lost with it, one after the other, over a minute or more.';
+comment on column ops_private.control.max_queued_runs is
+    'How many runs of one project may be queued at once. Retries are not refused, but they count.';
 
 insert into ops_private.control default values;
 
@@ -203,13 +210,16 @@ create table ops_private.leases (
     renewed boolean not null default false,
     log_position bigint not null default 0,
     lost integer not null default 0,
-    lost_since timestamptz
+    lost_since timestamptz,
+    handed_over boolean not null default false
 ) with (fillfactor = 50);
 
-comment on column ops_private.leases.renewed is 'Whether the present holder has renewed it, or left in peace.';
+comment on column ops_private.leases.renewed is 'Whether the present holder has renewed it.';
+comment on column ops_private.leases.handed_over is
+    'Whether the present holder has unregistered, and left the run to its successor.';
 comment on column ops_private.leases.log_position is 'The last journal line that was stored when the holder took it.';
 comment on column ops_private.leases.lost is
-    'How many holders in a row were gone before they renewed the lease or stored a line.';
+    'How many holders in a row were lost before they stored a line, or renewed the lease of a created container.';
 comment on column ops_private.leases.lost_since is 'When the first of those was found to be gone.';
 
 create table ops_private.workers (
@@ -221,5 +231,20 @@ create table ops_private.workers (
     version text,
     labels text[] not null default '{}',
     started_at timestamptz not null,
-    expires_at timestamptz not null
+    expires_at timestamptz not null,
+    constraint workers_texts_fit check (
+        octet_length(worker_id) <= 200 and octet_length(host_id) <= 1000 and octet_length(engine_id) <= 1000
+        and octet_length(version) <= 1000 and cardinality(labels) <= 1000)
 ) with (fillfactor = 50);
+
+-- A worker id belongs to the database role that registered it first, while that role exists, also when no worker runs
+-- under it. Otherwise a host could take the id of another one that is stopped.
+create table ops_private.worker_ids (
+    worker_id text primary key,
+    db_role text not null
+);
+
+-- Runs that failed while the locks that the insert of their retry needs were not free; ops.reap queues the retry.
+create table ops_private.pending_retries (
+    run_id uuid primary key references ops.runs (id) on delete cascade
+);

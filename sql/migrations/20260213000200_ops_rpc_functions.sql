@@ -52,6 +52,22 @@ begin
 end
 $$;
 
+-- The caller of a worker function, who must be a member of ops_worker or trusted. The grants say the same, but one
+-- statement can undo them: Supabase's recipe for a schema of one's own grants all its functions to anon.
+create function ops_private.calling_worker() returns text
+language plpgsql stable set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_caller constant text := ops_private.caller();
+begin
+    if not pg_has_role(v_caller::name, 'ops_worker', 'usage') and not ops_private.trusted() then
+        raise exception 'permission denied: the role % is not a member of ops_worker', v_caller
+            using errcode = 'insufficient_privilege';
+    end if;
+    return v_caller;
+end
+$$;
+
 -- The user of a JWT, in either form that PostgREST passes claims.
 create function ops.current_user_id() returns uuid
 language plpgsql stable set search_path = pg_catalog, pg_temp
@@ -97,8 +113,75 @@ as $$
 begin
     return case
         when coalesce(p_worker_id, '') = '' then 'the worker_id must not be empty'
-        when (p_lease_seconds between 1 and 86400) is not true then 'the lease_seconds must be from 1 to 86400'
+        when octet_length(p_worker_id) > 200 then 'the worker_id must have at most 200 bytes'
+        when (p_lease_seconds between 1 and 3600) is not true then 'the lease_seconds must be from 1 to 3600'
     end;
+end
+$$;
+
+-- What is wrong with a document that a caller gives, in words; null: nothing. The size comes first: it bounds what the
+-- depth costs. Constraints of the fourth file say the same of the columns.
+create function ops_private.bad_document(p_name text, p_document jsonb) returns text
+language plpgsql immutable set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return case
+        when jsonb_typeof(p_document) <> 'object' then format('the %s must be an object', p_name)
+        when octet_length(p_document::text) > 262144 then format('the %s must have at most 256 KiB', p_name)
+        when jsonb_path_exists(p_document, 'strict $.**{33}') then
+            format('the %s must be nested at most 32 deep', p_name)
+    end;
+end
+$$;
+
+-- What `git check-ref-format` allows, roughly, and never what a command would take for an option.
+create function ops_private.is_git_ref(p_ref text) returns boolean
+language plpgsql immutable set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return p_ref ~ '^(?![-/.])(?!.*(\.\.|//|@\{))[^\x01-\x20\x7f~^:?*\[\\]{1,255}$' and p_ref !~ '[/.]$';
+end
+$$;
+
+-- Keys that a run's metadata may not have, because they decide what a workflow does.
+create function ops_private.reserved_keys() returns text[]
+language plpgsql immutable set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return '{artifacts,command,concurrency_key,labels,network,priority,read_only,resources,retry,run_env,secrets,'
+        'services,timeout_seconds,tool,user,version}';
+end
+$$;
+
+-- What is wrong with the metadata of a new run of a workflow with that configuration, in words; null: nothing that is
+-- known here. A worker checks the rest.
+create function ops_private.bad_metadata(p_metadata jsonb, p_config jsonb) returns text
+language plpgsql immutable set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_run_env constant jsonb := case jsonb_typeof(p_config -> 'run_env')
+        when 'array' then p_config -> 'run_env' else '[]' end;
+    v_key text;
+begin
+    select k.key into v_key from unnest(ops_private.reserved_keys()) as k (key) where p_metadata ? k.key limit 1;
+    if found then
+        return format(
+            'run metadata, %s: a run may set env, args, git_ref, git_commit; %1$s belongs into the workflow''s config',
+            v_key);
+    end if;
+    if jsonb_typeof(p_metadata -> 'env') = 'object' then
+        select left(k.key, 60) into v_key from jsonb_object_keys(p_metadata -> 'env') as k (key)
+        where not v_run_env ? k.key limit 1;
+        if found then
+            return format(
+                'run metadata, env.%s: the workflow does not list it; add "%1$s" to run_env in the workflow''s config',
+                v_key);
+        end if;
+    end if;
+    if not ops_private.is_git_ref(p_metadata ->> 'git_ref') then
+        return 'run metadata, git_ref: expected the name of a branch, a tag or a ref';
+    end if;
+    return null;
 end
 $$;
 
@@ -151,6 +234,7 @@ declare
     v_status text;
     v_lease ops_private.leases;
 begin
+    perform ops_private.calling_worker();
     if p_shared then
         select r.status into v_status from ops.runs as r where r.id = p_run_id for share;
     else
@@ -191,6 +275,44 @@ begin
 end
 $$;
 
+-- The container that was created for the run. One that was there once is never made again: it may have run.
+create function ops_private.container_of(p_run_id uuid) returns text
+language plpgsql stable set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return (
+        select e.payload ->> 'container_id' from ops.run_events as e
+        where e.run_id = p_run_id and e.event_type = 'info' and e.payload ? 'container_id'
+        order by e.seq limit 1);
+end
+$$;
+
+-- Why the caller may not work under this worker id, in words; null: he may. Every caller may use an id that is not
+-- registered; the events name the role that did.
+create function ops_private.id_refusal(p_worker_id text, p_instance_id uuid) returns text
+language plpgsql volatile set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_owner constant text := (
+        select i.db_role from ops_private.worker_ids as i
+        where i.worker_id = p_worker_id and i.db_role <> ops_private.caller()
+            and exists (select from pg_roles as r where r.rolname = i.db_role));
+begin
+    if v_owner is not null and not ops_private.trusted() then
+        return format(
+            'the worker id %s belongs to the database role %s until service_role calls ops.shut_out_worker(''%1$s'')',
+            p_worker_id, v_owner);
+    elsif exists (
+        select from ops_private.workers as w
+        where w.worker_id = p_worker_id and w.instance_id <> p_instance_id
+            and w.expires_at > ops_private.current_time()
+    ) then
+        return 'another instance works under this worker id';
+    end if;
+    return null;
+end
+$$;
+
 -- Retry -----------------------------------------------------------------------------------------------------
 
 -- Which word of a workflow's retry.on stands for a run that failed for that reason. Null: it would fail again, as with
@@ -210,8 +332,21 @@ begin
 end
 $$;
 
+-- Whether what queueing a run of this project locks could be locked without a long wait.
+create function ops_private.lock_queue_briefly(p_project_id uuid) returns boolean
+language plpgsql volatile set search_path = pg_catalog, pg_temp set lock_timeout = '200ms'
+as $$
+begin
+    perform ops_private.lock_queue(p_project_id);
+    return true;
+exception when lock_not_available then
+    return false;
+end
+$$;
+
 -- Locks what the insert of a retry takes before the run itself is locked: the order of locks is projects,
--- run_counters, runs. p_wait false is for who holds the run already; false then says that somebody else has them.
+-- run_counters, runs. False: another transaction holds them. p_wait false is for a caller who holds the run already;
+-- others wait for a moment only, since a client may keep its transaction open for as long as it likes.
 create function ops_private.lock_for_retry(p_run_id uuid, p_wait boolean default true) returns boolean
 language plpgsql volatile set search_path = pg_catalog, pg_temp
 as $$
@@ -226,8 +361,7 @@ begin
         return true;
     end if;
     if p_wait then
-        perform ops_private.lock_queue(v_project_id);
-        return true;
+        return ops_private.lock_queue_briefly(v_project_id);
     end if;
     perform from ops.projects as p where p.id = v_project_id for key share skip locked;
     if not found then
@@ -313,11 +447,7 @@ begin
             'lease_expires_at', l.expires_at,
             'cancel_requested', r.cancel_requested_at is not null,
             'log_position', ops_private.log_position(r.id),
-            -- a container that was there once is never made again: it may have run
-            'container_id', (
-                select e.payload ->> 'container_id' from ops.run_events as e
-                where e.run_id = r.id and e.event_type = 'info' and e.payload ? 'container_id'
-                order by e.seq limit 1),
+            'container_id', ops_private.container_of(r.id),
             'metadata', r.metadata,
             'project', jsonb_build_object(
                 'slug', p.slug, 'name', p.name, 'workspace_key', p.workspace_key,
@@ -338,6 +468,20 @@ begin
             and t.version = coalesce(w.config ->> 'version', p.odoo_version)
         where r.id = p_run_id
     );
+end
+$$;
+
+-- Fails a claimed or running run whose payload cannot be made, so that it does not stand in the way of the others.
+create function ops_private.fail_unreadable(p_run_id uuid, p_error text) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_error constant text := left('the run cannot be read: ' || p_error, 10000);
+begin
+    update ops.runs as r set status = 'running' where r.id = p_run_id and r.status = 'claimed';
+    update ops.runs as r set status = 'failed', reason = 'invalid_config', error_message = v_error
+    where r.id = p_run_id;
+    perform ops_private.add_event(p_run_id, 'error', v_error, '{"reason": "invalid_config"}');
 end
 $$;
 
@@ -372,23 +516,17 @@ create function ops.claim_next_run(
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
+    v_caller constant text := ops_private.calling_worker();
     v_labels constant text[] := coalesce(p_labels, '{}');
-    v_caller constant text := ops_private.caller();
     v_wrong constant text := ops_private.bad_worker(p_worker_id, p_lease_seconds);
+    v_taken constant text := ops_private.id_refusal(p_worker_id, p_instance_id);
     v_run_id uuid;
     v_waiting boolean;
 begin
-    if v_wrong is not null then
-        return jsonb_build_object('run_id', null, 'waiting', false, 'code', 'bad_argument', 'message', v_wrong);
-    end if;
-    if p_instance_id is not null and exists (
-        select from ops_private.workers as w
-        where w.worker_id = p_worker_id and w.instance_id <> p_instance_id
-            and w.expires_at > ops_private.current_time()
-    ) then
+    if coalesce(v_wrong, v_taken) is not null then
         return jsonb_build_object(
-            'run_id', null, 'waiting', false, 'code', 'worker_id_taken',
-            'message', 'another instance works under this worker id');
+            'run_id', null, 'waiting', false, 'message', coalesce(v_wrong, v_taken),
+            'code', case when v_wrong is null then 'worker_id_taken' else 'bad_argument' end);
     end if;
 
     for v_try in 1 .. 20 loop
@@ -421,7 +559,12 @@ begin
             continue;
         end;
         if v_run_id is not null then
-            return ops_private.run_payload(v_run_id);
+            begin
+                return ops_private.run_payload(v_run_id);
+            exception when others then
+                perform ops_private.fail_unreadable(v_run_id, sqlerrm);
+                continue;
+            end;
         end if;
         exit when ops_private.wake_scheduled_runs() = 0;
     end loop;
@@ -432,7 +575,7 @@ begin
     ) or exists (
         select from ops.runs as r
         where r.status = 'queued' and r.scheduled_at is not null and r.labels <@ v_labels
-    );
+    ) or exists (select from ops_private.pending_retries);
     return jsonb_build_object(
         'run_id', null, 'waiting', v_waiting,
         'message', case when v_waiting then 'no run can be claimed yet' else 'no queued runs' end);
@@ -497,16 +640,19 @@ declare
     v_refusal jsonb;
     v_run ops.runs;
     v_status text;
+    v_locked boolean := true;
+    v_wrong constant text := ops_private.bad_document('details', p_details);
 begin
+    perform ops_private.calling_worker();
     if p_exit_code is distinct from 0 then
-        perform ops_private.lock_for_retry(p_run_id);
+        v_locked := ops_private.lock_for_retry(p_run_id);
     end if;
     v_refusal := ops_private.check_run(p_run_id, p_worker_id, p_instance_id, '{running}');
     if p_reason !~ '^[a-z][a-z0-9_]{0,62}$' then
         return ops_private.refusal('bad_argument', 'the reason must be one lower-case word');
     end if;
-    if jsonb_typeof(coalesce(p_details, '{}')) <> 'object' then
-        return ops_private.refusal('bad_argument', 'the details must be an object');
+    if v_wrong is not null then
+        return ops_private.refusal('bad_argument', v_wrong);
     end if;
     select r.* into v_run from ops.runs as r where r.id = p_run_id;
     v_status := case
@@ -533,7 +679,11 @@ begin
                 coalesce(v_run.error_message, 'exit code ' || p_exit_code, 'no exit code'),
                 coalesce(p_details, '{}')
                     || jsonb_build_object('reason', v_run.reason, 'exit_code', p_exit_code));
-            perform ops_private.retry_if_asked(p_run_id);
+            if v_locked then
+                perform ops_private.retry_if_asked(p_run_id);
+            else
+                insert into ops_private.pending_retries (run_id) values (p_run_id);
+            end if;
         end if;
     end if;
     return jsonb_build_object(
@@ -573,6 +723,7 @@ as $$
 declare
     v_refusal jsonb;
     v_now constant timestamptz := ops_private.current_time();
+    v_wrong constant text := ops_private.bad_document('metadata', p_metadata);
 begin
     if p_level is null or p_level not in ('debug', 'info', 'warn', 'error') then
         return ops_private.refusal('bad_level', 'the level must be debug, info, warn or error');
@@ -580,8 +731,8 @@ begin
     if p_message is null or octet_length(p_message) > 65600 then
         return ops_private.refusal('bad_argument', 'the message must be a text of at most 65600 bytes');
     end if;
-    if jsonb_typeof(coalesce(p_metadata, '{}')) <> 'object' then
-        return ops_private.refusal('bad_argument', 'the metadata must be an object');
+    if v_wrong is not null then
+        return ops_private.refusal('bad_argument', v_wrong);
     end if;
     v_refusal := ops_private.check_run(p_run_id, p_worker_id, p_instance_id, '{running}', true);
     if v_refusal is not null then
@@ -712,17 +863,21 @@ language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_refusal jsonb;
+    v_wrong constant text := ops_private.bad_document('payload', p_payload);
 begin
     if p_event_type is null or p_event_type not in ('error', 'warning', 'info') then
         return ops_private.refusal('bad_argument', 'the event_type must be error, warning or info');
     end if;
-    if p_message is null then
-        return ops_private.refusal('bad_argument', 'the message must not be null');
+    if p_message is null or octet_length(p_message) > 65600 then
+        return ops_private.refusal('bad_argument', 'the message must be a text of at most 65600 bytes');
     end if;
-    if jsonb_typeof(coalesce(p_payload, '{}')) <> 'object' then
-        return ops_private.refusal('bad_argument', 'the payload must be an object');
+    if v_wrong is not null then
+        return ops_private.refusal('bad_argument', v_wrong);
     end if;
-    v_refusal := ops_private.check_run(p_run_id, p_worker_id, p_instance_id, '{claimed,running}', true);
+    -- a claimed run has no container yet; else a host could name one, give the run back, and spoil it for the next
+    v_refusal := ops_private.check_run(
+        p_run_id, p_worker_id, p_instance_id,
+        case when p_payload ? 'container_id' then '{running}' else '{claimed,running}' end::text[], true);
     if v_refusal is not null then
         return v_refusal;
     end if;
@@ -787,11 +942,12 @@ create function ops.register_worker(
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
+    v_caller constant text := ops_private.calling_worker();
     v_now constant timestamptz := ops_private.current_time();
-    v_caller constant text := ops_private.caller();
     v_trusted constant boolean := ops_private.trusted();
     v_database_id constant uuid := ops_private.database_identity();
     v_wrong constant text := ops_private.bad_worker(p_worker_id, p_lease_seconds);
+    v_taken constant text := ops_private.id_refusal(p_worker_id, null);
     v_registered boolean;
 begin
     if v_wrong is not null then
@@ -799,6 +955,9 @@ begin
     end if;
     if p_instance_id is null then
         return ops_private.refusal('bad_argument', 'the instance_id must not be null');
+    end if;
+    if v_taken is not null then
+        return ops_private.refusal('worker_id_taken', v_taken);
     end if;
     insert into ops_private.workers as w
         (worker_id, instance_id, db_role, host_id, engine_id, version, labels, started_at, expires_at)
@@ -819,6 +978,9 @@ begin
             || jsonb_build_object('expires_at', (
                 select w.expires_at from ops_private.workers as w where w.worker_id = p_worker_id));
     end if;
+    insert into ops_private.worker_ids as i (worker_id, db_role) values (p_worker_id, v_caller)
+    on conflict (worker_id) do update set db_role = excluded.db_role
+    where not exists (select from pg_roles as r where r.rolname = i.db_role);
     return jsonb_build_object('success', true, 'database_id', v_database_id);
 end
 $$;
@@ -826,14 +988,15 @@ $$;
 create function ops.unregister_worker(p_worker_id text, p_instance_id uuid) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
+declare
+    v_caller constant text := ops_private.calling_worker();
 begin
-    -- what it leaves to its successor, it leaves in peace
-    update ops_private.leases as l set renewed = true
+    update ops_private.leases as l set handed_over = true
     where l.worker_id = p_worker_id and l.instance_id = p_instance_id
-        and (l.db_role = ops_private.caller() or ops_private.trusted());
+        and (l.db_role = v_caller or ops_private.trusted());
     delete from ops_private.workers as w
     where w.worker_id = p_worker_id and w.instance_id = p_instance_id
-        and (w.db_role = ops_private.caller() or ops_private.trusted());
+        and (w.db_role = v_caller or ops_private.trusted());
     return jsonb_build_object('success', true);
 end
 $$;
@@ -846,14 +1009,15 @@ create function ops.heartbeat(
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_caller constant text := ops_private.caller();
+    v_caller constant text := ops_private.calling_worker();
     v_trusted constant boolean := ops_private.trusted();
+    v_wrong constant text := ops_private.bad_worker('-', p_lease_seconds);
     v_expires_at constant timestamptz :=
         ops_private.current_time() + make_interval(secs => p_lease_seconds);
     v_runs jsonb;
 begin
-    if (p_lease_seconds between 1 and 86400) is not true then
-        return ops_private.refusal('bad_argument', 'the lease_seconds must be from 1 to 86400');
+    if v_wrong is not null then
+        return ops_private.refusal('bad_argument', v_wrong);
     end if;
     with held as (
         select l.run_id from ops_private.leases as l
@@ -880,8 +1044,9 @@ $$;
 
 -- A worker that came back finds its containers, and takes their runs over from the instance that it was
 -- before. Any worker on the same engine may do so once the lease ran out. A run whose holders are lost one after the
--- other, before they renewed the lease once or stored one line, fails as poison; not within a minute, in which
--- something else may be killing the workers faster than any of them can show a sign of life.
+-- other is set aside as poison; not within a minute, in which something else may be killing the workers faster than any
+-- of them can show progress. A holder that handed the run over, or stored a line, is not counted as lost. To renew the
+-- lease is progress only once the container is created: before that, a worker may be renewing while the run kills it.
 create function ops.adopt_run(
     p_run_id uuid,
     p_worker_id text,
@@ -892,9 +1057,11 @@ create function ops.adopt_run(
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
+    v_caller constant text := ops_private.calling_worker();
     v_now constant timestamptz := ops_private.current_time();
     v_status text;
     v_lease ops_private.leases;
+    v_taken constant text := ops_private.id_refusal(p_worker_id, p_instance_id);
     v_wrong constant text := coalesce(
         ops_private.bad_worker(p_worker_id, p_lease_seconds),
         case when p_instance_id is null then 'the instance_id must not be null' end);
@@ -909,11 +1076,8 @@ begin
         when v_status is null then 'not_found'
         when ops_private.is_final(v_status) then 'final'
         when v_status = 'queued' then 'not_claimed'
-        when v_lease.db_role <> ops_private.caller() and not ops_private.trusted() then 'not_owner'
-        when exists (
-            select from ops_private.workers as w
-            where w.worker_id = p_worker_id and w.instance_id <> p_instance_id and w.expires_at > v_now
-        ) then 'worker_id_taken'
+        when v_lease.db_role <> v_caller and not ops_private.trusted() then 'not_owner'
+        when v_taken is not null then 'worker_id_taken'
         when v_lease.expires_at <= v_now
             and (v_lease.engine_id = p_engine_id or v_lease.worker_id = p_worker_id) then null
         -- held by itself, or by an earlier instance of this worker: were that alive, the id would be taken
@@ -927,31 +1091,36 @@ begin
                 when 'bad_argument' then v_wrong
                 when 'not_found' then 'there is no such run'
                 when 'not_owner' then 'another worker holds the run'
-                when 'worker_id_taken' then 'another instance works under this worker id'
+                when 'worker_id_taken' then v_taken
                 else format('the run is %s', v_status)
             end);
     end if;
 
     if v_lease.instance_id is distinct from p_instance_id then
         v_position := ops_private.log_position(p_run_id);
-        v_lost := case when v_lease.renewed or v_position > v_lease.log_position then 0 else v_lease.lost + 1 end;
+        v_lost := case
+            when v_lease.handed_over or v_position > v_lease.log_position
+                or (v_lease.renewed and ops_private.container_of(p_run_id) is not null) then 0
+            else v_lease.lost + 1 end;
         v_lease.lost_since := case when v_lost > 1 then v_lease.lost_since when v_lost = 1 then v_now end;
-        if v_status = 'running' and v_lost > (select c.max_lost_leases from ops_private.control as c)
+        if v_lost > (select c.max_lost_leases from ops_private.control as c)
             and v_lease.lost_since <= v_now - interval '1 minute' then
-            perform ops_private.set_aside(p_run_id, 'failed', v_lost, v_lease);
+            v_status := case v_status when 'running' then 'failed' else 'canceled' end;
+            perform ops_private.set_aside(p_run_id, v_status, v_lost, v_lease);
             return jsonb_build_object(
-                'run_id', null, 'code', 'final', 'status', 'failed', 'message', 'the run is set aside');
+                'run_id', null, 'code', 'final', 'status', v_status, 'message', 'the run is set aside');
         end if;
         v_lease.renewed := false;
+        v_lease.handed_over := false;
         v_lease.log_position := v_position;
         v_lease.lost := v_lost;
     end if;
     update ops_private.leases as l
-    set worker_id = p_worker_id, instance_id = p_instance_id, db_role = ops_private.caller(),
+    set worker_id = p_worker_id, instance_id = p_instance_id, db_role = v_caller,
         engine_id = p_engine_id, lease_seconds = p_lease_seconds,
         expires_at = v_now + make_interval(secs => p_lease_seconds),
         renewed = v_lease.renewed, log_position = v_lease.log_position, lost = v_lease.lost,
-        lost_since = v_lease.lost_since
+        lost_since = v_lease.lost_since, handed_over = v_lease.handed_over
     where l.run_id = p_run_id;
     if v_lease.instance_id is distinct from p_instance_id then
         update ops.runs as r
@@ -961,7 +1130,13 @@ begin
             'actor', ops_private.actor(), 'worker_id', p_worker_id,
             'previous_worker_id', v_lease.worker_id));
     end if;
-    return ops_private.run_payload(p_run_id);
+    begin
+        return ops_private.run_payload(p_run_id);
+    exception when others then
+        perform ops_private.fail_unreadable(p_run_id, sqlerrm);
+        return jsonb_build_object(
+            'run_id', null, 'code', 'final', 'status', 'failed', 'message', 'the run cannot be read');
+    end;
 end
 $$;
 
@@ -970,12 +1145,14 @@ $$;
 create function ops.adoptable_runs(p_worker_id text, p_instance_id uuid, p_engine_id text) returns jsonb
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
 as $$
+declare
+    v_caller constant text := ops_private.calling_worker();
 begin
     return jsonb_build_object('success', true, 'runs', (
         select coalesce(jsonb_agg(l.run_id order by l.run_id), '[]')
         from ops_private.leases as l
         where l.instance_id is distinct from p_instance_id
-            and (l.db_role = ops_private.caller() or ops_private.trusted())
+            and (l.db_role = v_caller or ops_private.trusted())
             and (l.worker_id = p_worker_id
                 or (l.engine_id = p_engine_id and l.expires_at <= ops_private.current_time()))));
 end
@@ -997,6 +1174,19 @@ begin
 end
 $$;
 
+-- Ends a running run whose worker is lost. The caller holds the locks that the insert of a retry takes.
+create function ops_private.fail_lost(p_run_id uuid, p_lease ops_private.leases, p_error text) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp
+as $$
+begin
+    update ops.runs as r set status = 'failed', reason = 'worker_lost', error_message = p_error
+    where r.id = p_run_id;
+    perform ops_private.add_event(p_run_id, 'error', p_error, jsonb_build_object(
+        'reason', 'worker_lost', 'worker_id', p_lease.worker_id, 'lease_expired_at', p_lease.expires_at));
+    perform ops_private.retry_if_asked(p_run_id);
+end
+$$;
+
 -- Ends what nobody holds any more. Harmless when all workers call it at once: each skips what another has
 -- locked. A claimed run goes back to the queue, or is set aside when too many claims of it were lost.
 -- A running one stays adoptable for the length of another lease, if a worker on its engine could come back,
@@ -1008,11 +1198,12 @@ declare
     v_now constant timestamptz := ops_private.current_time();
     v_max_lost constant integer := (select c.max_lost_leases from ops_private.control as c);
     v_lost record;
-    v_error text;
+    v_run_id uuid;
     v_requeued uuid[] := '{}'::uuid[];
     v_failed uuid[] := '{}'::uuid[];
     v_set_aside uuid[] := '{}'::uuid[];
 begin
+    perform ops_private.calling_worker();
     for v_lost in
         select r.id, r.status, r.claim_count, l as lease
         from ops_private.leases as l
@@ -1030,21 +1221,74 @@ begin
             perform ops_private.set_aside(v_lost.id, 'canceled', v_lost.claim_count, v_lost.lease);
             v_set_aside := v_set_aside || v_lost.id;
         elsif ops_private.lock_for_retry(v_lost.id, p_wait => false) then
-            v_error := format(
+            perform ops_private.fail_lost(v_lost.id, v_lost.lease, format(
                 'worker lost: the lease of worker %s ran out and no worker took the run over',
-                (v_lost.lease).worker_id);
-            update ops.runs as r set status = 'failed', reason = 'worker_lost', error_message = v_error
-            where r.id = v_lost.id;
-            perform ops_private.add_event(v_lost.id, 'error', v_error, jsonb_build_object(
-                'reason', 'worker_lost', 'worker_id', (v_lost.lease).worker_id,
-                'lease_expired_at', (v_lost.lease).expires_at));
-            perform ops_private.retry_if_asked(v_lost.id);
+                (v_lost.lease).worker_id));
             v_failed := v_failed || v_lost.id;
+        end if;
+    end loop;
+    for v_run_id in
+        select p.run_id from ops_private.pending_retries as p order by p.run_id for update skip locked
+    loop
+        if ops_private.lock_for_retry(v_run_id, p_wait => false) then
+            delete from ops_private.pending_retries as p where p.run_id = v_run_id;
+            perform ops_private.retry_if_asked(v_run_id);
         end if;
     end loop;
     return jsonb_build_object(
         'requeued', v_requeued, 'failed', v_failed, 'set_aside', v_set_aside,
         'woken', ops_private.wake_scheduled_runs());
+end
+$$;
+
+-- Takes everything from a host that is not trusted any more, by its database role or its worker id: its claimed runs go
+-- back to the queue, its running ones fail, its worker ids are free. First keep it from logging in again (docs/guide.md).
+create function ops.shut_out_worker(p_name text) returns jsonb
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_held record;
+    v_project_id uuid;
+    v_requeued uuid[] := '{}'::uuid[];
+    v_failed uuid[] := '{}'::uuid[];
+    v_freed text[] := '{}'::text[];
+begin
+    if not ops_private.trusted() then
+        raise exception 'permission denied: only service_role shuts a worker out'
+            using errcode = 'insufficient_privilege';
+    end if;
+    for v_project_id in
+        select distinct r.project_id
+        from ops_private.leases as l
+        join ops.runs as r on r.id = l.run_id
+        where p_name in (l.db_role, l.worker_id) order by r.project_id
+    loop
+        perform ops_private.lock_queue(v_project_id);
+    end loop;
+    for v_held in
+        select r.id, r.status, l as lease
+        from ops_private.leases as l
+        join ops.runs as r on r.id = l.run_id
+        where p_name in (l.db_role, l.worker_id)
+        order by r.id
+        for update of r, l
+    loop
+        if v_held.status = 'claimed' then
+            update ops.runs as r set status = 'queued', reason = 'shut_out', claim_count = r.claim_count - 1
+            where r.id = v_held.id;
+            v_requeued := v_requeued || v_held.id;
+        else
+            perform ops_private.fail_lost(
+                v_held.id, v_held.lease, format('worker lost: %s was shut out', p_name));
+            v_failed := v_failed || v_held.id;
+        end if;
+    end loop;
+    delete from ops_private.workers as w where p_name in (w.db_role, w.worker_id);
+    with freed as (
+        delete from ops_private.worker_ids as i where p_name in (i.db_role, i.worker_id) returning i.worker_id
+    )
+    select coalesce(array_agg(f.worker_id order by f.worker_id), '{}'::text[]) into v_freed from freed as f;
+    return jsonb_build_object('success', true, 'requeued', v_requeued, 'failed', v_failed, 'freed', v_freed);
 end
 $$;
 
@@ -1148,6 +1392,7 @@ revoke execute on function
     ops.adoptable_runs(text, uuid, text),
     ops.unclaimable_runs(text[]),
     ops.reap(),
+    ops.shut_out_worker(text),
     ops.cancel_run(uuid, text),
     ops.list_queued_runs()
 from public;

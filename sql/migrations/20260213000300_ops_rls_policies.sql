@@ -88,7 +88,7 @@ create policy workers_read on ops.tools for select to ops_worker using (true);
 create policy users_read on ops.upgrade_advisories for select to authenticated using (true);
 create policy workers_read on ops.upgrade_advisories for select to ops_worker using (true);
 
--- An admin manages everybody but owners, and makes none: neither of others nor of himself.
+-- An admin manages everybody but owners, and makes none: neither of others nor of himself. Every member may leave.
 create policy members_read on ops.project_memberships for select to authenticated
     using (project_id = any (array(select ops_private.my_projects())));
 create policy admins_add on ops.project_memberships for insert to authenticated
@@ -104,7 +104,8 @@ create policy admins_change on ops.project_memberships for update to authenticat
         or (role <> 'owner' and project_id = any (array(select ops_private.my_projects('admin')))));
 create policy admins_remove on ops.project_memberships for delete to authenticated
     using (
-        project_id = any (array(select ops_private.my_projects('owner')))
+        user_id = (select ops.current_user_id())
+        or project_id = any (array(select ops_private.my_projects('owner')))
         or (role <> 'owner' and project_id = any (array(select ops_private.my_projects('admin')))));
 
 -- On Supabase service_role bypasses policies; on a plain PostgreSQL it need not.
@@ -154,6 +155,11 @@ grant execute on function
     ops_private.my_projects(text), ops_private.cancel_run(uuid, text),
     ops.current_user_id(), ops.current_user_role(uuid), ops.cancel_run(uuid, text), ops.list_queued_runs()
 to authenticated, service_role;
+
+-- A CHECK runs with the rights of whoever writes the row.
+grant execute on function ops_private.is_git_ref(text) to authenticated, service_role;
+
+grant execute on function ops.shut_out_worker(text) to service_role;
 
 grant execute on function
     ops.claim_next_run(text, uuid, text[], integer, text),

@@ -6,7 +6,7 @@
 -- event is written, the lease row is kept in step, and sleeping workers are notified.
 --
 -- SQLSTATEs: OPS01 a transition that is not allowed, OPS02 an append-only table, OPS03 the last owner of a
--- project.
+-- project, OPS04 a full queue.
 
 -- Formats ---------------------------------------------------------------------------------------------------
 
@@ -15,14 +15,69 @@ alter table ops.projects
     add constraint projects_slug_format check (slug ~ '^[a-z0-9-]+$'),
     add constraint projects_odoo_version_format check (odoo_version ~ '^\d+\.\d+$');
 
+alter table ops.workflows
+    add constraint workflows_git_ref_format check (ops_private.is_git_ref(git_ref)),
+    add constraint workflows_git_commit_format check (git_commit ~ '^[0-9A-Fa-f]{4,64}$');
+
+alter table ops.tools
+    add constraint tools_docker_image_format check (docker_image ~ '^[^[:space:][:cntrl:]]{1,512}$');
+
 alter table ops.run_artifacts
     add constraint run_artifacts_artifact_key_format check (
         octet_length(artifact_key) <= 1024
         and artifact_key !~ '[[:cntrl:]]'
         and artifact_key !~ '(^|/)\.{0,2}(/|$)'),
     add constraint run_artifacts_artifact_url_format check (artifact_url <> ''),
-    add constraint run_artifacts_checksum_length check (octet_length(checksum) <= 1024),
     add constraint run_artifacts_size_bytes_not_negative check (size_bytes >= 0);
+
+-- Bounds ----------------------------------------------------------------------------------------------------
+
+-- A worker takes all of this into memory, and a claim reads it while the queue waits. Constraints are checked in the
+-- order of their names: the size, which bounds what the depth costs, comes first.
+alter table ops.projects
+    add constraint projects_texts_fit check (
+        length(workspace_key) <= 100 and length(slug) <= 100 and length(name) <= 200
+        and length(description) <= 10000 and length(odoo_version) <= 20),
+    add constraint projects_config_at_most_256_kib check (octet_length(config::text) <= 262144),
+    add constraint projects_config_at_most_32_deep check (not jsonb_path_exists(config, 'strict $.**{33}'));
+
+alter table ops.workflows
+    add constraint workflows_texts_fit check (length(name) <= 200 and length(description) <= 10000),
+    add constraint workflows_config_at_most_256_kib check (octet_length(config::text) <= 262144),
+    add constraint workflows_config_at_most_32_deep check (not jsonb_path_exists(config, 'strict $.**{33}'));
+
+alter table ops.tools
+    add constraint tools_texts_fit check (length(tool_name) <= 200 and length(version) <= 100),
+    add constraint tools_config_at_most_256_kib check (octet_length(config::text) <= 262144),
+    add constraint tools_config_at_most_32_deep check (not jsonb_path_exists(config, 'strict $.**{33}'));
+
+alter table ops.runs
+    add constraint runs_texts_fit check (
+        octet_length(idempotency_key) <= 300 and octet_length(claimed_by) <= 200 and length(error_message) <= 10000),
+    add constraint runs_labels_at_most_20_of_100_characters check (
+        cardinality(labels) <= 20 and length(array_to_string(labels, '')) <= 2000
+        and array_to_string(labels, E'\n') !~ '[^\n]{101}'),
+    add constraint runs_metadata_at_most_256_kib check (octet_length(metadata::text) <= 262144),
+    add constraint runs_metadata_at_most_32_deep check (not jsonb_path_exists(metadata, 'strict $.**{33}'));
+
+alter table ops.run_events
+    add constraint run_events_texts_fit check (octet_length(message) <= 65600),
+    add constraint run_events_payload_at_most_256_kib check (octet_length(payload::text) <= 262144),
+    add constraint run_events_payload_at_most_32_deep check (not jsonb_path_exists(payload, 'strict $.**{33}'));
+
+alter table ops.run_artifacts
+    add constraint run_artifacts_texts_fit check (
+        octet_length(artifact_url) <= 8192 and length(content_type) <= 255 and octet_length(checksum) <= 1024),
+    add constraint run_artifacts_metadata_at_most_256_kib check (octet_length(metadata::text) <= 262144),
+    add constraint run_artifacts_metadata_at_most_32_deep check (
+        not jsonb_path_exists(metadata, 'strict $.**{33}'));
+
+-- the hot table: a line of the journal has no metadata
+alter table ops.run_logs
+    add constraint run_logs_metadata_at_most_256_kib check (
+        metadata = '{}' or octet_length(metadata::text) <= 262144),
+    add constraint run_logs_metadata_at_most_32_deep check (
+        metadata = '{}' or not jsonb_path_exists(metadata, 'strict $.**{33}'));
 
 -- Invariants of a run ---------------------------------------------------------------------------------------
 
@@ -58,6 +113,8 @@ create index runs_scheduled_idx on ops.runs (scheduled_at)
 -- At most one active run per concurrency key; runs without a key do not collide, since nulls are distinct.
 create unique index runs_concurrency_idx on ops.runs (project_id, concurrency_key)
     where status in ('claimed', 'running');
+-- How many runs of a project are queued.
+create index runs_queued_idx on ops.runs (project_id) where status = 'queued';
 create index runs_workflow_idx on ops.runs (workflow_id);
 create index runs_retry_of_idx on ops.runs (retry_of) where retry_of is not null;
 create index run_events_run_idx on ops.run_events (run_id, seq);
@@ -122,6 +179,7 @@ as $$
 declare
     v_config jsonb;
     v_last integer;
+    v_wrong text;
 begin
     -- The policy says the same, but only after this trigger: without this check a stranger could tell from
     -- the error or from a wait whether a project exists. Who may not insert comes by a function, which checked.
@@ -151,6 +209,13 @@ begin
 
     select w.config into v_config from ops.workflows as w
     where w.id = new.workflow_id and w.project_id = new.project_id;
+    if v_config is null or new.retry_of is not null then
+        return new;  -- a retry has what the first attempt had; without a workflow the foreign key says so
+    end if;
+    v_wrong := ops_private.bad_metadata(new.metadata, v_config);
+    if v_wrong is not null then
+        raise exception '%', v_wrong using errcode = 'check_violation';
+    end if;
     if new.priority = 0 and jsonb_typeof(v_config -> 'priority') = 'number' then
         new.priority := least(greatest((v_config ->> 'priority')::numeric, -2147483648), 2147483647);
     end if;
@@ -169,14 +234,28 @@ $$;
 create trigger prepare_run before insert on ops.runs
     for each row execute function ops_private.prepare_run();
 
--- Once per statement: moving the counter for each row would make an insert of many runs quadratic.
+-- Once per statement: moving the counter, or counting, for each row would make an insert of many runs quadratic.
 create function ops_private.count_runs() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
+declare
+    v_most integer;
 begin
     update ops_private.run_counters as c set last = f.last
     from (select i.project_id, max(i.run_number) as last from inserted as i group by i.project_id) as f
     where c.project_id = f.project_id;
+
+    select c.max_queued_runs into v_most from ops_private.control as c;
+    if exists (
+        select from (select distinct i.project_id from inserted as i where i.retry_of is null) as p
+        where v_most < (
+            select count(*) from (
+                select from ops.runs as r
+                where r.project_id = p.project_id and r.status = 'queued' limit v_most + 1) as q)
+    ) then
+        raise exception 'the queue of the project is full: at most % runs (max_queued_runs)', v_most
+            using errcode = 'OPS04';
+    end if;
     return null;
 end
 $$;
@@ -334,12 +413,31 @@ create trigger keep_all_run_events before truncate on ops.run_events
 
 -- Memberships -----------------------------------------------------------------------------------------------
 
+create function ops_private.set_giver() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+    new.given_by := case ops_private.caller() when 'authenticated' then ops.current_user_id() end;
+    return new;
+end
+$$;
+
+create trigger set_giver before insert or update of role on ops.project_memberships
+    for each row execute function ops_private.set_giver();
+
 -- A project keeps an owner, unless it goes itself. The lock makes two owners who remove each other take
--- turns.
+-- turns. Two may leave a project without one, which is then service_role's to give: a user whose account is deleted
+-- (his memberships go by a cascade), and a user who declines what another user made him.
 create function ops_private.keep_an_owner() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
+    if tg_op = 'DELETE' and (
+        pg_trigger_depth() > 1
+        or (old.given_by <> old.user_id and ops_private.actor() = old.user_id::text)
+    ) then
+        return null;
+    end if;
     perform from ops.projects as p where p.id = old.project_id for no key update;
     if found and not exists (
         select from ops.project_memberships as m where m.project_id = old.project_id and m.role = 'owner'

@@ -61,8 +61,8 @@ language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_metadata constant jsonb := coalesce(p_metadata, '{}');
-    v_digest constant bytea := sha256(convert_to(jsonb_build_array(
-        p_workflow_id, v_metadata, extract(epoch from p_scheduled_at))::text, 'UTF8'));
+    v_wrong constant text := ops_private.bad_document('metadata', v_metadata);
+    v_digest bytea;
     v_project_id uuid;
     v_role text;
     v_key text;
@@ -79,8 +79,8 @@ begin
     if v_project_id is null or (v_role is null and not ops_private.trusted()) then
         return ops_private.refusal('not_found', 'there is no such workflow');
     end if;
-    if jsonb_typeof(v_metadata) <> 'object' then
-        return ops_private.refusal('bad_argument', 'the metadata must be an object');
+    if v_wrong is not null then
+        return ops_private.refusal('bad_argument', v_wrong);
     end if;
     if not isfinite(p_scheduled_at) then
         return ops_private.refusal('bad_argument', 'the scheduled_at must be finite');
@@ -89,6 +89,8 @@ begin
         return ops_private.refusal('bad_argument', 'the idempotency_key must have 1 to 200 bytes');
     end if;
 
+    v_digest := sha256(convert_to(jsonb_build_array(
+        p_workflow_id, v_metadata, extract(epoch from p_scheduled_at))::text, 'UTF8'));
     -- from here on requests of this project take turns, so two with the same key cannot miss each other
     perform ops_private.lock_queue(v_project_id);
     v_key := v_project_id || ':' || p_idempotency_key;
@@ -105,10 +107,15 @@ begin
     if v_refusal is not null then
         return v_refusal;
     end if;
-    insert into ops.runs (project_id, workflow_id, metadata, idempotency_key, scheduled_at)
-    values (v_project_id, p_workflow_id, v_metadata, v_key,
-        case when p_scheduled_at > ops_private.current_time() then p_scheduled_at end)
-    returning id into v_run_id;
+    begin
+        insert into ops.runs (project_id, workflow_id, metadata, idempotency_key, scheduled_at)
+        values (v_project_id, p_workflow_id, v_metadata, v_key,
+            case when p_scheduled_at > ops_private.current_time() then p_scheduled_at end)
+        returning id into v_run_id;
+    exception
+        when check_violation then return ops_private.refusal('bad_argument', sqlerrm);
+        when sqlstate 'OPS04' then return ops_private.refusal('queue_full', sqlerrm);
+    end;
     if v_key is not null then
         insert into ops_private.run_requests (run_id, digest) values (v_run_id, v_digest);
     end if;

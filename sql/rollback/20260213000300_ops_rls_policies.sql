@@ -25,7 +25,8 @@ from authenticated, service_role, ops_worker;
 revoke all on sequence ops_private.run_log_seq from service_role;
 revoke execute on all functions in schema ops_private from authenticated, service_role;
 revoke execute on function
-    ops.current_user_id(), ops.current_user_role(uuid), ops.cancel_run(uuid, text), ops.list_queued_runs()
+    ops.current_user_id(), ops.current_user_role(uuid), ops.cancel_run(uuid, text), ops.list_queued_runs(),
+    ops.shut_out_worker(text)
 from authenticated, service_role;
 revoke execute on function
     ops.claim_next_run(text, uuid, text[], integer, text),

@@ -16,6 +16,7 @@ end
 $$;
 
 drop trigger keep_an_owner on ops.project_memberships;
+drop trigger set_giver on ops.project_memberships;
 drop trigger keep_all_run_events on ops.run_events;
 drop trigger keep_run_events on ops.run_events;
 drop trigger set_project_of_run on ops.run_logs;
@@ -33,6 +34,7 @@ drop trigger touch_updated_at on ops.upgrade_advisories;
 drop trigger touch_updated_at on ops.project_memberships;
 
 drop function ops_private.keep_an_owner();
+drop function ops_private.set_giver();
 drop function ops_private.keep_run_events();
 drop function ops_private.set_project_of_run();
 drop function ops_private.record_run_change();
@@ -47,6 +49,7 @@ drop index ops.run_logs_message_idx;
 drop index ops.run_events_run_idx;
 drop index ops.runs_retry_of_idx;
 drop index ops.runs_workflow_idx;
+drop index ops.runs_queued_idx;
 drop index ops.runs_concurrency_idx;
 drop index ops.runs_scheduled_idx;
 drop index ops.runs_claim_idx;
@@ -64,15 +67,46 @@ alter table ops.runs
     drop constraint runs_labels_hold_no_null,
     drop constraint runs_concurrency_key_length,
     drop constraint runs_reason_is_a_word,
-    drop constraint runs_retry_is_later_attempt;
+    drop constraint runs_retry_is_later_attempt,
+    drop constraint runs_texts_fit,
+    drop constraint runs_labels_at_most_20_of_100_characters,
+    drop constraint runs_metadata_at_most_256_kib,
+    drop constraint runs_metadata_at_most_32_deep;
+
+alter table ops.run_logs
+    drop constraint run_logs_metadata_at_most_256_kib,
+    drop constraint run_logs_metadata_at_most_32_deep;
+
+alter table ops.run_events
+    drop constraint run_events_texts_fit,
+    drop constraint run_events_payload_at_most_256_kib,
+    drop constraint run_events_payload_at_most_32_deep;
+
+alter table ops.tools
+    drop constraint tools_docker_image_format,
+    drop constraint tools_texts_fit,
+    drop constraint tools_config_at_most_256_kib,
+    drop constraint tools_config_at_most_32_deep;
+
+alter table ops.workflows
+    drop constraint workflows_git_ref_format,
+    drop constraint workflows_git_commit_format,
+    drop constraint workflows_texts_fit,
+    drop constraint workflows_config_at_most_256_kib,
+    drop constraint workflows_config_at_most_32_deep;
 
 alter table ops.run_artifacts
     drop constraint run_artifacts_artifact_key_format,
     drop constraint run_artifacts_artifact_url_format,
-    drop constraint run_artifacts_checksum_length,
-    drop constraint run_artifacts_size_bytes_not_negative;
+    drop constraint run_artifacts_size_bytes_not_negative,
+    drop constraint run_artifacts_texts_fit,
+    drop constraint run_artifacts_metadata_at_most_256_kib,
+    drop constraint run_artifacts_metadata_at_most_32_deep;
 
 alter table ops.projects
     drop constraint projects_workspace_key_format,
     drop constraint projects_slug_format,
-    drop constraint projects_odoo_version_format;
+    drop constraint projects_odoo_version_format,
+    drop constraint projects_texts_fit,
+    drop constraint projects_config_at_most_256_kib,
+    drop constraint projects_config_at_most_32_deep;

@@ -8,19 +8,14 @@ CREATE SCHEMA ops_private;
 CREATE FUNCTION ops.add_run_artifact(p_run_id uuid, p_artifact_key text, p_artifact_url text, p_content_type text DEFAULT NULL::text, p_size_bytes bigint DEFAULT NULL::bigint, p_checksum text DEFAULT NULL::text, p_expires_at timestamp with time zone DEFAULT NULL::timestamp with time zone, p_metadata jsonb DEFAULT '{}'::jsonb, p_worker_id text DEFAULT NULL::text, p_instance_id uuid DEFAULT NULL::uuid) RETURNS jsonb
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $_$
+    AS $$
 declare
     v_refusal constant jsonb :=
         ops_private.check_run(p_run_id, p_worker_id, p_instance_id, '{running}', true);
     v_artifact_id uuid;
-    v_added boolean;
 begin
     if v_refusal is not null then
         return v_refusal;
-    end if;
-    -- a worker names its instance; the checksum of another client is stored as given
-    if p_instance_id is not null and p_checksum !~ '^sha256:[0-9a-f]{64}$' then
-        return ops_private.refusal('bad_argument', 'the checksum of a worker must be sha256: and 64 hex digits');
     end if;
     begin
         insert into ops.run_artifacts as a
@@ -31,18 +26,13 @@ begin
         set artifact_url = excluded.artifact_url, content_type = excluded.content_type,
             size_bytes = excluded.size_bytes, checksum = excluded.checksum,
             expires_at = excluded.expires_at, metadata = excluded.metadata
-        returning a.id, a.xmax = 0 into v_artifact_id, v_added;  -- xmax is set in a row that was there before
+        returning a.id into v_artifact_id;
     exception when check_violation or not_null_violation then
         return ops_private.refusal('bad_argument', sqlerrm);
     end;
-    if v_added then
-        perform ops_private.add_event(
-            p_run_id, 'info', 'Artifact added: ' || p_artifact_key,
-            jsonb_build_object('artifact_id', v_artifact_id, 'artifact_key', p_artifact_key));
-    end if;
     return jsonb_build_object('success', true, 'artifact_id', v_artifact_id);
 end
-$_$;
+$$;
 
 CREATE FUNCTION ops.add_run_event(p_run_id uuid, p_event_type text, p_message text, p_payload jsonb DEFAULT '{}'::jsonb, p_worker_id text DEFAULT NULL::text, p_instance_id uuid DEFAULT NULL::uuid) RETURNS jsonb
     LANGUAGE plpgsql SECURITY DEFINER
@@ -50,17 +40,21 @@ CREATE FUNCTION ops.add_run_event(p_run_id uuid, p_event_type text, p_message te
     AS $$
 declare
     v_refusal jsonb;
+    v_wrong constant text := ops_private.bad_document('payload', p_payload);
 begin
     if p_event_type is null or p_event_type not in ('error', 'warning', 'info') then
         return ops_private.refusal('bad_argument', 'the event_type must be error, warning or info');
     end if;
-    if p_message is null then
-        return ops_private.refusal('bad_argument', 'the message must not be null');
+    if p_message is null or octet_length(p_message) > 65600 then
+        return ops_private.refusal('bad_argument', 'the message must be a text of at most 65600 bytes');
     end if;
-    if jsonb_typeof(coalesce(p_payload, '{}')) <> 'object' then
-        return ops_private.refusal('bad_argument', 'the payload must be an object');
+    if v_wrong is not null then
+        return ops_private.refusal('bad_argument', v_wrong);
     end if;
-    v_refusal := ops_private.check_run(p_run_id, p_worker_id, p_instance_id, '{claimed,running}', true);
+    -- a claimed run has no container yet; else a host could name one, give the run back, and spoil it for the next
+    v_refusal := ops_private.check_run(
+        p_run_id, p_worker_id, p_instance_id,
+        case when p_payload ? 'container_id' then '{running}' else '{claimed,running}' end::text[], true);
     if v_refusal is not null then
         return v_refusal;
     end if;
@@ -75,9 +69,11 @@ CREATE FUNCTION ops.adopt_run(p_run_id uuid, p_worker_id text, p_instance_id uui
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 declare
+    v_caller constant text := ops_private.calling_worker();
     v_now constant timestamptz := ops_private.current_time();
     v_status text;
     v_lease ops_private.leases;
+    v_taken constant text := ops_private.id_refusal(p_worker_id, p_instance_id);
     v_wrong constant text := coalesce(
         ops_private.bad_worker(p_worker_id, p_lease_seconds),
         case when p_instance_id is null then 'the instance_id must not be null' end);
@@ -92,11 +88,8 @@ begin
         when v_status is null then 'not_found'
         when ops_private.is_final(v_status) then 'final'
         when v_status = 'queued' then 'not_claimed'
-        when v_lease.db_role <> ops_private.caller() and not ops_private.trusted() then 'not_owner'
-        when exists (
-            select from ops_private.workers as w
-            where w.worker_id = p_worker_id and w.instance_id <> p_instance_id and w.expires_at > v_now
-        ) then 'worker_id_taken'
+        when v_lease.db_role <> v_caller and not ops_private.trusted() then 'not_owner'
+        when v_taken is not null then 'worker_id_taken'
         when v_lease.expires_at <= v_now
             and (v_lease.engine_id = p_engine_id or v_lease.worker_id = p_worker_id) then null
         -- held by itself, or by an earlier instance of this worker: were that alive, the id would be taken
@@ -110,31 +103,36 @@ begin
                 when 'bad_argument' then v_wrong
                 when 'not_found' then 'there is no such run'
                 when 'not_owner' then 'another worker holds the run'
-                when 'worker_id_taken' then 'another instance works under this worker id'
+                when 'worker_id_taken' then v_taken
                 else format('the run is %s', v_status)
             end);
     end if;
 
     if v_lease.instance_id is distinct from p_instance_id then
         v_position := ops_private.log_position(p_run_id);
-        v_lost := case when v_lease.renewed or v_position > v_lease.log_position then 0 else v_lease.lost + 1 end;
+        v_lost := case
+            when v_lease.handed_over or v_position > v_lease.log_position
+                or (v_lease.renewed and ops_private.container_of(p_run_id) is not null) then 0
+            else v_lease.lost + 1 end;
         v_lease.lost_since := case when v_lost > 1 then v_lease.lost_since when v_lost = 1 then v_now end;
-        if v_status = 'running' and v_lost > (select c.max_lost_leases from ops_private.control as c)
+        if v_lost > (select c.max_lost_leases from ops_private.control as c)
             and v_lease.lost_since <= v_now - interval '1 minute' then
-            perform ops_private.set_aside(p_run_id, 'failed', v_lost, v_lease);
+            v_status := case v_status when 'running' then 'failed' else 'canceled' end;
+            perform ops_private.set_aside(p_run_id, v_status, v_lost, v_lease);
             return jsonb_build_object(
-                'run_id', null, 'code', 'final', 'status', 'failed', 'message', 'the run is set aside');
+                'run_id', null, 'code', 'final', 'status', v_status, 'message', 'the run is set aside');
         end if;
         v_lease.renewed := false;
+        v_lease.handed_over := false;
         v_lease.log_position := v_position;
         v_lease.lost := v_lost;
     end if;
     update ops_private.leases as l
-    set worker_id = p_worker_id, instance_id = p_instance_id, db_role = ops_private.caller(),
+    set worker_id = p_worker_id, instance_id = p_instance_id, db_role = v_caller,
         engine_id = p_engine_id, lease_seconds = p_lease_seconds,
         expires_at = v_now + make_interval(secs => p_lease_seconds),
         renewed = v_lease.renewed, log_position = v_lease.log_position, lost = v_lease.lost,
-        lost_since = v_lease.lost_since
+        lost_since = v_lease.lost_since, handed_over = v_lease.handed_over
     where l.run_id = p_run_id;
     if v_lease.instance_id is distinct from p_instance_id then
         update ops.runs as r
@@ -144,7 +142,13 @@ begin
             'actor', ops_private.actor(), 'worker_id', p_worker_id,
             'previous_worker_id', v_lease.worker_id));
     end if;
-    return ops_private.run_payload(p_run_id);
+    begin
+        return ops_private.run_payload(p_run_id);
+    exception when others then
+        perform ops_private.fail_unreadable(p_run_id, sqlerrm);
+        return jsonb_build_object(
+            'run_id', null, 'code', 'final', 'status', 'failed', 'message', 'the run cannot be read');
+    end;
 end
 $$;
 
@@ -152,12 +156,14 @@ CREATE FUNCTION ops.adoptable_runs(p_worker_id text, p_instance_id uuid, p_engin
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
+declare
+    v_caller constant text := ops_private.calling_worker();
 begin
     return jsonb_build_object('success', true, 'runs', (
         select coalesce(jsonb_agg(l.run_id order by l.run_id), '[]')
         from ops_private.leases as l
         where l.instance_id is distinct from p_instance_id
-            and (l.db_role = ops_private.caller() or ops_private.trusted())
+            and (l.db_role = v_caller or ops_private.trusted())
             and (l.worker_id = p_worker_id
                 or (l.engine_id = p_engine_id and l.expires_at <= ops_private.current_time()))));
 end
@@ -170,6 +176,7 @@ CREATE FUNCTION ops.append_run_log(p_run_id uuid, p_level text, p_message text, 
 declare
     v_refusal jsonb;
     v_now constant timestamptz := ops_private.current_time();
+    v_wrong constant text := ops_private.bad_document('metadata', p_metadata);
 begin
     if p_level is null or p_level not in ('debug', 'info', 'warn', 'error') then
         return ops_private.refusal('bad_level', 'the level must be debug, info, warn or error');
@@ -177,8 +184,8 @@ begin
     if p_message is null or octet_length(p_message) > 65600 then
         return ops_private.refusal('bad_argument', 'the message must be a text of at most 65600 bytes');
     end if;
-    if jsonb_typeof(coalesce(p_metadata, '{}')) <> 'object' then
-        return ops_private.refusal('bad_argument', 'the metadata must be an object');
+    if v_wrong is not null then
+        return ops_private.refusal('bad_argument', v_wrong);
     end if;
     v_refusal := ops_private.check_run(p_run_id, p_worker_id, p_instance_id, '{running}', true);
     if v_refusal is not null then
@@ -341,23 +348,17 @@ CREATE FUNCTION ops.claim_next_run(p_worker_id text, p_instance_id uuid DEFAULT 
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 declare
+    v_caller constant text := ops_private.calling_worker();
     v_labels constant text[] := coalesce(p_labels, '{}');
-    v_caller constant text := ops_private.caller();
     v_wrong constant text := ops_private.bad_worker(p_worker_id, p_lease_seconds);
+    v_taken constant text := ops_private.id_refusal(p_worker_id, p_instance_id);
     v_run_id uuid;
     v_waiting boolean;
 begin
-    if v_wrong is not null then
-        return jsonb_build_object('run_id', null, 'waiting', false, 'code', 'bad_argument', 'message', v_wrong);
-    end if;
-    if p_instance_id is not null and exists (
-        select from ops_private.workers as w
-        where w.worker_id = p_worker_id and w.instance_id <> p_instance_id
-            and w.expires_at > ops_private.current_time()
-    ) then
+    if coalesce(v_wrong, v_taken) is not null then
         return jsonb_build_object(
-            'run_id', null, 'waiting', false, 'code', 'worker_id_taken',
-            'message', 'another instance works under this worker id');
+            'run_id', null, 'waiting', false, 'message', coalesce(v_wrong, v_taken),
+            'code', case when v_wrong is null then 'worker_id_taken' else 'bad_argument' end);
     end if;
 
     for v_try in 1 .. 20 loop
@@ -390,7 +391,12 @@ begin
             continue;
         end;
         if v_run_id is not null then
-            return ops_private.run_payload(v_run_id);
+            begin
+                return ops_private.run_payload(v_run_id);
+            exception when others then
+                perform ops_private.fail_unreadable(v_run_id, sqlerrm);
+                continue;
+            end;
         end if;
         exit when ops_private.wake_scheduled_runs() = 0;
     end loop;
@@ -401,7 +407,7 @@ begin
     ) or exists (
         select from ops.runs as r
         where r.status = 'queued' and r.scheduled_at is not null and r.labels <@ v_labels
-    );
+    ) or exists (select from ops_private.pending_retries);
     return jsonb_build_object(
         'run_id', null, 'waiting', v_waiting,
         'message', case when v_waiting then 'no run can be claimed yet' else 'no queued runs' end);
@@ -416,16 +422,19 @@ declare
     v_refusal jsonb;
     v_run ops.runs;
     v_status text;
+    v_locked boolean := true;
+    v_wrong constant text := ops_private.bad_document('details', p_details);
 begin
+    perform ops_private.calling_worker();
     if p_exit_code is distinct from 0 then
-        perform ops_private.lock_for_retry(p_run_id);
+        v_locked := ops_private.lock_for_retry(p_run_id);
     end if;
     v_refusal := ops_private.check_run(p_run_id, p_worker_id, p_instance_id, '{running}');
     if p_reason !~ '^[a-z][a-z0-9_]{0,62}$' then
         return ops_private.refusal('bad_argument', 'the reason must be one lower-case word');
     end if;
-    if jsonb_typeof(coalesce(p_details, '{}')) <> 'object' then
-        return ops_private.refusal('bad_argument', 'the details must be an object');
+    if v_wrong is not null then
+        return ops_private.refusal('bad_argument', v_wrong);
     end if;
     select r.* into v_run from ops.runs as r where r.id = p_run_id;
     v_status := case
@@ -452,7 +461,11 @@ begin
                 coalesce(v_run.error_message, 'exit code ' || p_exit_code, 'no exit code'),
                 coalesce(p_details, '{}')
                     || jsonb_build_object('reason', v_run.reason, 'exit_code', p_exit_code));
-            perform ops_private.retry_if_asked(p_run_id);
+            if v_locked then
+                perform ops_private.retry_if_asked(p_run_id);
+            else
+                insert into ops_private.pending_retries (run_id) values (p_run_id);
+            end if;
         end if;
     end if;
     return jsonb_build_object(
@@ -479,8 +492,11 @@ CREATE TABLE ops.project_memberships (
     role text NOT NULL,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    given_by uuid,
     CONSTRAINT project_memberships_role_check CHECK ((role = ANY (ARRAY['owner'::text, 'admin'::text, 'developer'::text, 'viewer'::text])))
 );
+
+COMMENT ON COLUMN ops.project_memberships.given_by IS 'The signed-in user who gave this role; null for machines. The last owner may leave if another user made him one.';
 
 CREATE FUNCTION ops.current_user_role(p_project_id uuid) RETURNS text
     LANGUAGE sql STABLE
@@ -493,8 +509,8 @@ CREATE FUNCTION ops_private.enqueue_run(p_workflow_id uuid, p_metadata jsonb, p_
     AS $$
 declare
     v_metadata constant jsonb := coalesce(p_metadata, '{}');
-    v_digest constant bytea := sha256(convert_to(jsonb_build_array(
-        p_workflow_id, v_metadata, extract(epoch from p_scheduled_at))::text, 'UTF8'));
+    v_wrong constant text := ops_private.bad_document('metadata', v_metadata);
+    v_digest bytea;
     v_project_id uuid;
     v_role text;
     v_key text;
@@ -511,8 +527,8 @@ begin
     if v_project_id is null or (v_role is null and not ops_private.trusted()) then
         return ops_private.refusal('not_found', 'there is no such workflow');
     end if;
-    if jsonb_typeof(v_metadata) <> 'object' then
-        return ops_private.refusal('bad_argument', 'the metadata must be an object');
+    if v_wrong is not null then
+        return ops_private.refusal('bad_argument', v_wrong);
     end if;
     if not isfinite(p_scheduled_at) then
         return ops_private.refusal('bad_argument', 'the scheduled_at must be finite');
@@ -521,6 +537,8 @@ begin
         return ops_private.refusal('bad_argument', 'the idempotency_key must have 1 to 200 bytes');
     end if;
 
+    v_digest := sha256(convert_to(jsonb_build_array(
+        p_workflow_id, v_metadata, extract(epoch from p_scheduled_at))::text, 'UTF8'));
     -- from here on requests of this project take turns, so two with the same key cannot miss each other
     perform ops_private.lock_queue(v_project_id);
     v_key := v_project_id || ':' || p_idempotency_key;
@@ -537,10 +555,15 @@ begin
     if v_refusal is not null then
         return v_refusal;
     end if;
-    insert into ops.runs (project_id, workflow_id, metadata, idempotency_key, scheduled_at)
-    values (v_project_id, p_workflow_id, v_metadata, v_key,
-        case when p_scheduled_at > ops_private.current_time() then p_scheduled_at end)
-    returning id into v_run_id;
+    begin
+        insert into ops.runs (project_id, workflow_id, metadata, idempotency_key, scheduled_at)
+        values (v_project_id, p_workflow_id, v_metadata, v_key,
+            case when p_scheduled_at > ops_private.current_time() then p_scheduled_at end)
+        returning id into v_run_id;
+    exception
+        when check_violation then return ops_private.refusal('bad_argument', sqlerrm);
+        when sqlstate 'OPS04' then return ops_private.refusal('queue_full', sqlerrm);
+    end;
     if v_key is not null then
         insert into ops_private.run_requests (run_id, digest) values (v_run_id, v_digest);
     end if;
@@ -558,14 +581,15 @@ CREATE FUNCTION ops.heartbeat(p_worker_id text, p_instance_id uuid, p_lease_seco
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 declare
-    v_caller constant text := ops_private.caller();
+    v_caller constant text := ops_private.calling_worker();
     v_trusted constant boolean := ops_private.trusted();
+    v_wrong constant text := ops_private.bad_worker('-', p_lease_seconds);
     v_expires_at constant timestamptz :=
         ops_private.current_time() + make_interval(secs => p_lease_seconds);
     v_runs jsonb;
 begin
-    if (p_lease_seconds between 1 and 86400) is not true then
-        return ops_private.refusal('bad_argument', 'the lease_seconds must be from 1 to 86400');
+    if v_wrong is not null then
+        return ops_private.refusal('bad_argument', v_wrong);
     end if;
     with held as (
         select l.run_id from ops_private.leases as l
@@ -610,11 +634,12 @@ declare
     v_now constant timestamptz := ops_private.current_time();
     v_max_lost constant integer := (select c.max_lost_leases from ops_private.control as c);
     v_lost record;
-    v_error text;
+    v_run_id uuid;
     v_requeued uuid[] := '{}'::uuid[];
     v_failed uuid[] := '{}'::uuid[];
     v_set_aside uuid[] := '{}'::uuid[];
 begin
+    perform ops_private.calling_worker();
     for v_lost in
         select r.id, r.status, r.claim_count, l as lease
         from ops_private.leases as l
@@ -632,16 +657,18 @@ begin
             perform ops_private.set_aside(v_lost.id, 'canceled', v_lost.claim_count, v_lost.lease);
             v_set_aside := v_set_aside || v_lost.id;
         elsif ops_private.lock_for_retry(v_lost.id, p_wait => false) then
-            v_error := format(
+            perform ops_private.fail_lost(v_lost.id, v_lost.lease, format(
                 'worker lost: the lease of worker %s ran out and no worker took the run over',
-                (v_lost.lease).worker_id);
-            update ops.runs as r set status = 'failed', reason = 'worker_lost', error_message = v_error
-            where r.id = v_lost.id;
-            perform ops_private.add_event(v_lost.id, 'error', v_error, jsonb_build_object(
-                'reason', 'worker_lost', 'worker_id', (v_lost.lease).worker_id,
-                'lease_expired_at', (v_lost.lease).expires_at));
-            perform ops_private.retry_if_asked(v_lost.id);
+                (v_lost.lease).worker_id));
             v_failed := v_failed || v_lost.id;
+        end if;
+    end loop;
+    for v_run_id in
+        select p.run_id from ops_private.pending_retries as p order by p.run_id for update skip locked
+    loop
+        if ops_private.lock_for_retry(v_run_id, p_wait => false) then
+            delete from ops_private.pending_retries as p where p.run_id = v_run_id;
+            perform ops_private.retry_if_asked(v_run_id);
         end if;
     end loop;
     return jsonb_build_object(
@@ -655,11 +682,12 @@ CREATE FUNCTION ops.register_worker(p_worker_id text, p_instance_id uuid, p_host
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 declare
+    v_caller constant text := ops_private.calling_worker();
     v_now constant timestamptz := ops_private.current_time();
-    v_caller constant text := ops_private.caller();
     v_trusted constant boolean := ops_private.trusted();
     v_database_id constant uuid := ops_private.database_identity();
     v_wrong constant text := ops_private.bad_worker(p_worker_id, p_lease_seconds);
+    v_taken constant text := ops_private.id_refusal(p_worker_id, null);
     v_registered boolean;
 begin
     if v_wrong is not null then
@@ -667,6 +695,9 @@ begin
     end if;
     if p_instance_id is null then
         return ops_private.refusal('bad_argument', 'the instance_id must not be null');
+    end if;
+    if v_taken is not null then
+        return ops_private.refusal('worker_id_taken', v_taken);
     end if;
     insert into ops_private.workers as w
         (worker_id, instance_id, db_role, host_id, engine_id, version, labels, started_at, expires_at)
@@ -687,6 +718,9 @@ begin
             || jsonb_build_object('expires_at', (
                 select w.expires_at from ops_private.workers as w where w.worker_id = p_worker_id));
     end if;
+    insert into ops_private.worker_ids as i (worker_id, db_role) values (p_worker_id, v_caller)
+    on conflict (worker_id) do update set db_role = excluded.db_role
+    where not exists (select from pg_roles as r where r.rolname = i.db_role);
     return jsonb_build_object('success', true, 'database_id', v_database_id);
 end
 $$;
@@ -818,6 +852,56 @@ CREATE FUNCTION ops.search_run_logs(p_query text, p_project_id uuid DEFAULT NULL
     FROM ops_private.search_run_logs(search_run_logs.p_query, search_run_logs.p_project_id, search_run_logs.p_run_id, search_run_logs.p_limit, search_run_logs.p_before, search_run_logs.p_before_run_id, search_run_logs.p_before_seq) s(run_id, run_number, seq, "timestamp", log_level, message);
 END;
 
+CREATE FUNCTION ops.shut_out_worker(p_name text) RETURNS jsonb
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_held record;
+    v_project_id uuid;
+    v_requeued uuid[] := '{}'::uuid[];
+    v_failed uuid[] := '{}'::uuid[];
+    v_freed text[] := '{}'::text[];
+begin
+    if not ops_private.trusted() then
+        raise exception 'permission denied: only service_role shuts a worker out'
+            using errcode = 'insufficient_privilege';
+    end if;
+    for v_project_id in
+        select distinct r.project_id
+        from ops_private.leases as l
+        join ops.runs as r on r.id = l.run_id
+        where p_name in (l.db_role, l.worker_id) order by r.project_id
+    loop
+        perform ops_private.lock_queue(v_project_id);
+    end loop;
+    for v_held in
+        select r.id, r.status, l as lease
+        from ops_private.leases as l
+        join ops.runs as r on r.id = l.run_id
+        where p_name in (l.db_role, l.worker_id)
+        order by r.id
+        for update of r, l
+    loop
+        if v_held.status = 'claimed' then
+            update ops.runs as r set status = 'queued', reason = 'shut_out', claim_count = r.claim_count - 1
+            where r.id = v_held.id;
+            v_requeued := v_requeued || v_held.id;
+        else
+            perform ops_private.fail_lost(
+                v_held.id, v_held.lease, format('worker lost: %s was shut out', p_name));
+            v_failed := v_failed || v_held.id;
+        end if;
+    end loop;
+    delete from ops_private.workers as w where p_name in (w.db_role, w.worker_id);
+    with freed as (
+        delete from ops_private.worker_ids as i where p_name in (i.db_role, i.worker_id) returning i.worker_id
+    )
+    select coalesce(array_agg(f.worker_id order by f.worker_id), '{}'::text[]) into v_freed from freed as f;
+    return jsonb_build_object('success', true, 'requeued', v_requeued, 'failed', v_failed, 'freed', v_freed);
+end
+$$;
+
 CREATE FUNCTION ops.start_workflow_run(p_run_id uuid, p_worker_id text, p_instance_id uuid DEFAULT NULL::uuid) RETURNS jsonb
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -843,33 +927,19 @@ begin
 end
 $$;
 
-CREATE FUNCTION ops.unclaimable_runs(p_labels text[] DEFAULT '{}'::text[]) RETURNS jsonb
-    LANGUAGE plpgsql STABLE SECURITY DEFINER
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$
-begin
-    return (
-        select jsonb_build_object(
-            'success', true, 'runs', count(distinct r.id),
-            'labels', coalesce(to_jsonb((array_agg(distinct l.label order by l.label))[:20]), '[]'))
-        from ops.runs as r
-        cross join unnest(r.labels) as l (label)
-        where r.status = 'queued' and l.label <> all (coalesce(p_labels, '{}')));
-end
-$$;
-
 CREATE FUNCTION ops.unregister_worker(p_worker_id text, p_instance_id uuid) RETURNS jsonb
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
+declare
+    v_caller constant text := ops_private.calling_worker();
 begin
-    -- what it leaves to its successor, it leaves in peace
-    update ops_private.leases as l set renewed = true
+    update ops_private.leases as l set handed_over = true
     where l.worker_id = p_worker_id and l.instance_id = p_instance_id
-        and (l.db_role = ops_private.caller() or ops_private.trusted());
+        and (l.db_role = v_caller or ops_private.trusted());
     delete from ops_private.workers as w
     where w.worker_id = p_worker_id and w.instance_id = p_instance_id
-        and (w.db_role = ops_private.caller() or ops_private.trusted());
+        and (w.db_role = v_caller or ops_private.trusted());
     return jsonb_build_object('success', true);
 end
 $$;
@@ -899,6 +969,51 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.bad_document(p_name text, p_document jsonb) RETURNS text
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$
+begin
+    return case
+        when jsonb_typeof(p_document) <> 'object' then format('the %s must be an object', p_name)
+        when octet_length(p_document::text) > 262144 then format('the %s must have at most 256 KiB', p_name)
+        when jsonb_path_exists(p_document, 'strict $.**{33}') then
+            format('the %s must be nested at most 32 deep', p_name)
+    end;
+end
+$_$;
+
+CREATE FUNCTION ops_private.bad_metadata(p_metadata jsonb, p_config jsonb) RETURNS text
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$
+declare
+    v_run_env constant jsonb := case jsonb_typeof(p_config -> 'run_env')
+        when 'array' then p_config -> 'run_env' else '[]' end;
+    v_key text;
+begin
+    select k.key into v_key from unnest(ops_private.reserved_keys()) as k (key) where p_metadata ? k.key limit 1;
+    if found then
+        return format(
+            'run metadata, %s: a run may set env, args, git_ref, git_commit; %1$s belongs into the workflow''s config',
+            v_key);
+    end if;
+    if jsonb_typeof(p_metadata -> 'env') = 'object' then
+        select left(k.key, 60) into v_key from jsonb_object_keys(p_metadata -> 'env') as k (key)
+        where not v_run_env ? k.key limit 1;
+        if found then
+            return format(
+                'run metadata, env.%s: the workflow does not list it; add "%1$s" to run_env in the workflow''s config',
+                v_key);
+        end if;
+    end if;
+    if not ops_private.is_git_ref(p_metadata ->> 'git_ref') then
+        return 'run metadata, git_ref: expected the name of a branch, a tag or a ref';
+    end if;
+    return null;
+end
+$_$;
+
 CREATE FUNCTION ops_private.bad_worker(p_worker_id text, p_lease_seconds integer) RETURNS text
     LANGUAGE plpgsql IMMUTABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -906,7 +1021,8 @@ CREATE FUNCTION ops_private.bad_worker(p_worker_id text, p_lease_seconds integer
 begin
     return case
         when coalesce(p_worker_id, '') = '' then 'the worker_id must not be empty'
-        when (p_lease_seconds between 1 and 86400) is not true then 'the lease_seconds must be from 1 to 86400'
+        when octet_length(p_worker_id) > 200 then 'the worker_id must have at most 200 bytes'
+        when (p_lease_seconds between 1 and 3600) is not true then 'the lease_seconds must be from 1 to 3600'
     end;
 end
 $$;
@@ -921,6 +1037,21 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.calling_worker() RETURNS text
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_caller constant text := ops_private.caller();
+begin
+    if not pg_has_role(v_caller::name, 'ops_worker', 'usage') and not ops_private.trusted() then
+        raise exception 'permission denied: the role % is not a member of ops_worker', v_caller
+            using errcode = 'insufficient_privilege';
+    end if;
+    return v_caller;
+end
+$$;
+
 CREATE FUNCTION ops_private.check_run(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_statuses text[], p_shared boolean DEFAULT false) RETURNS jsonb
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -929,6 +1060,7 @@ declare
     v_status text;
     v_lease ops_private.leases;
 begin
+    perform ops_private.calling_worker();
     if p_shared then
         select r.status into v_status from ops.runs as r where r.id = p_run_id for share;
     else
@@ -979,14 +1111,40 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.container_of(p_run_id uuid) RETURNS text
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return (
+        select e.payload ->> 'container_id' from ops.run_events as e
+        where e.run_id = p_run_id and e.event_type = 'info' and e.payload ? 'container_id'
+        order by e.seq limit 1);
+end
+$$;
+
 CREATE FUNCTION ops_private.count_runs() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
+declare
+    v_most integer;
 begin
     update ops_private.run_counters as c set last = f.last
     from (select i.project_id, max(i.run_number) as last from inserted as i group by i.project_id) as f
     where c.project_id = f.project_id;
+
+    select c.max_queued_runs into v_most from ops_private.control as c;
+    if exists (
+        select from (select distinct i.project_id from inserted as i where i.retry_of is null) as p
+        where v_most < (
+            select count(*) from (
+                select from ops.runs as r
+                where r.project_id = p.project_id and r.status = 'queued' limit v_most + 1) as q)
+    ) then
+        raise exception 'the queue of the project is full: at most % runs (max_queued_runs)', v_most
+            using errcode = 'OPS04';
+    end if;
     return null;
 end
 $$;
@@ -1130,6 +1288,60 @@ CREATE FUNCTION ops_private.expired_artifacts(p_store text, p_worker_id text) RE
         and (p_worker_id is null or r.claimed_by = p_worker_id);
 $$;
 
+CREATE TABLE ops_private.leases (
+    run_id uuid NOT NULL,
+    worker_id text NOT NULL,
+    instance_id uuid,
+    db_role text NOT NULL,
+    engine_id text,
+    lease_seconds integer NOT NULL,
+    expires_at timestamp with time zone NOT NULL,
+    renewed boolean DEFAULT false NOT NULL,
+    log_position bigint DEFAULT 0 NOT NULL,
+    lost integer DEFAULT 0 NOT NULL,
+    lost_since timestamp with time zone,
+    handed_over boolean DEFAULT false NOT NULL,
+    CONSTRAINT leases_lease_seconds_check CHECK ((lease_seconds > 0))
+)
+WITH (fillfactor='50');
+
+COMMENT ON COLUMN ops_private.leases.renewed IS 'Whether the present holder has renewed it.';
+
+COMMENT ON COLUMN ops_private.leases.log_position IS 'The last journal line that was stored when the holder took it.';
+
+COMMENT ON COLUMN ops_private.leases.lost IS 'How many holders in a row were lost before they stored a line, or renewed the lease of a created container.';
+
+COMMENT ON COLUMN ops_private.leases.lost_since IS 'When the first of those was found to be gone.';
+
+COMMENT ON COLUMN ops_private.leases.handed_over IS 'Whether the present holder has unregistered, and left the run to its successor.';
+
+CREATE FUNCTION ops_private.fail_lost(p_run_id uuid, p_lease ops_private.leases, p_error text) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    update ops.runs as r set status = 'failed', reason = 'worker_lost', error_message = p_error
+    where r.id = p_run_id;
+    perform ops_private.add_event(p_run_id, 'error', p_error, jsonb_build_object(
+        'reason', 'worker_lost', 'worker_id', p_lease.worker_id, 'lease_expired_at', p_lease.expires_at));
+    perform ops_private.retry_if_asked(p_run_id);
+end
+$$;
+
+CREATE FUNCTION ops_private.fail_unreadable(p_run_id uuid, p_error text) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_error constant text := left('the run cannot be read: ' || p_error, 10000);
+begin
+    update ops.runs as r set status = 'running' where r.id = p_run_id and r.status = 'claimed';
+    update ops.runs as r set status = 'failed', reason = 'invalid_config', error_message = v_error
+    where r.id = p_run_id;
+    perform ops_private.add_event(p_run_id, 'error', v_error, '{"reason": "invalid_config"}');
+end
+$$;
+
 CREATE FUNCTION ops_private.forget_artifacts(p_artifact_ids uuid[]) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1138,6 +1350,31 @@ begin
     delete from ops_private.retired_artifacts as t where t.artifact_id = any (p_artifact_ids);
 end
 $$;
+
+CREATE FUNCTION ops_private.id_refusal(p_worker_id text, p_instance_id uuid) RETURNS text
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$
+declare
+    v_owner constant text := (
+        select i.db_role from ops_private.worker_ids as i
+        where i.worker_id = p_worker_id and i.db_role <> ops_private.caller()
+            and exists (select from pg_roles as r where r.rolname = i.db_role));
+begin
+    if v_owner is not null and not ops_private.trusted() then
+        return format(
+            'the worker id %s belongs to the database role %s until service_role calls ops.shut_out_worker(''%1$s'')',
+            p_worker_id, v_owner);
+    elsif exists (
+        select from ops_private.workers as w
+        where w.worker_id = p_worker_id and w.instance_id <> p_instance_id
+            and w.expires_at > ops_private.current_time()
+    ) then
+        return 'another instance works under this worker id';
+    end if;
+    return null;
+end
+$_$;
 
 CREATE FUNCTION ops_private.is_final(p_status text) RETURNS boolean
     LANGUAGE plpgsql IMMUTABLE
@@ -1148,11 +1385,26 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.is_git_ref(p_ref text) RETURNS boolean
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$
+begin
+    return p_ref ~ '^(?![-/.])(?!.*(\.\.|//|@\{))[^\x01-\x20\x7f~^:?*\[\\]{1,255}$' and p_ref !~ '[/.]$';
+end
+$_$;
+
 CREATE FUNCTION ops_private.keep_an_owner() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 begin
+    if tg_op = 'DELETE' and (
+        pg_trigger_depth() > 1
+        or (old.given_by <> old.user_id and ops_private.actor() = old.user_id::text)
+    ) then
+        return null;
+    end if;
     perform from ops.projects as p where p.id = old.project_id for no key update;
     if found and not exists (
         select from ops.project_memberships as m where m.project_id = old.project_id and m.role = 'owner'
@@ -1194,8 +1446,7 @@ begin
         return true;
     end if;
     if p_wait then
-        perform ops_private.lock_queue(v_project_id);
-        return true;
+        return ops_private.lock_queue_briefly(v_project_id);
     end if;
     perform from ops.projects as p where p.id = v_project_id for key share skip locked;
     if not found then
@@ -1227,6 +1478,19 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.lock_queue_briefly(p_project_id uuid) RETURNS boolean
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET lock_timeout TO '200ms'
+    AS $$
+begin
+    perform ops_private.lock_queue(p_project_id);
+    return true;
+exception when lock_not_available then
+    return false;
+end
+$$;
+
 CREATE FUNCTION ops_private.log_position(p_run_id uuid) RETURNS bigint
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1253,30 +1517,6 @@ begin
 end
 $$;
 
-CREATE TABLE ops_private.leases (
-    run_id uuid NOT NULL,
-    worker_id text NOT NULL,
-    instance_id uuid,
-    db_role text NOT NULL,
-    engine_id text,
-    lease_seconds integer NOT NULL,
-    expires_at timestamp with time zone NOT NULL,
-    renewed boolean DEFAULT false NOT NULL,
-    log_position bigint DEFAULT 0 NOT NULL,
-    lost integer DEFAULT 0 NOT NULL,
-    lost_since timestamp with time zone,
-    CONSTRAINT leases_lease_seconds_check CHECK ((lease_seconds > 0))
-)
-WITH (fillfactor='50');
-
-COMMENT ON COLUMN ops_private.leases.renewed IS 'Whether the present holder has renewed it, or left in peace.';
-
-COMMENT ON COLUMN ops_private.leases.log_position IS 'The last journal line that was stored when the holder took it.';
-
-COMMENT ON COLUMN ops_private.leases.lost IS 'How many holders in a row were gone before they renewed the lease or stored a line.';
-
-COMMENT ON COLUMN ops_private.leases.lost_since IS 'When the first of those was found to be gone.';
-
 CREATE FUNCTION ops_private.owns(p_lease ops_private.leases, p_worker_id text, p_instance_id uuid) RETURNS boolean
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1295,6 +1535,7 @@ CREATE FUNCTION ops_private.prepare_run() RETURNS trigger
 declare
     v_config jsonb;
     v_last integer;
+    v_wrong text;
 begin
     -- The policy says the same, but only after this trigger: without this check a stranger could tell from
     -- the error or from a wait whether a project exists. Who may not insert comes by a function, which checked.
@@ -1324,6 +1565,13 @@ begin
 
     select w.config into v_config from ops.workflows as w
     where w.id = new.workflow_id and w.project_id = new.project_id;
+    if v_config is null or new.retry_of is not null then
+        return new;  -- a retry has what the first attempt had; without a workflow the foreign key says so
+    end if;
+    v_wrong := ops_private.bad_metadata(new.metadata, v_config);
+    if v_wrong is not null then
+        raise exception '%', v_wrong using errcode = 'check_violation';
+    end if;
     if new.priority = 0 and jsonb_typeof(v_config -> 'priority') = 'number' then
         new.priority := least(greatest((v_config ->> 'priority')::numeric, -2147483648), 2147483647);
     end if;
@@ -1481,6 +1729,16 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.reserved_keys() RETURNS text[]
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return '{artifacts,command,concurrency_key,labels,network,priority,read_only,resources,retry,run_env,secrets,'
+        'services,timeout_seconds,tool,user,version}';
+end
+$$;
+
 CREATE FUNCTION ops_private.retire_artifacts(p_store text, p_worker_id text, p_limit integer DEFAULT 1000) RETURNS TABLE(artifact_id uuid, artifact_key text, size_bytes bigint)
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1564,11 +1822,7 @@ begin
             'lease_expires_at', l.expires_at,
             'cancel_requested', r.cancel_requested_at is not null,
             'log_position', ops_private.log_position(r.id),
-            -- a container that was there once is never made again: it may have run
-            'container_id', (
-                select e.payload ->> 'container_id' from ops.run_events as e
-                where e.run_id = r.id and e.event_type = 'info' and e.payload ? 'container_id'
-                order by e.seq limit 1),
+            'container_id', ops_private.container_of(r.id),
             'metadata', r.metadata,
             'project', jsonb_build_object(
                 'slug', p.slug, 'name', p.name, 'workspace_key', p.workspace_key,
@@ -1603,6 +1857,16 @@ begin
     update ops.runs as r set status = p_status, reason = 'poison', error_message = v_error where r.id = p_run_id;
     perform ops_private.add_event(p_run_id, 'error', v_error, jsonb_build_object(
         'reason', 'poison', 'worker_id', p_lease.worker_id, 'lease_expired_at', p_lease.expires_at));
+end
+$$;
+
+CREATE FUNCTION ops_private.set_giver() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    new.given_by := case ops_private.caller() when 'authenticated' then ops.current_user_id() end;
+    return new;
 end
 $$;
 
@@ -1687,10 +1951,13 @@ CREATE TABLE ops.projects (
     config jsonb DEFAULT '{}'::jsonb NOT NULL,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT projects_config_at_most_256_kib CHECK ((octet_length((config)::text) <= 262144)),
+    CONSTRAINT projects_config_at_most_32_deep CHECK ((NOT jsonb_path_exists(config, 'strict $.**{33}'::jsonpath))),
     CONSTRAINT projects_config_check CHECK ((jsonb_typeof(config) = 'object'::text)),
     CONSTRAINT projects_odoo_version_format CHECK ((odoo_version ~ '^\d+\.\d+$'::text)),
     CONSTRAINT projects_slug_format CHECK ((slug ~ '^[a-z0-9-]+$'::text)),
     CONSTRAINT projects_status_check CHECK ((status = ANY (ARRAY['active'::text, 'archived'::text]))),
+    CONSTRAINT projects_texts_fit CHECK (((length(workspace_key) <= 100) AND (length(slug) <= 100) AND (length(name) <= 200) AND (length(description) <= 10000) AND (length(odoo_version) <= 20))),
     CONSTRAINT projects_workspace_key_format CHECK ((workspace_key ~ '^[a-z0-9_]+$'::text))
 );
 
@@ -1708,9 +1975,12 @@ CREATE TABLE ops.run_artifacts (
     project_id uuid NOT NULL,
     CONSTRAINT run_artifacts_artifact_key_format CHECK (((octet_length(artifact_key) <= 1024) AND (artifact_key !~ '[[:cntrl:]]'::text) AND (artifact_key !~ '(^|/)\.{0,2}(/|$)'::text))),
     CONSTRAINT run_artifacts_artifact_url_format CHECK ((artifact_url <> ''::text)),
-    CONSTRAINT run_artifacts_checksum_length CHECK ((octet_length(checksum) <= 1024)),
+    CONSTRAINT run_artifacts_checksum_format CHECK ((checksum ~ '^sha256:[0-9a-f]{64}$'::text)),
+    CONSTRAINT run_artifacts_metadata_at_most_256_kib CHECK ((octet_length((metadata)::text) <= 262144)),
+    CONSTRAINT run_artifacts_metadata_at_most_32_deep CHECK ((NOT jsonb_path_exists(metadata, 'strict $.**{33}'::jsonpath))),
     CONSTRAINT run_artifacts_metadata_check CHECK ((jsonb_typeof(metadata) = 'object'::text)),
-    CONSTRAINT run_artifacts_size_bytes_not_negative CHECK ((size_bytes >= 0))
+    CONSTRAINT run_artifacts_size_bytes_not_negative CHECK ((size_bytes >= 0)),
+    CONSTRAINT run_artifacts_texts_fit CHECK (((octet_length(artifact_url) <= 8192) AND (length(content_type) <= 255) AND (length(checksum) <= 255)))
 );
 
 CREATE TABLE ops.run_events (
@@ -1723,7 +1993,10 @@ CREATE TABLE ops.run_events (
     seq bigint NOT NULL,
     project_id uuid NOT NULL,
     CONSTRAINT run_events_event_type_check CHECK ((event_type = ANY (ARRAY['state_change'::text, 'error'::text, 'warning'::text, 'info'::text]))),
-    CONSTRAINT run_events_payload_check CHECK ((jsonb_typeof(payload) = 'object'::text))
+    CONSTRAINT run_events_payload_at_most_256_kib CHECK ((octet_length((payload)::text) <= 262144)),
+    CONSTRAINT run_events_payload_at_most_32_deep CHECK ((NOT jsonb_path_exists(payload, 'strict $.**{33}'::jsonpath))),
+    CONSTRAINT run_events_payload_check CHECK ((jsonb_typeof(payload) = 'object'::text)),
+    CONSTRAINT run_events_texts_fit CHECK ((octet_length(message) <= 65600))
 );
 
 ALTER TABLE ops.run_events ALTER COLUMN seq ADD GENERATED ALWAYS AS IDENTITY (
@@ -1754,6 +2027,8 @@ CREATE TABLE ops.run_logs (
     project_id uuid NOT NULL,
     CONSTRAINT run_logs_log_level_check CHECK ((log_level = ANY (ARRAY['debug'::text, 'info'::text, 'warn'::text, 'error'::text]))),
     CONSTRAINT run_logs_message_check CHECK ((octet_length(message) <= 65600)),
+    CONSTRAINT run_logs_metadata_at_most_256_kib CHECK (((metadata = '{}'::jsonb) OR (octet_length((metadata)::text) <= 262144))),
+    CONSTRAINT run_logs_metadata_at_most_32_deep CHECK (((metadata = '{}'::jsonb) OR (NOT jsonb_path_exists(metadata, 'strict $.**{33}'::jsonpath)))),
     CONSTRAINT run_logs_metadata_check CHECK ((jsonb_typeof(metadata) = 'object'::text)),
     CONSTRAINT run_logs_seq_check CHECK ((seq > 0)),
     CONSTRAINT run_logs_stream_check CHECK ((stream = ANY (ARRAY['stdout'::text, 'stderr'::text])))
@@ -1798,7 +2073,11 @@ CREATE TABLE ops.runs (
     CONSTRAINT runs_concurrency_key_length CHECK (((length(concurrency_key) >= 1) AND (length(concurrency_key) <= 200))),
     CONSTRAINT runs_exit_code_of_finished CHECK (((exit_code IS NULL) OR (finished_at IS NOT NULL))),
     CONSTRAINT runs_finished_at_iff_final CHECK (((finished_at IS NOT NULL) = (status = ANY (ARRAY['succeeded'::text, 'failed'::text, 'canceled'::text])))),
+    CONSTRAINT runs_labels_at_most_20_of_100_characters CHECK (((cardinality(labels) <= 20) AND (length(array_to_string(labels, ''::text)) <= 2000) AND (array_to_string(labels, '
+'::text) !~ '[^\n]{101}'::text))),
     CONSTRAINT runs_labels_hold_no_null CHECK ((array_position(labels, NULL::text) IS NULL)),
+    CONSTRAINT runs_metadata_at_most_256_kib CHECK ((octet_length((metadata)::text) <= 262144)),
+    CONSTRAINT runs_metadata_at_most_32_deep CHECK ((NOT jsonb_path_exists(metadata, 'strict $.**{33}'::jsonpath))),
     CONSTRAINT runs_metadata_check CHECK ((jsonb_typeof(metadata) = 'object'::text)),
     CONSTRAINT runs_queued_is_unclaimed CHECK (((status <> 'queued'::text) OR ((claimed_by IS NULL) AND (claimed_at IS NULL) AND (claimed_instance IS NULL) AND (started_at IS NULL)))),
     CONSTRAINT runs_reason_is_a_word CHECK ((reason ~ '^[a-z][a-z0-9_]{0,62}$'::text)),
@@ -1807,7 +2086,8 @@ CREATE TABLE ops.runs (
     CONSTRAINT runs_scheduled_is_unclaimed CHECK (((scheduled_at IS NULL) OR (claimed_at IS NULL))),
     CONSTRAINT runs_started_at CHECK (((status <> ALL (ARRAY['running'::text, 'succeeded'::text, 'failed'::text])) OR (started_at IS NOT NULL))),
     CONSTRAINT runs_status_check CHECK ((status = ANY (ARRAY['queued'::text, 'claimed'::text, 'running'::text, 'succeeded'::text, 'failed'::text, 'canceled'::text]))),
-    CONSTRAINT runs_succeeded_exited_zero CHECK (((status <> 'succeeded'::text) OR (NOT (exit_code IS DISTINCT FROM 0))))
+    CONSTRAINT runs_succeeded_exited_zero CHECK (((status <> 'succeeded'::text) OR (NOT (exit_code IS DISTINCT FROM 0)))),
+    CONSTRAINT runs_texts_fit CHECK (((octet_length(idempotency_key) <= 300) AND (octet_length(claimed_by) <= 200) AND (length(error_message) <= 10000)))
 );
 
 COMMENT ON COLUMN ops.runs.run_number IS 'Counts 1, 2, 3 and so on within the project, without gaps.';
@@ -1828,7 +2108,11 @@ CREATE TABLE ops.tools (
     config jsonb DEFAULT '{}'::jsonb NOT NULL,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     updated_at timestamp with time zone DEFAULT now() NOT NULL,
-    CONSTRAINT tools_config_check CHECK ((jsonb_typeof(config) = 'object'::text))
+    CONSTRAINT tools_config_at_most_256_kib CHECK ((octet_length((config)::text) <= 262144)),
+    CONSTRAINT tools_config_at_most_32_deep CHECK ((NOT jsonb_path_exists(config, 'strict $.**{33}'::jsonpath))),
+    CONSTRAINT tools_config_check CHECK ((jsonb_typeof(config) = 'object'::text)),
+    CONSTRAINT tools_docker_image_format CHECK ((docker_image ~ '^[^[:space:][:cntrl:]]{1,512}$'::text)),
+    CONSTRAINT tools_texts_fit CHECK (((length(tool_name) <= 200) AND (length(version) <= 100)))
 );
 
 CREATE TABLE ops.workflows (
@@ -1843,7 +2127,12 @@ CREATE TABLE ops.workflows (
     config jsonb DEFAULT '{}'::jsonb NOT NULL,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT workflows_config_at_most_256_kib CHECK ((octet_length((config)::text) <= 262144)),
+    CONSTRAINT workflows_config_at_most_32_deep CHECK ((NOT jsonb_path_exists(config, 'strict $.**{33}'::jsonpath))),
     CONSTRAINT workflows_config_check CHECK ((jsonb_typeof(config) = 'object'::text)),
+    CONSTRAINT workflows_git_commit_format CHECK ((git_commit ~ '^[0-9A-Fa-f]{4,64}$'::text)),
+    CONSTRAINT workflows_git_ref_format CHECK (ops_private.is_git_ref(git_ref)),
+    CONSTRAINT workflows_texts_fit CHECK (((length(name) <= 200) AND (length(description) <= 10000))),
     CONSTRAINT workflows_workflow_type_check CHECK ((workflow_type = ANY (ARRAY['build'::text, 'test'::text, 'deploy'::text, 'backup'::text, 'upgrade'::text])))
 );
 
@@ -1852,11 +2141,19 @@ CREATE TABLE ops_private.control (
     database_id uuid DEFAULT gen_random_uuid() NOT NULL,
     fingerprint text,
     max_lost_leases integer DEFAULT 5 NOT NULL,
+    max_queued_runs integer DEFAULT 100000 NOT NULL,
     CONSTRAINT control_max_lost_leases_check CHECK ((max_lost_leases > 0)),
+    CONSTRAINT control_max_queued_runs_check CHECK ((max_queued_runs > 0)),
     CONSTRAINT control_singleton_check CHECK (singleton)
 );
 
 COMMENT ON COLUMN ops_private.control.max_lost_leases IS 'A run is set aside when more workers than this were lost with it, one after the other, over a minute or more.';
+
+COMMENT ON COLUMN ops_private.control.max_queued_runs IS 'How many runs of one project may be queued at once. Retries are not refused, but they count.';
+
+CREATE TABLE ops_private.pending_retries (
+    run_id uuid NOT NULL
+);
 
 CREATE TABLE ops_private.retired_artifacts (
     artifact_id uuid NOT NULL,
@@ -1877,6 +2174,11 @@ CREATE TABLE ops_private.run_requests (
     digest bytea NOT NULL
 );
 
+CREATE TABLE ops_private.worker_ids (
+    worker_id text NOT NULL,
+    db_role text NOT NULL
+);
+
 CREATE TABLE ops_private.workers (
     worker_id text NOT NULL,
     instance_id uuid NOT NULL,
@@ -1886,7 +2188,8 @@ CREATE TABLE ops_private.workers (
     version text,
     labels text[] DEFAULT '{}'::text[] NOT NULL,
     started_at timestamp with time zone NOT NULL,
-    expires_at timestamp with time zone NOT NULL
+    expires_at timestamp with time zone NOT NULL,
+    CONSTRAINT workers_texts_fit CHECK (((octet_length(worker_id) <= 200) AND (octet_length(host_id) <= 1000) AND (octet_length(engine_id) <= 1000) AND (octet_length(version) <= 1000) AND (cardinality(labels) <= 1000)))
 )
 WITH (fillfactor='50');
 
@@ -1950,6 +2253,9 @@ ALTER TABLE ONLY ops_private.control
 ALTER TABLE ONLY ops_private.leases
     ADD CONSTRAINT leases_pkey PRIMARY KEY (run_id);
 
+ALTER TABLE ONLY ops_private.pending_retries
+    ADD CONSTRAINT pending_retries_pkey PRIMARY KEY (run_id);
+
 ALTER TABLE ONLY ops_private.retired_artifacts
     ADD CONSTRAINT retired_artifacts_pkey PRIMARY KEY (artifact_id);
 
@@ -1958,6 +2264,9 @@ ALTER TABLE ONLY ops_private.run_counters
 
 ALTER TABLE ONLY ops_private.run_requests
     ADD CONSTRAINT run_requests_pkey PRIMARY KEY (run_id);
+
+ALTER TABLE ONLY ops_private.worker_ids
+    ADD CONSTRAINT worker_ids_pkey PRIMARY KEY (worker_id);
 
 ALTER TABLE ONLY ops_private.workers
     ADD CONSTRAINT workers_pkey PRIMARY KEY (worker_id);
@@ -1973,6 +2282,8 @@ CREATE INDEX run_logs_message_idx ON ops.run_logs USING gin (to_tsvector('simple
 CREATE INDEX runs_claim_idx ON ops.runs USING btree (priority DESC, created_at, run_number) WHERE ((status = 'queued'::text) AND (scheduled_at IS NULL));
 
 CREATE UNIQUE INDEX runs_concurrency_idx ON ops.runs USING btree (project_id, concurrency_key) WHERE (status = ANY (ARRAY['claimed'::text, 'running'::text]));
+
+CREATE INDEX runs_queued_idx ON ops.runs USING btree (project_id) WHERE (status = 'queued'::text);
 
 CREATE INDEX runs_retry_of_idx ON ops.runs USING btree (retry_of) WHERE (retry_of IS NOT NULL);
 
@@ -1993,6 +2304,8 @@ CREATE TRIGGER keep_run_events BEFORE DELETE OR UPDATE ON ops.run_events FOR EAC
 CREATE TRIGGER prepare_run BEFORE INSERT ON ops.runs FOR EACH ROW EXECUTE FUNCTION ops_private.prepare_run();
 
 CREATE TRIGGER record_run_change AFTER INSERT OR UPDATE OF status, scheduled_at, cancel_requested_at ON ops.runs FOR EACH ROW EXECUTE FUNCTION ops_private.record_run_change();
+
+CREATE TRIGGER set_giver BEFORE INSERT OR UPDATE OF role ON ops.project_memberships FOR EACH ROW EXECUTE FUNCTION ops_private.set_giver();
 
 CREATE TRIGGER set_project_of_run BEFORE INSERT OR UPDATE OF run_id, project_id ON ops.run_artifacts FOR EACH ROW EXECUTE FUNCTION ops_private.set_project_of_run();
 
@@ -2039,6 +2352,9 @@ ALTER TABLE ONLY ops.workflows
 ALTER TABLE ONLY ops_private.leases
     ADD CONSTRAINT leases_run_id_fkey FOREIGN KEY (run_id) REFERENCES ops.runs(id) ON DELETE CASCADE;
 
+ALTER TABLE ONLY ops_private.pending_retries
+    ADD CONSTRAINT pending_retries_run_id_fkey FOREIGN KEY (run_id) REFERENCES ops.runs(id) ON DELETE CASCADE;
+
 ALTER TABLE ONLY ops_private.run_counters
     ADD CONSTRAINT run_counters_project_id_fkey FOREIGN KEY (project_id) REFERENCES ops.projects(id) ON DELETE CASCADE;
 
@@ -2049,7 +2365,7 @@ CREATE POLICY admins_add ON ops.project_memberships FOR INSERT TO authenticated 
 
 CREATE POLICY admins_change ON ops.project_memberships FOR UPDATE TO authenticated USING (((project_id = ANY (ARRAY( SELECT ops_private.my_projects('owner'::text) AS my_projects))) OR ((role <> 'owner'::text) AND (project_id = ANY (ARRAY( SELECT ops_private.my_projects('admin'::text) AS my_projects)))))) WITH CHECK (((project_id = ANY (ARRAY( SELECT ops_private.my_projects('owner'::text) AS my_projects))) OR ((role <> 'owner'::text) AND (project_id = ANY (ARRAY( SELECT ops_private.my_projects('admin'::text) AS my_projects))))));
 
-CREATE POLICY admins_remove ON ops.project_memberships FOR DELETE TO authenticated USING (((project_id = ANY (ARRAY( SELECT ops_private.my_projects('owner'::text) AS my_projects))) OR ((role <> 'owner'::text) AND (project_id = ANY (ARRAY( SELECT ops_private.my_projects('admin'::text) AS my_projects))))));
+CREATE POLICY admins_remove ON ops.project_memberships FOR DELETE TO authenticated USING (((user_id = ( SELECT ops.current_user_id() AS current_user_id)) OR (project_id = ANY (ARRAY( SELECT ops_private.my_projects('owner'::text) AS my_projects))) OR ((role <> 'owner'::text) AND (project_id = ANY (ARRAY( SELECT ops_private.my_projects('admin'::text) AS my_projects))))));
 
 CREATE POLICY developers_create ON ops.runs FOR INSERT TO authenticated WITH CHECK (((status = 'queued'::text) AND (project_id = ANY (ARRAY( SELECT ops_private.my_projects('developer'::text) AS my_projects)))));
 
@@ -2234,13 +2550,12 @@ REVOKE ALL ON FUNCTION ops.search_run_logs(p_query text, p_project_id uuid, p_ru
 GRANT ALL ON FUNCTION ops.search_run_logs(p_query text, p_project_id uuid, p_run_id uuid, p_limit integer, p_before timestamp with time zone, p_before_run_id uuid, p_before_seq bigint) TO authenticated;
 GRANT ALL ON FUNCTION ops.search_run_logs(p_query text, p_project_id uuid, p_run_id uuid, p_limit integer, p_before timestamp with time zone, p_before_run_id uuid, p_before_seq bigint) TO service_role;
 
+REVOKE ALL ON FUNCTION ops.shut_out_worker(p_name text) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.shut_out_worker(p_name text) TO service_role;
+
 REVOKE ALL ON FUNCTION ops.start_workflow_run(p_run_id uuid, p_worker_id text, p_instance_id uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops.start_workflow_run(p_run_id uuid, p_worker_id text, p_instance_id uuid) TO ops_worker;
 GRANT ALL ON FUNCTION ops.start_workflow_run(p_run_id uuid, p_worker_id text, p_instance_id uuid) TO service_role;
-
-REVOKE ALL ON FUNCTION ops.unclaimable_runs(p_labels text[]) FROM PUBLIC;
-GRANT ALL ON FUNCTION ops.unclaimable_runs(p_labels text[]) TO ops_worker;
-GRANT ALL ON FUNCTION ops.unclaimable_runs(p_labels text[]) TO service_role;
 
 REVOKE ALL ON FUNCTION ops.unregister_worker(p_worker_id text, p_instance_id uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops.unregister_worker(p_worker_id text, p_instance_id uuid) TO ops_worker;
@@ -2250,13 +2565,21 @@ REVOKE ALL ON FUNCTION ops_private.actor() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.add_event(p_run_id uuid, p_event_type text, p_message text, p_payload jsonb) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.bad_document(p_name text, p_document jsonb) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.bad_metadata(p_metadata jsonb, p_config jsonb) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.bad_worker(p_worker_id text, p_lease_seconds integer) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.caller() FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.calling_worker() FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.check_run(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_statuses text[], p_shared boolean) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.check_workflow(p_workflow_id uuid) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.container_of(p_run_id uuid) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.count_runs() FROM PUBLIC;
 
@@ -2270,10 +2593,20 @@ REVOKE ALL ON FUNCTION ops_private.enforce_run_status_transition() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.expired_artifacts(p_store text, p_worker_id text) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.fail_lost(p_run_id uuid, p_lease ops_private.leases, p_error text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.fail_unreadable(p_run_id uuid, p_error text) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.forget_artifacts(p_artifact_ids uuid[]) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops_private.forget_artifacts(p_artifact_ids uuid[]) TO service_role;
 
+REVOKE ALL ON FUNCTION ops_private.id_refusal(p_worker_id text, p_instance_id uuid) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.is_final(p_status text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.is_git_ref(p_ref text) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops_private.is_git_ref(p_ref text) TO authenticated;
+GRANT ALL ON FUNCTION ops_private.is_git_ref(p_ref text) TO service_role;
 
 REVOKE ALL ON FUNCTION ops_private.keep_an_owner() FROM PUBLIC;
 
@@ -2282,6 +2615,8 @@ REVOKE ALL ON FUNCTION ops_private.keep_run_events() FROM PUBLIC;
 REVOKE ALL ON FUNCTION ops_private.lock_for_retry(p_run_id uuid, p_wait boolean) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.lock_queue(p_project_id uuid) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.lock_queue_briefly(p_project_id uuid) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.log_position(p_run_id uuid) FROM PUBLIC;
 
@@ -2310,6 +2645,8 @@ REVOKE ALL ON FUNCTION ops_private.record_run_change() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.refusal(p_code text, p_error text) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.reserved_keys() FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.retire_artifacts(p_store text, p_worker_id text, p_limit integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops_private.retire_artifacts(p_store text, p_worker_id text, p_limit integer) TO service_role;
 
@@ -2320,6 +2657,8 @@ REVOKE ALL ON FUNCTION ops_private.retry_if_asked(p_run_id uuid) FROM PUBLIC;
 REVOKE ALL ON FUNCTION ops_private.run_payload(p_run_id uuid) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.set_aside(p_run_id uuid, p_status text, p_lost integer, p_lease ops_private.leases) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.set_giver() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.set_project_of_run() FROM PUBLIC;
 
