@@ -94,6 +94,10 @@ def _setting(default: Any, metavar: str, description: str, **constraints: Any) -
     return Field(default, description=description, json_schema_extra={"metavar": metavar}, **constraints)
 
 
+MAX_LEASE = 3600
+"""Seconds; the database grants no longer one."""
+
+
 class Settings(BaseModel):
     """Runs the workflows of ops.runs in Docker until it is told to stop."""
 
@@ -114,7 +118,7 @@ class Settings(BaseModel):
     )
     concurrency: int = _setting(2, "N", "how many runs at once", ge=1, le=500)
     labels: Words = _setting((), "A,B", "labels that this host offers; a run may ask for these only")
-    lease: int = _setting(300, "SECONDS", "after which the runs of a silent worker are given up", ge=15, le=86_400)
+    lease: int = _setting(300, "SECONDS", "after which the runs of a silent worker are given up", ge=15, le=MAX_LEASE)
     poll_interval: Seconds = _setting(5.0, "SECONDS", "between two looks at the queue")
     until_idle: bool = _setting(False, "", "exit once the queue holds nothing for this worker")
     drain_timeout: Seconds | None = _setting(None, "SECONDS", "that runs may still take after the first signal")

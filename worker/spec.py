@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import chain
@@ -45,6 +45,12 @@ MAX_KEY = 64
 _GIT_REF = re.compile(r"(?![-/.])(?!.*(\.\.|//|@\{))[^\x00-\x20\x7f~^:?*\[\\]{1,255}(?<![/.])")
 """What ``git check-ref-format`` allows, roughly, and never what a command would take for an option."""
 _GIT_COMMIT = re.compile(r"[0-9a-f]{7,64}")
+_LOADS_CODE = re.compile(
+    r"PATH|ENV|BASH_ENV|SHELLOPTS|BASHOPTS|PS4|IFS|EDITOR|VISUAL|PAGER|BROWSER|NODE_OPTIONS|NODE_PATH|JAVA_TOOL_OPTIONS"
+    r"|RUBYOPT|RUBYLIB|GIT_(SSH|CONFIG|EXEC|EXTERNAL|PROXY|TEMPLATE).*|GIT_(ASKPASS|EDITOR|PAGER)|(LD_|PYTHON|PERL5).*"
+)
+"""Variables by which a loader, a shell or an interpreter runs other code. The list cannot be complete: it catches
+mistakes."""
 _CONTENT_TYPE = re.compile(r"[\w.+-]+/[\w.+-]+(; ?[\x20-\x7e]+)?", re.ASCII)
 MIN_MEMORY = 6 * 2**20
 """Below it the engine refuses to make a container."""
@@ -55,6 +61,12 @@ def _env_name(name: str) -> str:
         raise ValueError("expected a name of letters, digits and underscores")
     if name.startswith("OPS_"):
         raise ValueError("names that begin with OPS_ belong to the worker")
+    return name
+
+
+def _run_env_name(name: str) -> str:
+    if _LOADS_CODE.fullmatch(_env_name(name)):
+        raise ValueError("expected no variable that makes programs run other code")
     return name
 
 
@@ -114,6 +126,7 @@ M = TypeVar("M", bound=BaseModel)
 N = TypeVar("N", int, float)
 Text = Annotated[str, AfterValidator(_no_nul)]
 Word = Annotated[str, Field(min_length=1), AfterValidator(_no_nul)]
+Label = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_no_nul)]
 Env = dict[Annotated[str, AfterValidator(_env_name)], Text]
 Later = Annotated[list[Any] | dict[str, Any], BeforeValidator(_unsupported)]
 
@@ -177,18 +190,24 @@ class WorkflowConfig(Config):
 
     tool: Word | None = None
     version: Word | None = None
-    labels: list[Word] = []
+    labels: Annotated[list[Label], Field(max_length=20)] = []
     priority: int = Field(0, ge=-(2**31), lt=2**31)
     concurrency_key: Annotated[str, Field(max_length=200), AfterValidator(_no_nul)] | None = None
     retry: Retry | None = None
+    run_env: Annotated[list[Annotated[str, AfterValidator(_run_env_name)]], Field(max_length=100)] = []
 
 
-class RunOptions(_Strict):
+class GitRef(_Strict):
+    """``git_ref`` of a workflow or of a run; the database checks it by the same rule."""
+
+    git_ref: Annotated[str, AfterValidator(_git_ref)] | None = None
+
+
+class RunOptions(GitRef):
     """What the ``metadata`` of a run may say; its other keys are notes of whoever queued it."""
 
     env: Env = {}
     args: list[Text] = []
-    git_ref: Annotated[str, AfterValidator(_git_ref)] | None = None
     git_commit: Annotated[str, AfterValidator(_git_commit)] | None = None
 
     reserved: ClassVar[frozenset[str]] = frozenset(WorkflowConfig.model_fields) - {"env"}
@@ -283,7 +302,8 @@ def resolve(claim: Claim, policy: HostPolicy) -> RunSpec:
     base = _read(Config, "tool config", tool.config or {})
     _bounded("workflow config", workflow.config)
     own = _read(WorkflowConfig, "workflow config", workflow.config)
-    options = _run_options(claim.metadata)
+    _read(GitRef, "workflow", {"git_ref": workflow.git_ref})
+    options = _run_options(claim.metadata, own.run_env)
     merged = _read(WorkflowConfig, "merged config", _merge(base, own))
     command = merged.command if merged.command is not None else [workflow.workflow_type]
     network = merged.network or next(iter(policy.allowed_networks), "none")
@@ -322,15 +342,22 @@ def _image(name: str, policy: HostPolicy) -> ImageName:
     return image
 
 
-def _run_options(metadata: Mapping[str, Any]) -> RunOptions:
+def _run_options(metadata: Mapping[str, Any], run_env: Sequence[str]) -> RunOptions:
+    """The database says the same when a run is queued; the workflow may be another one since."""
     for key in metadata:
         if key in RunOptions.reserved:
-            allowed = ", ".join(RunOptions.model_fields)
+            allowed = "env, args, git_ref, git_commit"
             message = f"run metadata, {key}: a run may set {allowed}; {key} belongs into the workflow's config"
             raise SpecError("invalid_config", key, message)
-    options = {key: value for key, value in metadata.items() if key in RunOptions.model_fields}
-    _bounded("run metadata", options)
-    return _read(RunOptions, "run metadata", options)
+    ours = {key: value for key, value in metadata.items() if key in RunOptions.model_fields}
+    _bounded("run metadata", ours)
+    options = _read(RunOptions, "run metadata", ours)
+    for name in options.env:
+        if name not in run_env:
+            shown = name[:_SHOWN]
+            message = f'the workflow does not list it; add "{shown}" to run_env in the workflow\'s config'
+            raise SpecError("invalid_config", f"env.{shown}", f"run metadata, env.{shown}: {message}")
+    return options
 
 
 def _merge(base: Config, own: Config) -> dict[str, Any]:

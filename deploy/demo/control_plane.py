@@ -66,9 +66,23 @@ DEFECT = Job(
     {"env": {"DEMO_BREAK": "1"}},
     exit_code=1,
 )
-BACKUP = Job("backup", "backup", "Dump the project's database and prove that it restores", connected=True)
-UPGRADE = Job("upgrade", "upgrade", "What to mind on the way to the next Odoo")
-DEPLOY = Job("deploy", "deploy", "Fetch the build's package, check and unpack it", connected=True)
+BACKUP = Job(
+    "backup",
+    "backup",
+    "Dump the project's database and prove that it restores",
+    {"run_env": ["PGHOST", "PGDATABASE", "PGUSER", "PGPASSWORD"]},
+    connected=True,
+)
+UPGRADE = Job(
+    "upgrade", "upgrade", "What to mind on the way to the next Odoo", {"run_env": ["TARGET_VERSION", "ADVISORIES"]}
+)
+DEPLOY = Job(
+    "deploy",
+    "deploy",
+    "Fetch the build's package, check and unpack it",
+    {"run_env": ["PACKAGE_URL", "MANIFEST_SHA256", "PREVIOUS_URL", "PREVIOUS_SHA256"]},
+    connected=True,
+)
 JOBS = (BUILD, TEST, DEFECT, BACKUP, UPGRADE, DEPLOY)
 
 ADVISORIES = (

@@ -178,9 +178,6 @@ begin
                 v_key);
         end if;
     end if;
-    if not ops_private.is_git_ref(p_metadata ->> 'git_ref') then
-        return 'run metadata, git_ref: expected the name of a branch, a tag or a ref';
-    end if;
     return null;
 end
 $$;
@@ -587,6 +584,7 @@ create function ops.unclaimable_runs(p_labels text[] default '{}') returns jsonb
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
+    perform ops_private.calling_worker();
     return (
         select jsonb_build_object(
             'success', true, 'runs', count(distinct r.id),

@@ -17,10 +17,11 @@ alter table ops.projects
 
 alter table ops.workflows
     add constraint workflows_git_ref_format check (ops_private.is_git_ref(git_ref)),
-    add constraint workflows_git_commit_format check (git_commit ~ '^[0-9A-Fa-f]{4,64}$');
+    add constraint workflows_git_commit_format check (git_commit ~ '^[0-9A-Za-z]{1,64}$');
 
 alter table ops.tools
-    add constraint tools_docker_image_format check (docker_image ~ '^[^[:space:][:cntrl:]]{1,512}$');
+    add constraint tools_docker_image_format check (
+        length(docker_image) <= 512 and docker_image ~ '^[^[:space:][:cntrl:]]+$');
 
 alter table ops.run_artifacts
     add constraint run_artifacts_artifact_key_format check (
@@ -432,10 +433,7 @@ create function ops_private.keep_an_owner() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
-    if tg_op = 'DELETE' and (
-        pg_trigger_depth() > 1
-        or (old.given_by <> old.user_id and ops_private.actor() = old.user_id::text)
-    ) then
+    if tg_op = 'DELETE' and old.given_by <> old.user_id and ops_private.actor() = old.user_id::text then
         return null;
     end if;
     perform from ops.projects as p where p.id = old.project_id for no key update;
@@ -448,8 +446,11 @@ begin
 end
 $$;
 
-create trigger keep_an_owner after delete or update on ops.project_memberships
+create trigger keep_an_owner after update on ops.project_memberships
     for each row when (old.role = 'owner') execute function ops_private.keep_an_owner();
+-- not for what a cascade deletes, which is evaluated inside its trigger
+create trigger keep_an_owner_who_leaves after delete on ops.project_memberships
+    for each row when (old.role = 'owner' and pg_trigger_depth() = 0) execute function ops_private.keep_an_owner();
 
 revoke execute on all functions in schema ops_private from public;
 

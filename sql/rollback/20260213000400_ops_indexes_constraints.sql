@@ -15,6 +15,7 @@ begin
 end
 $$;
 
+drop trigger keep_an_owner_who_leaves on ops.project_memberships;
 drop trigger keep_an_owner on ops.project_memberships;
 drop trigger set_giver on ops.project_memberships;
 drop trigger keep_all_run_events on ops.run_events;

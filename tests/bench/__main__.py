@@ -122,7 +122,7 @@ async def compare_logs(plane: Plane, rounds: int, count: int) -> Iterator[Compar
     (plane.folder / "secrets" / "token").write_bytes(os.urandom(24).hex().encode())
     workflow = await plane.workflow({"artifacts": []})
     identity = WorkerIdentity("bench", uuid.uuid4(), "bench", "bench", "0", ())
-    queue = await Queue.connected(plane.login(plane.url), identity, lease_seconds=86_400)
+    queue = await Queue.connected(plane.login(plane.url), identity, lease_seconds=3600)
     text = lines(count)
 
     async def claimed() -> uuid.UUID:

@@ -32,6 +32,8 @@ RUNS = """
     select r.id, p.slug as project, r.run_number as number, r.created_at, r.priority, r.labels,
         r.concurrency_key as key, r.scheduled_at, r.status, r.claimed_by as worker, r.claimed_instance as instance,
         r.claimed_at, r.started_at, r.finished_at, r.cancel_requested_at, r.claim_count, r.exit_code, r.reason,
+        exists (select from ops.run_events as e
+            where e.run_id = r.id and e.event_type = 'info' and e.payload ? 'container_id') as container,
         to_jsonb(l) as lease,
         array(select (g.seq, g.stream, g.log_level, g.message) from ops.run_logs as g where g.run_id = r.id
             order by g.seq) as lines,
@@ -52,7 +54,8 @@ QUEUE = """
 FORGET = """
     set session_replication_role = replica;
     truncate ops.runs, ops.run_events, ops.run_logs, ops.run_artifacts, ops_private.leases, ops_private.workers,
-        ops_private.run_counters, ops_private.run_requests restart identity;
+        ops_private.run_counters, ops_private.run_requests, ops_private.worker_ids, ops_private.pending_retries
+        restart identity;
     reset session_replication_role
 """
 
@@ -111,7 +114,7 @@ def run_of(row: asyncpg.Record) -> Run:
             engine=lease["engine_id"]),
         lease["lease_seconds"], int(datetime.fromisoformat(lease["expires_at"]).timestamp()),
         lease["renewed"], lease["log_position"], lease["lost"],
-        lease["lost_since"] and int(datetime.fromisoformat(lease["lost_since"]).timestamp()),
+        lease["lost_since"] and int(datetime.fromisoformat(lease["lost_since"]).timestamp()), lease["handed_over"],
     )  # fmt: skip
     columns["labels"] = frozenset(columns["labels"])
     columns["artifacts"] = dict(columns["artifacts"])

@@ -51,10 +51,11 @@ class Lease:
     holder: Caller
     seconds: int
     expires_at: int
-    renewed: bool = False  # by its holder, or left in peace
+    renewed: bool = False  # by its holder
     position: int = 0  # of the log when the holder took it
-    lost: int = 0  # holders in a row before this one that gave no sign of life
+    lost: int = 0  # holders in a row before this one that made no progress
     lost_since: int | None = None  # when the first of them was found to be gone
+    handed_over: bool = False  # its holder unregistered
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ class Run:
     claim_count: int = 0
     exit_code: int | None = None
     reason: str | None = None
+    container: bool = False  # was created
     lease: Lease | None = None
     journal: dict[int, Line] = field(default_factory=dict)
     remarks: list[Line] = field(default_factory=list)
@@ -124,6 +126,7 @@ class Contract:
         self.now = now
         self.runs: dict[uuid.UUID, Run] = {}
         self.workers: dict[str, Registration] = {}
+        self.owners: dict[str, str] = {}  # the role that registered a worker id first
         self.events: list[Event] = []
 
     def answer(self, function: str, who: Caller, **arguments: Any) -> Answer:
@@ -265,7 +268,9 @@ class Contract:
     ) -> Answer:
         if event_type not in ("error", "warning", "info"):
             raise Refused("bad_argument")
-        run = self._checked(who, run_id, ACTIVE)
+        created = "container_id" in payload
+        run = self._checked(who, run_id, ("running",) if created else ACTIVE)
+        run.container |= created and event_type == "info"
         self._tell(run.id, event_type, **payload)
         return {"success": True}
 
@@ -274,6 +279,8 @@ class Contract:
     def register_worker(self, who: Caller, lease_seconds: int, *, takeover: bool) -> Answer:
         if not who.worker or who.instance is None:
             raise Refused("bad_argument")
+        if self._is_anothers(who):
+            raise Refused("worker_id_taken")
         old = self.workers.get(who.worker)
         if old is not None and old.expires_at > self.now:
             same = old.holder.instance == who.instance
@@ -282,13 +289,14 @@ class Contract:
             if not allowed or not (same or successor):
                 raise Refused("worker_id_taken", expires_at=old.expires_at)
         self.workers[who.worker] = Registration(who, self.now + lease_seconds)
+        self.owners.setdefault(who.worker, who.role)
         return {"success": True}
 
     def unregister_worker(self, who: Caller) -> Answer:
         for run, lease in self._leases():
             same = (lease.holder.worker, lease.holder.instance) == (who.worker, who.instance)
             if who.instance is not None and same and self._owns(who, lease):
-                run.lease = replace(lease, renewed=True)
+                run.lease = replace(lease, handed_over=True)
         if who.worker is not None and self._is_registered(who):
             del self.workers[who.worker]
         return {"success": True}
@@ -329,12 +337,15 @@ class Contract:
         old = run.lease
         run.lease = replace(old, holder=who, seconds=lease_seconds, expires_at=self.now + lease_seconds)
         if holder.instance != who.instance:
-            lost = 0 if old.renewed or run.position > old.position else old.lost + 1
+            progress = old.handed_over or run.position > old.position or (old.renewed and run.container)
+            lost = 0 if progress else old.lost + 1
             since = {0: None, 1: self.now}.get(lost, old.lost_since)
-            if run.status == "running" and lost > MAX_LOST and since is not None and self.now - since >= LOST_SECONDS:
-                self._set_aside(run, "failed", who, old)
+            if lost > MAX_LOST and since is not None and self.now - since >= LOST_SECONDS:
+                self._set_aside(run, "failed" if run.status == "running" else "canceled", who, old)
                 raise Refused("final")
-            run.lease = replace(run.lease, renewed=False, position=run.position, lost=lost, lost_since=since)
+            run.lease = replace(
+                run.lease, renewed=False, handed_over=False, position=run.position, lost=lost, lost_since=since
+            )
             run.worker, run.instance = who.worker, who.instance
             run.claim_count += 1
             self._tell(run.id, "info", actor=who.role, worker_id=who.worker, previous_worker_id=holder.worker)
@@ -415,8 +426,14 @@ class Contract:
     def _leases(self) -> list[tuple[Run, Lease]]:
         return [(run, run.lease) for run in self.runs.values() if run.lease is not None]
 
+    def _is_anothers(self, who: Caller) -> bool:
+        """The worker id belongs to another role."""
+        return not who.trusted and self.owners.get(who.worker or "", who.role) != who.role
+
     def _is_taken(self, who: Caller) -> bool:
-        """Another live instance works under this worker id."""
+        """Another live instance works under this worker id, or it belongs to another role."""
+        if self._is_anothers(who):
+            return True
         live = self.workers.get(who.worker or "")
         return (
             live is not None and who.instance is not None

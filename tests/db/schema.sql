@@ -1007,9 +1007,6 @@ begin
                 v_key);
         end if;
     end if;
-    if not ops_private.is_git_ref(p_metadata ->> 'git_ref') then
-        return 'run metadata, git_ref: expected the name of a branch, a tag or a ref';
-    end if;
     return null;
 end
 $_$;
@@ -1399,10 +1396,7 @@ CREATE FUNCTION ops_private.keep_an_owner() RETURNS trigger
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 begin
-    if tg_op = 'DELETE' and (
-        pg_trigger_depth() > 1
-        or (old.given_by <> old.user_id and ops_private.actor() = old.user_id::text)
-    ) then
+    if tg_op = 'DELETE' and old.given_by <> old.user_id and ops_private.actor() = old.user_id::text then
         return null;
     end if;
     perform from ops.projects as p where p.id = old.project_id for no key update;
@@ -2111,7 +2105,7 @@ CREATE TABLE ops.tools (
     CONSTRAINT tools_config_at_most_256_kib CHECK ((octet_length((config)::text) <= 262144)),
     CONSTRAINT tools_config_at_most_32_deep CHECK ((NOT jsonb_path_exists(config, 'strict $.**{33}'::jsonpath))),
     CONSTRAINT tools_config_check CHECK ((jsonb_typeof(config) = 'object'::text)),
-    CONSTRAINT tools_docker_image_format CHECK ((docker_image ~ '^[^[:space:][:cntrl:]]{1,512}$'::text)),
+    CONSTRAINT tools_docker_image_format CHECK (((length(docker_image) <= 512) AND (docker_image ~ '^[^[:space:][:cntrl:]]+$'::text))),
     CONSTRAINT tools_texts_fit CHECK (((length(tool_name) <= 200) AND (length(version) <= 100)))
 );
 
@@ -2130,7 +2124,7 @@ CREATE TABLE ops.workflows (
     CONSTRAINT workflows_config_at_most_256_kib CHECK ((octet_length((config)::text) <= 262144)),
     CONSTRAINT workflows_config_at_most_32_deep CHECK ((NOT jsonb_path_exists(config, 'strict $.**{33}'::jsonpath))),
     CONSTRAINT workflows_config_check CHECK ((jsonb_typeof(config) = 'object'::text)),
-    CONSTRAINT workflows_git_commit_format CHECK ((git_commit ~ '^[0-9A-Fa-f]{4,64}$'::text)),
+    CONSTRAINT workflows_git_commit_format CHECK ((git_commit ~ '^[0-9A-Za-z]{1,64}$'::text)),
     CONSTRAINT workflows_git_ref_format CHECK (ops_private.is_git_ref(git_ref)),
     CONSTRAINT workflows_texts_fit CHECK (((length(name) <= 200) AND (length(description) <= 10000))),
     CONSTRAINT workflows_workflow_type_check CHECK ((workflow_type = ANY (ARRAY['build'::text, 'test'::text, 'deploy'::text, 'backup'::text, 'upgrade'::text])))
@@ -2297,7 +2291,9 @@ CREATE TRIGGER enforce_run_status_transition BEFORE UPDATE ON ops.runs FOR EACH 
 
 CREATE TRIGGER keep_all_run_events BEFORE TRUNCATE ON ops.run_events FOR EACH STATEMENT EXECUTE FUNCTION ops_private.keep_run_events();
 
-CREATE TRIGGER keep_an_owner AFTER DELETE OR UPDATE ON ops.project_memberships FOR EACH ROW WHEN ((old.role = 'owner'::text)) EXECUTE FUNCTION ops_private.keep_an_owner();
+CREATE TRIGGER keep_an_owner AFTER UPDATE ON ops.project_memberships FOR EACH ROW WHEN ((old.role = 'owner'::text)) EXECUTE FUNCTION ops_private.keep_an_owner();
+
+CREATE TRIGGER keep_an_owner_who_leaves AFTER DELETE ON ops.project_memberships FOR EACH ROW WHEN (((old.role = 'owner'::text) AND (pg_trigger_depth() = 0))) EXECUTE FUNCTION ops_private.keep_an_owner();
 
 CREATE TRIGGER keep_run_events BEFORE DELETE OR UPDATE ON ops.run_events FOR EACH ROW EXECUTE FUNCTION ops_private.keep_run_events();
 

@@ -93,7 +93,8 @@ WRITES: list[tuple[str, set[str]]] = [
     ("update ops.project_memberships set role = 'admin' where user_id = '{viewer}'", ADMINS),
     ("update ops.project_memberships set role = 'owner' where user_id = '{viewer}'", {"owner"}),
     ("update ops.project_memberships set role = 'owner' where user_id = '{admin}'", {"owner"}),
-    ("delete from ops.project_memberships where user_id = '{developer}'", ADMINS),
+    ("delete from ops.project_memberships where user_id = '{developer}'", DEVELOPERS),
+    ("delete from ops.project_memberships where user_id = '{viewer}'", ADMINS | {"viewer"}),
     # nobody: either refused, or the owner is the last one
     ("update ops.project_memberships set role = 'admin' where user_id = '{owner}'", set()),
     ("delete from ops.project_memberships where user_id = '{owner}'", set()),
@@ -268,6 +269,28 @@ async def test_two_owners_cannot_remove_each_other_at_once(crowd: Crowd) -> None
     await transaction.commit()
     with pytest.raises(asyncpg.PostgresError, match="at least one owner"):
         await waiting
+
+
+async def test_ownership_that_another_user_gave_can_be_declined(crowd: Crowd) -> None:
+    owner, stranger = await crowd.sign_in("owner"), await crowd.sign_in("stranger")
+    leave = "delete from ops.project_memberships where project_id = $1 and user_id = $2"
+    await owner.execute(
+        "insert into ops.project_memberships (project_id, user_id, role) values ($1, $2, 'owner')",
+        crowd.world.project, crowd.users["stranger"],
+    )  # fmt: skip
+    assert await owner.execute(leave, crowd.world.project, crowd.users["owner"]) == "DELETE 1"
+    assert await stranger.execute(leave, crowd.world.project, crowd.users["stranger"]) == "DELETE 1"
+
+
+async def test_an_account_that_owns_a_project_can_be_deleted(crowd: Crowd) -> None:
+    db = crowd.world.db
+    await db.execute(
+        """create schema auth; create table auth.users (id uuid primary key);
+           insert into auth.users select distinct user_id from ops.project_memberships;
+           alter table ops.project_memberships add foreign key (user_id) references auth.users on delete cascade"""
+    )
+    await db.execute("delete from auth.users where id = $1", crowd.users["owner"])
+    assert await db.fetchval("select count(*) from ops.projects where id = $1", crowd.world.project) == 1
 
 
 async def test_a_project_goes_with_its_owner(crowd: Crowd) -> None:

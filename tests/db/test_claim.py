@@ -21,6 +21,7 @@ from tests.db.world import (
     shift_clock,
     until_blocked,
 )
+from worker.settings import MAX_LEASE as MOST
 
 HOUR_AHEAD = "update ops.runs set scheduled_at = clock_timestamp() + interval '1 hour' where id = $1"
 
@@ -233,16 +234,40 @@ async def test_a_scheduled_run_waits_for_its_time(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("worker", "lease"), [("", 300), (None, 300), (WORKER, 0), (WORKER, -1), (WORKER, 86401), (WORKER, None)]
+    ("worker", "lease"), [("", 300), (None, 300), (WORKER, 0), (WORKER, -1), (WORKER, MOST + 1), (WORKER, None)]
 )
 async def test_a_claim_that_makes_no_sense_is_refused(world: World, worker: str | None, lease: int | None) -> None:
     run = await world.queue()
     answer = await call(world.db, "claim_next_run", worker, p_lease_seconds=lease)
     assert (answer["run_id"], answer["code"]) == (None, "bad_argument")
     assert answer["message"] == (
-        "the lease_seconds must be from 1 to 86400" if worker else "the worker_id must not be empty"
+        f"the lease_seconds must be from 1 to {MOST}" if worker else "the worker_id must not be empty"
     )
     assert await world.status(run) == "queued"
+
+
+async def test_the_longest_lease_is_the_longest_that_a_worker_can_ask_for(world: World) -> None:
+    run = await world.queue()
+    assert (await world.claim(p_lease_seconds=MOST))["run_id"] == str(run)
+
+
+@pytest.mark.parametrize("how", ["claim", "adopt"])
+async def test_a_run_that_cannot_be_read_fails_and_holds_nothing_up(world: World, how: str) -> None:
+    await world.db.execute("alter table ops.runs drop constraint runs_metadata_at_most_32_deep")
+    deep, healthy = await world.queue(), await world.queue()
+    if how == "adopt":
+        assert (await world.claim())["run_id"] == str(deep)
+    await world.db.execute("update ops.runs set metadata = $2 where id = $1", deep, f'{{"a": {"[" * 3000}{"]" * 3000}}}')
+    await world.db.execute("set max_stack_depth = '100kB'")
+    if how == "adopt":
+        answer = await call(world.db, "adopt_run", deep, WORKER, uuid.uuid4(), "engine-1")
+        assert (answer["run_id"], answer["code"], answer["status"]) == (None, "final", "failed")
+    assert (await world.claim(instance=None))["run_id"] == str(healthy)
+    await world.db.execute("reset max_stack_depth")
+    row = await world.row(deep)
+    assert (row["status"], row["reason"]) == ("failed", "invalid_config")
+    assert row["error_message"].startswith("the run cannot be read: stack depth limit exceeded")
+    assert (await world.events(deep, "error"))[-1]["reason"] == "invalid_config"
 
 
 async def test_an_instance_that_was_replaced_claims_nothing(world: World) -> None:

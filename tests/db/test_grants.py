@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import asyncpg
+import pytest
+
 from tests.conftest import Connect
 from tests.db.crowd import CATALOGUES
 from tests.db.world import World, call
 from tests.support.schema import TABLES
+from worker import catalog
+
+WORKER_FUNCTIONS = {
+    "claim_next_run", "start_workflow_run", "complete_workflow_run", "release_run", "append_run_log",
+    "append_run_logs", "add_run_artifact", "add_run_event", "register_worker", "unregister_worker",
+    "heartbeat", "adopt_run", "adoptable_runs", "unclaimable_runs", "reap",
+}  # fmt: skip
 
 
 async def test_who_executes_what(world: World) -> None:
@@ -20,11 +30,6 @@ async def test_who_executes_what(world: World) -> None:
         "current_user_id", "current_user_role", "cancel_run", "list_queued_runs", "enqueue_run", "retry_run",
         "search_run_logs", "applicable_advisories",
     }  # fmt: skip
-    worker = {
-        "claim_next_run", "start_workflow_run", "complete_workflow_run", "release_run", "append_run_log",
-        "append_run_logs", "add_run_artifact", "add_run_event", "register_worker", "unregister_worker",
-        "heartbeat", "adopt_run", "adoptable_runs", "unclaimable_runs", "reap",
-    }  # fmt: skip
     may: dict[str, set[str]] = {
         "anon": set(),
         "authenticated": set(),
@@ -33,7 +38,31 @@ async def test_who_executes_what(world: World) -> None:
     }
     for row in rows:
         may[row["role"]].add(row["name"])
-    assert may == {"anon": set(), "authenticated": user, "ops_worker": worker, "service_role": user | worker}
+    worker = WORKER_FUNCTIONS
+    everything = user | worker | {"shut_out_worker"}
+    assert may == {"anon": set(), "authenticated": user, "ops_worker": worker, "service_role": everything}
+
+
+async def test_grants_to_everybody_let_nobody_work(world: World, connect: Connect) -> None:
+    """Supabase's recipe for a schema of one's own; `db verify` names each function that it opened."""
+    await world.db.execute(
+        """grant usage on schema ops to anon, authenticated, service_role;
+           grant all on all routines in schema ops to anon, authenticated, service_role"""
+    )
+    await world.queue()
+    calls = await world.db.fetch(
+        """select p.proname as name, format('select ops.%I(%s)', p.proname, array_to_string(array(
+               select 'null::' || t::regtype from unnest(p.proargtypes) as t), ', ')) as call
+           from pg_proc as p where p.pronamespace = 'ops'::regnamespace"""
+    )
+    workers = [row for row in calls if row["name"] in WORKER_FUNCTIONS | {"shut_out_worker"}]
+    for role in ("anon", "authenticated"):
+        connection = await connect(role=role)
+        for row in workers:
+            with pytest.raises(asyncpg.InsufficientPrivilegeError, match="permission denied"):
+                await connection.fetchval(row["call"])
+    opened = {finding.name.partition("(")[0] for finding in await catalog.verify(world.db)}
+    assert opened >= {f"ops.{row['name']}" for row in workers}
 
 
 async def test_no_function_is_left_to_everybody(world: World) -> None:

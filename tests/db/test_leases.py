@@ -324,9 +324,14 @@ async def test_a_run_whose_holders_are_lost_one_after_the_other_fails(world: Wor
     assert [event["reason"] for event in await world.events(run, "error")] == ["poison"]
 
 
+CONTAINER = ("info", "container created", '{"container_id": "c"}')
+
+
 @pytest.mark.parametrize("sign", ["line", "renewal", "leave"])
-async def test_a_holder_that_gave_a_sign_of_life_does_not_count_as_lost(world: World, sign: str) -> None:
+async def test_a_holder_that_made_progress_does_not_count_as_lost(world: World, sign: str) -> None:
     run = await world.running()
+    if sign == "renewal":
+        await call(world.db, "add_run_event", run, *CONTAINER)
     for n in range(20):
         await shift_clock(world.db, 30 * n)
         answer = await new_holder(world, run)
@@ -341,13 +346,16 @@ async def test_a_holder_that_gave_a_sign_of_life_does_not_count_as_lost(world: W
             await call(world.db, "unregister_worker", WORKER, instance)
 
 
-@pytest.mark.parametrize("sign", ["line", "renewal"])
-async def test_a_sign_of_life_counts_for_the_holder_that_gave_it(world: World, sign: str) -> None:
+@pytest.mark.parametrize("sign", ["line", "renewal", "leave"])
+async def test_progress_counts_for_the_holder_that_made_it(world: World, sign: str) -> None:
     run = await world.running()
     if sign == "line":
         line = ([1], ["stdout"], ["info"], ["once"], [datetime.now(UTC)])
         await call(world.db, "append_run_logs", run, WORKER, INSTANCE, *line)
+    elif sign == "leave":
+        await call(world.db, "unregister_worker", WORKER, INSTANCE)
     else:
+        await call(world.db, "add_run_event", run, *CONTAINER)
         await call(world.db, "heartbeat", WORKER, INSTANCE)
     for _ in range(6):
         assert (await new_holder(world, run))["run_id"] == str(run)
@@ -355,11 +363,21 @@ async def test_a_sign_of_life_counts_for_the_holder_that_gave_it(world: World, s
     assert (await new_holder(world, run))["code"] == "final"
 
 
-async def test_a_run_that_waits_for_its_start_is_left_to_reap(world: World) -> None:
-    run = await world.claimed()
-    for n in range(8):
+@pytest.mark.parametrize("state", ["claimed", "running"])
+async def test_a_run_that_kills_its_workers_before_its_container_is_created_is_set_aside(
+    world: World, state: str
+) -> None:
+    """Though each of them renews the lease before it dies."""
+    run = await (world.claimed() if state == "claimed" else world.running())
+    for n in range(5):
         await shift_clock(world.db, 30 * n)
         assert (await new_holder(world, run))["run_id"] == str(run)
+        await call(world.db, "heartbeat", WORKER, (await world.row(run))["claimed_instance"])
+    await shift_clock(world.db, 150)
+    answer = await new_holder(world, run)
+    final = "canceled" if state == "claimed" else "failed"
+    assert (answer["code"], answer["status"], await world.status(run)) == ("final", final, final)
+    assert (await world.row(run))["reason"] == "poison"
 
 
 async def test_offered_is_what_may_be_adopted(world: World, connect: Connect) -> None:

@@ -182,9 +182,12 @@ class Queue(RuleBasedStateMachine):
         self.do_to("add_run_artifact", which, ("running",), who, lost=lost, artifact_key=key, artifact_url=url)
 
     @precondition(some(*ACTIVE))
-    @rule(which=choices, who=callers, kind=st.sampled_from(["info", "warning", "error", "state_change"]), lost=lost)
-    def add_event(self, *, which: tuple[int, bool], who: Caller | None, kind: str, lost: bool) -> None:
-        self.do_to("add_run_event", which, ACTIVE, who, lost=lost, event_type=kind, message="m", payload={"a": 1})
+    @rule(
+        which=choices, who=callers, kind=st.sampled_from(["info", "warning", "error", "state_change"]),
+        key=st.sampled_from(["a", "container_id"]), lost=lost,
+    )  # fmt: skip
+    def add_event(self, *, which: tuple[int, bool], who: Caller | None, kind: str, key: str, lost: bool) -> None:
+        self.do_to("add_run_event", which, ACTIVE, who, lost=lost, event_type=kind, message="m", payload={key: "1"})
 
     @rule(who=workers, lost=lost)
     def reap(self, *, who: Caller, lost: bool) -> None:

@@ -32,13 +32,13 @@ async def retries(world: World, run: uuid.UUID) -> list[asyncpg.Record]:
 
 async def test_a_run_that_failed_is_queued_again_as_a_run_that_names_it(world: World) -> None:
     world = await retrying(world, max_attempts=2, on=["failed"], delay_seconds=0)
-    run = await world.queue(metadata='{"env": {"A": "1"}}', priority=3, labels=["gpu"])
+    run = await world.queue(metadata='{"args": ["-v"]}', priority=3, labels=["gpu"])
     await world.claim(p_labels=["gpu"])
     await call(world.db, "start_workflow_run", run, WORKER)
     await fail(world, run)
     (retry,) = await retries(world, run)
     assert (retry["status"], retry["attempt"], retry["priority"], retry["labels"]) == ("queued", 2, 3, ["gpu"])
-    assert (retry["metadata"], retry["workflow_id"]) == ('{"env": {"A": "1"}}', world.workflow)
+    assert (retry["metadata"], retry["workflow_id"]) == ('{"args": ["-v"]}', world.workflow)
     assert (await world.events(run, "info"))[-1]["retry_run_id"] == str(retry["id"])
     await world.claim(p_labels=["gpu"])
     await call(world.db, "start_workflow_run", retry["id"], WORKER)
@@ -145,7 +145,9 @@ async def test_a_wait_that_makes_no_sense_is_brought_into_bounds(world: World, d
     assert -1 <= (retry["scheduled_at"] - retry["created_at"]).total_seconds() <= most + 1
 
 
-async def test_a_failed_run_and_a_client_that_queues_never_wait_for_each_other(world: World, connect: Connect) -> None:
+async def test_a_failed_run_does_not_wait_for_a_client_that_keeps_its_transaction_open(
+    world: World, connect: Connect
+) -> None:
     world = await retrying(world, max_attempts=2, on=EVERYTHING)
     run = await world.running()
     client = await connect()
@@ -153,11 +155,14 @@ async def test_a_failed_run_and_a_client_that_queues_never_wait_for_each_other(w
     await queueing.start()
     await World(client, world.project, world.workflow).queue()  # has the counter of the project's runs
     failing = asyncio.create_task(fail(world, run))
-    while not await client.fetchval("select count(*) from pg_locks where not granted"):
-        await asyncio.sleep(0.01)
-    await call(client, "cancel_run", run)  # wants the run, which whoever waits must not hold
+    assert (await asyncio.wait_for(failing, 10))["success"]
+    assert (await retries(world, run), (await world.claim())["waiting"]) == ([], True), "it is still to come"
+    await call(world.db, "reap")
+    assert await retries(world, run) == []
     await queueing.commit()
-    assert (await failing)["success"]
+    for _ in range(2):
+        await call(world.db, "reap")
+    assert len(await retries(world, run)) == 1
 
 
 async def test_to_reap_does_not_wait_for_a_project_that_is_locked(world: World, connect: Connect) -> None:

@@ -14,6 +14,7 @@ import pytest_asyncio
 
 from tests.conftest import Connect
 from tests.db.world import FINAL, STATES, World, call, new_project, new_workflow, until_blocked
+from worker import spec
 
 
 async def sign_in(world: World, connect: Connect, role: str, project: uuid.UUID | None = None) -> asyncpg.Connection:
@@ -42,7 +43,7 @@ async def run_ids(world: World) -> list[uuid.UUID]:
 
 async def test_a_run_is_queued_with_what_was_asked_for(world: World, developer: asyncpg.Connection) -> None:
     due = await world.db.fetchval("select now() + interval '1 hour'")
-    metadata = {"env": {"A": "1"}}
+    metadata = {"args": ["-v"]}
     answer = await call(developer, "enqueue_run", world.workflow, p_metadata=json.dumps(metadata), p_scheduled_at=due)
     (run_id,) = await run_ids(world)
     assert answer == {
@@ -124,6 +125,68 @@ async def test_a_key_that_a_machine_wrote_itself_is_nobodys_request(
     assert (await call(developer, "enqueue_run", world.workflow, p_idempotency_key="k"))["code"] == "key_reused"
 
 
+@pytest.mark.parametrize(
+    ("metadata", "refused"),
+    [
+        ({"user": "root"}, "run metadata, user: a run may set env, args, git_ref, git_commit; user belongs into the "
+         "workflow's config"),
+        ({"env": {"A": "1", "B": "2"}}, "run metadata, env.B: the workflow does not list it; add \"B\" to run_env in the "
+         "workflow's config"),
+        ({"env": {"A": "1"}, "args": ["-v"], "note": "x"}, None),
+    ],
+)  # fmt: skip
+async def test_what_a_worker_would_refuse_is_refused_where_it_is_asked_for(
+    world: World, developer: asyncpg.Connection, metadata: dict[str, Any], refused: str | None
+) -> None:
+    workflow = await new_workflow(world.db, world.project, "listing", {"run_env": ["A"]})
+    answer = await call(developer, "enqueue_run", workflow, json.dumps(metadata))
+    insert = "insert into ops.runs (project_id, workflow_id, metadata) values ($1, $2, $3)"
+    if refused is None:
+        assert answer["success"]
+        await developer.execute(insert, world.project, workflow, json.dumps(metadata))
+    else:
+        assert (answer["code"], answer["error"]) == ("bad_argument", refused)
+        with pytest.raises(asyncpg.CheckViolationError) as error:
+            await developer.execute(insert, world.project, workflow, json.dumps(metadata))
+        assert error.value.message == refused
+
+
+async def test_a_retry_is_queued_though_the_workflow_lists_less_by_now(world: World) -> None:
+    workflow = await new_workflow(world.db, world.project, "listing", {"run_env": ["A"]})
+    run = await world.queue(workflow_id=workflow, metadata='{"env": {"A": "1"}}')
+    await world.set_status(run, "canceled")
+    await world.db.execute("update ops.workflows set config = '{}'")
+    assert (await call(world.db, "retry_run", run))["success"]
+
+
+async def test_worker_and_database_have_the_same_rules(world: World) -> None:
+    reserved = await world.db.fetchval("select ops_private.reserved_keys()")
+    assert set(reserved) == spec.RunOptions.reserved
+    for ref in ["main", "18.0", "feature/x", "refs/heads/a-b", "v1@2", "ä", "-x", "/x", ".x", "x/", "x.", "a..b", "a//b",
+                "a@{b", "a b", "a\tb", "a\x7fb", "a~b", "a^b", "a:b", "a?b", "a*b", "a[b", "a\\b", "", "x" * 255,
+                "x" * 256, "x\n"]:  # fmt: skip
+        assert await world.db.fetchval("select ops_private.is_git_ref($1)", ref) == bool(
+            spec._GIT_REF.fullmatch(ref)  # noqa: SLF001 - the one that the worker uses
+        ), ref
+
+
+async def test_a_queue_has_an_end(world: World, developer: asyncpg.Connection) -> None:
+    await world.db.execute("update ops_private.control set max_queued_runs = 2")
+    ended = await world.run_in("canceled")
+    for _ in range(2):
+        assert (await call(developer, "enqueue_run", world.workflow))["success"]
+    answer = await call(developer, "enqueue_run", world.workflow)
+    assert (answer["code"], answer["error"]) == (
+        "queue_full", "the queue of the project is full: at most 2 runs (max_queued_runs)",
+    )  # fmt: skip
+    with pytest.raises(asyncpg.PostgresError, match="full") as error:
+        await world.queue()
+    assert error.value.sqlstate == "OPS04"
+    assert (await call(world.db, "retry_run", ended))["success"]
+    elsewhere = await new_project(world.db, "elsewhere")
+    assert (await call(world.db, "enqueue_run", await new_workflow(world.db, elsewhere)))["success"]
+
+
 async def test_two_with_one_key_at_the_same_time_get_one_run(world: World, connect: Connect) -> None:
     one, two = [await sign_in(world, connect, "developer") for _ in range(2)]
     transaction = one.transaction()
@@ -139,6 +202,8 @@ async def test_two_with_one_key_at_the_same_time_get_one_run(world: World, conne
     "wrong",
     [
         {"p_metadata": "[]"},
+        {"p_metadata": '{"a": ' + "[" * 33 + "]" * 33 + "}"},
+        {"p_metadata": json.dumps({"a": "x" * 2**18})},
         {"p_metadata": "null"},
         {"p_idempotency_key": ""},
         {"p_idempotency_key": "k" * 201},

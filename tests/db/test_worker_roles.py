@@ -211,14 +211,14 @@ async def test_a_host_neither_renews_nor_takes_nor_gives_up_what_is_the_others(w
     await call(one, "claim_next_run", WORKER, INSTANCE)
     expires_at = await world.expires_at(run)
 
-    beat = await call(two, "heartbeat", WORKER, INSTANCE, 86_400)
+    beat = await call(two, "heartbeat", WORKER, INSTANCE, 3600)
     assert (beat["registered"], beat["runs"]) == (False, [])
     assert await world.expires_at(run) == expires_at
     for instance in (INSTANCE, uuid.uuid4()):
         answer = await call(two, "register_worker", WORKER, instance, "host", ENGINE, p_takeover=True)
         assert answer["code"] == "worker_id_taken"
     await call(two, "unregister_worker", WORKER, INSTANCE)
-    assert await world.db.fetchval("select not renewed from ops_private.leases"), "nobody left in its place"
+    assert await world.db.fetchval("select not handed_over from ops_private.leases"), "nobody left in its place"
     assert (await call(one, "heartbeat", WORKER, INSTANCE))["registered"]
     assert (await call(two, "reap"))["requeued"] == []
     assert await world.status(run) == "claimed"
@@ -231,6 +231,63 @@ async def test_what_a_host_claims_under_anothers_name_is_its_own(world: World, h
     assert (await call(one, "start_workflow_run", run, WORKER, INSTANCE))["code"] == "not_owner"
     assert (await call(one, "heartbeat", WORKER, INSTANCE))["runs"] == []
     assert (await call(two, "start_workflow_run", run, WORKER, INSTANCE))["success"]
+
+
+async def test_a_worker_id_stays_its_role_s_while_no_worker_runs_under_it(world: World, hosts: Hosts) -> None:
+    one, two = hosts
+    await world.queue()
+    await call(one, "register_worker", WORKER, INSTANCE)
+    await call(one, "unregister_worker", WORKER, INSTANCE)
+    for function, instance in (("register_worker", uuid.uuid4()), ("claim_next_run", uuid.uuid4()),
+                               ("claim_next_run", None)):  # fmt: skip
+        answer = await call(two, function, WORKER, instance)
+        assert answer["code"] == "worker_id_taken"
+        assert "host_one" in answer.get("error", answer.get("message"))
+    assert (await call(world.db, "register_worker", WORKER, uuid.uuid4()))["success"], "service_role acts for any"
+    await shift_clock(world.db, 61)
+    assert (await call(one, "register_worker", WORKER, INSTANCE))["success"], "and it is still the first one's"
+    await shift_clock(world.db, 122)
+    await one.close()
+    await world.db.execute("drop role host_one")
+    assert (await call(two, "register_worker", WORKER, uuid.uuid4()))["success"]
+
+
+async def test_a_host_cannot_spoil_a_run_that_it_gives_back(world: World, hosts: Hosts) -> None:
+    one, two = hosts
+    run = await world.queue()
+    container = {"p_event_type": "info", "p_message": "container created", "p_payload": '{"container_id": "c"}'}
+    await call(two, "claim_next_run", "host-two", INSTANCE)
+    assert (await call(two, "add_run_event", run, **container))["code"] == "not_running"
+    assert (await call(two, "release_run", run, "host-two", INSTANCE))["success"]
+    claim = await call(one, "claim_next_run", WORKER)
+    assert (claim["run_id"], claim["container_id"]) == (str(run), None)
+    await call(one, "start_workflow_run", run, WORKER)
+    assert (await call(one, "add_run_event", run, **container))["success"]
+
+
+@pytest.mark.parametrize("name", ["host_one", WORKER], ids=["by its role", "by its worker id"])
+async def test_a_host_that_is_shut_out_loses_its_runs_and_ids(
+    world: World, hosts: Hosts, connect: Connect, name: str
+) -> None:
+    one, two = hosts
+    await world.db.execute(
+        "update ops.workflows set config = '{\"retry\": {\"max_attempts\": 2, \"on\": [\"worker_lost\"]}}'"
+    )
+    await call(one, "register_worker", WORKER, INSTANCE)
+    running, claimed = [await world.queue() for _ in range(2)]
+    for _ in range(2):
+        await call(one, "claim_next_run", WORKER, INSTANCE)
+    await call(one, "start_workflow_run", running, WORKER, INSTANCE)
+
+    service = await connect(role="service_role")
+    assert await call(service, "shut_out_worker", name) == {
+        "success": True, "requeued": [str(claimed)], "failed": [str(running)], "freed": [WORKER],
+    }  # fmt: skip
+    assert (await world.row(running))["reason"] == "worker_lost"
+    assert await world.db.fetchval("select count(*) from ops.runs where retry_of = $1", running) == 1
+    assert await world.db.fetchval("select claim_count from ops.runs where id = $1", claimed) == 0
+    assert (await call(one, "heartbeat", WORKER, INSTANCE))["runs"] == []
+    assert (await call(two, "register_worker", WORKER, uuid.uuid4()))["success"]
 
 
 async def test_service_role_acts_for_any_worker(world: World, hosts: Hosts, connect: Connect) -> None:

@@ -197,7 +197,7 @@ def test_the_version_is_a_flag_alone() -> None:
         ("concurrency", "many", "expected a whole number of at least 1 and at most 500, got 'many'"),
         ("concurrency", "0", "expected a whole number of at least 1 and at most 500, got '0'"),
         ("concurrency", "1.5", "expected a whole number of at least 1 and at most 500, got '1.5'"),
-        ("lease", "1", "expected a whole number of at least 15 and at most 86400, got '1'"),
+        ("lease", "1", "expected a whole number of at least 15 and at most 3600, got '1'"),
         ("poll_interval", "0", "expected a number above 0, got '0'"),
         ("poll_interval", "inf", "expected a number above 0, got 'inf'"),
         ("drain_timeout", "soon", "expected a number above 0, got 'soon'"),
@@ -242,7 +242,7 @@ def test_all_problems_are_told_at_once(env_file: Path) -> None:
         f"OPS_WORKER_LABELZ in {env_file}: there is no such setting; did you mean OPS_WORKER_LABELS?",
         "OPS_WORKER_CONCURENCY in the environment: there is no such setting; did you mean OPS_WORKER_CONCURRENCY?",
         "unknown setting --concurency; did you mean --concurrency?",
-        "--lease (OPS_WORKER_LEASE): expected a whole number of at least 15 and at most 86400, got '1'",
+        "--lease (OPS_WORKER_LEASE): expected a whole number of at least 15 and at most 3600, got '1'",
         "--max-pids (OPS_WORKER_MAX_PIDS): expected a whole number above 0, got 'x'",
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import dataclasses
 import json
 import uuid
@@ -116,7 +117,12 @@ def test_a_run_that_says_nothing_gets_the_defaults_of_its_host() -> None:
 def test_what_stands_nearer_to_the_run_wins_and_env_merges_name_by_name() -> None:
     spec = resolve(
         claim(
-            {"env": {"B": "workflow", "C": "workflow"}, "resources": {"memory": "1g"}, "timeout_seconds": 60},
+            {
+                "env": {"B": "workflow", "C": "workflow"},
+                "run_env": ["C"],
+                "resources": {"memory": "1g"},
+                "timeout_seconds": 60,
+            },
             tool={
                 "env": {"A": "tool", "B": "tool"},
                 "resources": {"cpus": 0.5, "memory": "64m"},
@@ -274,6 +280,13 @@ def test_a_bad_configuration_is_one_sentence_that_names_the_place(
     ("config", "message"),
     [
         ({"labels": "arm64"}, "labels: expected a list, got 'arm64'"),
+        ({"labels": ["x"] * 21}, f"labels: expected at most 20 entries, got {json.dumps(['x'] * 21)[:57]}..."),
+        ({"labels": ["x" * 101]}, f"labels.0: expected at most 100 characters, got '{'x' * 56}..."),
+        ({"run_env": ["A B"]}, "run_env.0: expected a name of letters, digits and underscores, got 'A B'"),
+        *(
+            ({"run_env": [name]}, f"run_env.0: expected no variable that makes programs run other code, got '{name}'")
+            for name in ("PATH", "LD_PRELOAD", "PYTHONWARNINGS", "BASH_ENV", "BROWSER", "PERL5OPT", "GIT_SSH_COMMAND")
+        ),
         ({"priority": 2**31}, "priority: expected less than 2147483648, got 2147483648"),
         ({"priority": "high"}, "priority: expected a whole number, got 'high'"),
         ({"concurrency_key": 5}, "concurrency_key: expected text, got 5"),
@@ -373,6 +386,7 @@ MAY_SET = "a run may set env, args, git_ref, git_commit"
         ({"args": [1]}, "args.0: expected text, got 1"),
         ({"env": {"OPS_X": ""}}, "env.OPS_X: names that begin with OPS_ belong to the worker"),
         ({"env": {"A": None}}, "env.A: expected text, got null"),
+        ({"env": {"A": "1"}}, 'env.A: the workflow does not list it; add "A" to run_env in the workflow\'s config'),
         ({"git_ref": ""}, "git_ref: expected the name of a branch, a tag or a ref, got ''"),
         (
             {"git_ref": "--upload-pack=x"},
@@ -478,7 +492,7 @@ JSON = st.recursive(
     max_leaves=8,
 )
 KEYS = st.sampled_from(
-    ["tool", "version", "command", "env", "timeout_seconds", "resources", "network", "user", "read_only", "artifacts",
+    ["tool", "version", "command", "env", "run_env", "timeout_seconds", "resources", "network", "user", "read_only", "artifacts",
      "secrets", "services", "retry", "labels", "priority", "concurrency_key", "args", "memory", "cpus", "pids", "path"]
 )  # fmt: skip
 VALUE_OF_ENV = "hunter22"

@@ -51,7 +51,7 @@ insert into cell values
     -- edit project settings
     ('{owner,service_role}', $$update ops.projects set name = 'x' where id = '{project}'$$),
     ('{owner,service_role}', $$update ops.projects set config = '{"a": 1}' where id = '{project}'$$),
-    -- manage memberships
+    -- manage memberships; every member may remove his own
     ('{admin,owner,service_role}',
         $$insert into ops.project_memberships (project_id, user_id, role)
         values ('{project}', '{stranger}', 'admin')$$),
@@ -60,7 +60,8 @@ insert into cell values
         values ('{project}', '{stranger}', 'owner')$$),
     ('{admin,owner,service_role}',
         $$update ops.project_memberships set role = 'admin' where user_id = '{viewer}'$$),
-    ('{admin,owner,service_role}', $$delete from ops.project_memberships where user_id = '{developer}'$$),
+    ('{developer,admin,owner,service_role}',
+        $$delete from ops.project_memberships where user_id = '{developer}'$$),
     ('{owner,service_role}', $$update ops.project_memberships set role = 'owner' where user_id = '{admin}'$$),
     ('{owner,service_role}', $$update ops.project_memberships set role = 'owner' where user_id = '{viewer}'$$),
     ('{}', $$update ops.project_memberships set role = 'viewer' where user_id = '{owner}'$$),
@@ -79,6 +80,7 @@ insert into cell values
     ('{ops_worker,service_role}', $$select ops.register_worker('tap', gen_random_uuid())$$),
     ('{ops_worker,service_role}', $$select ops.unregister_worker('tap', gen_random_uuid())$$),
     ('{ops_worker,service_role}', $$select ops.reap()$$),
+    ('{service_role}', $$select ops.shut_out_worker('tap')$$),
     -- of runs that another role claimed
     ('{service_role}', $$select ops.start_workflow_run('{claimed}', null)$$),
     ('{service_role}', $$select ops.release_run('{claimed}', null, null)$$),

@@ -1,0 +1,62 @@
+"""How much a caller may write into one row."""
+
+from __future__ import annotations
+
+import json
+
+import asyncpg
+import pytest
+
+from tests.db.crowd import Crowd
+from tests.db.world import World, new_workflow
+
+
+def nested(depth: int) -> str:
+    """An object with arrays in it, so many levels deep."""
+    return f'{{"a": {"[" * depth}{"]" * depth}}}'
+
+
+BIG = json.dumps({"a": "x" * 2**18})
+
+
+async def test_every_document_is_bounded_in_size_and_depth(crowd: Crowd) -> None:
+    db = crowd.world.db
+    await db.execute("alter table ops.run_events disable trigger keep_run_events")
+    columns = await db.fetch(
+        """select table_name, column_name from information_schema.columns
+           where table_schema = 'ops' and data_type = 'jsonb'"""
+    )
+    assert len(columns) == 7
+    for table, column in columns:
+        update = f"update ops.{table} set {column} = $1"
+        await db.execute(update, nested(32))
+        for document, bound in ((nested(33), "32_deep"), (nested(5000), "32_deep"), (BIG, "256_kib")):
+            with pytest.raises(asyncpg.CheckViolationError) as refused:
+                await db.execute(update, document)
+            assert refused.value.constraint_name == f"{table}_{column}_at_most_{bound}"
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "value"),
+    [
+        ("projects", "name", "x" * 201), ("projects", "slug", "x" * 101), ("projects", "workspace_key", "x" * 101),
+        ("workflows", "name", "x" * 201), ("workflows", "git_ref", "--upload-pack=x"),
+        ("workflows", "git_ref", "x" * 256), ("workflows", "git_commit", "-x"), ("workflows", "git_commit", "a" * 65),
+        ("tools", "docker_image", ""), ("tools", "docker_image", "a b"), ("tools", "docker_image", "x" * 513),
+        ("tools", "tool_name", "x" * 201), ("tools", "version", "1" * 101),
+        ("runs", "idempotency_key", "x" * 301), ("runs", "claimed_by", "x" * 201), ("runs", "error_message", "x" * 10_001),
+        ("run_artifacts", "artifact_url", "x" * 8193), ("run_artifacts", "content_type", "x" * 256),
+        ("runs", "labels", ["x"] * 21), ("runs", "labels", ["x" * 101]),
+        ("runs", "labels", ["\n".join(["x" * 90] * 23)]),
+    ],
+    ids=lambda value: str(value)[:20],
+)  # fmt: skip
+async def test_every_text_is_bounded(crowd: Crowd, table: str, column: str, value: object) -> None:
+    with pytest.raises(asyncpg.CheckViolationError):
+        await crowd.world.db.execute(f"update ops.{table} set {column} = $1", value)
+
+
+async def test_a_workflow_cannot_give_its_runs_more_labels_than_that(world: World) -> None:
+    workflow = await new_workflow(world.db, world.project, "w", {"labels": [f"l{n}" for n in range(20_000)]})
+    with pytest.raises(asyncpg.CheckViolationError, match="runs_labels_at_most_20_of_100_characters"):
+        await world.queue(workflow_id=workflow)
