@@ -8,6 +8,7 @@ lock, so however many workers migrate at once, each step happens once.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,17 @@ from worker.settings import flag, login_refused
 
 HISTORY = "supabase_migrations.schema_migrations"
 CONNECT_TIMEOUT = 30.0
+
+_LOCK = "pg_catalog.hashtextextended('ops-worker migrations', 0)"
+_PATIENCE = 15
+"""Tenths of a second after which a wait for the lock is reported."""
+_HOLDERS = f"""
+    select pg_catalog.format('%s, process %s', a.usename, a.pid) as holder
+    from pg_catalog.pg_locks as l
+    join pg_catalog.pg_stat_activity as a on a.pid = l.pid
+    where l.locktype = 'advisory' and l.granted and l.objsubid = 1 and a.datname = pg_catalog.current_database()
+        and (l.classid::bigint << 32) | l.objid::bigint = {_LOCK}
+"""  # noqa: S608 - a constant
 
 _FILE_NAME = re.compile(r"([0-9]+)_(.*)\.sql")  # as the Supabase CLI takes them
 _INLINE_LINE = re.compile(r"function inline_code_block line (\d+)")
@@ -303,9 +315,14 @@ async def _step(connection: asyncpg.Connection) -> AsyncIterator[None]:
     """One transaction, alone among all that migrate this database with this program."""
     async with connection.transaction(isolation="read_committed"):
         await connection.execute("reset all")  # what the file before this one may have set
-        await connection.execute(
-            "select pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('ops-worker migrations', 0))"
-        )
+        for _ in range(_PATIENCE):
+            if await connection.fetchval(f"select pg_catalog.pg_try_advisory_xact_lock({_LOCK})"):
+                break
+            await connection.execute("select pg_catalog.pg_sleep(0.1)")
+        else:
+            holders = ", ".join([str(row["holder"]) for row in await connection.fetch(_HOLDERS)])
+            sys.stderr.write(f"waiting for the lock on the migrations of this database, held by {holders}\n")
+            await connection.execute(f"select pg_catalog.pg_advisory_xact_lock({_LOCK})")
         yield
 
 

@@ -1133,7 +1133,10 @@ begin
 
     select c.max_queued_runs into v_most from ops_private.control as c;
     if exists (
-        select from (select distinct i.project_id from inserted as i where i.retry_of is null) as p
+        select from (
+            select i.project_id from inserted as i
+            where i.retry_of is null and i.run_number % greatest(v_most / 1000, 1) = 0
+            group by i.project_id) as p
         where v_most < (
             select count(*) from (
                 select from ops.runs as r

@@ -257,7 +257,8 @@ async def test_a_run_that_cannot_be_read_fails_and_holds_nothing_up(world: World
     deep, healthy = await world.queue(), await world.queue()
     if how == "adopt":
         assert (await world.claim())["run_id"] == str(deep)
-    await world.db.execute("update ops.runs set metadata = $2 where id = $1", deep, f'{{"a": {"[" * 3000}{"]" * 3000}}}')
+    nested = f'{{"a": {"[" * 3000}{"]" * 3000}}}'
+    await world.db.execute("update ops.runs set metadata = $2 where id = $1", deep, nested)
     await world.db.execute("set max_stack_depth = '100kB'")
     if how == "adopt":
         answer = await call(world.db, "adopt_run", deep, WORKER, uuid.uuid4(), "engine-1")

@@ -155,6 +155,27 @@ async def test_twenty_at_once_do_each_step_once(server: Cluster, empty: str) -> 
         assert sum(map(len, results)) == len({each.version for result in results for each in result})
 
 
+async def test_who_waits_for_the_lock_says_for_whom(
+    server: Cluster, empty: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with migrations.connect(server.url(empty)) as holder, migrations.connect(server.url(empty)) as waiting:
+        transaction = holder.transaction()
+        await transaction.start()
+        await holder.execute("select pg_advisory_xact_lock(hashtextextended('ops-worker migrations', 0))")
+        migrating = asyncio.create_task(migrations.migrate(waiting))
+        said = ""
+        async with asyncio.timeout(30):
+            while "waiting" not in said:
+                await asyncio.sleep(0.05)
+                said += capsys.readouterr().err
+        assert said == (
+            "waiting for the lock on the migrations of this database, "
+            f"held by postgres, process {holder.get_server_pid()}\n"
+        )
+        await transaction.rollback()
+        assert await migrating == migrations.read_migrations()
+
+
 async def test_a_database_that_looks_like_supabase(server: Cluster, connect: Connect) -> None:
     with supabase_cluster(server.major) as supabase, supabase_database(supabase) as name:
         before = supabase.dump(name)

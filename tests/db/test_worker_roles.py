@@ -242,7 +242,7 @@ async def test_a_worker_id_stays_its_role_s_while_no_worker_runs_under_it(world:
                                ("claim_next_run", None)):  # fmt: skip
         answer = await call(two, function, WORKER, instance)
         assert answer["code"] == "worker_id_taken"
-        assert "host_one" in answer.get("error", answer.get("message"))
+        assert "host_one" in answer.get("error", answer.get("message", ""))
     assert (await call(world.db, "register_worker", WORKER, uuid.uuid4()))["success"], "service_role acts for any"
     await shift_clock(world.db, 61)
     assert (await call(one, "register_worker", WORKER, INSTANCE))["success"], "and it is still the first one's"
@@ -271,7 +271,7 @@ async def test_a_host_that_is_shut_out_loses_its_runs_and_ids(
 ) -> None:
     one, two = hosts
     await world.db.execute(
-        "update ops.workflows set config = '{\"retry\": {\"max_attempts\": 2, \"on\": [\"worker_lost\"]}}'"
+        'update ops.workflows set config = \'{"retry": {"max_attempts": 2, "on": ["worker_lost"]}}\''
     )
     await call(one, "register_worker", WORKER, INSTANCE)
     running, claimed = [await world.queue() for _ in range(2)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import dataclasses
 import json
 import uuid
@@ -492,8 +491,9 @@ JSON = st.recursive(
     max_leaves=8,
 )
 KEYS = st.sampled_from(
-    ["tool", "version", "command", "env", "run_env", "timeout_seconds", "resources", "network", "user", "read_only", "artifacts",
-     "secrets", "services", "retry", "labels", "priority", "concurrency_key", "args", "memory", "cpus", "pids", "path"]
+    ["tool", "version", "command", "env", "run_env", "timeout_seconds", "resources", "network", "user", "read_only",
+     "artifacts", "secrets", "services", "retry", "labels", "priority", "concurrency_key", "args", "memory", "cpus", "pids",
+     "path"]
 )  # fmt: skip
 VALUE_OF_ENV = "hunter22"
 ENV = st.recursive(
