@@ -492,8 +492,8 @@ JSON = st.recursive(
 )
 KEYS = st.sampled_from(
     ["tool", "version", "command", "env", "run_env", "timeout_seconds", "resources", "network", "user", "read_only",
-     "artifacts", "secrets", "services", "retry", "labels", "priority", "concurrency_key", "args", "memory", "cpus", "pids",
-     "path"]
+     "artifacts", "secrets", "services", "retry", "labels", "priority", "concurrency_key", "args", "memory", "cpus",
+     "pids", "path"]
 )  # fmt: skip
 VALUE_OF_ENV = "hunter22"
 ENV = st.recursive(
