@@ -6,6 +6,7 @@ export type Database = {
             project_memberships: {
                 Row: {
                     created_at: string;
+                    given_by: string | null;
                     id: string;
                     project_id: string;
                     role: string;
@@ -15,6 +16,7 @@ export type Database = {
                 ComputedFields: never;
                 Insert: {
                     created_at?: string;
+                    given_by?: string | null;
                     id?: string;
                     project_id: string;
                     role: string;
@@ -23,6 +25,7 @@ export type Database = {
                 };
                 Update: {
                     created_at?: string;
+                    given_by?: string | null;
                     id?: string;
                     project_id?: string;
                     role?: string;
@@ -628,6 +631,7 @@ export type Database = {
                     timestamp: string;
                 }[];
             };
+            shut_out_worker: { Args: { p_name: string }; Returns: Json };
             start_workflow_run: {
                 Args: { p_instance_id?: string; p_run_id: string; p_worker_id: string };
                 Returns: Json;
