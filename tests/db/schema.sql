@@ -8,14 +8,19 @@ CREATE SCHEMA ops_private;
 CREATE FUNCTION ops.add_run_artifact(p_run_id uuid, p_artifact_key text, p_artifact_url text, p_content_type text DEFAULT NULL::text, p_size_bytes bigint DEFAULT NULL::bigint, p_checksum text DEFAULT NULL::text, p_expires_at timestamp with time zone DEFAULT NULL::timestamp with time zone, p_metadata jsonb DEFAULT '{}'::jsonb, p_worker_id text DEFAULT NULL::text, p_instance_id uuid DEFAULT NULL::uuid) RETURNS jsonb
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$
+    AS $_$
 declare
     v_refusal constant jsonb :=
         ops_private.check_run(p_run_id, p_worker_id, p_instance_id, '{running}', true);
     v_artifact_id uuid;
+    v_added boolean;
 begin
     if v_refusal is not null then
         return v_refusal;
+    end if;
+    -- a worker names its instance; the checksum of another client is stored as given
+    if p_instance_id is not null and p_checksum !~ '^sha256:[0-9a-f]{64}$' then
+        return ops_private.refusal('bad_argument', 'the checksum of a worker must be sha256: and 64 hex digits');
     end if;
     begin
         insert into ops.run_artifacts as a
@@ -26,13 +31,18 @@ begin
         set artifact_url = excluded.artifact_url, content_type = excluded.content_type,
             size_bytes = excluded.size_bytes, checksum = excluded.checksum,
             expires_at = excluded.expires_at, metadata = excluded.metadata
-        returning a.id into v_artifact_id;
+        returning a.id, a.xmax = 0 into v_artifact_id, v_added;  -- xmax is set in a row that was there before
     exception when check_violation or not_null_violation then
         return ops_private.refusal('bad_argument', sqlerrm);
     end;
+    if v_added then
+        perform ops_private.add_event(
+            p_run_id, 'info', 'Artifact added: ' || p_artifact_key,
+            jsonb_build_object('artifact_id', v_artifact_id, 'artifact_key', p_artifact_key));
+    end if;
     return jsonb_build_object('success', true, 'artifact_id', v_artifact_id);
 end
-$$;
+$_$;
 
 CREATE FUNCTION ops.add_run_event(p_run_id uuid, p_event_type text, p_message text, p_payload jsonb DEFAULT '{}'::jsonb, p_worker_id text DEFAULT NULL::text, p_instance_id uuid DEFAULT NULL::uuid) RETURNS jsonb
     LANGUAGE plpgsql SECURITY DEFINER
@@ -924,6 +934,22 @@ begin
         return ops_private.refusal('not_claimed', 'the run is running');
     end if;
     return jsonb_build_object('success', true, 'started_at', v_started_at);
+end
+$$;
+
+CREATE FUNCTION ops.unclaimable_runs(p_labels text[] DEFAULT '{}'::text[]) RETURNS jsonb
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    perform ops_private.calling_worker();
+    return (
+        select jsonb_build_object(
+            'success', true, 'runs', count(distinct r.id),
+            'labels', coalesce(to_jsonb((array_agg(distinct l.label order by l.label))[:20]), '[]'))
+        from ops.runs as r
+        cross join unnest(r.labels) as l (label)
+        where r.status = 'queued' and l.label <> all (coalesce(p_labels, '{}')));
 end
 $$;
 
@@ -1972,12 +1998,11 @@ CREATE TABLE ops.run_artifacts (
     project_id uuid NOT NULL,
     CONSTRAINT run_artifacts_artifact_key_format CHECK (((octet_length(artifact_key) <= 1024) AND (artifact_key !~ '[[:cntrl:]]'::text) AND (artifact_key !~ '(^|/)\.{0,2}(/|$)'::text))),
     CONSTRAINT run_artifacts_artifact_url_format CHECK ((artifact_url <> ''::text)),
-    CONSTRAINT run_artifacts_checksum_format CHECK ((checksum ~ '^sha256:[0-9a-f]{64}$'::text)),
     CONSTRAINT run_artifacts_metadata_at_most_256_kib CHECK ((octet_length((metadata)::text) <= 262144)),
     CONSTRAINT run_artifacts_metadata_at_most_32_deep CHECK ((NOT jsonb_path_exists(metadata, 'strict $.**{33}'::jsonpath))),
     CONSTRAINT run_artifacts_metadata_check CHECK ((jsonb_typeof(metadata) = 'object'::text)),
     CONSTRAINT run_artifacts_size_bytes_not_negative CHECK ((size_bytes >= 0)),
-    CONSTRAINT run_artifacts_texts_fit CHECK (((octet_length(artifact_url) <= 8192) AND (length(content_type) <= 255) AND (length(checksum) <= 255)))
+    CONSTRAINT run_artifacts_texts_fit CHECK (((octet_length(artifact_url) <= 8192) AND (length(content_type) <= 255) AND (octet_length(checksum) <= 1024)))
 );
 
 CREATE TABLE ops.run_events (
@@ -2555,6 +2580,10 @@ GRANT ALL ON FUNCTION ops.shut_out_worker(p_name text) TO service_role;
 REVOKE ALL ON FUNCTION ops.start_workflow_run(p_run_id uuid, p_worker_id text, p_instance_id uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops.start_workflow_run(p_run_id uuid, p_worker_id text, p_instance_id uuid) TO ops_worker;
 GRANT ALL ON FUNCTION ops.start_workflow_run(p_run_id uuid, p_worker_id text, p_instance_id uuid) TO service_role;
+
+REVOKE ALL ON FUNCTION ops.unclaimable_runs(p_labels text[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.unclaimable_runs(p_labels text[]) TO ops_worker;
+GRANT ALL ON FUNCTION ops.unclaimable_runs(p_labels text[]) TO service_role;
 
 REVOKE ALL ON FUNCTION ops.unregister_worker(p_worker_id text, p_instance_id uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops.unregister_worker(p_worker_id text, p_instance_id uuid) TO ops_worker;

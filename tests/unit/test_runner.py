@@ -482,14 +482,6 @@ async def test_a_cut_stream_of_a_container_that_goes_on_is_read_again(world: Wor
     assert world.said == SAID
 
 
-async def test_a_log_that_ends_at_the_same_line_again_and_again_ends_the_run_with_a_warning(world: World) -> None:
-    world.engine.readings = [[FRAMES[0], END] for _ in range(50)]
-    assert await world.execute() == "succeeded"
-    assert world.engine.follows < 50
-    [warning] = [payload for kind, _, payload in world.queue.events if kind == "warning"]
-    assert warning == {"reason": "log_damaged"}
-
-
 async def test_the_end_of_a_whole_stream_is_not_the_end_of_a_container_that_goes_on(world: World) -> None:
     world.engine.lasts = True
     world.engine.readings = [[*FRAMES, END]]  # as when the engine restarts and its containers live on
