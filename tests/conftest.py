@@ -17,6 +17,7 @@ from tests.support.postgres import Cluster, Clusters
 set_hypothesis_home_dir(Path(__file__).parents[1] / "build" / "hypothesis")
 settings.register_profile("ops-worker", deadline=None)
 settings.register_profile("long", deadline=None, max_examples=5000)
+settings.register_profile("brief", deadline=None, max_examples=10)  # tests.matrix: the search itself is make test's
 settings.load_profile("ops-worker")
 
 Connect = Callable[..., Awaitable[asyncpg.Connection]]
