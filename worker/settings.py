@@ -19,8 +19,15 @@ from typing import Annotated, Any, Literal, NoReturn, cast
 from urllib.parse import parse_qs, urlsplit
 
 from dotenv import dotenv_values
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    CliSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from worker.errors import ConfigurationError, expected
 from worker.images import check_pattern
@@ -79,10 +86,10 @@ def _image_patterns(patterns: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(map(check_pattern, patterns))
 
 
-Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
+Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
 ImagePatterns = Annotated[Words, AfterValidator(_image_patterns)]
 Size = Annotated[int, BeforeValidator(parse_size)]
-Address = Annotated[tuple[str, int] | None, BeforeValidator(_address)]
+Address = Annotated[tuple[str, int] | None, NoDecode, BeforeValidator(_address)]
 Seconds = Annotated[float, Field(gt=0)]
 Cores = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(gt=0)]
@@ -98,12 +105,19 @@ MAX_LEASE = 3600
 """Seconds; the database grants no longer one."""
 
 
-class Settings(BaseModel):
+class Settings(BaseSettings):
     """Runs the workflows of ops.runs in Docker until it is told to stop."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_avoid_json=True,
+    )
 
-    verb: tuple[str, ...] = _setting((), "", "the words of a command and its arguments; none: work")
+    verb: Words = _setting((), "", "the words of a command and its arguments; none: work")
     env_file: Path | None = _setting(None, "FILE", "lines of OPS_WORKER_NAME=value")
     version: bool = _setting(False, "", "show the version and exit")
 
@@ -130,7 +144,7 @@ class Settings(BaseModel):
     secrets_dir: Path | None = _setting(None, "DIR", "secrets for runs: DIR/NAME and DIR/WORKSPACE_KEY/NAME")
     secrets_as_env: bool = _setting(False, "", "secrets also as environment variables of the container")
     stop_grace: Seconds = _setting(10.0, "SECONDS", "between SIGTERM and SIGKILL")
-    pull_timeout: Seconds = _setting(3600.0, "SECONDS", "that the pull of an image may take before its run fails")
+    pull_timeout: Seconds = _setting(3600.0, "SECONDS", "that the pull of an image may take")
     default_timeout: Seconds = _setting(3600.0, "SECONDS", "for a run that sets no limit")
     max_timeout: Seconds | None = _setting(None, "SECONDS", "that a workflow may ask for at most")
     default_cpus: Cores = _setting(2.0, "CORES", "for a run that sets no limit")
@@ -139,7 +153,7 @@ class Settings(BaseModel):
     max_memory: Size | None = _setting(None, "SIZE", "that a workflow may ask for at most")
     default_pids: Count = _setting(1024, "N", "processes, for a run that sets no limit")
     max_pids: Count | None = _setting(None, "N", "processes that a workflow may ask for at most")
-    default_nofile: Count = _setting(16_384, "N", "open files of each process, for a run that sets no limit")
+    default_nofile: Count = _setting(16_384, "N", "open files, for a run that sets no limit")
     max_nofile: Count | None = _setting(None, "N", "open files that a workflow may ask for at most")
     default_output: Size = _setting(2 * 2**30, "SIZE", "of printed text, for a run that sets no limit")
     max_output: Size | None = _setting(None, "SIZE", "that a workflow may ask for at most")
@@ -147,9 +161,7 @@ class Settings(BaseModel):
     max_disk: Size | None = _setting(None, "SIZE", "that a workflow may ask for at most")
     max_log: Size = _setting(64 * 2**20, "SIZE", "of a run's output that is stored, and its end")
     min_free_disk: Size = _setting(2**30, "SIZE", "of free disk below which no run is claimed")
-    containerd_root: Path = _setting(
-        Path("/var/lib/containerd"), "DIR", "of containerd, where the engine keeps its containers there"
-    )
+    containerd_root: Path = _setting(Path("/var/lib/containerd"), "DIR", "where containerd keeps its data")
 
     artifact_store: str = _setting(
         "file:///var/lib/ops-worker/artifacts",
@@ -168,6 +180,19 @@ class Settings(BaseModel):
         "auto", "FORMAT", "console, json, or auto: console on a terminal"
     )
     metrics_address: Address = _setting(None, "HOST:PORT", "where /metrics is served; unset: nowhere")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags stand over what :func:`load` passes: it reads the environment and the file itself."""
+        del settings_cls, env_settings, dotenv_settings, file_secret_settings
+        return (init_settings,)
 
 
 _SECTIONS = {
@@ -242,24 +267,23 @@ def load(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> Setti
     Raises ``ConfigurationError`` with a line for each bad value. No line quotes a secret.
     """
     environ = os.environ if environ is None else environ
-    flags, words, unknown = _parsed(argv)
+    source, flags, words, unknown = _parsed(argv)
     problems: list[str] = []
     if flags.pop("help", False):
         _help(words).print_help()
         sys.exit(0)
     values: dict[str, Any] = _file(flags.get("env_file") or environ.get(f"{PREFIX}ENV_FILE"), problems)
     values |= _variables(environ, "the environment", problems)
-    values |= flags
     if words:
         values["verb"] = tuple(words)
-    general = environ.get(GENERAL_URL) if "database_url" not in values else None
+    general = environ.get(GENERAL_URL) if "database_url" not in {*values, *flags} else None
     if general:
         values["database_url"] = general
     problems = [_without_password(problem) for problem in (*problems, *map(_unknown_flag, unknown))]
     if not unknown:  # else a word may be the value of an unknown flag
         problems += _misuse(words, flags)
     try:
-        settings = Settings(**values)
+        settings = Settings(_cli_settings_source=source, **values)
     except ValidationError as error:
         problems += [_explain(problem, general=bool(general)) for problem in error.errors(include_url=False)]
     else:
@@ -288,26 +312,32 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigurationError(_without_password(message.removeprefix("argument ")))
 
 
-def _parsed(argv: Sequence[str]) -> tuple[dict[str, Any], list[str], list[str]]:
-    """The flags that were given, the words around them in any order, and the flags that there are not."""
+def _parsed(argv: Sequence[str]) -> tuple[CliSettingsSource[Any], dict[str, Any], list[str], list[str]]:
+    """The flags as a source of settings and as they were given, the words around them, and the unknown flags."""
     parser = _Parser(usage="ops-worker", add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    parser.add_argument("verb", nargs="*", default=[])
+    parser.add_argument("verb", nargs="*")
     parser.add_argument("--help", "-h", action="store_true")
-    for name, field in Settings.model_fields.items():
-        if name == "verb":
-            continue
-        action: Any = "append" if isinstance(field.default, tuple) else "store"
-        if field.annotation is bool:
-            action = "store_true" if name in _FLAG_ONLY else argparse.BooleanOptionalAction
-        parser.add_argument(_flag(name), action=action)
-    namespace, unknown = parser.parse_known_intermixed_args(argv)
-    flags = vars(namespace)
-    words = flags.pop("verb")
-    return (
-        {name: ",".join(value) if isinstance(value, list) else value for name, value in flags.items()},
-        words,
-        [word for word in unknown if word.startswith("-")],  # the others may be values of these
+    given: dict[str, Any] = {}
+    unknown: list[str] = []
+
+    def add(_parser: object, *names: str, **options: Any) -> None:
+        name = str(options.get("dest", names[0]))
+        if name in _FLAG_ONLY:
+            options = {"action": "store_const", "const": "true", "dest": name}
+        if name != "verb":
+            parser.add_argument(*names, **options)
+
+    def parse(_parser: object, args: Sequence[str], *_: object) -> argparse.Namespace:
+        found, extra = parser.parse_known_intermixed_args(args)
+        given.update(vars(found))
+        unknown.extend(word for word in extra if word.startswith("-"))  # the others may be values of these
+        return argparse.Namespace(**{name: value for name, value in given.items() if name not in ("verb", "help")})
+
+    source: CliSettingsSource[Any] = CliSettingsSource(
+        Settings, root_parser=parser, add_argument_method=add, parse_args_method=parse
     )
+    flags = source(args=list(argv))
+    return flags, given, given.pop("verb", []), unknown
 
 
 def _command(words: Sequence[str]) -> Command | None:
