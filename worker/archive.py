@@ -67,7 +67,7 @@ class ArchivedFile:
     expires_at: datetime | None
 
 
-_ODD_IN_FOLDERS = re.compile(r"#(?=\d+\Z)|(?<=[A-Za-z])[:|]\Z")
+_ODD_IN_FOLDERS = re.compile(r"#(?=\d+(?:/|\Z))|(?<=[A-Za-z])[:|]\Z")
 """Ends of names that LocalFileSystem refuses, or takes for drives as in Windows (object_store 0.14)."""
 
 

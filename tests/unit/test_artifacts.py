@@ -31,6 +31,7 @@ async def test_files_are_stored_and_described(collected: Collected) -> None:
         "c:",
         "dir/C|",
         "d|/e",
+        "a.txt#1/y",
     ]
     before = datetime.now(UTC)
     count = await collected.collect(
