@@ -20,6 +20,7 @@ from worker.tar import END_MARK, Member
 
 async def test_files_are_stored_and_described(collected: Collected) -> None:
     names = [
+        "a.txt#1/y",
         "a.txt",
         "dir/b.json",
         "dir/deep/ü ☃.tar.gz",
@@ -31,7 +32,6 @@ async def test_files_are_stored_and_described(collected: Collected) -> None:
         "c:",
         "dir/C|",
         "d|/e",
-        "a.txt#1/y",
     ]
     before = datetime.now(UTC)
     count = await collected.collect(
@@ -49,6 +49,8 @@ async def test_files_are_stored_and_described(collected: Collected) -> None:
     assert (one.key, one.content_type) == (f"{PREFIX}dir/deep/ü ☃.tar.gz", "application/gzip")
     assert one.expires_at is not None
     assert before + timedelta(days=30) <= one.expires_at < before + timedelta(days=31)
+    # a file that is being written is named a.txt#1, which no folder may be
+    assert collected.artifacts["a.txt#1/y"].key == f"{PREFIX}a.txt%231/y"
     assert collected.artifacts["a.txt"].url == f"{collected.root.as_uri()}/{PREFIX}a.txt"
 
 
