@@ -148,8 +148,9 @@ create function ops_private.reserved_keys() returns text[]
 language plpgsql immutable set search_path = pg_catalog, pg_temp
 as $$
 begin
-    return '{artifacts,command,concurrency_key,labels,network,priority,read_only,resources,retry,run_env,secrets,'
-        'services,timeout_seconds,tool,user,version}';
+    return array[
+        'artifacts', 'command', 'concurrency_key', 'labels', 'network', 'priority', 'read_only', 'resources', 'retry',
+        'run_env', 'secrets', 'services', 'timeout_seconds', 'tool', 'user', 'version'];
 end
 $$;
 

@@ -1757,8 +1757,9 @@ CREATE FUNCTION ops_private.reserved_keys() RETURNS text[]
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 begin
-    return '{artifacts,command,concurrency_key,labels,network,priority,read_only,resources,retry,run_env,secrets,'
-        'services,timeout_seconds,tool,user,version}';
+    return array[
+        'artifacts', 'command', 'concurrency_key', 'labels', 'network', 'priority', 'read_only', 'resources', 'retry',
+        'run_env', 'secrets', 'services', 'timeout_seconds', 'tool', 'user', 'version'];
 end
 $$;
 

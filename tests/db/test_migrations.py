@@ -15,7 +15,7 @@ from tests.support import schema
 from tests.support.postgres import DEFAULT, MAJORS, NEWEST, TESTED, Cluster, Clusters, normalise_dump, versions
 from tests.support.supabase import OWNER, supabase_cluster, supabase_database
 from worker import catalog, migrations
-from worker.errors import DatabaseUnavailable
+from worker.errors import ConfigurationError, DatabaseUnavailable
 
 
 @pytest.fixture(params=TESTED, ids="pg{}".format)
@@ -430,8 +430,11 @@ async def test_a_role_that_may_not_migrate_is_told_so(empty_db_url: str, connect
 
 
 async def test_no_way_to_the_database_is_one_error(cluster: Cluster, tmp_path: Path) -> None:
-    for url in (cluster.url("no_such_database"), f"postgresql://postgres@/postgres?host={tmp_path}"):
-        with pytest.raises(DatabaseUnavailable):
+    for url, error in (
+        (cluster.url("no_such_database"), ConfigurationError),
+        (f"postgresql://postgres@/postgres?host={tmp_path}", DatabaseUnavailable),
+    ):
+        with pytest.raises(error):
             async with migrations.connect(url):
                 pytest.fail("connected")
 
