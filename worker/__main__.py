@@ -6,7 +6,6 @@ trying again is useless (the systemd unit does not).
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import signal
@@ -214,12 +213,14 @@ def _name_of(worker_id: str, dsn: str) -> str:
     url = urlsplit(dsn)
     user, _, place = url.netloc.rpartition("@")
     query = dict(parse_qsl(url.query))
-    parts = {
-        "user": unquote(user.partition(":")[0]) or query.get("user", ""),
-        "place": place.lower() or f"{query.get('host', '')}:{query.get('port', '')}",
-        "database": unquote(url.path.lstrip("/")) or query.get("dbname", query.get("database", "")),
-    }
-    return sha256(json.dumps([worker_id, parts]).encode()).hexdigest()
+    place = place or f"{query.get('host', '')}:{query.get('port', '')}".removesuffix(":")
+    parts = (
+        worker_id,
+        place.lower().removesuffix(":5432"),
+        unquote(user.partition(":")[0]) or query.get("user"),
+        unquote(url.path.lstrip("/")) or query.get("dbname", query.get("database")),
+    )
+    return sha256(repr(parts).encode()).hexdigest()
 
 
 @contextmanager

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import logging
+import socket
 import sys
-from typing import Literal
+import threading
+import time
+from contextlib import suppress
+from socketserver import ThreadingMixIn
+from typing import Any, Literal
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 import structlog
 import structlog.tracebacks
-from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, make_wsgi_app
+
+MAX_CONNECTIONS = 8
+"""How many connections to ``/metrics`` are open at once, each with a thread; one more ends the oldest."""
+
+CONNECTION_SECONDS = 5.0
+"""How long a connection to ``/metrics`` may last, whatever it does."""
 
 
 def configure_logging(level: str, log_format: Literal["auto", "console", "json"]) -> None:
@@ -60,6 +72,75 @@ class Metrics:
         self.runs.labels(workflow_type, status).inc()
         self.active.set(active)
 
-    def serve(self, host: str, port: int) -> None:
-        """Serves ``/metrics`` from a thread of its own. Raises ``OSError`` when the address cannot be had."""
-        start_http_server(port, host, registry=self.registry)
+    def serve(self, host: str, port: int) -> int:
+        """Serves ``/metrics`` from a few threads and returns the port. Raises ``OSError`` when it cannot listen."""
+        server = _MetricsServer(host, port)
+        server.set_app(make_wsgi_app(self.registry))
+        threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
+        return server.server_port
+
+
+class _MetricsServer(ThreadingMixIn, WSGIServer):
+    """A server that idle or slow connections cannot exhaust: their number and their time are bounded."""
+
+    daemon_threads = True
+
+    def __init__(self, host: str, port: int) -> None:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        self.address_family = found[0][0]
+        self._free = threading.Semaphore(MAX_CONNECTIONS)
+        self._lock = threading.Lock()
+        self._open: dict[socket.socket, float] = {}  # with the time at which each began, the oldest first
+        super().__init__((str(found[0][4][0]), port), _SilentHandler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if not self._free.acquire(blocking=False):
+            self._end_oldest()
+            if not self._free.acquire(timeout=1):
+                self.shutdown_request(request)
+                return
+        with self._lock:
+            self._open[request] = time.monotonic()
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:  # no thread can be started
+            self._ended(request)
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._ended(request)
+
+    def service_actions(self) -> None:
+        """Ends the connections whose time is over; called twice a second."""
+        with self._lock:
+            late = [it for it, began in self._open.items() if time.monotonic() - began > CONNECTION_SECONDS]
+        for connection in late:
+            _shut(connection)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A connection that broke, or was ended here, is no news."""
+
+    def _end_oldest(self) -> None:
+        with self._lock:
+            oldest = next(iter(self._open), None)
+        if oldest is not None:
+            _shut(oldest)
+
+    def _ended(self, request: socket.socket) -> None:
+        with self._lock:
+            self._open.pop(request, None)
+        self._free.release()
+
+
+class _SilentHandler(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name that the base class gives it
+        """Says nothing: the worker's own log is for runs."""
+
+
+def _shut(connection: socket.socket) -> None:
+    """Ends a read or write that waits in the connection's thread, which then closes it."""
+    with suppress(OSError):  # it has ended meanwhile
+        connection.shutdown(socket.SHUT_RDWR)

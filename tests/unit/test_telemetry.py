@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 import sys
+import threading
+import time
+import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Literal
 
 import pytest
 import structlog
 
+from worker import telemetry
 from worker.telemetry import Metrics, configure_logging
 
 SECRET = "hunter22"  # noqa: S105 - what must not be seen
@@ -120,3 +126,21 @@ def test_figures_count_runs_by_type_and_status() -> None:
 def test_two_workers_in_one_process_do_not_share_figures() -> None:
     Metrics().finished("build", "succeeded", active=5)
     assert Metrics().registry.get_sample_value("ops_worker_active_runs") == 0
+
+
+def test_idle_connections_to_the_metrics_take_no_threads_and_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(telemetry, "CONNECTION_SECONDS", 0.1)
+    port = Metrics().serve("127.0.0.1", 0)
+    before = threading.active_count()
+    with ExitStack() as clients:
+        idle = [clients.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30)) for _ in range(150)]
+        idle[-1].sendall(b"GET /metrics HTTP/1.1\r\nX: ")  # and one that is slow
+        for _ in range(3):
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
+                assert b"ops_worker_active_runs 0.0" in answer.read()
+            assert threading.active_count() - before <= telemetry.MAX_CONNECTIONS
+        assert [client.recv(1) for client in idle] == [b""] * 150
+    deadline = time.monotonic() + 30
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == before, "every place is free again"
