@@ -29,6 +29,7 @@ CALLS: list[tuple[str, set[str]]] = [
     ("adoptable_runs('w', gen_random_uuid(), 'engine-1')", WORKERS),
     ("unclaimable_runs()", WORKERS),
     ("reap()", WORKERS),
+    ("shut_out_worker('nowhere')", SERVICE),
     # a run that the superuser's worker holds
     ("start_workflow_run('{claimed}', 'host-a')", SERVICE),
     ("release_run('{claimed}', 'host-a', '{instance}')", SERVICE),

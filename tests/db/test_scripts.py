@@ -195,12 +195,12 @@ async def test_several_at_once_do_each_step_once(empty_db_url: str, connect: Con
 
 async def test_a_migration_that_fails_leaves_nothing_and_is_named(empty_db_url: str, connect: Connect) -> None:
     db = await connect(empty_db_url)
-    await db.execute("create schema ops; create table ops.tools (id int)")
+    await db.execute("create schema ops_private; create table ops_private.leases (id int)")
     done = script("setup_ops_schema.sh", DATABASE_URL=empty_db_url)
     assert done.returncode == 6
     assert done.stdout.splitlines() == [f"applied  {FILES[0]}"]
     assert done.stderr.splitlines() == [
-        'setup_ops_schema.sh: database: relation "tools" already exists',
+        'setup_ops_schema.sh: database: relation "leases" already exists',
         f"setup_ops_schema.sh: {FILES[1]} was not applied; those before it stay",
     ]
     assert await db.fetchval("select to_regclass('ops.projects')") is None

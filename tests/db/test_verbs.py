@@ -174,7 +174,7 @@ def test_verify_of_an_empty_database_names_its_tables(db_verb: Verb) -> None:
 async def test_a_migration_that_fails_is_one_line_that_says_where(db_verb: Verb, empty_db_url: str) -> None:
     connection = await asyncpg.connect(empty_db_url)
     try:
-        await connection.execute("create schema ops; create table ops.projects (id int)")
+        await connection.execute("create schema ops_private; create table ops_private.leases (id int)")
     finally:
         await connection.close()
     done = db_verb("migrate")

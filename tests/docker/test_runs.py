@@ -193,12 +193,12 @@ async def test_a_child_killed_for_memory_fails_a_program_that_exits_zero(plane: 
 
 async def test_no_row_of_the_database_stops_the_worker_or_the_queue(plane: Plane) -> None:
     endless = await plane.workflow({"command": ["true"], "concurrency_key": "".join(f"{n:x}" for n in range(5000))})
-    huge = '{"note": 1e5000, "deep": ' + "[" * 200 + "]" * 200 + "}"
+    huge = '{"note": 1e5000, "deep": ' + "[" * 30 + "]" * 30 + "}"
     bad = [await plane.queue(endless)]
     workflow = await plane.workflow({"command": ["true"]})
     numbers = await plane.queue(workflow)
     await plane.db.execute("update ops.runs set metadata = $2::text::jsonb where id = $1", numbers, huge)
-    await plane.db.execute("insert into ops.tools (tool_name, version, docker_image) values ('blank', '1', '')")
+    await plane.db.execute("insert into ops.tools (tool_name, version, docker_image) values ('blank', '1', 'A/B')")
     bad.append(await plane.queue(await plane.workflow({"tool": "blank", "version": "1"})))
     last = await plane.queue(workflow)
     await plane.work()

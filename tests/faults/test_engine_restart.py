@@ -107,8 +107,7 @@ async def between_create_and_start(scene: Scene) -> AsyncIterator[tuple[Job, Cal
     job = await scene.job(network="none")
     flags = ("--concurrency", "1", "--lease", "300")
     async with scene.worker(*flags, name="b", points="created=stop") as worker:
-        stat = Path(f"/proc/{worker.process.pid}/stat")
-        await until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T")
+        await until(lambda: worker.stands_still)
         yield job, partial(worker.signal, signal.SIGCONT)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-
 import pytest
 
 from tests.faults.scene import LEASE, Scene
@@ -107,7 +105,7 @@ async def test_a_worker_that_stood_still_beyond_its_lease_writes_nothing_to_what
         async with scene.worker("--until-idle", name="b") as other:
             await other.until_said("run adopted")
             await scene.release(job)
-            sleeper.signal(signal.SIGCONT)
+            await sleeper.go_on()
             assert await other.wait() == 0
         await sleeper.until_said("lease lost, nothing more is written for this run")
     await scene.holds(job)
@@ -120,7 +118,7 @@ async def test_a_worker_that_stood_still_and_lost_nothing_goes_on(scene: Scene) 
         await scene.until_up(job)
         await scene.later(LEASE + 1)
         await scene.release(job)
-        sleeper.signal(signal.SIGCONT)
+        await sleeper.go_on()
         assert await sleeper.wait() == 0
     await scene.holds(job)
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import uuid
@@ -46,6 +47,13 @@ class WorkerProcess:
         async with asyncio.timeout(PATIENCE):
             return await self.process.wait()
 
+    async def go_on(self) -> None:
+        """Waits until the process stands still, then continues it: a SIGCONT before its SIGSTOP would be lost."""
+        async with asyncio.timeout(PATIENCE):
+            while not self.stands_still:
+                await asyncio.sleep(0.02)
+        self.signal(signal.SIGCONT)
+
     @property
     def said(self) -> list[dict[str, Any]]:
         """The worker's own log lines."""
@@ -61,6 +69,11 @@ class WorkerProcess:
                 if self.process.returncode is not None:
                     raise AssertionError(f"worker exited without saying {event!r}:\n{self.output.read_text()}")
                 await asyncio.sleep(0.02)
+
+    @property
+    def stands_still(self) -> bool:
+        """Whether a SIGSTOP has taken effect."""
+        return "\nState:\tT" in Path(f"/proc/{self.process.pid}/status").read_text()
 
     @property
     def peak_memory(self) -> int:
