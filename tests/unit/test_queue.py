@@ -272,7 +272,7 @@ CLAIMED = dataclasses.asdict(make_claim(RUN))
 @pytest.mark.parametrize(
     ("answer", "reason", "message"),
     [
-        ('{"run_id": "x", "metadata": ' + '{"a":' * 20_000 + "1" + "}" * 20_001, "invalid_config", "nests too deeply"),
+        ('{"run_id": "x", "a": ' + '{"a":' * 200_000 + "1" + "}" * 200_001, "invalid_config", "nests too deeply"),
         ({key: value for key, value in CLAIMED.items() if key != "tool"}, "worker_error", "KeyError('tool')"),
         (CLAIMED | {"workflow": None}, "worker_error", "TypeError"),
         (CLAIMED | {"claimed_at": "y" * 9999}, "worker_error", "ValueError"),
