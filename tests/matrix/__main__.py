@@ -83,7 +83,7 @@ DB = f"scripts/setup && scripts/engine run {PYTEST} tests/db"
 SQL = f"{DB} --ignore=tests/db/test_schema_docs.py --ignore=tests/db/test_supabase_cli.py"  # npm's tools run once
 DOCKER = f"scripts/setup && scripts/engine run {PYTEST} tests/docker"
 FAULTS = f"scripts/setup && scripts/engine run {PYTEST} tests/faults"
-MAKE = "apt-get -qq update && apt-get -qq -y --no-install-recommends install make"
+MAKE = "apt-get -qq update && apt-get -qq -y --no-install-recommends install git make"  # git made the clone
 MACHINES = (
     # The README's promise: its first command word for word, then the tests of its second.
     Machine("bookworm", 15, {
