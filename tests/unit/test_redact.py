@@ -7,6 +7,7 @@ import hashlib
 import html
 import json
 import re
+import subprocess
 from collections.abc import Callable
 from itertools import pairwise
 from urllib.parse import quote, quote_plus
@@ -19,7 +20,7 @@ from tests.unit.journal import OUT, entries, frame
 from worker.logs import MAX_LINE_BYTES, LineAssembler
 from worker.redact import MASK, MAX_PATTERN, MIN_LENGTH, Redactor
 
-SECRET = b'p"ss/w\xc3\xb6rd&<17>+ \\ x'
+SECRET = b"p\"s's/w\xc3\xb6rd&<17>+~$ \\ \t\x7f x"
 KEY = b"-----BEGIN KEY-----\n" + b"".join(base64.encodebytes(bytes(range(n, n + 48))) for n in range(0, 160, 32))
 FRAMED = b"=%s="  # no character of base64, hex or a form of ours
 
@@ -34,6 +35,31 @@ def said(data: bytes, secrets: list[bytes], *cuts: int) -> list[str]:
 
 def url_component(secret: bytes) -> bytes:
     return quote(secret, safe="!'()*").encode()
+
+
+def json_in_capitals(secret: bytes, signs: str = "") -> bytes:
+    """JSON by Java or .NET, one character at a time; .NET writes the signs as numbers too."""
+    written = (f"\\u{ord(c):04X}" if c in signs else json.dumps(c)[1:-1] for c in secret.decode())
+    return "".join(c.upper().replace("\\U", "\\u") if c[:2] == "\\u" else c for c in written).encode()
+
+
+def in_html(apostrophe: str, quotation: str, plus: str = "+") -> Callable[[bytes], bytes]:
+    signs: dict[str, str | int | None] = {
+        "'": apostrophe,
+        '"': quotation,
+        "+": plus,
+        "<": "&lt;",
+        ">": "&gt;",
+        "&": "&amp;",
+    }
+    return lambda secret: secret.decode().translate(str.maketrans(signs)).encode()
+
+
+def in_ascii(number: str, quoted: bytes) -> Callable[[bytes], bytes]:
+    """Bytes in source code: a backslash before these, a name for a tab, a number for all outside of ASCII."""
+    signs = {byte: b"\\%c" % byte for byte in quoted + b"\\"} | {9: b"\\t"}
+    numbers = {byte: (number % byte).encode() for byte in [127, *range(128, 256)]}
+    return lambda secret: b"".join((signs | numbers).get(byte, b"%c" % byte) for byte in secret)
 
 
 WRITERS: dict[str, Callable[[bytes], bytes]] = {
@@ -52,7 +78,33 @@ WRITERS: dict[str, Callable[[bytes], bytes]] = {
     "encodeURIComponent": url_component,
     "form": lambda s: quote_plus(s).encode(),
     "repr": lambda s: repr(s.decode())[1:-1].encode(),
+    "repr within quotes of both kinds": lambda s: repr(f"\"{s.decode()}'")[2:-3].encode(),
+    "repr of bytes": lambda s: repr(s)[2:-1].encode(),
+    "repr of bytes within quotes of both kinds": lambda s: repr(b'"' + s + b"'")[3:-3].encode(),
+    "ascii": lambda s: ascii(s.decode())[1:-1].encode(),
+    "hex escapes": in_ascii("\\x%02x", b'"'),
+    "hex escapes in capitals": in_ascii("\\x%02X", b'"'),
+    "octal escapes": in_ascii("\\%03o", b""),
+    "octal escapes by git": in_ascii("\\%03o", b'"'),
+    "octal escapes by bash": in_ascii("\\%03o", b"'"),
+    "JSON in capitals": json_in_capitals,
+    "JSON by .NET": lambda s: json_in_capitals(s, "<>&'\"+`"),
+    "URL with escaped tilde": lambda s: quote(s, safe="").replace("~", "%7E").encode(),
+    "form with escaped tilde": lambda s: quote_plus(s, safe="*").replace("~", "%7E").encode(),
     "HTML": lambda s: html.escape(s.decode()).encode(),
+    "HTML text": in_html("'", '"'),
+    "HTML by PHP": in_html("&#039;", "&quot;"),
+    "HTML by old PHP": in_html("'", "&quot;"),
+    "HTML by lodash": in_html("&#39;", "&quot;"),
+    "HTML by MarkupSafe and Go": in_html("&#39;", "&#34;"),
+    "HTML by a template of Go": in_html("&#39;", "&#34;", "&#43;"),
+    "XML": in_html("&apos;", "&quot;"),
+    "shell word": lambda s: s.replace(b"'", b"'\\''"),
+    "shell word by shlex": lambda s: s.replace(b"'", b"'\"'\"'"),
+    "shell word in double quotes": lambda s: re.sub(rb'(["$`\\])', rb"\\\1", s),
+    "SQL": lambda s: s.replace(b"'", b"''"),
+    "SQL with backslashes": lambda s: s.replace(b"'", b"''").replace(b"\\", b"\\\\"),
+    "CSV": lambda s: s.replace(b'"', b'""'),
 }
 
 
@@ -60,6 +112,53 @@ WRITERS: dict[str, Callable[[bytes], bytes]] = {
 def test_a_secret_is_masked_however_it_is_written(writer: str) -> None:
     written = WRITERS[writer](SECRET)
     assert Redactor([SECRET]).mask(FRAMED % written) == FRAMED % MASK
+
+
+SHELL = r"""printf '%q\n' "$1"; x=$1; echo "${x@Q}"; declare -p x; exec 2>&1; set -x; : "$x" """
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+@pytest.mark.parametrize(
+    "secret",
+    [
+        SECRET,
+        SECRET.replace(b"\t\x7f", b"~#"),
+        b"~start=~a:~b",
+        b"#start,{a}",
+        rb"a b!c*[d]^(e)|f;g?h`i",
+        b"\a\b\v\f\x1b\1'",
+    ],
+)
+def test_a_secret_is_masked_however_bash_quotes_it(secret: bytes, locale: str) -> None:
+    written = subprocess.run(
+        ["bash", "-c", SHELL, "-", secret], env={"LC_ALL": locale}, capture_output=True, check=True
+    )
+    word, shown, declared, traced = Redactor([secret]).mask(written.stdout).splitlines()
+    assert {word, shown, declared, traced} <= {
+        quotes % MASK
+        for start in (b"", b"declare -- x=", b"+ : ")
+        for quotes in (start + b"%s", start + b"'%s'", start + b'"%s"', start + b"$'%s'")
+    }
+
+
+@pytest.mark.parametrize(
+    "sequence", [b"\x1b[1;31m", b"\x1b(B\x1b[m", b"\x1b]8;;http://x\x1b\\", b"\x1b]8;;\a", b"\x1b7"]
+)
+def test_a_secret_with_terminal_sequences_in_it_is_masked(sequence: bytes) -> None:
+    secret = b"hunter22"
+    texts = [secret[:at] + sequence + secret[at:] for at in range(1, len(secret))]
+    for text in [*texts, sequence.join(secret[at : at + 1] for at in range(len(secret)))]:
+        data = entries(OUT, b"a " + sequence + text + sequence + b" b " + secret + b" c\n")
+        shown = (b"a %s***%s b *** c" % (sequence, sequence)).decode()
+        for cut in range(len(data) + 1):
+            assert said(data, [secret], cut) == [shown]
+
+
+def test_a_secret_in_a_terminal_sequence_or_with_one_of_its_own_is_masked() -> None:
+    redactor = Redactor([b"hunter22", b"\x1b[1mbold22"])
+    assert redactor.mask(b"\x1b]8;;http://hunter22\x1b\\x \x1b[1mbold22") == b"\x1b]8;;http://***\x1b\\x ***"
+    assert redactor.mask(b"hunter22\x1b") == b"***\x1b"
+    assert redactor.mask(b"\x1b[1mhunt\x1b[0mer22hunter22") == b"\x1b[1m***"
 
 
 @pytest.mark.parametrize("before", [b"", b"x", b"xy", b"xyz"])
@@ -172,6 +271,7 @@ def test_no_split_of_a_log_shows_a_form_of_a_secret(writer: str) -> None:
         (b"---ter22\rhun", "***"),
         (b"hunt\rhunter22\r", "***t"),
         (b"x\rtoken=hunter22\r\x1b[Kdone", "done"),
+        (b"pw hun\x1b[1mter22\rxy", "xy ***"),
         (b"hunter22" * 3 + b"\r" + b"x" * 70_000 + b"hunter22\rhun", None),
     ],
 )
@@ -204,13 +304,17 @@ def test_no_form_of_any_text_survives(writer: str, secret: str) -> None:
 
 
 @pytest.mark.parametrize("offset", range(-40, 8))
-def test_a_line_that_is_cut_within_a_secret_shows_nothing_of_it(offset: int) -> None:
+@pytest.mark.parametrize("between", [b"", b"\x1b[1m"])
+def test_a_line_that_is_cut_within_a_secret_shows_nothing_of_it(offset: int, between: bytes) -> None:
     secret = b"0123456789-abcdefghijklmnopqrstuvwxyz"
-    line = b"x" * (MAX_LINE_BYTES + offset) + secret + b"y" * 20_000
+    written = between.join(secret[at : at + 1] for at in range(len(secret)))
+    line = b"x" * (MAX_LINE_BYTES + offset) + written + (b"y" + between) * 20_000
     [message] = said(entries(OUT, line + b"\n"), [secret])
     text, _, cut = message.partition(" … ")
     assert cut == f"[line cut, {len(line)} bytes]"
+    text = text.replace(between.decode(), "") if between else text
     assert set(text) <= {"x", "*", "y"}
+    assert len(text) > MAX_LINE_BYTES - 500
     assert not any(secret[:n].decode() in text for n in range(1, len(secret)))
 
 
