@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.debian import unpacked
-from tests.support.postgres import OUTERMOST, Cluster, client_binaries, run_sync
+from tests.support.debian import first_unpacked, unpacked
+from tests.support.postgres import MAJORS, OUTERMOST, Cluster, client_binaries, run_sync
 from tests.support.supabase import OWNER, supabase_cluster, supabase_database
 from worker import migrations
 
@@ -19,7 +19,8 @@ FILES = sorted((Path(__file__).resolve().parents[2] / "sql" / "tests" / "pgtap")
 
 def load_pgtap(url: str, *settings: str) -> None:
     """What `create extension pgtap` would do; the servers here are not Debian's, but it is plain SQL."""
-    (script,) = unpacked("postgresql-15-pgtap").glob("usr/share/postgresql/15/extension/pgtap--?.?.?.sql")
+    major, package = first_unpacked("postgresql-{}-pgtap", MAJORS)
+    (script,) = package.glob(f"usr/share/postgresql/{major}/extension/pgtap--?.?.?.sql")
     text = re.sub(r"^\\.*$", "", script.read_text(), flags=re.MULTILINE)
     psql(url, "\n".join((*settings, text)))
 

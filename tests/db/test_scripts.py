@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import uuid
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import pytest
 
 from tests.conftest import Connect
 from tests.db.world import WORKER, World, call, new_project, new_workflow
+from tests.support import npm
 from tests.support.docker import PATIENCE, ROOT
 from tests.support.postgres import Cluster, Clusters, client_binaries
 from tests.support.scripts import SCRIPTS, environ_of, script
@@ -252,22 +252,8 @@ async def test_a_folder_with_a_space_is_one_folder(empty_db_url: str, tmp_path: 
     assert done.returncode == 0, done.stderr
 
 
-@pytest.fixture(scope="module")
-def supabase_path(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A search path on which the real Supabase CLI is, and psql."""
-    folder = tmp_path_factory.mktemp("supabase")
-    beside = str(Path(sys.executable).parent)
-    npm = shutil.which("npm") or shutil.which("npm", path=beside)
-    assert npm is not None, "the Supabase CLI comes by npm, which is missing"
-    path = f"{folder}/node_modules/.bin:{environ_of()['PATH']}:{Path(npm).parent}"
-    install = [npm, "install", "--prefix", str(folder), "--ignore-scripts", "--no-audit", "--no-fund", "supabase@3.1.0"]
-    subprocess.run(install, env=environ_of(PATH=path), capture_output=True, check=True)
-    return path
-
-
-async def test_the_supabase_cli_pushes_the_same(
-    tcp_cluster: Cluster, connect: Connect, tmp_path: Path, supabase_path: str
-) -> None:
+async def test_the_supabase_cli_pushes_the_same(tcp_cluster: Cluster, connect: Connect, tmp_path: Path) -> None:
+    supabase_path = f"{npm.install(npm.TOOLS)}/.bin:{client_binaries()}:{npm.environment()['PATH']}"
     own = tmp_path / "supabase" / "migrations"
     own.mkdir(parents=True)
     (tmp_path / "supabase" / "config.toml").touch()

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from tests.support import plpgsql_check, schema_docs
+from tests.support import schema_docs
+from tests.support.debian import first_unpacked
 from tests.support.npm import ROOT
-from tests.support.postgres import Cluster
+from tests.support.postgres import MAJORS, Cluster
 from tests.support.supabase import OWNER, Cli, supabase_cluster, supabase_database
 from worker import migrations
 
@@ -25,7 +26,7 @@ Project = Callable[[list[str]], Cli]
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Cluster]:
-    major, extension = plpgsql_check.unpacked()
+    major, extension = first_unpacked("postgresql-{}-plpgsql-check", MAJORS)
     with supabase_cluster(major, listen="127.0.0.1", extension=extension) as started:
         yield started
 

@@ -6,6 +6,7 @@ import fcntl
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -38,6 +39,22 @@ def unpacked(package: str, *, libraries: bool = False) -> Path:
                 _run("dpkg-deb", "--extract", str(archive), str(making), cwd=making)
             making.rename(root)
     return root
+
+
+def first_unpacked(name: str, majors: Sequence[int]) -> tuple[int, Path]:
+    """The first of these major versions of which this release has the package, and the root of what it holds.
+
+    Raises:
+        PackageMissing: it has none.
+    """
+    for outdated in (True, False):
+        for major in majors:
+            package = name.format(major)
+            if not subprocess.run(["apt-cache", "show", package], capture_output=True, check=False).returncode:
+                return major, unpacked(package)
+        if outdated:  # the lists are missing or old; only root may fetch them
+            _run("apt-get", "-q", "update", cwd=FOLDER)
+    raise PackageMissing(f"apt knows no {name}, for any of {majors}")
 
 
 def libraries(root: Path) -> str:

@@ -31,7 +31,7 @@ def run(program: str, *args: str | Path) -> str:
     modules = install(TOOLS)
     command = ["node", str(TOOLS / program)] if program.endswith(".mjs") else [str(modules / ".bin" / program)]
     done = subprocess.run(
-        [*command, *map(str, args)], cwd=TOOLS, env=_environment(), capture_output=True, text=True, check=False
+        [*command, *map(str, args)], cwd=TOOLS, env=environment(), capture_output=True, text=True, check=False
     )
     if done.returncode:
         raise RuntimeError(f"{program}: {done.stdout}{done.stderr}")
@@ -55,7 +55,7 @@ def install(folder: Path, complete: Callable[[Path], None] | None = None) -> Pat
         npm = _node() / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
         done = subprocess.run(
             ["node", npm, "ci", "--engine-strict", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline"],
-            cwd=folder, env=_environment(), capture_output=True, text=True, check=False,
+            cwd=folder, env=environment(), capture_output=True, text=True, check=False,
         )  # fmt: skip
         if done.returncode:
             raise NpmMissing(f"npm ci in {folder} failed:\n{done.stderr}")
@@ -65,7 +65,8 @@ def install(folder: Path, complete: Callable[[Path], None] | None = None) -> Pat
     return modules
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
+    """This process's variables, with that Node.js first on the path."""
     return os.environ | {"PATH": f"{_node() / 'bin'}{os.pathsep}{os.environ['PATH']}"}
 
 

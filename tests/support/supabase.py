@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -111,7 +110,10 @@ class Cli:
         command = npm.install(npm.TOOLS) / ".bin" / "supabase"
         return subprocess.run(
             [command, *words, f"--remote={self.url}", "--yes", "--agent=no", f"--workdir={self.folder}"],
-            env={"PATH": os.environ["PATH"], "HOME": str(self.folder), "PGSSLMODE": "disable", "DO_NOT_TRACK": "1"},
+            env={
+                "PATH": npm.environment()["PATH"],
+                "HOME": str(self.folder), "PGSSLMODE": "disable", "DO_NOT_TRACK": "1",
+            },
             stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
         )  # fmt: skip
 
