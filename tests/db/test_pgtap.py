@@ -1,15 +1,14 @@
-"""The pgTAP files that a person can run against his own database, by pg_prove, as on Supabase and as a superuser."""
+"""The pgTAP files that a person can run against his own database, as on Supabase and as a superuser."""
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.support.debian import first_unpacked, unpacked
+from tests.support.debian import first_unpacked
 from tests.support.postgres import MAJORS, OUTERMOST, Cluster, client_binaries, run_sync
 from tests.support.supabase import OWNER, supabase_cluster, supabase_database
 from worker import migrations
@@ -25,22 +24,19 @@ def load_pgtap(url: str, *settings: str) -> None:
     psql(url, "\n".join((*settings, text)))
 
 
-def psql(url: str, text: str) -> None:
-    command = [str(client_binaries() / "psql"), "-X", "-q", "-v", "ON_ERROR_STOP=1", url]
+def psql(url: str, text: str = "", *options: str | Path) -> str:
+    command = [client_binaries() / "psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", *options, url]
     done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def prove(cluster: Cluster, database: str, user: str) -> None:
-    root = unpacked("libtap-parser-sourcehandler-pgtap-perl")
-    done = subprocess.run(
-        ["perl", root / "usr/bin/pg_prove", "--psql-bin", client_binaries() / "psql", "--verbose",
-         "--host", cluster.directory, "--port", str(cluster.port), "--dbname", database, "--username", user, *FILES],
-        env=os.environ | {"PERL5LIB": str(root / "usr/share/perl5")}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    failed = [line for line in done.stdout.splitlines() if line.startswith(("not ok", "#"))]
-    assert done.returncode == 0, "\n".join((*failed, done.stdout[-2000:], done.stderr))
-    assert "Result: PASS" in done.stdout
+    """What pg_prove does; that one needs more of Perl than a bare system has."""
+    for file in FILES:
+        lines = psql(cluster.url(database, user=user), "", "-A", "-t", "-f", file).splitlines()
+        assert [line for line in lines if line.startswith("not ok")] == [], "\n".join(lines)
+        assert f"1..{sum(line.startswith('ok ') for line in lines)}" in lines, "as many as were planned"
 
 
 @pytest.mark.parametrize("major", OUTERMOST)
