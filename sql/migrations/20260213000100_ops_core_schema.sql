@@ -187,15 +187,18 @@ create table ops_private.control (
 comment on column ops_private.control.max_lost_leases is
     'A run is set aside when more workers than this were lost with it, one after the other, over a minute or more.';
 comment on column ops_private.control.max_queued_runs is
-    'How many runs of one project may be queued at once. Retries are not refused, but they count.';
+    'How many runs of one project may be queued at once. Retries by the database are not refused, but they count.';
 
 insert into ops_private.control default values;
 
 -- The highest number given out, so that deleting a run never frees its number.
 create table ops_private.run_counters (
     project_id uuid primary key references ops.projects (id) on delete cascade,
-    last integer not null check (last >= 0)
+    last integer not null check (last >= 0),
+    counted integer not null default 0
 );
+
+comment on column ops_private.run_counters.counted is 'The last number at which the queued runs were counted.';
 
 -- A row exists exactly while its run is claimed or running. Heartbeats change expires_at only, which no index
 -- holds, so they are cheap in-page updates.

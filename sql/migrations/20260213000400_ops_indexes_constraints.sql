@@ -235,31 +235,44 @@ $$;
 create trigger prepare_run before insert on ops.runs
     for each row execute function ops_private.prepare_run();
 
+-- Whether a project has as many queued runs as it may have, or p_more than that.
+create function ops_private.queue_is_full(p_project_id uuid, p_more integer default 0) returns boolean
+language plpgsql volatile set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_most constant bigint := (select c.max_queued_runs from ops_private.control as c);
+begin
+    return v_most + p_more <= (
+        select count(*) from (
+            select from ops.runs as r
+            where r.project_id = p_project_id and r.status = 'queued' limit v_most + p_more) as q);
+end
+$$;
+
 -- Once per statement: moving the counter for each row would make an insert of many runs quadratic. The queue is counted
--- at each thousandth part of what it may hold, so it may hold a thousandth more.
+-- each time that a thousandth part of what it may hold was added, so it may hold a thousandth more. Retries move the
+-- counter, too: else a caller could give each number at which the queue is counted to a retry.
 create function ops_private.count_runs() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_most integer;
+    v_step constant integer := (select greatest(c.max_queued_runs / 1000, 1) from ops_private.control as c);
+    v_full boolean;
 begin
     update ops_private.run_counters as c set last = f.last
     from (select i.project_id, max(i.run_number) as last from inserted as i group by i.project_id) as f
     where c.project_id = f.project_id;
 
-    select c.max_queued_runs into v_most from ops_private.control as c;
-    if exists (
-        select from (
-            select i.project_id from inserted as i
-            where i.retry_of is null and i.run_number % greatest(v_most / 1000, 1) = 0
-            group by i.project_id) as p
-        where v_most < (
-            select count(*) from (
-                select from ops.runs as r
-                where r.project_id = p.project_id and r.status = 'queued' limit v_most + 1) as q)
-    ) then
-        raise exception 'the queue of the project is full: at most % runs (max_queued_runs)', v_most
-            using errcode = 'OPS04';
+    with counted as (
+        update ops_private.run_counters as c set counted = c.last
+        where c.last - c.counted >= v_step
+            and c.project_id in (select i.project_id from inserted as i where i.retry_of is null)
+        returning ops_private.queue_is_full(c.project_id, 1) as is_full
+    )
+    select bool_or(k.is_full) into v_full from counted as k;
+    if v_full then
+        raise exception 'the queue of the project is full: at most % runs (max_queued_runs)',
+            (select c.max_queued_runs from ops_private.control as c) using errcode = 'OPS04';
     end if;
     return null;
 end

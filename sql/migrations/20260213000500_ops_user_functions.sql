@@ -161,6 +161,9 @@ begin
     if v_refusal is not null then
         return v_refusal;
     end if;
+    if not ops_private.trusted() and ops_private.queue_is_full(v_run.project_id) then
+        return ops_private.refusal('queue_full', 'the queue of the project is full (max_queued_runs)');
+    end if;
     v_retry_id := ops_private.queue_retry(p_run_id);
     return coalesce(
         ops_private.queued_answer(v_retry_id, true),

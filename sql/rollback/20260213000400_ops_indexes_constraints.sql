@@ -41,6 +41,7 @@ drop function ops_private.set_project_of_run();
 drop function ops_private.record_run_change();
 drop function ops_private.enforce_run_status_transition();
 drop function ops_private.count_runs();
+drop function ops_private.queue_is_full(uuid, integer);
 drop function ops_private.prepare_run();
 drop function ops_private.lock_queue(uuid);
 drop function ops_private.touch_updated_at();

@@ -433,7 +433,9 @@ declare
     v_run ops.runs;
     v_status text;
     v_locked boolean := true;
-    v_wrong constant text := ops_private.bad_document('details', p_details);
+    -- with what the event adds
+    v_wrong constant text := ops_private.bad_document(
+        'details', p_details || jsonb_build_object('reason', p_reason, 'exit_code', p_exit_code));
 begin
     perform ops_private.calling_worker();
     if p_exit_code is distinct from 0 then
@@ -788,6 +790,9 @@ begin
     if v_refusal is not null then
         return v_refusal;
     end if;
+    if not ops_private.trusted() and ops_private.queue_is_full(v_run.project_id) then
+        return ops_private.refusal('queue_full', 'the queue of the project is full (max_queued_runs)');
+    end if;
     v_retry_id := ops_private.queue_retry(p_run_id);
     return coalesce(
         ops_private.queued_answer(v_retry_id, true),
@@ -1078,6 +1083,7 @@ $$;
 CREATE FUNCTION ops_private.check_run(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_statuses text[], p_shared boolean DEFAULT false) RETURNS jsonb
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET lock_timeout TO '3s'
     AS $$
 declare
     v_status text;
@@ -1151,25 +1157,23 @@ CREATE FUNCTION ops_private.count_runs() RETURNS trigger
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 declare
-    v_most integer;
+    v_step constant integer := (select greatest(c.max_queued_runs / 1000, 1) from ops_private.control as c);
+    v_full boolean;
 begin
     update ops_private.run_counters as c set last = f.last
     from (select i.project_id, max(i.run_number) as last from inserted as i group by i.project_id) as f
     where c.project_id = f.project_id;
 
-    select c.max_queued_runs into v_most from ops_private.control as c;
-    if exists (
-        select from (
-            select i.project_id from inserted as i
-            where i.retry_of is null and i.run_number % greatest(v_most / 1000, 1) = 0
-            group by i.project_id) as p
-        where v_most < (
-            select count(*) from (
-                select from ops.runs as r
-                where r.project_id = p.project_id and r.status = 'queued' limit v_most + 1) as q)
-    ) then
-        raise exception 'the queue of the project is full: at most % runs (max_queued_runs)', v_most
-            using errcode = 'OPS04';
+    with counted as (
+        update ops_private.run_counters as c set counted = c.last
+        where c.last - c.counted >= v_step
+            and c.project_id in (select i.project_id from inserted as i where i.retry_of is null)
+        returning ops_private.queue_is_full(c.project_id, 1) as is_full
+    )
+    select bool_or(k.is_full) into v_full from counted as k;
+    if v_full then
+        raise exception 'the queue of the project is full: at most % runs (max_queued_runs)',
+            (select c.max_queued_runs from ops_private.control as c) using errcode = 'OPS04';
     end if;
     return null;
 end
@@ -1416,7 +1420,7 @@ CREATE FUNCTION ops_private.is_git_ref(p_ref text) RETURNS boolean
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
 begin
-    return p_ref ~ '^(?![-/.])(?!.*(\.\.|//|@\{))[^\x01-\x20\x7f~^:?*\[\\]{1,255}$' and p_ref !~ '[/.]$';
+    return length(p_ref) <= 255 and p_ref ~ '^(?![-/.])(?!.*(\.\.|//|@\{))[^\x01-\x20\x7f~^:?*\[\\]+$' and p_ref !~ '[/.]$';
 end
 $_$;
 
@@ -1655,6 +1659,20 @@ begin
             delete from ops.run_logs as g using old where g.run_id = old.id returning g.run_id
         )
         select count(*), count(distinct gone.run_id) from gone;
+end
+$$;
+
+CREATE FUNCTION ops_private.queue_is_full(p_project_id uuid, p_more integer DEFAULT 0) RETURNS boolean
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_most constant bigint := (select c.max_queued_runs from ops_private.control as c);
+begin
+    return v_most + p_more <= (
+        select count(*) from (
+            select from ops.runs as r
+            where r.project_id = p_project_id and r.status = 'queued' limit v_most + p_more) as q);
 end
 $$;
 
@@ -2172,7 +2190,7 @@ CREATE TABLE ops_private.control (
 
 COMMENT ON COLUMN ops_private.control.max_lost_leases IS 'A run is set aside when more workers than this were lost with it, one after the other, over a minute or more.';
 
-COMMENT ON COLUMN ops_private.control.max_queued_runs IS 'How many runs of one project may be queued at once. Retries are not refused, but they count.';
+COMMENT ON COLUMN ops_private.control.max_queued_runs IS 'How many runs of one project may be queued at once. Retries by the database are not refused, but they count.';
 
 CREATE TABLE ops_private.pending_retries (
     run_id uuid NOT NULL
@@ -2189,8 +2207,11 @@ CREATE TABLE ops_private.retired_artifacts (
 CREATE TABLE ops_private.run_counters (
     project_id uuid NOT NULL,
     last integer NOT NULL,
+    counted integer DEFAULT 0 NOT NULL,
     CONSTRAINT run_counters_last_check CHECK ((last >= 0))
 );
+
+COMMENT ON COLUMN ops_private.run_counters.counted IS 'The last number at which the queued runs were counted.';
 
 CREATE TABLE ops_private.run_requests (
     run_id uuid NOT NULL,
@@ -2665,6 +2686,8 @@ GRANT ALL ON FUNCTION ops_private.prune_run_events(p_before timestamp with time 
 
 REVOKE ALL ON FUNCTION ops_private.prune_run_logs(p_before timestamp with time zone, p_runs integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops_private.prune_run_logs(p_before timestamp with time zone, p_runs integer) TO service_role;
+
+REVOKE ALL ON FUNCTION ops_private.queue_is_full(p_project_id uuid, p_more integer) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.queue_retry(p_run_id uuid, p_delay interval) FROM PUBLIC;
 

@@ -61,3 +61,8 @@ async def test_a_workflow_cannot_give_its_runs_more_labels_than_that(world: Worl
     workflow = await new_workflow(world.db, world.project, "w", {"labels": [f"l{n}" for n in range(20_000)]})
     with pytest.raises(asyncpg.CheckViolationError, match="runs_labels_at_most_20_of_100_characters"):
         await world.queue(workflow_id=workflow)
+
+
+async def test_a_huge_git_ref_is_refused_by_its_length(world: World) -> None:
+    await world.db.execute("set statement_timeout = '5s'")
+    assert not await world.db.fetchval("select ops_private.is_git_ref(repeat('a', 20000000))")

@@ -362,3 +362,21 @@ async def test_cancel_of_a_claimed_run_tells_its_worker_too(world: World, connec
 
 async def test_cancel_of_a_run_that_is_not_there(world: World) -> None:
     assert (await call(world.db, "cancel_run", uuid.uuid4()))["code"] == "not_found"
+
+
+@pytest.mark.parametrize("function", ["append_run_log", "complete_workflow_run"])
+async def test_a_client_that_keeps_the_run_locked_delays_its_worker_for_a_moment_only(
+    world: World, connect: Connect, function: str
+) -> None:
+    run = await world.running()
+    other = await connect()
+    async with world.db.transaction():
+        assert (await call(world.db, "cancel_run", run))["success"]
+        with pytest.raises(asyncpg.LockNotAvailableError):
+            await asyncio.wait_for(call(other, function, p_run_id=run, **LIFE[function]), 10)
+
+
+async def test_details_that_just_fit_are_no_error(world: World) -> None:
+    run = await world.running()
+    answer = await call(world.db, "complete_workflow_run", run, 1, p_details=json.dumps({"a": "x" * 262_130}))
+    assert answer["code"] == "bad_argument"

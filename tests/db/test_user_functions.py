@@ -185,6 +185,26 @@ async def test_a_queue_has_an_end(world: World, developer: asyncpg.Connection) -
     assert (await call(world.db, "enqueue_run", await new_workflow(world.db, elsewhere)))["success"]
 
 
+async def test_retries_do_not_hide_runs_from_the_count(world: World, developer: asyncpg.Connection) -> None:
+    await world.db.execute("update ops_private.control set max_queued_runs = 2000")  # counted at each second run
+    first = uuid.UUID((await call(developer, "enqueue_run", world.workflow))["run_id"])
+    await call(developer, "cancel_run", first)
+    await call(developer, "retry_run", first)  # has the second number
+    counted = await world.db.fetchval("select counted from ops_private.run_counters")
+    await call(developer, "enqueue_run", world.workflow)
+    assert counted == 0
+    assert await world.db.fetchval("select counted from ops_private.run_counters") == 3
+
+
+async def test_a_user_cannot_retry_into_a_full_queue(world: World, developer: asyncpg.Connection) -> None:
+    first = uuid.UUID((await call(developer, "enqueue_run", world.workflow))["run_id"])
+    await call(developer, "cancel_run", first)
+    await call(developer, "enqueue_run", world.workflow)
+    await world.db.execute("update ops_private.control set max_queued_runs = 1")
+    assert (await call(developer, "retry_run", first))["code"] == "queue_full"
+    assert (await call(world.db, "retry_run", first))["success"]
+
+
 async def test_two_with_one_key_at_the_same_time_get_one_run(world: World, connect: Connect) -> None:
     one, two = [await sign_in(world, connect, "developer") for _ in range(2)]
     transaction = one.transaction()
