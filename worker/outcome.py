@@ -15,6 +15,9 @@ ENGINE_STOP_SIGNAL = 44
 """Sent to a container by an engine that is being stopped, and by ``docker stop``: SIGRTMIN + 10, which no program takes
 for a request to end well, as many do SIGTERM, and exit 0 (Odoo does). Nor does anything else send it."""
 
+FORGOTTEN_EXIT_CODE = 255
+"""What Docker 26 and 28 give to a container that ended while the engine was away (live-restore)."""
+
 
 class Stop(StrEnum):
     """Why the worker ended a container."""
@@ -96,6 +99,8 @@ class Ending:
     """What it held on the engine's disk when it was ended for that, and what was then left of the disk."""
     left_bytes: int
     artifacts_error: str | None
+    engine_restarted: bool
+    """Whether the engine was started again while the container ran."""
 
 
 def decide(ending: Ending, stop: Stop | None) -> Outcome:
@@ -119,6 +124,9 @@ def decide(ending: Ending, stop: Stop | None) -> Outcome:
     if ending.engine_error:
         failure = engine_failure(EngineError(0, ending.engine_error))
         return Outcome(None, failure.reason, failure.message, {**details, **failure.details})
+    if code == FORGOTTEN_EXIT_CODE and ending.engine_restarted:
+        message = "the engine was restarted while the container ran, and does not know its exit code"
+        return Outcome(None, Reason.ENGINE_LOST, message, details)
     if code == 128 + ENGINE_STOP_SIGNAL:
         message = "the engine ended the container: it was stopped or restarted, or somebody said docker stop"
         return Outcome(None, Reason.ENGINE_LOST, message, details)

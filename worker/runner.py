@@ -157,6 +157,7 @@ class Run:
         self.container_name = container_name(claim.run_id, host.database_id)
         self._heard: datetime | None = None
         self._engine_was_away = False
+        self._engine_restarted = False
         self._log = structlog.get_logger().bind(**claim.named)
 
     def stop(self, why: Stop) -> None:
@@ -328,6 +329,7 @@ class Run:
             written_bytes=self.disk.written,
             left_bytes=self.disk.left,
             artifacts_error=artifacts_error,
+            engine_restarted=self._engine_restarted,
         )
         return decide(ending, self._why)
 
@@ -398,6 +400,7 @@ class Run:
         if not self._engine_was_away or self._heard is None:
             return
         if await self._patiently(self._engine.started_after, self._heard):
+            self._engine_restarted = True
             await self._log_is_damaged(": the engine was restarted while the container ran")
         self._engine_was_away, self._heard = False, None
 

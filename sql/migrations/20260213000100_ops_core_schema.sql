@@ -237,7 +237,8 @@ create table ops_private.workers (
     expires_at timestamptz not null,
     constraint workers_texts_fit check (
         octet_length(worker_id) <= 200 and octet_length(host_id) <= 1000 and octet_length(engine_id) <= 1000
-        and octet_length(version) <= 1000 and cardinality(labels) <= 1000)
+        and octet_length(version) <= 1000 and cardinality(labels) <= 1000
+        and octet_length(array_to_string(labels, '')) <= 100000)
 ) with (fillfactor = 50);
 
 -- A worker id belongs to the database role that registered it first, while that role exists, also when no worker runs

@@ -171,7 +171,14 @@ begin
             'run metadata, %s: a run may set env, args, git_ref, git_commit; %1$s belongs into the workflow''s config',
             v_key);
     end if;
-    if jsonb_typeof(p_metadata -> 'env') = 'object' then
+    v_key := case
+        when jsonb_typeof(p_metadata -> 'env') <> 'object' then 'env: expected an object'
+        when jsonb_typeof(p_metadata -> 'args') <> 'array' then 'args: expected a list'
+    end;
+    if v_key is not null then
+        return 'run metadata, ' || v_key;
+    end if;
+    if p_metadata ? 'env' then
         select left(k.key, 60) into v_key from jsonb_object_keys(p_metadata -> 'env') as k (key)
         where not v_run_env ? k.key limit 1;
         if found then
@@ -1057,7 +1064,7 @@ create function ops.adopt_run(
     p_engine_id text,
     p_lease_seconds integer default 300
 ) returns jsonb
-language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set lock_timeout = '3s'
 as $$
 declare
     v_caller constant text := ops_private.calling_worker();

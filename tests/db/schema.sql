@@ -77,6 +77,7 @@ $$;
 CREATE FUNCTION ops.adopt_run(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_engine_id text, p_lease_seconds integer DEFAULT 300) RETURNS jsonb
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET lock_timeout TO '3s'
     AS $$
 declare
     v_caller constant text := ops_private.calling_worker();
@@ -1029,7 +1030,14 @@ begin
             'run metadata, %s: a run may set env, args, git_ref, git_commit; %1$s belongs into the workflow''s config',
             v_key);
     end if;
-    if jsonb_typeof(p_metadata -> 'env') = 'object' then
+    v_key := case
+        when jsonb_typeof(p_metadata -> 'env') <> 'object' then 'env: expected an object'
+        when jsonb_typeof(p_metadata -> 'args') <> 'array' then 'args: expected a list'
+    end;
+    if v_key is not null then
+        return 'run metadata, ' || v_key;
+    end if;
+    if p_metadata ? 'env' then
         select left(k.key, 60) into v_key from jsonb_object_keys(p_metadata -> 'env') as k (key)
         where not v_run_env ? k.key limit 1;
         if found then
@@ -2233,7 +2241,7 @@ CREATE TABLE ops_private.workers (
     labels text[] DEFAULT '{}'::text[] NOT NULL,
     started_at timestamp with time zone NOT NULL,
     expires_at timestamp with time zone NOT NULL,
-    CONSTRAINT workers_texts_fit CHECK (((octet_length(worker_id) <= 200) AND (octet_length(host_id) <= 1000) AND (octet_length(engine_id) <= 1000) AND (octet_length(version) <= 1000) AND (cardinality(labels) <= 1000)))
+    CONSTRAINT workers_texts_fit CHECK (((octet_length(worker_id) <= 200) AND (octet_length(host_id) <= 1000) AND (octet_length(engine_id) <= 1000) AND (octet_length(version) <= 1000) AND (cardinality(labels) <= 1000) AND (octet_length(array_to_string(labels, ''::text)) <= 100000)))
 )
 WITH (fillfactor='50');
 

@@ -128,8 +128,12 @@ async def test_a_key_that_a_machine_wrote_itself_is_nobodys_request(
 @pytest.mark.parametrize(
     ("metadata", "refused"),
     [
-        ({"user": "root"}, "user: a run may set env, args, git_ref, git_commit; user belongs into"),
-        ({"env": {"A": "1", "B": "2"}}, 'env.B: the workflow does not list it; add "B" to run_env in'),
+        ({"user": "root"},
+         "user: a run may set env, args, git_ref, git_commit; user belongs into the workflow's config"),
+        ({"env": {"A": "1", "B": "2"}},
+         "env.B: the workflow does not list it; add \"B\" to run_env in the workflow's config"),
+        ({"env": [["LD_PRELOAD", "x"]]}, "env: expected an object"),
+        ({"args": "-v"}, "args: expected a list"),
         ({"env": {"A": "1"}, "args": ["-v"], "note": "x"}, None),
     ],
 )  # fmt: skip
@@ -143,10 +147,10 @@ async def test_what_a_worker_would_refuse_is_refused_where_it_is_asked_for(
         assert answer["success"]
         await developer.execute(insert, world.project, workflow, json.dumps(metadata))
     else:
-        assert (answer["code"], answer["error"]) == ("bad_argument", f"run metadata, {refused} the workflow's config")
+        assert (answer["code"], answer["error"]) == ("bad_argument", f"run metadata, {refused}")
         with pytest.raises(asyncpg.CheckViolationError) as error:
             await developer.execute(insert, world.project, workflow, json.dumps(metadata))
-        assert error.value.message == f"run metadata, {refused} the workflow's config"
+        assert error.value.message == f"run metadata, {refused}"
 
 
 async def test_a_retry_is_queued_though_the_workflow_lists_less_by_now(world: World) -> None:

@@ -16,7 +16,7 @@ import pytest_asyncio
 from tests.faults.relay import EXECUTED, LOGIN, Fate, Relay, fatal
 from tests.faults.scene import DURABLE, LEASE, Job, Scene, new_scene
 from tests.support.docker import PATIENCE, WorkerProcess
-from tests.support.postgres import Cluster
+from tests.support.postgres import Cluster, client_binaries
 
 
 @pytest_asyncio.fixture
@@ -262,7 +262,8 @@ class Standby(Cluster):
     def _init(self) -> None:
         words = ["-h", str(self._primary.directory), "-p", str(self._primary.port), "-U", self.superuser]
         words += ["-D", str(self.data), "--write-recovery-conf", "--checkpoint", "fast", "--no-sync"]
-        self._as_user([str(self._binaries / "pg_basebackup"), *words])
+        program = self._reachable(client_binaries()) / "pg_basebackup"  # npm's servers come without it
+        self._as_user([str(program), *words])
 
 
 async def until_caught_up(primary: Cluster, standby: Cluster) -> None:

@@ -24,6 +24,7 @@ WELL = Ending(
     written_bytes=0,
     left_bytes=0,
     artifacts_error=None,
+    engine_restarted=False,
 )
 
 
@@ -40,6 +41,13 @@ def test_exit_code_zero_is_success_and_says_nothing() -> None:
     [
         ({"exit_code": 1}, 1, "exit_code", "exit code 1"),
         ({"exit_code": 255}, 255, "exit_code", "exit code 255"),
+        ({"exit_code": 3, "engine_restarted": True}, 3, "exit_code", "exit code 3"),
+        (
+            {"exit_code": 255, "engine_restarted": True},
+            None,
+            "engine_lost",
+            "the engine was restarted while the container ran, and does not know its exit code",
+        ),
         ({"exit_code": 126}, 126, "exit_code", "exit code 126 (the command could not be executed)"),
         ({"exit_code": 127}, 127, "exit_code", "exit code 127 (command not found)"),
         ({"exit_code": 128}, 128, "exit_code", "exit code 128"),
