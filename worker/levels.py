@@ -48,7 +48,7 @@ _NAMED = re.compile(
     | E[ ]{3}
     | FAILED[ ]
     | !+[ ].*\b(?:Interrupted|errors?|failures?)\b
-    | (?:=+[ ])?(?:\d+[ ][a-z]+,[ ])*\d+[ ](?:failed|errors?)\b.*[ ]in[ ]\d
+    | (?:=+[ ])?(?:\d+[ ][a-z]+,[ ])*0*[1-9]\d*[ ](?:failed|errors?)\b.*[ ]in[ ]\d
     """,
     re.VERBOSE,
 )
@@ -61,6 +61,7 @@ _WORDS = {name.upper().encode(): level for name, level in LEVELS.items()} | {
 }
 
 _INDENT = b" ", b"\t"
+_ALARMING = "warn", "error"
 _TRACEBACK = b"Traceback (most recent call last):"
 _FRAME = b'  File "'
 _EXCEPTION = re.compile(rb"[A-Za-z_][\w.]*(?::|$)")
@@ -75,9 +76,10 @@ class LevelReader:
     """Gives each line of one stream its level, in the order of the stream.
 
     A line that names a level begins a record. The record goes on with indented and empty lines and with the lines of
-    a Python traceback, ``CONTINUED_LINES`` of them at most; these have the level of the record. A traceback without a
-    record before it is an error. Every other line has the level of the stream; after a line in Odoo's format with
-    ``info`` or ``debug`` that is ``info``, also on stderr: Odoo writes all of its log there.
+    a Python traceback, ``CONTINUED_LINES`` of them at most; these have the level of the record. A traceback is an error
+    unless it continues a warning or an error: it ends a program more often than it is part of what went well. Every
+    other line has the level of the stream; after a line in Odoo's format with ``info`` or ``debug`` that is ``info``,
+    also on stderr: Odoo writes all of its log there.
     """
 
     __slots__ = ("_record", "_stream", "_traceback", "left", "level")
@@ -98,7 +100,7 @@ class LevelReader:
             if (level := self._named(line)) is not None:
                 self._record, self.left, self._traceback = level, CONTINUED_LINES, False
                 return level
-            if not self.left and line.startswith(_TRACEBACK):
+            if line.startswith(_TRACEBACK) and not (self.left and self._record in _ALARMING):
                 self._record, self.left, self._traceback = "error", CONTINUED_LINES, True
                 return self._record
         if not self.left or line.startswith(b"{"):  # a line of JSON is a record of its own

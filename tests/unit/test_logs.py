@@ -326,6 +326,9 @@ def test_a_line_has_the_time_at_which_it_was_written(stamp: bytes, time: datetim
         ("E  x", None),
         ("npm errors", None),
         ("10 failed", None),
+        ("0 failed, 3 passed in 0.12s", None),
+        ("0 errors in 3 files", None),
+        ("10 errors in 3 files", "error"),
         ("123456", None),
         ("1%\rWARNING: x", "warn"),
         ("WARNING: x\rdone      ", None),
@@ -383,6 +386,16 @@ def test_what_continues_a_record_has_its_level_and_the_next_line_the_stream_s(
     assert levels == [level] * (len(levels) - 2) + [stream] * 2
     for skip in range(len(levels)):
         assert [line.level for line in read(data, skip=skip)] == levels[skip:], "after a restart too"
+
+
+@pytest.mark.parametrize(
+    "record", [f"{ODOO} INFO db odoo: x", "INFO: x", "DEBUG: x\n  more", f"{ODOO} DEBUG db odoo: x"]
+)
+@pytest.mark.parametrize("kind", [OUT, ERR])
+def test_a_traceback_after_a_record_that_is_no_alarm_is_an_error(kind: int, record: str) -> None:
+    crash = ["Traceback (most recent call last):", '  File "a.py", line 1, in x', "    y()", "ValueError: z"]
+    data = b"".join(frame(kind, line.encode() + b"\n") for line in [*record.split("\n"), *crash])
+    assert [line.level for line in read(data)][-4:] == ["error"] * 4
 
 
 def test_a_record_is_continued_by_no_more_than_500_lines() -> None:
