@@ -75,13 +75,22 @@ async def _rollback(connection: asyncpg.Connection, version: str | None = None, 
 
 def _confirmed(lost: Mapping[str, int]) -> bool:
     """Asks on a terminal. Raises ``ConfigurationError`` where there is none to ask on."""
-    tables = ", ".join(f"{table} ({rows:,} rows)" for table, rows in lost.items()) or "no table"
+    tables = _shown(lost)
     if not sys.stdin.isatty():
         raise ConfigurationError(f"--yes: required where nobody can be asked; db rollback drops {tables}")
     try:
         return input(f"This drops {tables}. Type yes to go on: ").strip() == "yes"
     except EOFError:
         return False
+
+
+def _shown(lost: Mapping[str, int]) -> str:
+    """The tables that hold rows, those of ``ops`` first, and the number of the empty ones."""
+    filled = sorted((each for each, rows in lost.items() if rows), key=lambda each: (each.startswith("ops_"), each))
+    parts = [f"{table} ({lost[table]:,} row{'s' if lost[table] > 1 else ''})" for table in filled]
+    if empty := len(lost) - len(filled):
+        parts.append(f"{empty} empty table{'s' if empty > 1 else ''}")
+    return ", ".join(parts) or "no table"
 
 
 async def _create_worker(dsn: str, connection: asyncpg.Connection, name: str, source: str | None = None) -> int:

@@ -119,7 +119,7 @@ def test_rollback_asks_on_a_terminal(db_verb: Verb, empty_db_url: str, answer: s
     os.close(ours)
     os.close(its)
     assert done.returncode == status, done.stderr
-    assert "This drops ops_private.retired_artifacts (0 rows). Type yes to go on: " in done.stdout
+    assert "This drops 1 empty table. Type yes to go on: " in done.stdout
     assert ("taken back  " in done.stdout) == (status == 0)
 
 
