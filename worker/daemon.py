@@ -217,7 +217,7 @@ class Daemon:
         ours_again = isinstance(found, Claim)
         log.warning("lease lost, nothing more is written for this run", **claim.named, ours_again=ours_again)
         if ours_again:
-            self._unknown.add(claim.run_id)  # nobody took it meanwhile: it goes on from where its log ended
+            self._unknown.add(claim.run_id)  # no worker took it meanwhile: it goes on where its log ended
         elif found in ("final", "not_found"):
             await self._clear(claim.run_id)
 

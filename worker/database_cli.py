@@ -77,7 +77,7 @@ def _confirmed(lost: Mapping[str, int]) -> bool:
     """Asks on a terminal. Raises ``ConfigurationError`` where there is none to ask on."""
     tables = _shown(lost)
     if not sys.stdin.isatty():
-        raise ConfigurationError(f"--yes: required where nobody can be asked; db rollback drops {tables}")
+        raise ConfigurationError(f"--yes: required where there is no terminal to ask on; db rollback drops {tables}")
     try:
         return input(f"This drops {tables}. Type yes to go on: ").strip() == "yes"
     except EOFError:

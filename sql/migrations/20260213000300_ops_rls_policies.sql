@@ -156,7 +156,7 @@ grant execute on function
     ops.current_user_id(), ops.current_user_role(uuid), ops.cancel_run(uuid, text), ops.list_queued_runs()
 to authenticated, service_role;
 
--- A CHECK runs with the rights of whoever writes the row.
+-- A CHECK runs with the rights of the role that writes the row.
 grant execute on function ops_private.is_git_ref(text) to authenticated, service_role;
 
 grant execute on function ops.shut_out_worker(text) to service_role;

@@ -1601,7 +1601,7 @@ begin
     select w.config into v_config from ops.workflows as w
     where w.id = new.workflow_id and w.project_id = new.project_id;
     if v_config is null or new.retry_of is not null then
-        return new;  -- a retry has what the first attempt had; without a workflow the foreign key says so
+        return new;  -- a retry has what the first attempt had; without a workflow the foreign key refuses it
     end if;
     v_wrong := ops_private.bad_metadata(new.metadata, v_config);
     if v_wrong is not null then

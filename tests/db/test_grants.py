@@ -43,7 +43,7 @@ async def test_who_executes_what(world: World) -> None:
     assert may == {"anon": set(), "authenticated": user, "ops_worker": worker, "service_role": everything}
 
 
-async def test_grants_to_everybody_let_nobody_work(world: World, connect: Connect) -> None:
+async def test_broad_grants_let_no_stranger_work(world: World, connect: Connect) -> None:
     """Supabase's recipe for a schema of one's own; `db verify` names each function that it opened."""
     await world.db.execute(
         """grant usage on schema ops to anon, authenticated, service_role;

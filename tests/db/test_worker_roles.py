@@ -218,7 +218,7 @@ async def test_a_host_neither_renews_nor_takes_nor_gives_up_what_is_the_others(w
         answer = await call(two, "register_worker", WORKER, instance, "host", ENGINE, p_takeover=True)
         assert answer["code"] == "worker_id_taken"
     await call(two, "unregister_worker", WORKER, INSTANCE)
-    assert await world.db.fetchval("select not handed_over from ops_private.leases"), "nobody left in its place"
+    assert await world.db.fetchval("select not handed_over from ops_private.leases"), "not handed over"
     assert (await call(one, "heartbeat", WORKER, INSTANCE))["registered"]
     assert (await call(two, "reap"))["requeued"] == []
     assert await world.status(run) == "claimed"
