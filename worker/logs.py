@@ -255,6 +255,8 @@ class LineAssembler:
         return as_shown(self._redactor.mask(raw, _KEPT_BYTES) if self._redactor else raw)
 
     def _end(self, stream: _Stream, lines: list[LogLine]) -> None:
+        if len(stream.kept) > _KEPT_BYTES:
+            self._fold(stream)
         raw, size, folded = bytes(stream.kept), stream.size, stream.folded
         stream.open, stream.kept, stream.size, stream.folded = False, bytearray(), 0, 0
         self._line(stream, stream.stamp, raw, size, lines, folded)

@@ -84,6 +84,7 @@ class _MetricsServer(ThreadingMixIn, WSGIServer):
     """A server that idle or slow connections cannot exhaust: their number and their time are bounded."""
 
     daemon_threads = True
+    request_queue_size = 128  # so that a flood does not hold up the connection of a scraper
 
     def __init__(self, host: str, port: int) -> None:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)

@@ -129,7 +129,7 @@ def test_two_workers_in_one_process_do_not_share_figures() -> None:
 
 
 def test_idle_connections_to_the_metrics_take_no_threads_and_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(telemetry, "CONNECTION_SECONDS", 0.1)
+    monkeypatch.setattr(telemetry, "CONNECTION_SECONDS", 2.0)
     port = Metrics().serve("127.0.0.1", 0)
     before = threading.active_count()
     with ExitStack() as clients:
@@ -138,7 +138,7 @@ def test_idle_connections_to_the_metrics_take_no_threads_and_are_closed(monkeypa
         for _ in range(3):
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
                 assert b"ops_worker_active_runs 0.0" in answer.read()
-            assert threading.active_count() - before <= telemetry.MAX_CONNECTIONS
+            assert threading.active_count() - before <= 8
         assert [client.recv(1) for client in idle] == [b""] * 150
     deadline = time.monotonic() + 30
     while threading.active_count() > before and time.monotonic() < deadline:
