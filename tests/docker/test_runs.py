@@ -69,7 +69,7 @@ async def test_a_bad_configuration_fails_the_run_and_names_the_field(
     assert error["payload"]["reason"] == "invalid_config"
 
 
-@pytest.mark.parametrize("metadata", [{"git_commit": "HEAD"}, {"args": "x"}, {"env": []}])
+@pytest.mark.parametrize("metadata", [{"git_commit": "HEAD"}, {"args": [1]}, {"git_ref": "--x"}])
 async def test_metadata_that_makes_no_sense_fails_the_run(plane: Plane, metadata: dict[str, Any]) -> None:
     run_id = await plane.queue(await plane.workflow({"command": ["true"]}), metadata)
     await plane.work()
