@@ -404,18 +404,18 @@ async def test_a_notified_cancel_asks_the_database_at_once_and_its_answer_decide
 
 
 async def test_a_flood_of_notifications_is_no_flood_of_renewals(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "HINT_SECONDS", 1.0)
+    monkeypatch.setattr(module, "HINT_SECONDS", 0.2)
     run_id = world.push()
     world.queue.beats = [beat()]
     async with world.working():
         world.queue.beats = [beat(run_id)] * 50
+        began = anyio.current_time()
         for _ in range(1_000):
             world.queue.on_cancel(run_id)
             await anyio.lowlevel.checkpoint()
-        assert len(world.queue.beats) == 50
         await until(lambda: len(world.queue.beats) < 50)
-        await wait_all_tasks_blocked()
-        assert len(world.queue.beats) == 49
+        renewals = 50 - len(world.queue.beats)
+        assert renewals <= 1 + (anyio.current_time() - began) / module.HINT_SECONDS
 
 
 async def test_a_renewal_that_fails_for_a_while_is_repeated(world: World) -> None:
