@@ -159,7 +159,7 @@ class Settings(BaseSettings):
     max_output: Size | None = _setting(None, "SIZE", "that a workflow may ask for at most")
     default_disk: Size = _setting(20 * 2**30, "SIZE", "written to the disk, for a run that sets no limit")
     max_disk: Size | None = _setting(None, "SIZE", "that a workflow may ask for at most")
-    max_log: Size = _setting(64 * 2**20, "SIZE", "of a run's output that is stored, and its end")
+    max_log: Size = _setting(64 * 2**20, "SIZE", "of stored output per run, and 1 MiB of its end")
     min_free_disk: Size = _setting(2**30, "SIZE", "of free disk below which no run is claimed")
     containerd_root: Path = _setting(Path("/var/lib/containerd"), "DIR", "where containerd keeps its data")
 
@@ -169,11 +169,11 @@ class Settings(BaseSettings):
         "file:/// or s3://",
     )
 
-    keep_logs: Count | None = _setting(None, "DAYS", "after its end for which prune keeps the log of a run")
-    keep_events: Count | None = _setting(None, "DAYS", "after its end for which prune keeps the events of a run")
+    keep_logs: Count | None = _setting(None, "DAYS", "that prune keeps the log of a run after its end")
+    keep_events: Count | None = _setting(None, "DAYS", "that prune keeps the events of a run after its end")
     dry_run: bool = _setting(False, "", "say what would be deleted, and delete nothing")
 
-    yes: bool = _setting(False, "", "do not ask: what is lost is to be lost")
+    yes: bool = _setting(False, "", "drop tables without asking")
 
     log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "LEVEL", "debug, info, warning or error")
     log_format: Literal["auto", "console", "json"] = _setting(
@@ -341,7 +341,7 @@ def _parsed(argv: Sequence[str]) -> tuple[CliSettingsSource[Any], dict[str, Any]
 
 
 def _command(words: Sequence[str]) -> Command | None:
-    """The command that those words begin with; to work where there are none; None: there is no such command."""
+    """The command that those words begin with, the work itself if there are none; None for an unknown command."""
     if not words:
         return _WORK
     return next((each for each in _COMMANDS if tuple(words[: len(each.words)]) == each.words), None)
