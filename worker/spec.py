@@ -127,6 +127,8 @@ N = TypeVar("N", int, float)
 Text = Annotated[str, AfterValidator(_no_nul)]
 Word = Annotated[str, Field(min_length=1), AfterValidator(_no_nul)]
 Label = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_no_nul)]
+GitRef = Annotated[str, AfterValidator(_git_ref)] | None
+"""Of a workflow or of a run; the database checks it by the same rule."""
 Env = dict[Annotated[str, AfterValidator(_env_name)], Text]
 Later = Annotated[list[Any] | dict[str, Any], BeforeValidator(_unsupported)]
 
@@ -197,17 +199,18 @@ class WorkflowConfig(Config):
     run_env: Annotated[list[Annotated[str, AfterValidator(_run_env_name)]], Field(max_length=100)] = []
 
 
-class GitRef(_Strict):
-    """``git_ref`` of a workflow or of a run; the database checks it by the same rule."""
+class WorkflowColumns(_Strict):
+    """The columns of a workflow that are checked like its config."""
 
-    git_ref: Annotated[str, AfterValidator(_git_ref)] | None = None
+    git_ref: GitRef = None
 
 
-class RunOptions(GitRef):
+class RunOptions(_Strict):
     """What the ``metadata`` of a run may say; its other keys are notes of whoever queued it."""
 
     env: Env = {}
     args: list[Text] = []
+    git_ref: GitRef = None
     git_commit: Annotated[str, AfterValidator(_git_commit)] | None = None
 
     reserved: ClassVar[frozenset[str]] = frozenset(WorkflowConfig.model_fields) - {"env"}
@@ -302,7 +305,7 @@ def resolve(claim: Claim, policy: HostPolicy) -> RunSpec:
     base = _read(Config, "tool config", tool.config or {})
     _bounded("workflow config", workflow.config)
     own = _read(WorkflowConfig, "workflow config", workflow.config)
-    _read(GitRef, "workflow", {"git_ref": workflow.git_ref})
+    _read(WorkflowColumns, "workflow", {"git_ref": workflow.git_ref})
     options = _run_options(claim.metadata, own.run_env)
     merged = _read(WorkflowConfig, "merged config", _merge(base, own))
     command = merged.command if merged.command is not None else [workflow.workflow_type]
@@ -343,10 +346,10 @@ def _image(name: str, policy: HostPolicy) -> ImageName:
 
 
 def _run_options(metadata: Mapping[str, Any], run_env: Sequence[str]) -> RunOptions:
-    """The database says the same when a run is queued; the workflow may be another one since."""
+    """The database checks the same when a run is queued, but the workflow may have changed since."""
     for key in metadata:
         if key in RunOptions.reserved:
-            allowed = "env, args, git_ref, git_commit"
+            allowed = ", ".join(RunOptions.model_fields)
             message = f"run metadata, {key}: a run may set {allowed}; {key} belongs into the workflow's config"
             raise SpecError("invalid_config", key, message)
     ours = {key: value for key, value in metadata.items() if key in RunOptions.model_fields}
