@@ -179,7 +179,7 @@ async def _patiently(what: str, call: Callable[[], Awaitable[T]], settings: Sett
 
 
 async def _say_what_is_left(queue: Queue) -> None:
-    """Warns of queued runs that this worker could never take: idle is not the same as all done."""
+    """Warns of queued runs that this worker can never claim, since the queue of an idle worker need not be empty."""
     runs, labels = await queue.unclaimable()
     if runs:
         log.warning("runs are left that ask for labels this worker lacks (--labels)", runs=runs, labels=labels)

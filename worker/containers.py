@@ -55,7 +55,7 @@ NETWORK_ATTEMPTS = 30
 """How often, a tenth of a second apart, the network is looked for that another worker may be making."""
 
 OPEN_NETWORK = (
-    f"containers on the network {NETWORK} reach each other, since something else than the worker made it: "
+    f"containers on the network {NETWORK} reach each other, since the worker did not make it: "
     f"remove it (docker network rm {NETWORK}), and the worker makes its own"
 )
 
@@ -452,9 +452,9 @@ class Engine:
 def filters_bridges(api_version: str, facts: Mapping[str, Any]) -> bool:
     """False if those facts say that nothing filters between the containers of one bridge.
 
-    Engines before API 1.48 need a setting of the kernel, and tell it. Later ones load the kernel's module themselves.
-    From API 1.49 on an engine names what filters for it: nothing with ``iptables`` switched off, which no older one
-    tells.
+    An engine before API 1.48 needs a setting of the kernel, and reports it. A later one loads the kernel's module
+    itself. From API 1.49 on an engine names its firewall, and names none with ``iptables`` switched off. An older
+    engine does not report that switch.
     """
     if version_gte(api_version, "1.49"):
         return bool(facts.get("FirewallBackend"))

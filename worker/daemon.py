@@ -39,7 +39,6 @@ CLAIM_SECONDS = 2.0
 SWEEP_SECONDS = 60.0
 """How often leftovers are looked for: dead workers' leases in the database, containers on the engine."""
 
-
 HINT_SECONDS = 0.5
 """A heartbeat is no earlier than this after the last one, however many notifications ask for it."""
 
@@ -115,7 +114,7 @@ class Daemon:
                 while self._unknown:
                     run_id = next(iter(self._unknown))
                     await self._take_up(runs, run_id)
-                    self._unknown.discard(run_id)  # only now, or a sweep meanwhile would find it once more
+                    self._unknown.discard(run_id)  # not before: a sweep meanwhile would add it again
                 if len(self._runs) < self._pace.concurrency and self._has_disk():
                     claim, waiting = await self._claim()
             if claim is not None:
@@ -217,7 +216,7 @@ class Daemon:
         ours_again = isinstance(found, Claim)
         log.warning("lease lost, nothing more is written for this run", **claim.named, ours_again=ours_again)
         if ours_again:
-            self._unknown.add(claim.run_id)  # no worker took it meanwhile: it goes on where its log ended
+            self._unknown.add(claim.run_id)  # no other worker took it: it continues where its log ended
         elif found in ("final", "not_found"):
             await self._clear(claim.run_id)
 

@@ -37,7 +37,7 @@ SHORT_PAUSE, SHORT_SHARE = 1.0, 10
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """The folders of engine (none) and artifacts (None) if they are on this host, and the bytes that must stay free."""
+    """The folders of the engine and of the artifacts, without those on other hosts; ``floor`` bytes must stay free."""
 
     engine: tuple[Path, ...]
     store: Path | None
@@ -53,9 +53,10 @@ class Disk:
         return None
 
     def short_of(self) -> int | None:
-        """The bytes left on that of the engine's disks with the least, if they are fewer than the floor, else None."""
+        """The bytes left on the fullest of the engine's disks; None unless they are fewer than the floor."""
         seen = [left for folder in self.engine if (left := _left(folder)) is not None]
-        return min((left for left in seen if left < self.floor), default=None)
+        least = min(seen, default=self.floor)
+        return least if least < self.floor else None
 
 
 def _left(folder: Path | None) -> int | None:

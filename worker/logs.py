@@ -43,7 +43,7 @@ _KEPT_BYTES = MAX_LINE_BYTES + 1  # ... and the \r of a \r\n
 _SHORT_BYTES = MAX_LINE_BYTES // 3
 """A byte that is replaced takes three: what is shorter than this needs no cut."""
 
-_NEWLINE, _RETURN, _NUL, _SPACE, _Z = b"\n\r\0 Z"  # as numbers, which are found ten times as fast as bytes
+_NEWLINE, _RETURN, _NUL, _SPACE, _Z = b"\n\r\0 Z"  # numbers: Python finds them ten times as fast as bytes
 _REPLACED = "\N{REPLACEMENT CHARACTER}".encode()
 
 _CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
@@ -237,9 +237,9 @@ class LineAssembler:
         stream.kept += part
 
     def _fold(self, stream: _Stream) -> int:
-        """Takes what is overwritten out of a line that is too long to be kept; returns the room that this gives.
+        """Removes what is overwritten from a line that is too long to be kept; returns the room that this frees.
 
-        It gives a quarter of the room or none, so that the work grows no faster than the line.
+        It frees at least a quarter of the room or none, so that the work grows no faster than the line.
         """
         end = stream.kept.rfind(b"\r", 0, _KEPT_BYTES)
         if end < 0:
@@ -398,7 +398,7 @@ def _overwrite(cells: list[str], part: str) -> None:
 
 
 def _run(data: bytes, piece: bytes) -> int:
-    """How many bytes the piece takes where it stands at the beginning, again and again: three times at most."""
+    """The bytes of the copies of the piece with which the data begins; three copies at most."""
     size = 0
     while size < 3 * len(piece) and data.startswith(piece, size):
         size += len(piece)

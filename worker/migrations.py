@@ -163,7 +163,7 @@ async def connect(dsn: str) -> AsyncIterator[asyncpg.Connection]:
 
 @asynccontextmanager
 async def connect_for(verb: str, dsn: str) -> AsyncIterator[asyncpg.Connection]:
-    """A connection for the verb of that name; what the server refuses meanwhile is one sentence.
+    """A connection for the verb of that name; an error of the server becomes one sentence.
 
     Raises:
         VerbError: the server refused something.

@@ -78,7 +78,7 @@ class Outcome:
 
     @property
     def log_level(self) -> str:
-        """How loud the worker's own log says it: a host that fails is an error there, a program that fails is not."""
+        """Its level in the worker's own log: a failure of the host is an error, one of the program is a warning."""
         if self.reason in HOST_FAULTS:
             return "error"
         return "info" if self.reason is Reason.SUCCEEDED else "warning"

@@ -46,16 +46,17 @@ _TRANSIENT = (
     asyncpg.ReadOnlySQLTransactionError,  # connected to the old primary after a failover
     asyncpg.LockNotAvailableError,
     asyncpg.PostgresSystemError,  # class 58: the server's disk
-    asyncpg.InvalidAuthorizationSpecificationError,  # class 28: the password was changed, or the role is gone. Both
-    asyncpg.InvalidCatalogNameError,  # may be set right again while this worker lives, and its containers run
+    # The password was changed, or the role or the database is gone. An operator may mend that while containers run.
+    asyncpg.InvalidAuthorizationSpecificationError,  # class 28
+    asyncpg.InvalidCatalogNameError,
 )
 _LOST = frozenset({"not_owner", "not_running", "not_claimed", "final", "not_found"})
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same call may succeed later without anybody changing anything.
+    """Whether the same call may succeed later.
 
-    A value that the driver cannot send is an ``InterfaceError`` too, and a ``ValueError``.
+    A value that the driver cannot send never does; its error is an ``InterfaceError`` and a ``ValueError``.
     """
     return isinstance(error, _TRANSIENT) and not isinstance(error, ValueError)
 
@@ -382,7 +383,7 @@ async def _persist(once: Callable[[], Awaitable[T]]) -> T:
 
 @contextmanager
 def _readable() -> Iterator[None]:
-    """Reading a run: what goes wrong then is the run's fault, not the worker's."""
+    """Turns an error in reading a run into ``UnreadableRun``: the cause is the run, not the worker."""
     try:
         yield
     except RecursionError:

@@ -22,7 +22,7 @@ MAX_BYTES = 64 * 1024
 """Of one secret; what is larger is no secret."""
 
 MAX_CHANGED_BYTES = MAX_BYTES
-"""Of all secrets of a container that its host has no more, or never had."""
+"""Of all values that a container holds as secrets and its host does not."""
 
 _WORKSPACE_KEY = re.compile(r"[a-z0-9_]+", re.ASCII)
 
@@ -108,16 +108,16 @@ def secret_files(secrets: Sequence[Secret], uid: int) -> bytes:
 
 
 def held_value(chunks: Iterator[bytes]) -> bytes | None:
-    """The secret in an archive of its file; None of what no secret can be: cut, too large, or no plain file."""
+    """The secret in an archive of its file; None if the archive is cut, or the file is too large or no plain file."""
     with suppress(DamagedError):
         return first_file(chunks, MAX_BYTES)
     return None
 
 
 def changed_values(held: Iterable[Secret], known: Collection[Secret]) -> list[bytes]:
-    """What a container holds and its host does not, ``MAX_CHANGED_BYTES`` of it.
+    """The values that a container holds and its host does not, at most ``MAX_CHANGED_BYTES`` in all.
 
-    The program may have written it, and to search for all forms of a secret takes a thousand times its memory.
+    The program may have written them, and the search for all forms of a secret takes a thousand times its memory.
     """
     values = []
     left = MAX_CHANGED_BYTES

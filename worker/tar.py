@@ -50,7 +50,7 @@ class Member:
 
 
 def piecewise(chunks: Iterator[bytes]) -> Callable[[int], bytes]:
-    """What ``TarReader`` reads with, of chunks of any size."""
+    """The source of a ``TarReader``, made of chunks of any size."""
     rest = memoryview(b"")
 
     def read(size: int) -> bytes:
@@ -67,9 +67,9 @@ def piecewise(chunks: Iterator[bytes]) -> Callable[[int], bytes]:
 
 
 def first_file(chunks: Iterator[bytes], max_bytes: int) -> bytes | None:
-    """The content of an archive's first member, and reads no further; None unless it is a file of at most that size.
+    """The content of an archive's first member; None unless it is a file of at most that size.
 
-    Raises ``DamagedError``.
+    Reads no further than that member. Raises ``DamagedError``.
     """
     tar = TarReader(piecewise(chunks))
     member = tar.next()

@@ -81,7 +81,7 @@ class Metrics:
 
 
 class _MetricsServer(ThreadingMixIn, WSGIServer):
-    """A server that idle or slow connections cannot exhaust: their number and their time are bounded."""
+    """Bounds the number and the time of its connections, so that idle or slow ones cannot exhaust it."""
 
     daemon_threads = True
     request_queue_size = 128  # so that a flood does not hold up the connection of a scraper
@@ -122,7 +122,7 @@ class _MetricsServer(ThreadingMixIn, WSGIServer):
             _shut(connection)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A connection that broke, or was ended here, is no news."""
+        """Logs nothing: a connection that broke, or that this server ended, needs no attention."""
 
     def _end_oldest(self) -> None:
         with self._lock:
@@ -138,7 +138,7 @@ class _MetricsServer(ThreadingMixIn, WSGIServer):
 
 class _SilentHandler(WSGIRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name that the base class gives it
-        """Says nothing: the worker's own log is for runs."""
+        """Logs nothing: the worker's own log is for runs."""
 
 
 def _shut(connection: socket.socket) -> None:
