@@ -22,7 +22,7 @@ import pytest
 
 from tests.support.command import complaints, ops_worker
 from tests.support.docker import PATIENCE, ROOT, WorkerProcess, worker_process
-from tests.support.postgres import Cluster
+from tests.support.postgres import Cluster, free_port
 from tests.support.scripts import environ_of
 from worker.settings import Settings
 
@@ -529,9 +529,3 @@ async def test_systemd_is_told_what_a_worker_waits_for_and_that_it_has_started(
         await manager.until_told("WATCHDOG=1")
         worker.signal(signal.SIGTERM)
         await worker.wait()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port

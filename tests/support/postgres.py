@@ -184,7 +184,7 @@ class Cluster:
         """Start the server, on the same port as before, and wait until it takes connections."""
         for attempt in range(5):
             if self.listen and (not self.port or attempt):
-                self.port = _free_port()  # somebody may take it before the server does: hence the attempts
+                self.port = free_port()  # somebody may take it before the server does: hence the attempts
             if self._start_once():
                 return
         raise RuntimeError(f"PostgreSQL {self.major} did not start:\n{self._log_tail()}")
@@ -402,7 +402,8 @@ def server_user() -> pwd.struct_passwd | None:
     return pwd.getpwnam(_UNPRIVILEGED) if os.geteuid() == 0 else None
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A free port on the loopback address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

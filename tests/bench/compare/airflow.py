@@ -6,7 +6,8 @@ import json
 import shlex
 import subprocess
 
-from tests.bench.compare.bench import Bench, Peer, Seen, Site, answers, free_port, until
+from tests.bench.compare.bench import Bench, Peer, Seen, Site, answers, until
+from tests.support.postgres import free_port
 
 DAG = """
 from datetime import datetime

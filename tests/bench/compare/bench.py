@@ -200,14 +200,6 @@ def until(what: str, condition: Callable[[], bool], seconds: float) -> None:
         time.sleep(0.5)
 
 
-def free_port() -> int:
-    """A free port on the loopback address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def answers(port: int) -> Callable[[], bool]:
     """Whether a server takes connections there."""
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import subprocess
 
-from tests.bench.compare.bench import Bench, Peer, Seen, Site, answers, free_port, until
+from tests.bench.compare.bench import Bench, Peer, Seen, Site, answers, until
+from tests.support.postgres import free_port
 
 MASTER = """
 import os

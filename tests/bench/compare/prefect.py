@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 
-from tests.bench.compare.bench import Bench, Peer, Seen, Site, answers, free_port, until
+from tests.bench.compare.bench import Bench, Peer, Seen, Site, answers, until
+from tests.support.postgres import free_port
 
 FLOW = """
 import json, os, subprocess
