@@ -161,7 +161,7 @@ create table ops.project_memberships (
 );
 
 comment on column ops.project_memberships.given_by is
-    'The signed-in user who gave this role; null for machines. The last owner may leave if another user made him one.';
+    'The signed-in user who gave this role; null for machines. The last owner may leave if another user gave it.';
 
 -- A plain PostgreSQL has no auth.users.
 do $$

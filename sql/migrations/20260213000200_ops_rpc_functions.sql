@@ -294,7 +294,7 @@ begin
 end
 $$;
 
--- Why the caller may not work under this worker id, in words; null: he may. Every caller may use an id that is not
+-- Why the caller may not work under this worker id, in words; null if it may. Every caller may use an id that is not
 -- registered; the events name the role that did.
 create function ops_private.id_refusal(p_worker_id text, p_instance_id uuid) returns text
 language plpgsql volatile set search_path = pg_catalog, pg_temp

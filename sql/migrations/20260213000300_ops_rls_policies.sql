@@ -88,7 +88,7 @@ create policy workers_read on ops.tools for select to ops_worker using (true);
 create policy users_read on ops.upgrade_advisories for select to authenticated using (true);
 create policy workers_read on ops.upgrade_advisories for select to ops_worker using (true);
 
--- An admin manages everybody but owners, and makes none: neither of others nor of himself. Every member may leave.
+-- An admin manages every member but the owners, and can make no member an owner. Every member may leave.
 create policy members_read on ops.project_memberships for select to authenticated
     using (project_id = any (array(select ops_private.my_projects())));
 create policy admins_add on ops.project_memberships for insert to authenticated

@@ -444,8 +444,8 @@ create trigger set_giver before insert or update of role on ops.project_membersh
     for each row execute function ops_private.set_giver();
 
 -- A project keeps an owner, unless it goes itself. The lock makes two owners who remove each other take
--- turns. Two may leave a project without one, which is then service_role's to give: a user whose account is deleted
--- (his memberships go by a cascade), and a user who declines what another user made him.
+-- turns. A project loses its last owner in two cases: the account of the user is deleted (a cascade deletes the
+-- memberships), or the user declines the role that another user gave. service_role then names the next owner.
 create function ops_private.keep_an_owner() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$

@@ -509,7 +509,7 @@ CREATE TABLE ops.project_memberships (
     CONSTRAINT project_memberships_role_check CHECK ((role = ANY (ARRAY['owner'::text, 'admin'::text, 'developer'::text, 'viewer'::text])))
 );
 
-COMMENT ON COLUMN ops.project_memberships.given_by IS 'The signed-in user who gave this role; null for machines. The last owner may leave if another user made him one.';
+COMMENT ON COLUMN ops.project_memberships.given_by IS 'The signed-in user who gave this role; null for machines. The last owner may leave if another user gave it.';
 
 CREATE FUNCTION ops.current_user_role(p_project_id uuid) RETURNS text
     LANGUAGE sql STABLE

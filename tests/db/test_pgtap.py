@@ -1,4 +1,4 @@
-"""The pgTAP files that a person can run against his own database, as on Supabase and as a superuser."""
+"""The pgTAP files that users can run against their own databases, as on Supabase and as a superuser."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ insert into cell values
     -- edit project settings
     ('{owner,service_role}', $$update ops.projects set name = 'x' where id = '{project}'$$),
     ('{owner,service_role}', $$update ops.projects set config = '{"a": 1}' where id = '{project}'$$),
-    -- manage memberships; every member may remove his own
+    -- manage memberships; every member may remove their own
     ('{admin,owner,service_role}',
         $$insert into ops.project_memberships (project_id, user_id, role)
         values ('{project}', '{stranger}', 'admin')$$),
