@@ -9,6 +9,7 @@ import pytest
 
 from tests.db.crowd import Crowd
 from tests.db.world import World, new_workflow
+from worker.spec import MAX_DEPTH, MAX_TEXT
 
 
 def nested(depth: int) -> str:
@@ -16,10 +17,12 @@ def nested(depth: int) -> str:
     return f'{{"a": {"[" * depth}{"]" * depth}}}'
 
 
-BIG = json.dumps({"a": "x" * 2**18})
+def sized(size: int) -> str:
+    """An object of so many bytes."""
+    return json.dumps({"a": "x" * (size - len('{"a": ""}'))})
 
 
-async def test_every_document_is_bounded_in_size_and_depth(crowd: Crowd) -> None:
+async def test_every_document_is_bounded_in_size_and_depth_as_the_worker_bounds_it(crowd: Crowd) -> None:
     db = crowd.world.db
     await db.execute("alter table ops.run_events disable trigger keep_run_events")
     columns = await db.fetch(
@@ -29,8 +32,10 @@ async def test_every_document_is_bounded_in_size_and_depth(crowd: Crowd) -> None
     assert len(columns) == 7
     for table, column in columns:
         update = f"update ops.{table} set {column} = $1"
-        await db.execute(update, nested(32))
-        for document, bound in ((nested(33), "32_deep"), (nested(5000), "32_deep"), (BIG, "256_kib")):
+        for document in (nested(MAX_DEPTH), sized(MAX_TEXT)):
+            await db.execute(update, document)
+        deep, big = "32_deep", "256_kib"
+        for document, bound in ((nested(MAX_DEPTH + 1), deep), (nested(5000), deep), (sized(MAX_TEXT + 1), big)):
             with pytest.raises(asyncpg.CheckViolationError) as refused:
                 await db.execute(update, document)
             assert refused.value.constraint_name == f"{table}_{column}_at_most_{bound}"
