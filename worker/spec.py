@@ -39,6 +39,9 @@ MAX_VALUES = 10_000
 """Names and values in one configuration, at any depth."""
 
 MAX_DEPTH = 32
+MAX_LABELS, MAX_LABEL = 20, 100
+"""How many labels a workflow may have, and the characters of one."""
+
 MAX_KEY = 64
 """Characters of an unknown key that is compared with the known ones."""
 
@@ -126,7 +129,7 @@ M = TypeVar("M", bound=BaseModel)
 N = TypeVar("N", int, float)
 Text = Annotated[str, AfterValidator(_no_nul)]
 Word = Annotated[str, Field(min_length=1), AfterValidator(_no_nul)]
-Label = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_no_nul)]
+Label = Annotated[str, Field(min_length=1, max_length=MAX_LABEL), AfterValidator(_no_nul)]
 GitRef = Annotated[str, AfterValidator(_git_ref)] | None
 """Of a workflow or of a run; the database checks it by the same rule."""
 Env = dict[Annotated[str, AfterValidator(_env_name)], Text]
@@ -192,7 +195,7 @@ class WorkflowConfig(Config):
 
     tool: Word | None = None
     version: Word | None = None
-    labels: Annotated[list[Label], Field(max_length=20)] = []
+    labels: Annotated[list[Label], Field(max_length=MAX_LABELS)] = []
     priority: int = Field(0, ge=-(2**31), lt=2**31)
     concurrency_key: Annotated[str, Field(max_length=200), AfterValidator(_no_nul)] | None = None
     retry: Retry | None = None
@@ -414,14 +417,16 @@ def _bounded(where: str, data: Mapping[str, Any]) -> None:
             if values > MAX_VALUES or text > MAX_TEXT:
                 break
             level = [part for item in level for part in _parts(item)]
-        problem = (
-            f"expected at most {MAX_VALUES:,} values in all" if values > MAX_VALUES
-            else f"expected at most {MAX_TEXT:,} characters in all" if text > MAX_TEXT
-            else f"expected at most {MAX_DEPTH} levels" if level else None
-        )  # fmt: skip
-        if problem is not None:
-            name = _printable(field)
-            raise SpecError("invalid_config", name, f"{where}, {name}: {problem}")
+        if values > MAX_VALUES:
+            most = f"{MAX_VALUES:,} values in all"
+        elif text > MAX_TEXT:
+            most = f"{MAX_TEXT:,} characters in all"
+        elif level:
+            most = f"{MAX_DEPTH} levels"
+        else:
+            continue
+        name = _printable(field)
+        raise SpecError("invalid_config", name, f"{where}, {name}: expected at most {most}")
 
 
 def _parts(item: object) -> Iterable[object]:

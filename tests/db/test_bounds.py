@@ -9,7 +9,7 @@ import pytest
 
 from tests.db.crowd import Crowd
 from tests.db.world import World, new_workflow
-from worker.spec import MAX_DEPTH, MAX_TEXT
+from worker.spec import MAX_DEPTH, MAX_LABEL, MAX_LABELS, MAX_TEXT
 
 
 def nested(depth: int) -> str:
@@ -52,7 +52,7 @@ async def test_every_document_is_bounded_in_size_and_depth_as_the_worker_bounds_
         ("runs", "idempotency_key", "x" * 301), ("runs", "claimed_by", "x" * 201),
         ("runs", "error_message", "x" * 10_001),
         ("run_artifacts", "artifact_url", "x" * 8193), ("run_artifacts", "content_type", "x" * 256),
-        ("runs", "labels", ["x"] * 21), ("runs", "labels", ["x" * 101]),
+        ("runs", "labels", ["x"] * (MAX_LABELS + 1)), ("runs", "labels", ["x" * (MAX_LABEL + 1)]),
         ("runs", "labels", ["\n".join(["x" * 90] * 23)]),
     ],
     ids=lambda value: str(value)[:20],
@@ -60,6 +60,10 @@ async def test_every_document_is_bounded_in_size_and_depth_as_the_worker_bounds_
 async def test_every_text_is_bounded(crowd: Crowd, table: str, column: str, value: object) -> None:
     with pytest.raises(asyncpg.CheckViolationError):
         await crowd.world.db.execute(f"update ops.{table} set {column} = $1", value)
+
+
+async def test_a_run_may_have_the_labels_that_the_worker_lets_a_workflow_have(crowd: Crowd) -> None:
+    await crowd.world.db.execute("update ops.runs set labels = $1", ["x" * MAX_LABEL] * MAX_LABELS)
 
 
 async def test_a_workflow_cannot_give_its_runs_more_labels_than_that(world: World) -> None:
