@@ -307,7 +307,7 @@ class Cluster:
         shutil.copytree(path.parent, copy / package.name / path.parent.name, symlinks=True)
         libraries = package.with_name(f"{package.name}.libs")  # a wheel's; found by relative path
         if libraries.is_dir():
-            shutil.copytree(libraries, copy / libraries.name, symlinks=True)
+            shutil.copytree(libraries, copy / libraries.name, symlinks=True, dirs_exist_ok=True)  # of two versions
         for item in (copy, *copy.rglob("*")):
             if not item.is_symlink():
                 item.chmod(0o755)
