@@ -365,14 +365,17 @@ class Queue:
 async def _persist(once: Callable[[], Awaitable[T]]) -> T:
     """Repeats ``once`` over passing faults until it succeeds or the caller is cancelled."""
     attempt = 0
+    said = ""
     while True:
         try:
             value = await once()
         except _TRANSIENT as error:
             if not is_transient(error):
                 raise
-            if attempt == 0:
-                log.warning("database unavailable, retrying", error=str(error) or type(error).__name__)
+            # Once, and again when the cause is another: the first may only be that the server ended the connection.
+            if (cause := str(error) or type(error).__name__) != said:
+                log.warning("database unavailable, retrying", error=cause)
+                said = cause
             await anyio.sleep(backoff(attempt))
             attempt += 1
         else:

@@ -321,8 +321,7 @@ async def test_a_password_that_is_changed_while_it_works_is_waited_for(tcp_clust
             await worker.until_said("worker started")
             tcp_cluster.execute(f"alter role rotated password '{SECRET[::-1]}'")
             tcp_cluster.execute("select pg_terminate_backend(pid) from pg_stat_activity where usename = 'rotated'")
-            waits = await worker.until_said("database unavailable, retrying")
-            assert "password authentication failed" in waits["error"]
+            await worker.until_said("database unavailable, retrying", error="password authentication failed")
             tcp_cluster.execute(f"alter role rotated password '{SECRET}'")
             await worker.until_said("database back")
             worker.signal(signal.SIGTERM)

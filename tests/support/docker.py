@@ -60,12 +60,13 @@ class WorkerProcess:
         lines = self.output.read_text().splitlines()
         return [json.loads(line) for line in lines if line.startswith("{")]
 
-    async def until_said(self, event: str) -> dict[str, Any]:
-        """Waits for a log line with that event."""
+    async def until_said(self, event: str, *, error: str = "") -> dict[str, Any]:
+        """Waits for a log line with that event, and with that text in its error."""
         async with asyncio.timeout(PATIENCE):
             while True:
-                if found := next((line for line in self.said if line["event"] == event), None):
-                    return found
+                for line in self.said:
+                    if line["event"] == event and error in line.get("error", ""):
+                        return line
                 if self.process.returncode is not None:
                     raise AssertionError(f"worker exited without saying {event!r}:\n{self.output.read_text()}")
                 await asyncio.sleep(0.02)
