@@ -55,25 +55,33 @@ UNREGISTER_SECONDS = 5.0
 def main() -> None:
     """The entry point of the command ``ops-worker``."""
     try:
-        settings = load(sys.argv[1:])
-        if settings.version:
-            print(f"ops-worker {__version__}")
-            return
-        configure_logging(settings.log_level, settings.log_format)
-        for number in (signal.SIGTERM, signal.SIGINT):  # until the daemon takes them: process 1 of a container
-            signal.signal(number, lambda n, _: _leave(128 + n if settings.verb else 0))  # would not die of them
-        _leave(anyio.run(_carry_out, settings))
+        _leave(_status(sys.argv[1:]))
     except ConfigurationError as error:
         for problem in error.problems:
             print(f"ops-worker: {problem}", file=sys.stderr)
-        sys.exit(2)
+        _leave(2)
     except OpsError as error:
         print(f"ops-worker: {error}", file=sys.stderr)
-        sys.exit(1)
+        _leave(1)
+
+
+def _status(argv: list[str]) -> int:
+    settings = load(argv)
+    if settings.version:
+        print(f"ops-worker {__version__}")
+        return 0
+    configure_logging(settings.log_level, settings.log_format)
+    for number in (signal.SIGTERM, signal.SIGINT):  # until the daemon takes them: process 1 of a container
+        signal.signal(number, lambda n, _: _leave(128 + n if settings.verb else 0))  # would not die of them
+    return anyio.run(_carry_out, settings)
 
 
 def _leave(status: int) -> NoReturn:
-    """Ends the process without waiting for threads: one may wait minutes for an engine that does not answer."""
+    """Ends the process without waiting for threads, and without Python's own finalisation.
+
+    A thread may wait minutes for an engine that does not answer. One of the object store's that takes the interpreter
+    lock while Python finalises aborts the process (seen on Python 3.11: exit code -6 instead of 1).
+    """
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, RuntimeError):  # nobody reads it any more; or the signal came within a write
             stream.flush()

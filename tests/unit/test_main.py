@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from worker.__main__ import _name_of
+from worker.errors import ConfigurationError, OpsError
 
 URL = "postgresql://worker:hunter22@db.example:6543/ops"
 
@@ -32,3 +36,19 @@ def test_the_default_port_and_the_parameters_of_a_url_name_the_same_database() -
     assert plain == _name_of("build-1", "postgres://worker@DB:5432/ops")
     assert plain == _name_of("build-1", "postgresql://worker@/ops?host=db")
     assert plain == _name_of("build-1", "postgresql:///?host=db&port=5432&user=worker&dbname=ops")
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(ConfigurationError("--lease: at least 15"), 2), (OpsError("cannot delete"), 1)]
+)
+def test_a_refusal_leaves_without_finalisation(error: OpsError, status: int) -> None:
+    # a thread of the object store that takes the interpreter lock meanwhile aborts the process
+    program = (
+        "import atexit, worker.__main__ as it, worker.errors as errors\n"
+        "atexit.register(print, 'finalised')\n"
+        f"def refuse(argv): raise errors.{type(error).__name__}({str(error)!r})\n"
+        "it._status = refuse\n"
+        "it.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", f"ops-worker: {error}\n")
