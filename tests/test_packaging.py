@@ -17,7 +17,7 @@ from packaging.version import Version
 from pydantic_core import PydanticUndefined
 
 from tests.support.debian import libraries, unpacked
-from worker.settings import PREFIX, Settings, load
+from worker.cli.settings import PREFIX, Settings, load
 
 pytestmark = pytest.mark.xdist_group("packaging")  # one process builds the wheel
 
@@ -65,7 +65,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_holds_the_package_the_sql_and_the_licence(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    modules = {f"worker/{path.name}" for path in (ROOT / "worker").glob("*.py")}
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "worker").rglob("*.py")}
     files = [*(ROOT / "sql").glob("catalog.*"), *(ROOT / "sql" / "migrations").iterdir()]
     files += (ROOT / "sql" / "rollback").iterdir()
     sql = {f"worker/{path.relative_to(ROOT)}" for path in files}

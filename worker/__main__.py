@@ -23,21 +23,31 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import anyio
 import structlog
 
-from worker import __version__, database_cli, systemd
-from worker.artifacts import ArtifactStore
-from worker.containers import Engine
+from worker import __version__
+from worker.artifacts.store import ArtifactStore
+from worker.cli import database as database_cli
+from worker.cli.settings import GENERAL_URL, Settings, flag, load
+from worker.concurrency import backoff, task_group
 from worker.daemon import Daemon, Pace
-from worker.disk import Disk
-from worker.errors import ConfigurationError, DatabaseUnavailable, EngineError, EngineUnavailable, OpsError, Refused
-from worker.models import WorkerIdentity
-from worker.queue import Queue
-from worker.retention import Retention, prune
-from worker.runner import Host
-from worker.secrets import SecretsFolder
-from worker.settings import GENERAL_URL, Settings, flag, load
-from worker.spec import HostPolicy
-from worker.tasks import backoff, task_group
-from worker.telemetry import Metrics, configure_logging
+from worker.database.queue import Queue
+from worker.database.retention import Retention, prune
+from worker.engine.containers import Engine
+from worker.errors import (
+    ArtifactError,
+    ConfigurationError,
+    DatabaseUnavailable,
+    EngineError,
+    EngineUnavailable,
+    OpsError,
+    Refused,
+    UsageError,
+)
+from worker.model.claim import WorkerIdentity
+from worker.model.spec import HostPolicy
+from worker.run.disk import Disk
+from worker.run.lifecycle import Host
+from worker.run.secrets import SecretsFolder
+from worker.telemetry import Metrics, configure_logging, keep_systemd_informed, notify_systemd
 
 T = TypeVar("T")
 log = structlog.get_logger()
@@ -56,9 +66,13 @@ def main() -> None:
     """The entry point of the command ``ops-worker``."""
     try:
         _leave(_status(sys.argv[1:]))
-    except ConfigurationError as error:
+    except UsageError as error:
         for problem in error.problems:
             print(f"ops-worker: {problem}", file=sys.stderr)
+        _leave(2)
+    except ConfigurationError as error:
+        name = flag(error.field) if error.field in Settings.model_fields else error.field
+        print(f"ops-worker: {name}: {error.problem}", file=sys.stderr)
         _leave(2)
     except OpsError as error:
         print(f"ops-worker: {error}", file=sys.stderr)
@@ -90,7 +104,7 @@ def _leave(status: int) -> NoReturn:
 
 async def _carry_out(settings: Settings) -> int:
     if settings.database_url is None:
-        raise ConfigurationError(f"{flag('database_url')}: required; {GENERAL_URL} counts too")
+        raise ConfigurationError("database_url", f"required; {GENERAL_URL} counts too")
     dsn = settings.database_url.get_secret_value()
     if settings.verb[:1] == ("prune",):
         store = ArtifactStore.from_url(settings.artifact_store)
@@ -99,7 +113,7 @@ async def _carry_out(settings: Settings) -> int:
     if settings.verb:
         return await database_cli.run(dsn, settings.verb, yes=settings.yes)
     async with task_group() as background:
-        background.start_soon(systemd.keep_alive)
+        background.start_soon(keep_systemd_informed)
         status = await work(settings, dsn)
         background.cancel_scope.cancel()
     return status
@@ -115,7 +129,10 @@ async def work(settings: Settings, dsn: str) -> int:
         except OSError as error:
             raise OpsError(f"{flag('metrics_address')}: cannot listen: {error}") from error
     store = ArtifactStore.from_url(settings.artifact_store)
-    await store.check()
+    try:
+        await store.check()
+    except ArtifactError as error:
+        raise OpsError(f"{flag('artifact_store')}: {error}") from error
     secrets = SecretsFolder(settings.secrets_dir)
 
     async with AsyncExitStack() as resources:
@@ -173,7 +190,7 @@ async def work(settings: Settings, dsn: str) -> int:
 async def _patiently(what: str, call: Callable[[], Awaitable[T]], settings: Settings) -> T:
     """Waits for a resource that is not there yet; with ``--until-idle`` its absence is an error at once."""
     attempt = 0
-    systemd.notify(f"STATUS=connecting to {what}")
+    notify_systemd(f"STATUS=connecting to {what}")
     while True:
         try:
             return await call()
@@ -195,7 +212,7 @@ async def _say_what_is_left(queue: Queue) -> None:
 
 def _patient(status: str) -> None:
     """Tells systemd what the worker waits for, and that it has started: a waiting service must not hold up a boot."""
-    systemd.notify("READY=1", f"STATUS={' '.join(status.split())}")
+    notify_systemd("READY=1", f"STATUS={' '.join(status.split())}")
 
 
 async def _register(queue: Queue, *, takeover: bool) -> uuid.UUID:

@@ -20,16 +20,16 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup
 
-from worker import systemd
-from worker.containers import Engine
-from worker.disk import Disk, DiskGuard
+from worker.concurrency import backoff, task_group
+from worker.database.connection import is_transient
+from worker.database.queue import Queue
+from worker.engine.containers import Engine
 from worker.errors import DiskShort, EngineError, EngineUnavailable, LeaseLost, Refused, UnreadableRun
-from worker.models import Claim
-from worker.outcome import Outcome, Reason, Stop
-from worker.queue import Queue, is_transient
-from worker.runner import Host, Run, container_name
-from worker.tasks import backoff, task_group
-from worker.telemetry import Metrics
+from worker.model.claim import Claim
+from worker.model.outcome import Outcome, Reason, Stop
+from worker.run.disk import Disk, DiskGuard
+from worker.run.lifecycle import Host, Run, container_name
+from worker.telemetry import Metrics, notify_systemd
 
 log = structlog.get_logger()
 
@@ -97,7 +97,7 @@ class Daemon:
                 background.start_soon(self._heartbeats, background.cancel_scope)
                 for loop in (self._listen, self._sweeps, self._watch_disk, self._end_claims):
                     background.start_soon(loop)
-                systemd.notify("READY=1", f"STATUS={self._status()}")
+                notify_systemd("READY=1", f"STATUS={self._status()}")
                 async with task_group() as runs:
                     await self._claims(runs)
                 background.cancel_scope.cancel()
@@ -320,7 +320,7 @@ class Daemon:
         await anext(signals)
         log.info("stopping: no more claims, waiting for the runs; once more to leave them to the next worker")
         self._draining.set()
-        systemd.notify("STOPPING=1", f"STATUS={self._status()}")
+        notify_systemd("STOPPING=1", f"STATUS={self._status()}")
         self._wake_up()
         with anyio.move_on_after(self._pace.drain):
             await anext(signals)
@@ -343,7 +343,7 @@ class Daemon:
         return runs if self._runs else "waiting for runs"
 
     def _say_status(self) -> None:
-        systemd.notify(f"STATUS={self._status()}")
+        notify_systemd(f"STATUS={self._status()}")
 
 
 async def _every(seconds: float, once: Callable[[], Awaitable[object]]) -> None:

@@ -11,12 +11,21 @@ class OpsError(Exception):
     """The root of the worker's own errors; its text is meant for a person."""
 
 
-class ConfigurationError(OpsError):
-    """One or more settings are wrong; ``problems`` has a line for each."""
+class UsageError(OpsError):
+    """The command line, the environment or the env file is wrong; ``problems`` has a line for each mistake."""
 
     def __init__(self, *problems: str) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
+
+
+class ConfigurationError(OpsError):
+    """A setting cannot work. ``field`` is its name in the settings, or the name of a variable of another program."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}")
+        self.field = field
+        self.problem = problem
 
 
 class SpecError(OpsError):
@@ -32,8 +41,8 @@ class DatabaseUnavailable(OpsError):
     """The control plane cannot be reached."""
 
 
-class VerbError(OpsError):
-    """The database refused what a verb asked of it."""
+class CommandError(OpsError):
+    """The database refused what a command asked of it."""
 
 
 class DiskShort(OpsError):

@@ -1,8 +1,9 @@
-"""What the worker says about itself: structured log lines, and metrics for Prometheus."""
+"""What the worker says about itself: structured log lines, metrics for Prometheus, and its state for systemd."""
 
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import sys
 import threading
@@ -12,6 +13,7 @@ from socketserver import ThreadingMixIn
 from typing import Any, Literal
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
+import anyio
 import structlog
 import structlog.tracebacks
 from prometheus_client import CollectorRegistry, Counter, Gauge, make_wsgi_app
@@ -44,6 +46,40 @@ def _renderers(*, console: bool) -> list[structlog.typing.Processor]:
         return [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
     tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
     return [structlog.processors.ExceptionRenderer(tracebacks), structlog.processors.JSONRenderer()]
+
+
+def notify_systemd(*states: str) -> None:
+    """Sends systemd states such as ``READY=1`` or ``STATUS=...``; does nothing where systemd did not start the worker.
+
+    Never raises: a lost message is not worth a run.
+    """
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    if address.startswith("@"):  # an abstract socket
+        address = "\0" + address[1:]
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
+            channel.setblocking(False)
+            channel.sendto("\n".join(states).encode(), address)
+    except OSError:
+        pass
+
+
+async def keep_systemd_informed() -> None:
+    """Tells systemd that the event loop turns, for as long as this lasts; returns at once where it does not ask."""
+    seconds = _watchdog_seconds()
+    while seconds is not None:
+        notify_systemd("WATCHDOG=1")
+        await anyio.sleep(seconds / 3)
+
+
+def _watchdog_seconds() -> float | None:
+    """Within how many seconds systemd expects a ``WATCHDOG=1``; None when it does not watch this process."""
+    if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return None
+    microseconds = os.environ.get("WATCHDOG_USEC")
+    return int(microseconds) / 1e6 if microseconds else None
 
 
 class Metrics:

@@ -16,7 +16,8 @@ from typing import Any
 
 import asyncpg
 
-from worker import migrations, roles
+from worker.database import migrations, roles
+from worker.database.connection import connected
 
 DATABASE = "ops"
 WORKER = "demo_worker"
@@ -164,7 +165,7 @@ async def prepare(server: str, url: str) -> tuple[int, str | None]:
     if await exists(server) and (dropped := await _outdated(url)):
         await _execute(server, f"drop database {DATABASE} with (force)")
     await create(server)
-    async with migrations.connect(url) as connection:
+    async with connected(url) as connection:
         return len(await migrations.migrate(connection)), dropped
 
 
@@ -194,7 +195,7 @@ async def _execute(server: str, statement: str) -> None:
 async def worker_url(url: str) -> str:
     """The database's URL for the worker, which logs in with a role of its own as on any build host."""
     password = roles.new_password()
-    async with migrations.connect(url) as connection:
+    async with connected(url) as connection:
         await roles.create_worker(connection, WORKER, password)
         owner = await connection.fetchval("select current_user")
     return roles.login_url(url, owner, WORKER, password)
@@ -202,7 +203,7 @@ async def worker_url(url: str) -> str:
 
 async def _outdated(url: str) -> str | None:
     """The identity of a database with migrations that read otherwise today, else None."""
-    async with migrations.connect(url) as connection:
+    async with connected(url) as connection:
         if not await connection.fetchval("select to_regclass($1)", migrations.HISTORY):
             return None
         rows = await connection.fetch(f"select version, statements from {migrations.HISTORY}")  # noqa: S608 - a constant

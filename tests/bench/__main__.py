@@ -31,9 +31,9 @@ from rich.table import Table
 from tests.support import policies
 from tests.support.docker import Plane, base_image, new_plane
 from tests.support.postgres import Cluster
-from worker.containers import NETWORK, ensure_network
-from worker.models import LogLine, WorkerIdentity
-from worker.queue import Queue
+from worker.database.queue import Queue
+from worker.engine.containers import NETWORK, ensure_network
+from worker.model.claim import LogLine, WorkerIdentity
 
 console = Console()
 DURABLE = {"fsync": "on", "synchronous_commit": "on", "full_page_writes": "on", "autovacuum": "on"}

@@ -11,7 +11,7 @@ import asyncpg
 
 from tests.conftest import Connect
 from tests.db.world import World, call, new_project
-from worker import roles
+from worker.database import roles
 
 CATALOGUES = ("tools", "upgrade_advisories")
 ROLES = ("viewer", "developer", "admin", "owner")

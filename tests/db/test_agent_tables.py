@@ -19,7 +19,7 @@ from tests.conftest import Connect
 from tests.db.test_migrations import AGENT_TABLES
 from tests.support.docker import PATIENCE, ROOT
 from tests.support.scripts import script
-from worker import catalog, migrations
+from worker.database import catalog, migrations
 
 GUIDE = (ROOT / "docs" / "upgrading-agent-tables.md").read_text()
 

@@ -21,7 +21,7 @@ from tests.db.world import (
     shift_clock,
     until_blocked,
 )
-from worker.settings import MAX_LEASE as MOST
+from worker.cli.settings import MAX_LEASE as MOST
 
 HOUR_AHEAD = "update ops.runs set scheduled_at = clock_timestamp() + interval '1 hour' where id = $1"
 

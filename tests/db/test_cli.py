@@ -24,7 +24,7 @@ from tests.support.command import complaints, ops_worker
 from tests.support.docker import PATIENCE, ROOT, WorkerProcess, worker_process
 from tests.support.postgres import Cluster, free_port
 from tests.support.scripts import environ_of
-from worker.settings import Settings
+from worker.cli.settings import Settings
 
 SECRET = "hunter22"  # noqa: S105 - what must not be seen
 

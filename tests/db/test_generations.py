@@ -21,7 +21,7 @@ from tests.support import schema
 from tests.support.postgres import Cluster
 from tests.support.scripts import environ_of, script
 from tests.support.supabase import OWNER, Cli, supabase_cluster, supabase_database
-from worker import catalog, migrations
+from worker.database import catalog, migrations
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("supabase-cli")]  # one process installs the CLI
 

@@ -9,7 +9,7 @@ from tests.conftest import Connect
 from tests.db.crowd import CATALOGUES
 from tests.db.world import World, call
 from tests.support.schema import TABLES
-from worker import catalog
+from worker.database import catalog
 
 WORKER_FUNCTIONS = {
     "claim_next_run", "start_workflow_run", "complete_workflow_run", "release_run", "append_run_log",

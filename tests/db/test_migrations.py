@@ -14,7 +14,8 @@ from tests.conftest import Connect
 from tests.support import schema
 from tests.support.postgres import DEFAULT, MAJORS, NEWEST, TESTED, Cluster, Clusters, normalise_dump, versions
 from tests.support.supabase import OWNER, supabase_cluster, supabase_database
-from worker import catalog, migrations
+from worker.database import catalog, migrations
+from worker.database.connection import connected
 from worker.errors import ConfigurationError, DatabaseUnavailable
 
 
@@ -145,7 +146,7 @@ async def test_rows_do_not_keep_a_migration_from_being_taken_back(
 
 async def test_twenty_at_once_do_each_step_once(server: Cluster, empty: str) -> None:
     async with AsyncExitStack() as stack:
-        connections = [await stack.enter_async_context(migrations.connect(server.url(empty))) for _ in range(20)]
+        connections = [await stack.enter_async_context(connected(server.url(empty))) for _ in range(20)]
         results = await asyncio.gather(*(migrations.migrate(connection) for connection in connections))
         applied = [migration.version for result in results for migration in result]
         assert sorted(applied) == [each.version for each in migrations.read_migrations()]
@@ -158,7 +159,7 @@ async def test_twenty_at_once_do_each_step_once(server: Cluster, empty: str) -> 
 async def test_who_waits_for_the_lock_says_for_whom(
     server: Cluster, empty: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    async with migrations.connect(server.url(empty)) as holder, migrations.connect(server.url(empty)) as waiting:
+    async with connected(server.url(empty)) as holder, connected(server.url(empty)) as waiting:
         transaction = holder.transaction()
         await transaction.start()
         await holder.execute("select pg_advisory_xact_lock(hashtextextended('ops-worker migrations', 0))")
@@ -435,7 +436,7 @@ async def test_no_way_to_the_database_is_one_error(cluster: Cluster, tmp_path: P
         (f"postgresql://postgres@/postgres?host={tmp_path}", DatabaseUnavailable),
     ):
         with pytest.raises(error):
-            async with migrations.connect(url):
+            async with connected(url):
                 pytest.fail("connected")
 
 

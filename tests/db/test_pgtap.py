@@ -11,7 +11,8 @@ import pytest
 from tests.support.debian import first_unpacked
 from tests.support.postgres import MAJORS, OUTERMOST, Cluster, client_binaries, run_sync
 from tests.support.supabase import OWNER, supabase_cluster, supabase_database
-from worker import migrations
+from worker.database import migrations
+from worker.database.connection import connected
 
 FILES = sorted((Path(__file__).resolve().parents[2] / "sql" / "tests" / "pgtap").glob("*.sql"))
 
@@ -42,7 +43,7 @@ def prove(cluster: Cluster, database: str, user: str) -> None:
 @pytest.mark.parametrize("major", OUTERMOST)
 def test_all_pass_as_supabases_owner(major: int) -> None:
     async def migrate(url: str) -> None:
-        async with migrations.connect(url) as connection:
+        async with connected(url) as connection:
             await migrations.migrate(connection)
 
     with supabase_cluster(major) as cluster, supabase_database(cluster) as name:

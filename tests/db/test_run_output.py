@@ -13,9 +13,9 @@ import pytest
 
 from tests.conftest import Connect
 from tests.db.world import ENGINE, FINAL, INSTANCE, WORKER, World, call, new_project
-from worker.models import Artifact, LogLine, WorkerIdentity
-from worker.outcome import Outcome, Reason
-from worker.queue import Queue
+from worker.database.queue import Queue
+from worker.model.claim import Artifact, LogLine, WorkerIdentity
+from worker.model.outcome import Outcome, Reason
 
 FIRST = 2**40
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)

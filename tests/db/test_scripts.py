@@ -21,7 +21,7 @@ from tests.support.docker import PATIENCE, ROOT
 from tests.support.postgres import Cluster, Clusters, client_binaries
 from tests.support.scripts import SCRIPTS, environ_of, script
 from tests.support.supabase import OWNER, supabase_cluster, supabase_database
-from worker import catalog, migrations
+from worker.database import catalog, migrations
 
 SECRET = "".join(("hun", "ter22"))
 FILES = [path.name for path in sorted((ROOT / "sql" / "migrations").glob("*.sql"))]

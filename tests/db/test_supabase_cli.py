@@ -16,7 +16,7 @@ from tests.support.debian import first_unpacked
 from tests.support.npm import ROOT
 from tests.support.postgres import MAJORS, Cluster
 from tests.support.supabase import OWNER, Cli, supabase_cluster, supabase_database
-from worker import migrations
+from worker.database import migrations
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("supabase-cli")]  # one process installs the CLI
 

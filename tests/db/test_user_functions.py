@@ -14,7 +14,7 @@ import pytest_asyncio
 
 from tests.conftest import Connect
 from tests.db.world import FINAL, STATES, World, call, new_project, new_workflow, until_blocked
-from worker import spec
+from worker.model import spec
 
 
 async def sign_in(world: World, connect: Connect, role: str, project: uuid.UUID | None = None) -> asyncpg.Connection:

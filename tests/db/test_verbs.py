@@ -17,7 +17,7 @@ from tests.db.world import INSTANCE, WORKER, World, call
 from tests.support.command import complaints, ops_worker
 from tests.support.docker import ROOT
 from tests.support.scripts import environ_of
-from worker import roles
+from worker.database import roles
 
 MIGRATIONS = [path.name for path in sorted((ROOT / "sql" / "migrations").glob("*.sql"))]
 

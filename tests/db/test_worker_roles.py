@@ -18,7 +18,7 @@ from tests.db.world import ENGINE, INSTANCE, WORKER, World, call, shift_clock
 from tests.support.command import complaints, ops_worker
 from tests.support.postgres import OUTERMOST, Cluster
 from tests.support.supabase import OWNER, supabase_cluster, supabase_database
-from worker import migrations, roles
+from worker.database import migrations, roles
 
 PASSWORD = "correct-horse-battery"  # noqa: S105 - of roles that live as long as a test
 NAME = "ops_worker_test_host"

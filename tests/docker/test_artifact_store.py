@@ -22,11 +22,11 @@ import pytest
 from obstore.store import S3Store
 
 from tests.support.archives import Archive, archive, files
-from worker import artifacts as module
-from worker.artifacts import ArtifactStore
+from worker.artifacts import store as module
+from worker.artifacts.store import ArtifactStore
 from worker.errors import ArtifactError
-from worker.models import Artifact
-from worker.spec import ArtifactRule
+from worker.model.claim import Artifact
+from worker.model.spec import ArtifactRule
 
 KEY, SECRET = "ops-worker-key", "a-secret-that-nobody-may-read"
 PREFIX = "acme/run-1/"
@@ -311,8 +311,8 @@ async def test_a_disk_that_may_not_be_written_is_told(tiny_disk: Path) -> None:
 MEASURE = """
 import anyio, json, os, resource, signal, sys, tarfile, threading
 from contextlib import contextmanager
-from worker.artifacts import ArtifactStore
-from worker.spec import ArtifactRule
+from worker.artifacts.store import ArtifactStore
+from worker.model.spec import ArtifactRule
 
 size, url, server = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 found = []

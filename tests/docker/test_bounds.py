@@ -6,7 +6,7 @@ import json
 import uuid
 
 from tests.support.docker import Plane, base_image, docker
-from worker.runner import container_name
+from worker.run.lifecycle import container_name
 
 LOUD = "while :; do printf '%0100d\\n' 1 2 3 4 5 6 7 8 9; done"
 

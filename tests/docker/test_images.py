@@ -16,10 +16,10 @@ from tests.support.archives import entry, tar
 from tests.support.docker import Plane, docker
 from tests.support.registry import Registry, client_config, serving
 from tests.unit.claims import make_claim
-from worker.containers import MAX_PASSWD, Engine
+from worker.engine.containers import MAX_PASSWD, Engine
 from worker.errors import EngineError
-from worker.secrets import Secret
-from worker.spec import HostPolicy, resolve
+from worker.model.container import Secret
+from worker.model.spec import HostPolicy, resolve
 from worker.tar import END_MARK
 
 PASSWORD = "-".join(["only", "in", "config.json"])

@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from tests.support.docker import Plane, docker
-from worker import containers
+from worker.engine import containers
 
 
 async def test_no_output_is_no_line(plane: Plane) -> None:

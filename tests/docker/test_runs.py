@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support.docker import HOST_PASSWORD, Plane, docker
-from worker.roles import login_url
+from worker.database.roles import login_url
 
 
 @pytest.mark.parametrize(

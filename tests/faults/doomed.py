@@ -4,7 +4,7 @@ The worker itself knows nothing of this: each point is the edge of one of its me
 starts. What is not named in the variable is not wrapped. ``@3`` is the third time; ``kill`` is SIGKILL to
 itself, ``stop`` SIGSTOP, ``block=SECONDS`` an event loop that does not turn for so long.
 
-``OPS_PATIENCE="worker.queue.CALL_TIMEOUT=3"`` makes one of the worker's time limits shorter,
+``OPS_PATIENCE="worker.database.queue.CALL_TIMEOUT=3"`` makes one of the worker's time limits shorter,
 ``OPS_VERSION`` makes it say that it is of another version.
 """
 
@@ -20,9 +20,9 @@ from functools import wraps
 from typing import Any
 
 import worker.__main__ as program
-from worker.artifacts import ArtifactStore
-from worker.containers import Engine
-from worker.queue import Queue
+from worker.artifacts.store import ArtifactStore
+from worker.database.queue import Queue
+from worker.engine.containers import Engine
 
 BEFORE, AFTER = "before", "after"
 POINTS: dict[str, tuple[type, str, str]] = {

@@ -50,7 +50,7 @@ def free(folder: Path) -> int:
 async def test_a_run_that_writes_more_than_it_may_is_ended_and_its_neighbour_goes_on(scene: Scene) -> None:
     greedy = await scene.plane.shell(FLOOD.format("/artifacts"), resources={"disk": "20m"})
     modest = await scene.job(waits=True, resources={"disk": "20m"})
-    async with scene.worker(OPS_PATIENCE="worker.disk.ROOMY_PAUSE=0.5,worker.disk.ROOMY_SHARE=1"):
+    async with scene.worker(OPS_PATIENCE="worker.run.disk.ROOMY_PAUSE=0.5,worker.run.disk.ROOMY_SHARE=1"):
         run = await scene.plane.until(greedy, "succeeded", "failed")
         assert (run["status"], run["reason"]) == ("failed", "disk_limit")
         assert run["error_message"].endswith("more than 20m (resources.disk)")

@@ -111,7 +111,7 @@ async def test_a_cancel_that_comes_while_the_engine_is_asked_for_the_container(s
     if call == "pull":
         await scene.plane.db.execute("update ops.tools set docker_image = 'none.invalid/none:1'")
     hangs = scene.engine.strike({"pull": "POST /v[0-9.]+/images/create", **CALLS}[call], Fate.MUTE)
-    async with scene.worker("--until-idle", OPS_PATIENCE="worker.engine_api.API_TIMEOUT=3") as worker:
+    async with scene.worker("--until-idle", OPS_PATIENCE="worker.engine.client.API_TIMEOUT=3") as worker:
         await hangs.until_struck()
         await scene.cancel(job)
         assert await worker.wait() == 0
@@ -153,7 +153,7 @@ async def test_a_time_limit_strikes_while_the_database_is_away(scene: Scene) -> 
 @pytest.mark.parametrize("silence", ["turned away", "no answer"])
 async def test_a_cancel_that_the_worker_could_not_hear_of_takes_effect_afterwards(scene: Scene, silence: str) -> None:
     job = await scene.job(waits=True)
-    async with scene.worker("--until-idle", OPS_PATIENCE="worker.queue.CALL_TIMEOUT=3") as worker:
+    async with scene.worker("--until-idle", OPS_PATIENCE="worker.database.queue.CALL_TIMEOUT=3") as worker:
         await scene.until_up(job)
         if silence == "turned away":
             scene.database.down = True
@@ -173,7 +173,7 @@ async def test_a_cancel_that_the_worker_could_not_hear_of_takes_effect_afterward
 async def test_a_log_that_the_engine_never_begins_to_give_is_asked_for_again(scene: Scene) -> None:
     hangs = [scene.engine.strike(CALLS[call], Fate.MUTE) for call in ("follow", "last")]
     job = await scene.job(waits=True)
-    async with scene.worker("--until-idle", OPS_PATIENCE="worker.engine_api.API_TIMEOUT=3") as worker:
+    async with scene.worker("--until-idle", OPS_PATIENCE="worker.engine.client.API_TIMEOUT=3") as worker:
         await scene.until_up(job)
         await asyncio.sleep(4)  # once it has begun, it may be silent for longer than that
         await scene.release(job)

@@ -18,7 +18,7 @@ from tests.faults.engine import IMAGE, OwnEngine, small_disk
 from tests.faults.relay import Fate, http_error
 from tests.faults.scene import Scene, new_scene
 from tests.support.postgres import Cluster
-from worker.containers import NETWORK, ensure_network
+from worker.engine.containers import NETWORK, ensure_network
 from worker.errors import EngineError
 
 # --- an engine of our own, filled up --------------------------------------------------------------------------------
@@ -88,7 +88,7 @@ def test_a_network_on_which_containers_reach_each_other_is_refused() -> None:
 async def test_connections_that_break_are_made_anew(scene: Scene, what: str) -> None:
     job = await scene.job(5_000, waits=True, pause=0.1)
     async with scene.worker(
-        "--until-idle", OPS_PATIENCE="worker.runner.QUIET_SECONDS=1,worker.engine_api.API_TIMEOUT=3"
+        "--until-idle", OPS_PATIENCE="worker.run.lifecycle.QUIET_SECONDS=1,worker.engine.client.API_TIMEOUT=3"
     ) as worker:
         await scene.until_up(job)
         await scene.release(job)
@@ -129,7 +129,7 @@ async def test_every_call_may_fail_once(scene: Scene, sort: str) -> None:
     # Each way to call has its own time limit; but of a log that is followed nobody expects an answer within any.
     mute = sort == "mute"
     calls = {name: CALLS[name] for name in ("inspect", "last", "archive")} if mute else CALLS
-    patience = {"OPS_PATIENCE": "worker.engine_api.API_TIMEOUT=3"} if mute else {}
+    patience = {"OPS_PATIENCE": "worker.engine.client.API_TIMEOUT=3"} if mute else {}
     rules = [scene.engine.strike(request, Fate(sort), **sorts.get(sort, {})) for request in calls.values()]
     async with scene.worker(**patience) as worker:
         await scene.until_final(job)
@@ -165,7 +165,9 @@ async def test_every_call_of_a_run_that_is_canceled_may_fail_once(scene: Scene, 
     answer = {"answer": http_error(500, "injected")} if sort == "answered" else {}
     rules = [scene.engine.strike(request, Fate(sort), **answer) for request in CALLS_OF_A_CANCEL.values()]
     flags = ("--until-idle", "--stop-grace", "1", "--secrets-dir", str(secrets))
-    async with scene.worker(*flags, OPS_PATIENCE="worker.disk.ROOMY_PAUSE=0.5,worker.disk.ROOMY_SHARE=1") as worker:
+    async with scene.worker(
+        *flags, OPS_PATIENCE="worker.run.disk.ROOMY_PAUSE=0.5,worker.run.disk.ROOMY_SHARE=1"
+    ) as worker:
         await scene.until_up(job)
         await rules[1].until_struck()
         await scene.cancel(job)

@@ -15,7 +15,7 @@ import pytest
 from tests.faults.scene import LEASE, Job, Scene, new_scene
 from tests.support.docker import PATIENCE
 from tests.support.postgres import Cluster
-from worker.runner import container_name
+from worker.run.lifecycle import container_name
 
 WAITS = "waiting: another worker works under this id (--worker-id)"
 

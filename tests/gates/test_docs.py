@@ -12,8 +12,8 @@ import pytest
 from tests.support.docker import ROOT
 from tests.support.markdown import Document, broken_links, files, missing
 from tests.support.schema import TABLES
-from worker.outcome import Reason
-from worker.settings import Settings
+from worker.cli.settings import Settings
+from worker.model.outcome import Reason
 from worker.telemetry import Metrics
 
 DOCS = ("guide.md", "architecture.md", "run-lifecycle.md", "security.md", "upgrading-agent-tables.md", "coverage.md")
@@ -96,11 +96,11 @@ def test_every_row_policy_is_explained() -> None:
     assert first_words(SECURITY.table("policy")) == policies
 
 
-def test_the_architecture_lists_the_modules_as_imports_go() -> None:
+def test_the_architecture_lists_the_rooms_as_imports_go() -> None:
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
     layers = pyproject["tool"]["importlinter"]["contracts"][0]["layers"]
     layer_of = {module: n for n, layer in enumerate(layers) for module in layer.split(" | ")}
-    listed = [module for row in ARCHITECTURE.table("module") for module in row[0].split(", ")]
+    listed = [module for row in ARCHITECTURE.table("room") for module in row[0].split(", ")]
     assert sorted(listed) == sorted(layer_of)
     assert listed == sorted(listed, key=layer_of.__getitem__)
 

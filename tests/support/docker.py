@@ -18,8 +18,8 @@ from typing import Any
 
 import asyncpg
 
-from worker import roles
-from worker.runner import container_name
+from worker.database import roles
+from worker.run.lifecycle import container_name
 
 ROOT = Path(__file__).resolve().parents[2]
 FINAL = ("succeeded", "failed", "canceled")

@@ -13,7 +13,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from tests.support.docker import ROOT
-from worker.settings import Settings
+from worker.cli.settings import Settings
 
 _GENERATED = {".venv", ".demo", "build", "dist", "node_modules", ".git"}
 _PATH = re.compile(r"[\w.*-]+(?:/[\w.*-]+)+/?|[\w-]+\.(?:md|py|sh|sql|txt|ya?ml|toml)|Makefile|Dockerfile")

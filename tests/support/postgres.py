@@ -250,10 +250,11 @@ class Cluster:
     def template(self) -> str:
         """Name of a database that holds the real migrations, to clone from."""
         if self._template is None:
-            from worker import migrations  # noqa: PLC0415 - tests of the server alone need no worker
+            from worker.database import migrations  # noqa: PLC0415 - tests of the server alone need no worker
+            from worker.database.connection import connected  # noqa: PLC0415
 
             async def migrate() -> None:
-                async with migrations.connect(self.url("template_ops")) as connection:
+                async with connected(self.url("template_ops")) as connection:
                     await migrations.migrate(connection)
 
             self.execute("create database template_ops")

@@ -8,7 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.support.postgres import NEWEST, Cluster, run_sync
-from worker import catalog, migrations
+from worker.database import catalog, migrations
+from worker.database.connection import connected
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CATALOG = ROOT / "sql" / catalog.CATALOG
@@ -28,7 +29,7 @@ def current_catalog(cluster: Cluster) -> str:
     """The text of ``sql/catalog.txt`` as the migrations are now."""
 
     async def read(url: str) -> str:
-        async with migrations.connect(url) as connection:
+        async with connected(url) as connection:
             # the foreign key to it is part of the catalogue; verify leaves it out where that table is not
             await connection.execute("create schema auth; create table auth.users (id uuid primary key)")
             await migrations.migrate(connection)

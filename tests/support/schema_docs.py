@@ -15,7 +15,8 @@ from pathlib import Path
 from tests.support import npm
 from tests.support.postgres import Cluster, run_sync
 from tests.support.supabase import Cli
-from worker import migrations
+from worker.database import migrations
+from worker.database.connection import connected
 
 DOCS = npm.ROOT / "docs"
 NAMES = ("schema.dbml", "schema.mmd", "schema.svg", "schema.prisma", "types/database.types.ts")
@@ -38,7 +39,7 @@ def write(folder: Path) -> None:
 
 
 async def _migrate(url: str) -> None:
-    async with migrations.connect(url) as connection:
+    async with connected(url) as connection:
         # the reference to it is part of the schema wherever that table is
         await connection.execute("create schema auth; create table auth.users (id uuid primary key)")
         await migrations.migrate(connection)

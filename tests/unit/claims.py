@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
-from worker.models import Claim
+from worker.model.claim import Claim
 
 IMAGE = "tool:1"
 

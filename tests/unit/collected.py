@@ -11,9 +11,9 @@ from urllib.parse import unquote, urlsplit
 import anyio
 
 from tests.support.archives import Archive, archive
-from worker.artifacts import ArtifactStore
-from worker.models import Artifact
-from worker.spec import ArtifactRule
+from worker.artifacts.store import ArtifactStore
+from worker.model.claim import Artifact
+from worker.model.spec import ArtifactRule
 
 ALL = [ArtifactRule()]
 PREFIX = "acme/run-1/"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from worker.containers import filters_bridges
+from worker.engine.containers import filters_bridges
 
 
 @pytest.mark.parametrize(

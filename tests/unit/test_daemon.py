@@ -16,13 +16,13 @@ from anyio import wait_all_tasks_blocked
 
 from tests.unit.claims import make_claim
 from worker import daemon as module
-from worker import systemd
 from worker.daemon import Daemon, Pace
-from worker.disk import NOTABLE, RunDisk, Written
 from worker.errors import DiskShort, EngineError, EngineUnavailable, LeaseLost, Refused, UnreadableRun
-from worker.models import Claim, Heartbeat
-from worker.outcome import Outcome, Reason, Stop
-from worker.runner import Host, container_name
+from worker.model.claim import Claim, Heartbeat
+from worker.model.container import Written
+from worker.model.outcome import Outcome, Reason, Stop
+from worker.run.disk import NOTABLE, RunDisk
+from worker.run.lifecycle import Host, container_name
 from worker.telemetry import Metrics
 
 DATABASE = uuid.UUID(int=99)
@@ -232,7 +232,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(module, "backoff", lambda _: 0.0)
     monkeypatch.setattr(module, "DISK_SECONDS", 0.01)
     monkeypatch.setattr(module, "HINT_SECONDS", 0.0)
-    monkeypatch.setattr("worker.disk.SHORT_PAUSE", 0.0)
+    monkeypatch.setattr("worker.run.disk.SHORT_PAUSE", 0.0)
     return World(runs)
 
 
@@ -261,7 +261,7 @@ async def test_no_more_runs_are_claimed_than_there_is_room_for(world: World) -> 
 
 async def test_systemd_is_told_of_each_run_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr(systemd, "notify", lambda *states: said.extend(states))
+    monkeypatch.setattr(module, "notify_systemd", lambda *states: said.extend(states))
     first, second = world.push(), world.push()
     async with world.working(concurrency=2):
         world.runs[first].end()

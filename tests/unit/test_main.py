@@ -8,7 +8,6 @@ import sys
 import pytest
 
 from worker.__main__ import _name_of
-from worker.errors import ConfigurationError, OpsError
 
 URL = "postgresql://worker:hunter22@db.example:6543/ops"
 
@@ -39,16 +38,22 @@ def test_the_default_port_and_the_parameters_of_a_url_name_the_same_database() -
 
 
 @pytest.mark.parametrize(
-    ("error", "status"), [(ConfigurationError("--lease: at least 15"), 2), (OpsError("cannot delete"), 1)]
+    ("error", "status", "line"),
+    [
+        ("UsageError('unknown command')", 2, "unknown command"),
+        ("ConfigurationError('lease', 'too short')", 2, "--lease (OPS_WORKER_LEASE): too short"),
+        ("ConfigurationError('DOCKER_HOST', 'no address')", 2, "DOCKER_HOST: no address"),
+        ("OpsError('cannot delete')", 1, "cannot delete"),
+    ],
 )
-def test_a_refusal_leaves_without_finalisation(error: OpsError, status: int) -> None:
+def test_a_refusal_leaves_without_finalisation(error: str, status: int, line: str) -> None:
     # a thread of the object store that takes the interpreter lock meanwhile aborts the process
     program = (
         "import atexit, worker.__main__ as it, worker.errors as errors\n"
         "atexit.register(print, 'finalised')\n"
-        f"def refuse(argv): raise errors.{type(error).__name__}({str(error)!r})\n"
+        f"def refuse(argv): raise errors.{error}\n"
         "it._status = refuse\n"
         "it.main()\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (status, "", f"ops-worker: {error}\n")
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", f"ops-worker: {line}\n")

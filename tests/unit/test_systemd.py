@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from worker import systemd
+from worker.telemetry import _watchdog_seconds, notify_systemd
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +32,7 @@ def test_states_arrive_as_lines_of_one_message(channel: socket.socket, monkeypat
         path = Path(folder) / "notify"
         channel.bind(str(path))
         monkeypatch.setenv("NOTIFY_SOCKET", str(path))
-        systemd.notify("READY=1", "STATUS=waiting for runs")
+        notify_systemd("READY=1", "STATUS=waiting for runs")
         assert channel.recv(4096) == b"READY=1\nSTATUS=waiting for runs"
 
 
@@ -40,14 +40,14 @@ def test_an_abstract_socket_is_found(channel: socket.socket, monkeypatch: pytest
     name = f"ops-worker-test-{uuid.uuid4().hex}"
     channel.bind(f"\0{name}")
     monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
-    systemd.notify("WATCHDOG=1")
+    notify_systemd("WATCHDOG=1")
     assert channel.recv(4096) == b"WATCHDOG=1"
 
 
 @pytest.mark.parametrize("address", ["", "/no/such/socket", "@nobody-listens-here", "/" + 200 * "x"])
 def test_nobody_there_is_no_error(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", address)
-    systemd.notify("READY=1")
+    notify_systemd("READY=1")
 
 
 @pytest.mark.timeout(20)
@@ -56,11 +56,11 @@ def test_a_full_socket_holds_nobody_up(channel: socket.socket, monkeypatch: pyte
     channel.bind(f"\0{name}")
     monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
     for n in range(2000):  # the kernel's queue takes ten or so, and nobody reads
-        systemd.notify(f"STATUS={n}")
+        notify_systemd(f"STATUS={n}")
 
 
 def test_without_systemd_nothing_is_sent() -> None:
-    systemd.notify("READY=1")
+    notify_systemd("READY=1")
 
 
 @pytest.mark.parametrize(
@@ -78,4 +78,4 @@ def test_the_watchdog_watches_the_process_that_it_names(
 ) -> None:
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
-    assert systemd.watchdog_seconds() == seconds
+    assert _watchdog_seconds() == seconds

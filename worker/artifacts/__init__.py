@@ -1,0 +1,1 @@
+"""From a container's /artifacts to an object store. Only this package imports ``obstore``."""

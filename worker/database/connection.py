@@ -1,0 +1,136 @@
+"""Connections to the control plane, and which of their errors pass."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import asyncpg
+
+from worker.errors import CommandError, ConfigurationError, DatabaseUnavailable, OpsError
+
+CONNECT_TIMEOUT = 30.0
+"""Seconds a command waits for its connection."""
+
+WORKER_CONNECT_TIMEOUT = 10.0
+"""Seconds the worker waits for one; it tries again."""
+
+CALL_TIMEOUT = 60.0
+"""Seconds one statement may take before the connection is given up as dead."""
+
+TRANSIENT = (
+    OSError,  # and so TimeoutError
+    asyncpg.InterfaceError,  # the client's own "connection is closed"
+    asyncpg.InternalClientError,
+    asyncpg.PostgresConnectionError,  # class 08
+    asyncpg.InsufficientResourcesError,  # class 53: too many connections, disk full, out of memory
+    asyncpg.OperatorInterventionError,  # class 57: shutdown, restart, cancelled by a time limit
+    asyncpg.TransactionRollbackError,  # class 40: serialization failure, deadlock
+    asyncpg.ReadOnlySQLTransactionError,  # connected to the old primary after a failover
+    asyncpg.LockNotAvailableError,
+    asyncpg.PostgresSystemError,  # class 58: the server's disk
+    # The password was changed, or the role or the database is gone. An operator may mend that while containers run.
+    asyncpg.InvalidAuthorizationSpecificationError,  # class 28
+    asyncpg.InvalidCatalogNameError,
+)
+
+_LOGIN_REFUSED = frozenset({"28P01", "28000", "3D000"})
+"""SQLSTATEs of a wrong password, a role that is not there or may not log in, and a database that is not there."""
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same call may succeed later.
+
+    A value that the driver cannot send never does; its error is an ``InterfaceError`` and a ``ValueError``.
+    """
+    return isinstance(error, TRANSIENT) and not isinstance(error, ValueError)
+
+
+async def connect(dsn: str, *, application_name: str = "ops-worker") -> asyncpg.Connection:
+    """One connection. No statement cache, because a transaction pooler hands each statement to another server."""
+    return await asyncpg.connect(
+        dsn,
+        timeout=WORKER_CONNECT_TIMEOUT,
+        command_timeout=CALL_TIMEOUT,
+        statement_cache_size=0,
+        server_settings={"application_name": application_name},
+    )
+
+
+async def open_pool(dsn: str, *, application_name: str, size: int) -> asyncpg.Pool:
+    """A pool of at most ``size`` such connections; the database has answered on one of them.
+
+    Raises ``DatabaseUnavailable``, or ``ConfigurationError`` where the login is refused.
+    """
+    pool = asyncpg.create_pool(
+        dsn,
+        min_size=0,
+        max_size=size,
+        timeout=WORKER_CONNECT_TIMEOUT,
+        command_timeout=CALL_TIMEOUT,
+        statement_cache_size=0,
+        server_settings={"application_name": application_name},
+    )
+    try:
+        await pool
+        await pool.fetchval("select 1")
+    except (*TRANSIENT, asyncpg.PostgresError, ValueError, IndexError) as error:
+        pool.terminate()
+        raise _explained(error) from None
+    return pool
+
+
+@asynccontextmanager
+async def connected(dsn: str) -> AsyncIterator[asyncpg.Connection]:
+    """A connection for a command; it also works through a transaction pooler.
+
+    Raises:
+        ConfigurationError: that is no URL, or the server knows no such role, password or database.
+        DatabaseUnavailable: the database cannot be reached.
+    """
+    try:
+        connection = await asyncpg.connect(dsn, timeout=CONNECT_TIMEOUT, statement_cache_size=0)
+    except TimeoutError:
+        raise DatabaseUnavailable(f"the database did not answer within {CONNECT_TIMEOUT:g} seconds") from None
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError, IndexError) as error:
+        raise _explained(error) from None
+    try:
+        yield connection
+    finally:
+        await connection.close(timeout=5)
+
+
+@asynccontextmanager
+async def connected_for(command: str, dsn: str) -> AsyncIterator[asyncpg.Connection]:
+    """A connection for the command of that name; an error of the server becomes one sentence.
+
+    Raises:
+        CommandError: the server refused something.
+        ConfigurationError, DatabaseUnavailable: as :func:`connected`.
+    """
+    async with connected(dsn) as connection:
+        try:
+            yield connection
+        except asyncpg.InsufficientPrivilegeError as error:
+            user = await connection.fetchval("select session_user")
+            raise CommandError(
+                f"{command}: {error.args[0]}. The role {user} may not do this: {command} needs the URL of service_role"
+                " or of the schema's owner"
+            ) from error
+        except (asyncpg.UndefinedFunctionError, asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError) as error:
+            raise CommandError(
+                f"{command}: {error.args[0]}. Run `ops-worker db migrate` on this database first"
+            ) from error
+        except asyncpg.PostgresError as error:
+            raise CommandError(f"{command}: {error.args[0]} (SQLSTATE {error.sqlstate})") from error
+        except (asyncpg.InterfaceError, ConnectionResetError, TimeoutError) as error:
+            raise DatabaseUnavailable(f"{command}: the connection to the database is lost: {error}") from error
+
+
+def _explained(error: BaseException) -> OpsError:
+    """The error of an attempt to connect, in plain words."""
+    if isinstance(error, (ValueError, IndexError)):  # the URL itself; the driver would quote its password
+        return ConfigurationError("database_url", "not a URL that the driver understands")
+    if getattr(error, "sqlstate", None) in _LOGIN_REFUSED:
+        return ConfigurationError("database_url", f"the server refuses the login: {error}")
+    return DatabaseUnavailable(f"cannot connect to the database: {str(error) or type(error).__name__}")

@@ -1,0 +1,388 @@
+"""The queue in PostgreSQL: one method per ``ops.*`` function, and the only SQL of the daemon.
+
+A call that meets a passing fault (connection cut, server restarting, failover, too many connections, deadlock) is made
+again, for as long as it takes. That is safe: the functions recognise what the same instance already did, so an
+acknowledgement lost after the commit changes nothing. Two are told apart: an event may then be there twice, and a claim
+whose answer was lost turns up in the next heartbeat.
+
+At most three connections: two in the pool for the work of all runs, and one that listens and renews the leases, so
+that a renewal never waits behind a batch of log lines.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any, Self, TypeVar
+
+import anyio
+import asyncpg
+import structlog
+
+from worker.concurrency import backoff
+from worker.database.connection import CALL_TIMEOUT, TRANSIENT, connect, is_transient, open_pool
+from worker.errors import LeaseLost, Refused, UnreadableRun
+from worker.model.claim import Artifact, Claim, Heartbeat, LogLine, WorkerIdentity
+from worker.model.outcome import Outcome, Reason
+
+T = TypeVar("T")
+log = structlog.get_logger()
+
+_LOST = frozenset({"not_owner", "not_running", "not_claimed", "final", "not_found"})
+
+
+class Queue:
+    """The worker's view of the control plane, as one worker instance."""
+
+    def __init__(self, dsn: str, pool: asyncpg.Pool, identity: WorkerIdentity, lease_seconds: int) -> None:
+        self._dsn = dsn
+        self._pool = pool
+        self._me = identity
+        self._lease_seconds = lease_seconds
+        self._control: asyncpg.Connection | None = None
+        self._subscribed: asyncpg.Connection | None = None
+        self._control_lock = anyio.Lock()
+        self._connected_at, self._renewed = time.monotonic(), False
+
+    @classmethod
+    async def connected(cls, dsn: str, identity: WorkerIdentity, *, lease_seconds: int) -> Self:
+        """Connects, once. Raises ``DatabaseUnavailable``, or ``ConfigurationError`` where the login is refused."""
+        pool = await open_pool(dsn, application_name=f"ops-worker {identity.worker_id}", size=2)
+        return cls(dsn, pool, identity, lease_seconds)
+
+    async def close(self) -> None:
+        """Ends the connections; a server that is gone is not waited for."""
+        for connection in (self._control, self._pool):
+            if connection is not None:
+                with anyio.move_on_after(2, shield=True) as closing:
+                    await connection.close()
+                if closing.cancelled_caught:
+                    connection.terminate()
+
+    # --- the worker -------------------------------------------------------------------------------------------------
+
+    async def register(self, *, takeover: bool) -> uuid.UUID:
+        """Makes this instance the holder of its worker id; returns the identity of the database.
+
+        Raises ``Refused`` with code ``worker_id_taken`` while another live instance holds the id.
+        """
+        me = self._me
+        answer = await self._call(
+            "select ops.register_worker($1, $2, $3, $4, $5, $6, $7, $8)",
+            me.worker_id,
+            me.instance_id,
+            me.host_id,
+            me.engine_id,
+            me.version,
+            list(me.labels),
+            self._lease_seconds,
+            takeover,
+        )
+        return uuid.UUID(_accepted(answer)["database_id"])
+
+    async def unregister(self) -> None:
+        """Gives the worker id up, so that a successor need not wait."""
+        await self._call("select ops.unregister_worker($1, $2)", self._me.worker_id, self._me.instance_id)
+
+    async def heartbeat(self) -> Heartbeat:
+        """Renews the leases of all runs of this instance in one statement, on the control connection; tries once."""
+        async with self._controlling() as connection:
+            value = await connection.fetchval(
+                "select ops.heartbeat($1, $2, $3)",
+                self._me.worker_id,
+                self._me.instance_id,
+                self._lease_seconds,
+            )
+            self._renewed = True
+        return Heartbeat.from_payload(_accepted(_parsed(value)))
+
+    async def reap(self) -> dict[str, Any] | None:
+        """Ends or returns what dead workers left, and wakes scheduled runs that are due; tries once.
+
+        None, and nothing done, while this worker has not renewed its own leases and been connected for a third of one:
+        after an outage each must have had the time to renew before any declares another dead.
+        """
+        async with self._controlling() as connection:
+            if not self._renewed or time.monotonic() - self._connected_at < self._lease_seconds / 3:
+                return None
+            swept: dict[str, Any] = json.loads(await connection.fetchval("select ops.reap()"))
+            return swept
+
+    # --- one run ----------------------------------------------------------------------------------------------------
+
+    async def claim(self) -> tuple[Claim | None, bool]:
+        """Claims the next run for this worker; ``(None, waiting)`` when nothing can be claimed now, where ``waiting``
+        says that runs for it are queued but scheduled for later or blocked by their concurrency key.
+
+        Raises ``Refused`` with code ``worker_id_taken`` when another instance has taken this worker's id, and
+        ``UnreadableRun``: the run is then claimed, and in the next heartbeat.
+        """
+        me = self._me
+        text = await self._ask(
+            "select ops.claim_next_run($1, $2, $3, $4, $5)",
+            me.worker_id,
+            me.instance_id,
+            list(me.labels),
+            self._lease_seconds,
+            me.engine_id,
+        )
+        with _readable():
+            answer = _parsed(text)
+            if answer.get("run_id") is not None:
+                return Claim.from_payload(answer), False
+        if "code" in answer:
+            raise Refused(answer["code"], answer["message"])
+        return None, bool(answer["waiting"])
+
+    async def unclaimable(self) -> tuple[int, list[str]]:
+        """How many queued runs ask for labels that this worker does not offer, and some of those labels."""
+        answer = _accepted(await self._call("select ops.unclaimable_runs($1)", list(self._me.labels)))
+        return int(answer["runs"]), answer["labels"]
+
+    async def adopt(self, run_id: uuid.UUID) -> Claim | str:
+        """Takes over a run that nobody looks after; else why not: ``final``, ``not_claimed`` (back in the queue),
+        ``not_found``, ``not_owner`` (somebody looks after it) or ``worker_id_taken``.
+
+        Raises ``UnreadableRun``: the run is then this instance's.
+        """
+        me = self._me
+        text = await self._ask(
+            "select ops.adopt_run($1, $2, $3, $4, $5)",
+            run_id,
+            me.worker_id,
+            me.instance_id,
+            me.engine_id,
+            self._lease_seconds,
+        )
+        with _readable():
+            answer = _parsed(text)
+            if answer.get("run_id") is not None:
+                return Claim.from_payload(answer)
+        code: str = answer["code"]
+        return code
+
+    async def adoptable(self) -> set[uuid.UUID]:
+        """The runs to try that with, whether they have a container yet or not."""
+        me = self._me
+        answer = await self._call("select ops.adoptable_runs($1, $2, $3)", me.worker_id, me.instance_id, me.engine_id)
+        return {uuid.UUID(run_id) for run_id in _accepted(answer)["runs"]}
+
+    async def release(self, run_id: uuid.UUID) -> None:
+        """Gives a claimed run that was never started back to the queue."""
+        await self._owned("select ops.release_run($1, $2, $3)", run_id)
+
+    async def start(self, run_id: uuid.UUID) -> None:
+        """claimed → running. Raises ``LeaseLost`` when the run is no longer this instance's."""
+        await self._owned("select ops.start_workflow_run($1, $2, $3)", run_id)
+
+    async def complete(self, run_id: uuid.UUID, outcome: Outcome) -> str:
+        """running → the final state, which it returns. Raises ``LeaseLost``."""
+        answer = await self._owned(
+            "select ops.complete_workflow_run($1, $4, $5, $2, $3, $6, $7::jsonb)",
+            run_id,
+            outcome.exit_code,
+            outcome.message,
+            outcome.reason,
+            outcome.details,
+        )
+        status: str = answer["status"]
+        return status
+
+    async def append_logs(self, run_id: uuid.UUID, lines: Sequence[LogLine]) -> None:
+        """Stores a batch of journal lines; those already there are skipped. Raises ``LeaseLost``."""
+        await self._owned(
+            "select ops.append_run_logs($1, $2, $3, $4, $5, $6, $7, $8)",
+            run_id,
+            [line.seq for line in lines],
+            [line.stream for line in lines],
+            [line.level for line in lines],
+            [line.message for line in lines],
+            [line.timestamp for line in lines],
+        )
+
+    async def add_artifact(self, run_id: uuid.UUID, artifact: Artifact) -> None:
+        """Records an artifact that is already stored. Raises ``LeaseLost``."""
+        await self._owned(
+            "select ops.add_run_artifact($1, $4, $5, $6, $7, $8, $9, $10::jsonb, $2, $3)",
+            run_id,
+            artifact.key,
+            artifact.url,
+            artifact.content_type,
+            artifact.size_bytes,
+            artifact.checksum,
+            artifact.expires_at,
+            {"path": artifact.path},
+        )
+
+    async def add_event(self, run_id: uuid.UUID, event_type: str, message: str, payload: dict[str, Any]) -> None:
+        """Adds an ``info``, ``warning`` or ``error`` event. Raises ``LeaseLost``."""
+        await self._owned(
+            "select ops.add_run_event($1, $4, $5, $6::jsonb, $2, $3)",
+            run_id,
+            event_type,
+            message,
+            payload,
+        )
+
+    # --- waking up --------------------------------------------------------------------------------------------------
+
+    async def listen(self, on_queue: Callable[[], None], on_cancel: Callable[[uuid.UUID], None]) -> bool:
+        """Subscribes the control connection; False where notifications do not arrive, as through a transaction pooler.
+
+        It proves itself by a notification of its own: a pooler accepts LISTEN and then delivers nothing. That one is
+        sent on another connection: on the same one, such a pooler may use the same session twice, and deliver it.
+        """
+        heard = anyio.Event()
+        probe = f"ops_probe_{self._me.instance_id.hex}"
+        async with self._controlling() as connection:
+            await connection.add_listener("ops_queue", lambda *_: on_queue())
+            await connection.add_listener("ops_cancel", lambda *args: _with_id(on_cancel, args[3]))
+            await connection.add_listener(probe, lambda *_: heard.set())
+            self._subscribed = connection
+        await self._pool.execute("select pg_notify($1, '')", probe)
+        with anyio.move_on_after(3):
+            await heard.wait()
+        return heard.is_set()
+
+    @property
+    def listening(self) -> bool:
+        """Whether the connection that :meth:`listen` subscribed is still open."""
+        return self._subscribed is not None and not self._subscribed.is_closed()
+
+    @asynccontextmanager
+    async def _controlling(self) -> AsyncIterator[asyncpg.Connection]:
+        """The control connection for one use; after a fault it is given up, since it may be half-open.
+
+        It is had for a third of a lease at most, or a sweep without an answer would keep the renewals waiting.
+        """
+        async with self._control_lock:
+            with anyio.fail_after(self._lease_seconds / 3):
+                if self._control is None or self._control.is_closed():
+                    name = f"ops-worker {self._me.worker_id} control"
+                    self._control = await connect(self._dsn, application_name=name)
+                    self._connected_at, self._renewed = time.monotonic(), False
+                connection = self._control
+                try:
+                    yield connection
+                except BaseException:
+                    connection.terminate()
+                    raise
+
+    # --- calls ------------------------------------------------------------------------------------------------------
+
+    async def _owned(self, sql: str, run_id: uuid.UUID, *args: object) -> dict[str, Any]:
+        """A call about one run of this instance: $1 run, $2 worker, $3 instance, then ``args``."""
+        answer = await self._call(sql, run_id, self._me.worker_id, self._me.instance_id, *args)
+        if not answer["success"] and answer.get("code") in _LOST:
+            raise LeaseLost(run_id)
+        return _accepted(answer)
+
+    async def _call(self, sql: str, *args: object) -> dict[str, Any]:
+        return _parsed(await self._ask(sql, *args))
+
+    async def _ask(self, sql: str, *args: object) -> str:
+        """One statement; what it answers, as text. Raises ``Refused`` with the SQLSTATE."""
+        storable = [_storable(arg) for arg in args]
+
+        async def once() -> str:
+            async with self._pool.acquire(timeout=CALL_TIMEOUT) as connection:
+                try:
+                    value: str = await connection.fetchval(sql, *storable)
+                except (TimeoutError, asyncpg.ReadOnlySQLTransactionError):
+                    # Half-open, or a server that stays as it is: the next attempt needs another connection, and the
+                    # pool would wait once more for this one.
+                    connection.terminate()
+                    raise
+                return value
+
+        try:
+            return await _persist(once)
+        except asyncpg.PostgresError as error:
+            raise Refused(error.sqlstate, str(error)) from error
+
+
+async def _persist(once: Callable[[], Awaitable[T]]) -> T:
+    """Repeats ``once`` over passing faults until it succeeds or the caller is cancelled."""
+    attempt = 0
+    said = ""
+    while True:
+        try:
+            value = await once()
+        except TRANSIENT as error:
+            if not is_transient(error):
+                raise
+            # Once, and again when the cause is another: the first may only be that the server ended the connection.
+            if (cause := str(error) or type(error).__name__) != said:
+                log.warning("database unavailable, retrying", error=cause)
+                said = cause
+            await anyio.sleep(backoff(attempt))
+            attempt += 1
+        else:
+            if attempt:
+                log.info("database back", attempts=attempt)
+            return value
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """Turns an error in reading a run into ``UnreadableRun``: the cause is the run, not the worker."""
+    try:
+        yield
+    except RecursionError:
+        message = "the configuration or the metadata of the run nests too deeply"
+        raise UnreadableRun(Reason.INVALID_CONFIG, message) from None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        message = f"what the control plane says of the run cannot be read: {repr(error)[:200]}"
+        raise UnreadableRun(Reason.WORKER_ERROR, message) from error
+
+
+def _storable(arg: object) -> object:
+    """An argument as the database takes it, objects as JSON. It refuses NUL and halves of surrogate pairs in texts."""
+    if isinstance(arg, str):
+        return _text(arg)
+    if isinstance(arg, Mapping):
+        return json.dumps(_json(arg))
+    if isinstance(arg, list) and arg and isinstance(arg[0], str):
+        return [_text(item) for item in arg]
+    return arg
+
+
+def _json(value: object) -> object:
+    if isinstance(value, str):
+        return _text(value)
+    if isinstance(value, Mapping):
+        return {_text(str(key)): _json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json(item) for item in value]
+    return value
+
+
+def _text(text: str) -> str:
+    if text.isascii():
+        return text.replace("\0", "\ufffd")
+    return _REFUSED.sub("\ufffd", text)
+
+
+_REFUSED = re.compile("[\0\ud800-\udfff]")
+
+
+def _with_id(call: Callable[[uuid.UUID], None], payload: str) -> None:
+    """Makes the call with the id that a notification carries; every login can send one, with any text."""
+    with suppress(ValueError):
+        call(uuid.UUID(payload))
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    # jsonb holds numbers of any length, and Python refuses to read the longest as int.
+    answer: dict[str, Any] = json.loads(text, parse_int=lambda digits: (int if len(digits) < 20 else float)(digits))  # noqa: PLR2004
+    return answer
+
+
+def _accepted(answer: dict[str, Any]) -> dict[str, Any]:
+    if not answer["success"]:
+        raise Refused(answer.get("code", "refused"), answer["error"])
+    return answer

@@ -1,0 +1,94 @@
+"""The verb ``prune``: deletes expired artifacts, and the logs and events of runs that ended long ago.
+
+An artifact's record goes first, into a list of its own, then its object, then the entry of that list: so a prune that
+dies leaves no record without its object, and the next one goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Protocol
+
+import anyio
+import asyncpg
+
+from worker.concurrency import task_group
+from worker.database.connection import connected_for
+
+DELETIONS_AT_ONCE = 8
+
+
+class ObjectStore(Protocol):
+    """Where the artifacts are; ``folder`` is None unless that is a folder of this host."""
+
+    @property
+    def url(self) -> str: ...
+    @property
+    def folder(self) -> Path | None: ...
+    async def delete(self, key: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How many days logs and events are kept after their run has ended; None: for ever."""
+
+    logs: int | None
+    events: int | None
+
+
+async def prune(dsn: str, store: ObjectStore, worker_id: str, retention: Retention, *, dry_run: bool) -> int:
+    """Deletes, prints what, and returns the exit code. Of a store that is a folder only what this host's worker stored.
+
+    Raises ``ArtifactError``, ``CommandError`` and ``DatabaseUnavailable``.
+    """
+    owner = worker_id if store.folder is not None else None
+    logs_before, events_before = _before(retention.logs), _before(retention.events)
+    async with connected_for("prune", dsn) as connection:
+        if dry_run:
+            sql = "select * from ops_private.prunable($1, $2, $3, $4)"
+            row = await connection.fetchrow(sql, store.url, owner, logs_before, events_before)
+            _report("would be deleted", row["artifacts"], int(row["bytes"]), row["lines"], row["events"])
+            return 0
+        artifacts, size = await _prune_artifacts(connection, store, owner)
+        lines = events = 0
+        if logs_before is not None:
+            lines = await _prune_logs(connection, logs_before)
+        if events_before is not None:
+            events = await connection.fetchval("select ops_private.prune_run_events($1)", events_before)
+        _report("deleted", artifacts, size, lines, events)
+    return 0
+
+
+async def _prune_artifacts(connection: asyncpg.Connection, store: ObjectStore, owner: str | None) -> tuple[int, int]:
+    count = size = 0
+    limiter = anyio.CapacityLimiter(DELETIONS_AT_ONCE)
+
+    async def delete(key: str) -> None:
+        async with limiter:
+            await store.delete(key)
+
+    while batch := await connection.fetch("select * from ops_private.retire_artifacts($1, $2)", store.url, owner):
+        async with task_group() as tasks:
+            for row in batch:
+                tasks.start_soon(delete, row["artifact_key"])
+        await connection.execute("select ops_private.forget_artifacts($1)", [row["artifact_id"] for row in batch])
+        count += len(batch)
+        size += sum(row["size_bytes"] or 0 for row in batch)
+    return count, size
+
+
+async def _prune_logs(connection: asyncpg.Connection, before: datetime) -> int:
+    lines = 0
+    while (row := await connection.fetchrow("select * from ops_private.prune_run_logs($1)", before))["runs"]:
+        lines += row["lines"]
+    return lines
+
+
+def _before(days: int | None) -> datetime | None:
+    return None if days is None else datetime.now(UTC) - timedelta(days=days)
+
+
+def _report(what: str, artifacts: int, size: int, lines: int, events: int) -> None:
+    print(f"{what}: {artifacts:,} expired artifacts ({size / 2**20:,.1f} MiB), {lines:,} log lines, {events:,} events")

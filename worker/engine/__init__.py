@@ -1,0 +1,1 @@
+"""The container engine. Only this package imports ``docker``."""

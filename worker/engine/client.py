@@ -1,0 +1,199 @@
+"""The way to the Docker engine: clients, the threads that wait for them, raw endpoints, errors in our own words.
+
+The SDK blocks and a client may serve one thread at a time (docker-py#3229), so each call runs in a thread with a
+client of its own from a small stock.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import anyio
+import anyio.to_thread
+import docker
+import docker.errors
+import docker.utils
+import requests
+import urllib3
+from docker.types import CancellableStream
+
+from worker.errors import ConfigurationError, EngineError, EngineUnavailable, ImageMissing
+from worker.model.container import check_engine_address
+
+T = TypeVar("T")
+
+API_TIMEOUT = 120
+"""Seconds without an answer after which an engine's call is given up (a create may wait long for a busy disk)."""
+
+BROKEN = (requests.RequestException, urllib3.exceptions.HTTPError, OSError)
+"""What a connection that breaks raises."""
+
+
+class EngineApi:
+    """Clients of one engine; at most ``calls`` of them wait for an answer at once."""
+
+    def __init__(self, docker_host: str | None, *, calls: int) -> None:
+        """Raises ``ConfigurationError`` for an address of another kind, such as ssh."""
+        self.host = docker_host or os.environ.get("DOCKER_HOST") or None
+        try:
+            check_engine_address(self.host)
+        except ValueError as error:
+            raise ConfigurationError("docker_host" if docker_host else "DOCKER_HOST", str(error)) from None
+        self._clients: list[docker.APIClient] = []
+        self._version: str | None = None
+        self._calls = anyio.CapacityLimiter(calls)
+
+    def close(self) -> None:
+        """Closes the idle clients; those in use close themselves."""
+        while self._clients:
+            self._clients.pop().close()
+
+    async def call(self, function: Callable[[docker.APIClient], T], *, abandon: bool = False) -> T:
+        """One call in a thread. Cancelled, it is abandoned where that is said, which it is of what changes nothing.
+
+        Raises ``EngineUnavailable``, ``EngineError`` and ``ImageMissing``.
+        """
+
+        def call() -> T:
+            try:
+                with self.client() as client:
+                    return function(client)
+            except (docker.errors.DockerException, *BROKEN) as error:
+                raise translated(error) from error
+
+        return await anyio.to_thread.run_sync(call, limiter=self._calls, abandon_on_cancel=abandon)
+
+    @contextmanager
+    def client(self) -> Iterator[docker.APIClient]:
+        """A client that nobody else uses; it goes back only if its connection is known to be sound."""
+        client = self._clients.pop() if self._clients else self.new_client()
+        try:
+            yield client
+        except (docker.errors.APIError, ImageMissing, EngineError):  # an answer: the connection works
+            self._clients.append(client)
+            raise
+        except BaseException:
+            client.close()
+            raise
+        self._clients.append(client)
+
+    def new_client(self) -> docker.APIClient:
+        """A client of the caller's own, to be closed, for a stream whose socket may be closed under it.
+
+        What has arrived by then is still read to its clean end, and nothing shows that the connection is dead.
+        """
+        host = self.host
+        options = docker.utils.kwargs_from_env({**os.environ, "DOCKER_HOST": host} if host else None)
+        try:
+            client = docker.APIClient(
+                **options,
+                version=self._version or "auto",
+                timeout=API_TIMEOUT,
+                num_pools=1,  # for Unix sockets the SDK keeps a pool, and so a socket, for each URL
+            )
+        except docker.errors.DockerException as error:
+            raise EngineUnavailable(
+                f"the container engine at {host or 'its default address'} does not answer: {error}"
+            ) from error
+        self._version = client.api_version
+        return client
+
+
+class Body:
+    """The body of an answer as it comes in."""
+
+    def __init__(self, response: requests.Response) -> None:
+        self._response = response
+        self._chunks = response.iter_content(1 << 20)
+
+    def __iter__(self) -> Body:
+        return self
+
+    def __next__(self) -> bytes:
+        try:
+            chunk: bytes = next(self._chunks)
+        except BROKEN as error:
+            raise translated(error) from error
+        return chunk
+
+    def close(self) -> None:
+        """Ends a read that waits, from another thread."""
+        cut(self._response)
+
+
+def cut(response: requests.Response) -> None:
+    """Ends a read of that answer which waits in another thread, as the SDK ends its own; one that is over is left."""
+    with suppress(OSError, AttributeError):  # it has ended between the SDK's look at it and its close
+        CancellableStream(iter(()), response).close()
+
+
+def logs(client: docker.APIClient, container_id: str, params: dict[str, int]) -> requests.Response:
+    """The raw response of the log endpoint: ``APIClient.logs`` throws the stream of each frame away."""
+    words = {"stdout": 1, "stderr": 1, "timestamps": 1, **params}
+    return get(client, container_id, "logs", words, endless="follow" in params)
+
+
+@dataclass(frozen=True, slots=True)
+class DiskUsage:
+    """The engine's own words about each container and each volume."""
+
+    containers: Sequence[Mapping[str, Any]]
+    volumes: Sequence[Mapping[str, Any]]
+
+
+def disk_usage(client: docker.APIClient) -> DiskUsage:
+    """What containers and volumes hold on the engine's disk; it walks through all of their files.
+
+    Raises ``EngineError``, also on engines before 23.0 when somebody else is asking the same.
+    """
+    # ``type`` means nothing before API 1.42, ``verbose`` nothing before 1.52; from then on it asks for the items.
+    words: dict[str, list[str] | int] = {"type": ["container", "volume"], "verbose": 1}
+    url = f"{client.base_url}/v{client.api_version}/system/df"
+    response: requests.Response = client.get(url, params=words, timeout=API_TIMEOUT)
+    if not response.ok:
+        raise EngineError(response.status_code, response.text)
+    usage = response.json()
+    if "ContainerUsage" in usage or "VolumeUsage" in usage:
+        found = ((usage.get(name) or {}).get("Items") for name in ("ContainerUsage", "VolumeUsage"))
+    else:
+        found = (usage.get(name) for name in ("Containers", "Volumes"))
+    containers, volumes = (items or () for items in found)
+    return DiskUsage(containers, volumes)
+
+
+def get(
+    client: docker.APIClient, container_id: str, what: str, params: Mapping[str, str | int], *, endless: bool = False
+) -> requests.Response:
+    """An endpoint of a container, streaming; an ``endless`` one may be silent for ever once it has begun.
+
+    Raises ``EngineError``.
+    """
+    url = f"{client.base_url}/v{client.api_version}/containers/{container_id}/{what}"
+    response: requests.Response = client.get(url, params=dict(params), stream=True, timeout=API_TIMEOUT)
+    if not response.ok:
+        raise EngineError(response.status_code, response.text)
+    if response.headers.keys().isdisjoint(("Transfer-Encoding", "Content-Length")):
+        # http.client takes an answer that is cut within its headers for a whole one without a body.
+        response.close()
+        raise requests.ConnectionError("the headers of the answer are cut off")
+    if endless:  # as the SDK does it for its own streams
+        socket = client._get_raw_response_socket(response)  # type: ignore[attr-defined]  # noqa: SLF001
+        client._disable_socket_timeout(socket)  # type: ignore[attr-defined]  # noqa: SLF001
+    return response
+
+
+def translated(error: Exception) -> Exception:
+    """The SDK's and the transport's errors as ours; any other as it is."""
+    if isinstance(error, docker.errors.ImageNotFound):
+        return ImageMissing("", error.explanation or str(error))
+    if isinstance(error, docker.errors.APIError):
+        return EngineError(error.status_code or 0, error.explanation or str(error))
+    if isinstance(error, docker.errors.DockerException):  # such as a broken credential helper
+        return EngineError(0, str(error))
+    if isinstance(error, BROKEN):
+        return EngineUnavailable(str(error) or type(error).__name__)
+    return error

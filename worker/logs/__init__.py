@@ -1,0 +1,1 @@
+"""From bytes of a container's journal to stored log lines."""

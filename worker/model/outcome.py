@@ -1,0 +1,191 @@
+"""How a run ended, decided from what is known of its container. Pure."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from worker.errors import EngineError
+from worker.model.sizes import rounded_size, shown_size
+
+ENGINE_STOP_SIGNAL = 44
+"""Sent to a container by an engine that is being stopped, and by ``docker stop``: SIGRTMIN + 10, which no program takes
+for a request to end well, as many do SIGTERM, and exit 0 (Odoo does). Nor does anything else send it."""
+
+FORGOTTEN_EXIT_CODE = 255
+"""What Docker 26 and 28 give to a container that ended while the engine was away (live-restore)."""
+
+
+class Stop(StrEnum):
+    """Why the worker ended a container."""
+
+    CANCEL = "cancel"
+    TIMEOUT = "timeout"
+    OUTPUT = "output"
+    DISK = "disk"
+    DISK_LIMIT = "disk_limit"
+
+
+class Reason(StrEnum):
+    """The one word for how a run ended; ``ops.runs.reason`` and ``payload.reason`` of its events.
+
+    The database itself adds ``worker_lost``, ``poison`` and ``database_copied``.
+    """
+
+    SUCCEEDED = "succeeded"
+    EXIT_CODE = "exit_code"
+    SIGNAL = "signal"
+    OUT_OF_MEMORY = "out_of_memory"
+    TIMEOUT = "timeout"
+    OUTPUT_LIMIT = "output_limit"
+    DISK_LIMIT = "disk_limit"
+    CANCELED = "canceled"
+    WORKFLOW_DISABLED = "workflow_disabled"
+    PROJECT_ARCHIVED = "project_archived"
+    TOOL_MISSING = "tool_missing"
+    INVALID_CONFIG = "invalid_config"
+    SECRET_MISSING = "secret_missing"  # noqa: S105 - a word
+    IMAGE_NOT_ALLOWED = "image_not_allowed"
+    IMAGE_MISSING = "image_missing"
+    ARTIFACTS_FAILED = "artifacts_failed"
+    DISK_FULL = "disk_full"
+    ENGINE_ERROR = "engine_error"
+    ENGINE_LOST = "engine_lost"
+    WORKER_ERROR = "worker_error"
+
+
+HOST_FAULTS = frozenset(
+    {Reason.ARTIFACTS_FAILED, Reason.DISK_FULL, Reason.ENGINE_ERROR, Reason.ENGINE_LOST, Reason.WORKER_ERROR}
+)
+"""The reasons for which the host, its engine or the worker failed, and not the program or its configuration."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What is reported to the database.
+
+    ``exit_code`` 0 means succeeded, and nothing else does; None stands where no process's exit code tells the
+    outcome.
+    """
+
+    exit_code: int | None
+    reason: Reason
+    message: str | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def log_level(self) -> str:
+        """Its level in the worker's own log: a failure of the host is an error, one of the program is a warning."""
+        if self.reason in HOST_FAULTS:
+            return "error"
+        return "info" if self.reason is Reason.SUCCEEDED else "warning"
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What is known of a container that has ended."""
+
+    exit_code: int
+    oom_killed: bool
+    engine_error: str
+    memory_bytes: int
+    timeout_seconds: float
+    output_bytes: int
+    disk_bytes: int
+    written_bytes: int
+    """What it held on the engine's disk when it was ended for that, and what was then left of the disk."""
+    left_bytes: int
+    artifacts_error: str | None
+    engine_restarted: bool
+    """Whether the engine was started again while the container ran."""
+
+
+def decide(ending: Ending, stop: Stop | None) -> Outcome:
+    """The first of these that holds: stopped, out of memory, engine, exit code, artifacts, success.
+
+    A container that ended well before the request to stop reached it is stopped all the same: who cancels a
+    run must not find it succeeded.
+    """
+    details: dict[str, Any] = {"container_exit_code": ending.exit_code}
+    if ending.artifacts_error is not None:
+        details["artifacts_error"] = ending.artifacts_error
+    code = ending.exit_code or None
+    if stop is not None:
+        return _stopped(ending, stop, details)
+    if ending.oom_killed:
+        # The kernel may kill a child while the main process goes on to exit 0 (docs/run-lifecycle.md).
+        details["memory_bytes"] = ending.memory_bytes
+        limit = f"{ending.memory_bytes / 2**20:.12g} MiB"
+        message = f"out of memory: a process was killed at the limit of {limit}; raise resources.memory"
+        return Outcome(code or 137, Reason.OUT_OF_MEMORY, message, details)
+    if ending.engine_error:
+        failure = engine_failure(EngineError(0, ending.engine_error))
+        return Outcome(None, failure.reason, failure.message, {**details, **failure.details})
+    if code == FORGOTTEN_EXIT_CODE and ending.engine_restarted:
+        message = "the engine was restarted while the container ran, and does not know its exit code"
+        return Outcome(None, Reason.ENGINE_LOST, message, details)
+    if code == 128 + ENGINE_STOP_SIGNAL:
+        message = "the engine ended the container: it was stopped or restarted, or somebody said docker stop"
+        return Outcome(None, Reason.ENGINE_LOST, message, details)
+    if code is not None:
+        return _exited(code, details)
+    if ending.artifacts_error is not None:
+        reason = Reason.DISK_FULL if _disk_full(ending.artifacts_error) else Reason.ARTIFACTS_FAILED
+        message = f"the program succeeded, but its artifacts could not be stored: {ending.artifacts_error}"
+        return Outcome(None, reason, message, details)
+    return Outcome(0, Reason.SUCCEEDED)
+
+
+def _stopped(ending: Ending, stop: Stop, details: dict[str, Any]) -> Outcome:
+    code = ending.exit_code or None
+    if stop is Stop.CANCEL:
+        return Outcome(code, Reason.CANCELED, "canceled on request", details)
+    if stop is Stop.TIMEOUT:
+        message = f"ran beyond its time limit of {ending.timeout_seconds:.12g} s (timeout_seconds)"
+        return Outcome(code, Reason.TIMEOUT, message, details)
+    if stop is Stop.OUTPUT:
+        message = f"stopped: it printed more than {shown_size(ending.output_bytes)} (resources.output)"
+        return Outcome(code, Reason.OUTPUT_LIMIT, message, details)
+    details["written_bytes"] = ending.written_bytes
+    written = rounded_size(ending.written_bytes)
+    if stop is Stop.DISK_LIMIT:
+        message = f"stopped: it wrote {written} to the disk, more than {shown_size(ending.disk_bytes)} (resources.disk)"
+        return Outcome(code, Reason.DISK_LIMIT, message, details)
+    details["left_bytes"] = ending.left_bytes
+    left = rounded_size(ending.left_bytes)
+    message = (
+        f"stopped: the disk of its host was nearly full, {left} left, and of all runs it had written most, {written}"
+    )
+    return Outcome(code, Reason.DISK_FULL, message, details)
+
+
+def engine_failure(error: EngineError) -> Outcome:
+    """The engine refused to create or start the container, or says that it failed."""
+    reason = Reason.DISK_FULL if _disk_full(str(error)) else Reason.ENGINE_ERROR
+    return Outcome(None, reason, f"the container engine says: {error}", {"status": error.status})
+
+
+def _exited(code: int, details: Mapping[str, Any]) -> Outcome:
+    """A program that ended by itself, not well. Shells and the engine say 128 + n for an end by signal n."""
+    if (name := _signal(code - 128)) is not None:
+        hint = ", from outside: the host out of memory, or somebody" if name == "SIGKILL" else ""
+        message = f"ended by signal {name} (exit code {code}){hint}"
+        return Outcome(code, Reason.SIGNAL, message, {**details, "signal": name})
+    return Outcome(code, Reason.EXIT_CODE, f"exit code {code}{_EXIT_CODES.get(code, '')}", details)
+
+
+_EXIT_CODES = {126: " (the command could not be executed)", 127: " (command not found)"}
+
+
+def _signal(number: int) -> str | None:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return None
+
+
+def _disk_full(said: str) -> bool:
+    return "no space left on device" in said.lower()

@@ -1,0 +1,174 @@
+"""How much room is left where runs write, and who wrote it.
+
+Below a floor the worker claims nothing, and ends the run that wrote the most before the disk is full for all. Free
+room costs a system call, so it is looked at all the time; what a run wrote makes the engine walk through its files,
+so that is looked at for a hundredth of the time, and for a tenth while the disk is short.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import anyio
+import structlog
+
+from worker.model.container import Written
+from worker.model.outcome import Stop
+from worker.model.sizes import rounded_size, shown_size
+
+log = structlog.get_logger()
+
+NOTABLE = 64 * 2**20
+"""Bytes below which a run is not to blame: then it is somebody else who fills the disk."""
+
+SETTLE_SECONDS = 5.0
+"""What a run wrote may come free a little after its container was removed; so long nobody else is ended for it."""
+
+ROOMY_PAUSE, ROOMY_SHARE = 10.0, 100
+SHORT_PAUSE, SHORT_SHARE = 1.0, 10
+"""Seconds between two looks at what runs wrote, and how many times as long as the look itself took, at least."""
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """The folders of the engine and of the artifacts, without those on other hosts; ``floor`` bytes must stay free."""
+
+    engine: tuple[Path, ...]
+    store: Path | None
+    floor: int
+
+    def shortage(self) -> str | None:
+        """Says which of the folders has less left than the floor for an ordinary user; None when none has."""
+        for folder in (self.store, *self.engine):
+            left = _left(folder)
+            if left is not None and left < self.floor:
+                said = f"{rounded_size(left)} left on the disk of {folder}"
+                return f"{said}, and the setting min_free_disk is {shown_size(self.floor)}"
+        return None
+
+    def short_of(self) -> int | None:
+        """The bytes left on the fullest of the engine's disks; None unless they are fewer than the floor."""
+        seen = [left for folder in self.engine if (left := _left(folder)) is not None]
+        least = min(seen, default=self.floor)
+        return least if least < self.floor else None
+
+
+def _left(folder: Path | None) -> int | None:
+    """None where it cannot be seen from here, as that of an engine outside of the worker's container."""
+    if folder is None:
+        return None
+    try:
+        disk = os.statvfs(folder)
+    except OSError:
+        return None
+    return disk.f_bavail * disk.f_frsize
+
+
+class RunDisk:
+    """What one run wrote, in bytes, and whether it is ended for that: at once, and without its artifacts."""
+
+    def __init__(self, end: Callable[[Stop], None]) -> None:
+        self.limit = math.inf
+        self.printed = 0
+        """Of its log, which lies on the same disk: what was read."""
+        self.written = 0
+        self.left = 0
+        """What was left of the disk when it was ended."""
+        self.flooding = anyio.Event()
+        self._end = end
+
+    def wrote(self, size: int) -> None:
+        """Tells it what its container holds on the disk; beyond the limit, that is its end."""
+        if size > self.limit:
+            self._flood(Stop.DISK_LIMIT, size)
+
+    def give_way(self, size: int, left: int) -> None:
+        """Ends it because the disk has only so much left, while it wrote ``size``."""
+        self.left = left
+        self._flood(Stop.DISK, size)
+
+    def _flood(self, why: Stop, size: int) -> None:
+        if not self.flooding.is_set():
+            self.written = size
+            self.flooding.set()
+            self._end(why)
+
+
+class WritingRun(Protocol):
+    """A run as the guard sees it."""
+
+    @property
+    def disk(self) -> RunDisk: ...
+
+
+class DiskEngine(Protocol):
+    """Who knows what was written."""
+
+    async def written(self) -> Mapping[str, Written]:
+        """By run id, of all workers' runs on this engine."""
+        ...
+
+
+class DiskGuard:
+    """Tells this worker's runs what they wrote, and ends the one that wrote the most while the disk is short."""
+
+    def __init__(self, disk: Disk, engine: DiskEngine, runs: Mapping[uuid.UUID, WritingRun]) -> None:
+        self._disk = disk
+        self._engine = engine
+        self._runs = runs
+        self._looked, self._took = -math.inf, 0.0
+        self._waits_until = -math.inf
+        self._left_then = 0
+
+    async def look(self) -> None:
+        """Looks at the free room, and at what was written if that is due. Raises what the engine's call raises."""
+        short = self._disk.short_of() is not None
+        if not short:
+            self._waits_until = -math.inf
+        pause, share = (SHORT_PAUSE, SHORT_SHARE) if short else (ROOMY_PAUSE, ROOMY_SHARE)
+        began = anyio.current_time()
+        if not self._runs or began < self._looked + max(pause, share * self._took):
+            return
+        try:
+            written = await self._engine.written()
+        finally:
+            self._looked = anyio.current_time()
+            self._took = self._looked - began
+        for run_id, run in self._runs.items():
+            if (its := written.get(str(run_id))) is not None:
+                run.disk.wrote(its.size)
+        left = self._disk.short_of()
+        if left is not None and not self._comes_free(left):
+            self._make_room(written, left)
+
+    def _comes_free(self, left: int) -> bool:
+        """Whether room is on its way, with the container of a run that was ended; not if the rest shrinks on."""
+        now = anyio.current_time()
+        if any(run.disk.flooding.is_set() for run in self._runs.values()):
+            if now >= self._waits_until:
+                self._left_then = left
+            self._waits_until = now + SETTLE_SECONDS
+        return now < self._waits_until and left > self._left_then - NOTABLE
+
+    def _make_room(self, written: Mapping[str, Written], left: int) -> None:
+        """Ends the run that wrote the most, unless that is another worker's, whose business it then is."""
+        mine = {
+            run_id: its.size + run.disk.printed
+            for run_id, run in self._runs.items()
+            if not run.disk.flooding.is_set() and (its := written.get(str(run_id))) is not None
+        }
+        heaviest = max(mine, key=mine.__getitem__, default=None)
+        if heaviest is None or mine[heaviest] < NOTABLE:
+            return
+        ours = set(map(str, self._runs))
+        if any(its.running and its.size > mine[heaviest] for run_id, its in written.items() if run_id not in ours):
+            return
+        log.warning("ending a run: the disk is short", run_id=str(heaviest), written=mine[heaviest], left=left)
+        self._runs[heaviest].disk.give_way(mine[heaviest], left)
+        self._left_then, self._waits_until = left, anyio.current_time() + SETTLE_SECONDS
