@@ -12,7 +12,7 @@ from worker.errors import SpecError
 LABEL_RUN = "ops-worker.run-id"
 LABEL_DATABASE = "ops-worker.database-id"
 LABEL_WORKER = "ops-worker.worker-id"
-LABEL_SUPERVISION = "ops-worker.supervision"
+LABEL_TERMS = "ops-worker.terms"
 
 MAX_SECRET = 64 * 1024
 """Bytes of one secret; what is larger is no secret."""

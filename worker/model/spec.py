@@ -242,7 +242,7 @@ class HostPolicy:
     max_disk: int | None = None
 
 
-class Supervision(BaseModel):
+class RunTerms(BaseModel):
     """What is left to know of a run once its container is made; goes with the container, for whoever adopts it.
 
     Memory in bytes, time in seconds. Keys that a newer worker added are passed over.
@@ -279,9 +279,9 @@ class RunSpec:
     secrets: tuple[str, ...] = ()
 
     @property
-    def supervision(self) -> Supervision:
+    def terms(self) -> RunTerms:
         """The part that is needed until the end of the run."""
-        return Supervision(
+        return RunTerms(
             timeout_seconds=self.timeout_seconds,
             memory_bytes=self.memory_bytes,
             output_bytes=self.output_bytes,

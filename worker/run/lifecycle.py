@@ -34,14 +34,14 @@ from worker.model.claim import Artifact, Claim, LogLine
 from worker.model.container import (
     LABEL_DATABASE,
     LABEL_RUN,
-    LABEL_SUPERVISION,
+    LABEL_TERMS,
     LABEL_WORKER,
     ContainerState,
     Image,
     Secret,
 )
 from worker.model.outcome import Ending, Outcome, Reason, Stop, decide, engine_failure
-from worker.model.spec import ArtifactRule, HostPolicy, RunSpec, Supervision, resolve
+from worker.model.spec import ArtifactRule, HostPolicy, RunSpec, RunTerms, resolve
 from worker.run.disk import RunDisk
 from worker.run.secrets import SecretsFolder, changed_values
 
@@ -217,22 +217,22 @@ class Run:
             container = self.claim.container_id or self.container_name
             earlier = await self._earlier(container)
             if earlier is not None:
-                supervision = Supervision.model_validate_json(earlier.labels[LABEL_SUPERVISION])
-                await self._learn_secrets(supervision.secrets, adopted=True)
+                terms = RunTerms.model_validate_json(earlier.labels[LABEL_TERMS])
+                await self._learn_secrets(terms.secrets, adopted=True)
             elif self.claim.container_id is not None:  # made once in a run's life: one that is gone may have run
                 return _gone()
             else:
                 spec = resolve(self.claim, self._host.policy)
-                supervision = spec.supervision
-                secrets = await self._learn_secrets(supervision.secrets, adopted=False)
+                terms = spec.terms
+                secrets = await self._learn_secrets(terms.secrets, adopted=False)
                 image = await self._image(spec.image)
                 if image is None:
                     return Outcome(None, Reason.CANCELED, "canceled before its container was created")
                 container = await self._create(spec, image, secrets)
-            self.disk.limit = supervision.disk_bytes
+            self.disk.limit = terms.disk_bytes
             if self._why is None:
                 await self._patiently(self._engine.start, container)
-            return await self._supervise(supervision, container)
+            return await self._supervise(terms, container)
         except SpecError as error:
             return Outcome(None, Reason(error.reason), str(error), {"field": error.field})
         except ImageMissing as error:
@@ -296,7 +296,7 @@ class Run:
             LABEL_RUN: str(self.claim.run_id),
             LABEL_DATABASE: str(self._host.database_id),
             LABEL_WORKER: self._host.worker_id,
-            LABEL_SUPERVISION: spec.supervision.model_dump_json(),
+            LABEL_TERMS: spec.terms.model_dump_json(),
         }
         if self._host.policy.secrets_as_env:
             reserved = {name: value for name, value in spec.env.items() if name.startswith("OPS_")}
@@ -314,28 +314,28 @@ class Run:
         await self._event("info", "container created", {"container_id": container, **details, **limits})
         return container
 
-    async def _supervise(self, supervision: Supervision, container: str) -> Outcome:
+    async def _supervise(self, terms: RunTerms, container: str) -> Outcome:
         """The container's life from its start on, with the log and the artifacts it leaves."""
         async with task_group() as tasks:
-            tasks.start_soon(self._end_when_asked, container, supervision.timeout_seconds)
+            tasks.start_soon(self._end_when_asked, container, terms.timeout_seconds)
             tasks.start_soon(self._end_when_flooding, container)
-            state = await self._pump(container, supervision.output_bytes)
+            state = await self._pump(container, terms.output_bytes)
             tasks.cancel_scope.cancel()
         if state is None:
             return _gone()
-        if state.lasted >= supervision.timeout_seconds:  # whoever stopped it, if anybody did
+        if state.lasted >= terms.timeout_seconds:  # whoever stopped it, if anybody did
             self.stop(Stop.TIMEOUT)
         artifacts_error = None
-        if supervision.artifacts and state.started_at is not None:
-            artifacts_error = await self._collect(container, supervision)
+        if terms.artifacts and state.started_at is not None:
+            artifacts_error = await self._collect(container, terms)
         ending = Ending(
             exit_code=state.exit_code,
             oom_killed=state.oom_killed,
             engine_error=state.error,
-            memory_bytes=supervision.memory_bytes,
-            timeout_seconds=supervision.timeout_seconds,
-            output_bytes=supervision.output_bytes,
-            disk_bytes=supervision.disk_bytes,
+            memory_bytes=terms.memory_bytes,
+            timeout_seconds=terms.timeout_seconds,
+            output_bytes=terms.output_bytes,
+            disk_bytes=terms.disk_bytes,
             written_bytes=self.disk.written,
             left_bytes=self.disk.left,
             artifacts_error=artifacts_error,
@@ -456,10 +456,10 @@ class Run:
                 return
             await anyio.sleep(ENDED_POLL_SECONDS)
 
-    async def _collect(self, container: str, supervision: Supervision) -> str | None:
+    async def _collect(self, container: str, terms: RunTerms) -> str | None:
         """Uploads what the container left, unless it is a flood; returns what went wrong, if anything did."""
         problem: str | None = "not collected, since it was too much for the disk"
-        seconds = max(COLLECT_SECONDS, supervision.timeout_seconds)
+        seconds = max(COLLECT_SECONDS, terms.timeout_seconds)
         limit = TimeLimit(seconds)
 
         async def shorten() -> None:
@@ -469,7 +469,7 @@ class Run:
         async def collect() -> None:
             nonlocal problem
             try:
-                problem = await self._upload(container, supervision.artifacts, limit)
+                problem = await self._upload(container, terms.artifacts, limit)
             except TimeoutError:
                 canceled = f"the run was canceled, and it took {CANCELED_COLLECT_SECONDS:g} s more"
                 took = canceled if self._canceled.is_set() else f"it took longer than {seconds:g} s"

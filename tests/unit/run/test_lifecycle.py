@@ -18,9 +18,9 @@ from tests.unit.claims import IMAGE, make_claim
 from tests.unit.journal import frame, header
 from worker.errors import ArtifactError, EngineError, EngineUnavailable, ImageMissing, LeaseLost
 from worker.model.claim import Artifact, LogLine
-from worker.model.container import LABEL_SUPERVISION, ContainerState, Image, Secret
+from worker.model.container import LABEL_TERMS, ContainerState, Image, Secret
 from worker.model.outcome import Outcome, Stop
-from worker.model.spec import ArtifactRule, HostPolicy, RunSpec, Supervision, resolve
+from worker.model.spec import ArtifactRule, HostPolicy, RunSpec, RunTerms, resolve
 from worker.run import lifecycle as module
 from worker.run.lifecycle import Host, Run, container_name
 from worker.tar import END_MARK
@@ -47,7 +47,7 @@ Step = bytes | Exception | Quiet | anyio.Event
 
 def made_with(**config: Any) -> dict[str, str]:
     """The labels of a container that was made by an earlier worker, as far as the next one reads them."""
-    return {LABEL_SUPERVISION: resolve(make_claim(config=config), HostPolicy()).supervision.model_dump_json()}
+    return {LABEL_TERMS: resolve(make_claim(config=config), HostPolicy()).terms.model_dump_json()}
 
 
 class ScriptedEngine:
@@ -938,14 +938,14 @@ async def test_an_adopted_run_ends_as_it_began_whatever_its_configuration_says_b
     assert await world.execute(**adopted) == "succeeded"
     assert world.said == SAID
     assert world.store.rules == (ArtifactRule(path="a.*"),)
-    kept = Supervision.model_validate_json(world.engine.labels[LABEL_SUPERVISION])
+    kept = RunTerms.model_validate_json(world.engine.labels[LABEL_TERMS])
     assert (kept.timeout_seconds, kept.output_bytes, kept.memory_bytes) == (5, 10_240, 2 * 2**30)
 
 
 def test_what_a_newer_worker_keeps_beside_is_passed_over() -> None:
-    kept = resolve(make_claim(), HostPolicy()).supervision
+    kept = resolve(make_claim(), HostPolicy()).terms
     newer = kept.model_dump_json().replace("{", '{"colour":"red",', 1)
-    assert Supervision.model_validate_json(newer) == kept
+    assert RunTerms.model_validate_json(newer) == kept
 
 
 async def test_a_container_that_is_gone_is_not_made_again(world: World) -> None:
