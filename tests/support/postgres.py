@@ -305,14 +305,16 @@ class Cluster:
 
     def _copied(self, path: Path) -> Path:
         package, copy = path.parent.parent, self.directory / "server"
-        shutil.copytree(path.parent, copy / package.name / path.parent.name, symlinks=True)
+        if (made := copy / package.name / path.parent.name / path.name).exists():
+            return made
+        shutil.copytree(path.parent, made.parent, symlinks=True)
         libraries = package.with_name(f"{package.name}.libs")  # a wheel's; found by relative path
         if libraries.is_dir():
             shutil.copytree(libraries, copy / libraries.name, symlinks=True, dirs_exist_ok=True)  # of two versions
         for item in (copy, *copy.rglob("*")):
             if not item.is_symlink():
                 item.chmod(0o755)
-        return copy / package.name / path.parent.name / path.name
+        return made
 
     def _init(self) -> None:
         passwords = self.directory / "password"
