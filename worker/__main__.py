@@ -27,11 +27,11 @@ from worker import __version__
 from worker.artifacts.store import ArtifactStore
 from worker.cli import database as database_cli
 from worker.cli.settings import GENERAL_URL, Settings, flag, load
-from worker.concurrency import backoff, task_group
-from worker.daemon import Daemon, Pace
+from worker.concurrency import retrying, task_group
+from worker.daemon import Daemon, DaemonOptions
 from worker.database.queue import Queue
 from worker.database.retention import Retention, prune
-from worker.engine.containers import Engine
+from worker.engine.engine import Engine
 from worker.errors import (
     ArtifactError,
     ConfigurationError,
@@ -45,7 +45,7 @@ from worker.errors import (
 from worker.model.claim import WorkerIdentity
 from worker.model.spec import HostPolicy
 from worker.run.disk import Disk
-from worker.run.lifecycle import Host
+from worker.run.ports import RunContext
 from worker.run.secrets import SecretsFolder
 from worker.telemetry import Metrics, configure_logging, keep_systemd_informed, notify_systemd
 
@@ -165,7 +165,7 @@ async def work(settings: Settings, dsn: str) -> int:
                 "containers of runs reach each other: nothing on the engine's host filters between them",
                 mend="the kernel's net.bridge.bridge-nf-call-iptables=1, and no iptables=false in daemon.json",
             )
-        host = Host(
+        context = RunContext(
             queue=queue,
             engine=engine,
             store=store,
@@ -178,7 +178,7 @@ async def work(settings: Settings, dsn: str) -> int:
             secrets=secrets,
         )
         disk = Disk(engine.local_folders(facts, settings.containerd_root), store.folder, settings.min_free_disk)
-        await Daemon(host, queue, engine, metrics, _pace(settings), disk).run()
+        await Daemon(context, queue, engine, metrics, _options(settings), disk).run()
         with anyio.move_on_after(UNREGISTER_SECONDS):
             await queue.unregister()
             if settings.until_idle:
@@ -189,18 +189,17 @@ async def work(settings: Settings, dsn: str) -> int:
 
 async def _patiently(what: str, call: Callable[[], Awaitable[T]], settings: Settings) -> T:
     """Waits for a resource that is not there yet; with ``--until-idle`` its absence is an error at once."""
-    attempt = 0
     notify_systemd(f"STATUS=connecting to {what}")
-    while True:
-        try:
-            return await call()
-        except (DatabaseUnavailable, EngineUnavailable, EngineError) as error:
-            if settings.until_idle:
-                raise
-            log.warning("cannot be reached, trying again", what=what, error=str(error))
-            _patient(f"waiting for {what}: {error}")
-            await anyio.sleep(backoff(attempt, first=1, cap=30))
-            attempt += 1
+
+    def on_fault(error: Exception, _attempt: int) -> None:
+        log.warning("cannot be reached, trying again", what=what, error=str(error))
+        _patient(f"waiting for {what}: {error}")
+
+    def transient(error: Exception, _attempt: int) -> bool:
+        unavailable = isinstance(error, (DatabaseUnavailable, EngineUnavailable, EngineError))
+        return unavailable and not settings.until_idle
+
+    return await retrying(call, transient=transient, on_fault=on_fault, first=1, cap=30)
 
 
 async def _say_what_is_left(queue: Queue) -> None:
@@ -277,8 +276,8 @@ def _host_id() -> str:
     return f"{boot}:{Path('/proc/self/ns/net').stat().st_ino}"
 
 
-def _pace(settings: Settings) -> Pace:
-    return Pace(
+def _options(settings: Settings) -> DaemonOptions:
+    return DaemonOptions(
         concurrency=settings.concurrency,
         until_idle=settings.until_idle,
         lease=settings.lease,

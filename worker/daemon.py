@@ -12,7 +12,8 @@ from __future__ import annotations
 import random
 import signal
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -20,41 +21,49 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup
 
-from worker.concurrency import backoff, task_group
+from worker.concurrency import retrying, task_group
 from worker.database.connection import is_transient
 from worker.database.queue import Queue
-from worker.engine.containers import Engine
+from worker.engine.engine import Engine
 from worker.errors import DiskShort, EngineError, EngineUnavailable, LeaseLost, Refused, UnreadableRun
 from worker.model.claim import Claim
-from worker.model.outcome import Outcome, Reason, Stop
+from worker.model.outcome import Stop
+from worker.run.adoption import Adopter
 from worker.run.disk import Disk, DiskGuard
-from worker.run.lifecycle import Host, Run, container_name
+from worker.run.lifecycle import Run
+from worker.run.ports import RunContext
 from worker.telemetry import Metrics, notify_systemd
 
 log = structlog.get_logger()
 
-CLAIM_SECONDS = 2.0
-"""How long a claim that is under way may take once the worker drains."""
-
-SWEEP_SECONDS = 60.0
-"""How often leftovers are looked for: dead workers' leases in the database, containers on the engine."""
-
-HINT_SECONDS = 0.5
-"""A heartbeat is no earlier than this after the last one, however many notifications ask for it."""
-
-DISK_SECONDS = 0.25
-"""How often the free room is looked at: a disk may write a gigabyte a second."""
+MAX_CRASHES = 3
+"""How often this process adopts a run again after an error of the worker itself."""
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
-    """How much the daemon does at once, and its times in seconds."""
+class Timings:
+    """Times of the loops, in seconds."""
+
+    claim: float = 2.0
+    """How long a claim that is under way may take once the worker drains."""
+    sweep: float = 60.0
+    """How often leftovers are looked for: dead workers' leases in the database, containers on the engine."""
+    hint: float = 0.5
+    """A heartbeat is no earlier than this after the last one, however many notifications ask for it."""
+    disk: float = 0.25
+    """How often the free room is looked at: a disk may write a gigabyte a second."""
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonOptions:
+    """How much the daemon does at once, and what the operator set, in seconds."""
 
     concurrency: int
     until_idle: bool
     lease: float
     poll: float
     drain: float | None
+    timings: Timings = Timings()
 
     @property
     def heartbeat(self) -> float:
@@ -62,30 +71,45 @@ class Pace:
         return min(self.lease / 3, 10.0)
 
 
+class Roster:
+    """The runs under way, and the runs that this instance may have to adopt."""
+
+    def __init__(self) -> None:
+        self.running: dict[uuid.UUID, Run] = {}
+        self.orphans: set[uuid.UUID] = set()
+        self.changed = anyio.Event()
+        """Set when the claim loop has something to look at."""
+        self._crashes: Counter[uuid.UUID] = Counter()
+
+    def add_orphans(self, run_ids: Iterable[uuid.UUID]) -> None:
+        """Adds runs that no task of this process works on, without those that it has given up."""
+        found = {run_id for run_id in run_ids if self._crashes[run_id] < MAX_CRASHES}
+        self.orphans |= found - self.running.keys()
+        if self.orphans:
+            self.changed.set()
+
+    def record_crash(self, run_id: uuid.UUID) -> bool:
+        """Records that the worker itself failed at a run; returns whether the run is given up for that."""
+        self._crashes[run_id] += 1
+        return self._crashes[run_id] >= MAX_CRASHES
+
+
 class Daemon:
     """One worker process. ``run`` returns when it has drained or detached, or, until idle, when the queue is empty."""
 
     def __init__(
-        self,
-        host: Host,
-        queue: Queue,
-        engine: Engine,
-        metrics: Metrics,
-        pace: Pace,
-        disk: Disk,
+        self, context: RunContext, queue: Queue, engine: Engine, metrics: Metrics, options: DaemonOptions, disk: Disk
     ) -> None:
-        self._host = host
+        self.leases = LeaseKeeper(context.database_id, queue, engine, metrics, options)
+        self._context = context
         self._queue = queue
-        self._engine = engine
         self._metrics = metrics
-        self._pace = pace
+        self._options = options
+        self._roster = self.leases.roster
+        self._adopter = Adopter(context)
         self._disk = disk
-        self._short = False
-        self._runs: dict[uuid.UUID, Run] = {}
-        self._guard = DiskGuard(disk, engine, self._runs)
-        self._unknown: set[uuid.UUID] = set()
-        self._wake = anyio.Event()
-        self._hint = anyio.Event()
+        self._room = DiskRoom(metrics)
+        self._guard = DiskGuard(disk, engine, self._roster.running)
         self._draining = anyio.Event()
         self._claiming = anyio.CancelScope()
 
@@ -94,8 +118,8 @@ class Daemon:
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async with task_group() as background:
                 background.start_soon(self._stop_on, signals, background.cancel_scope)
-                background.start_soon(self._heartbeats, background.cancel_scope)
-                for loop in (self._listen, self._sweeps, self._watch_disk, self._end_claims):
+                background.start_soon(self.leases.keep, background.cancel_scope)
+                for loop in (self._listen, self.leases.sweep, self._watch_disk, self._end_claims):
                     background.start_soon(loop)
                 notify_systemd("READY=1", f"STATUS={self._status()}")
                 async with task_group() as runs:
@@ -106,40 +130,39 @@ class Daemon:
 
     async def _claims(self, runs: TaskGroup) -> None:
         with anyio.CancelScope() as self._claiming:
-            await _until_done(self.look_around, self._pace.poll)
+            await _until_done(self.leases.find_orphans, self._options.poll)
         while not self._draining.is_set():
-            self._wake = anyio.Event()  # before the look: what comes up from now on wakes the wait below
+            self._roster.changed = anyio.Event()  # before the look: a change from now on ends the wait below
             claim, waiting = None, True
             with anyio.CancelScope() as self._claiming:
-                while self._unknown:
-                    run_id = next(iter(self._unknown))
-                    await self._take_up(runs, run_id)
-                    self._unknown.discard(run_id)  # not before: a sweep meanwhile would add it again
-                if len(self._runs) < self._pace.concurrency and self._has_disk():
+                await self._adopt_orphans(runs)
+                if len(self._roster.running) < self._options.concurrency and self._has_room():
                     claim, waiting = await self._claim()
             if claim is not None:
                 log.info("run claimed", **claim.named)
                 self._begin(runs, claim)
                 continue
-            if self._pace.until_idle and not waiting and not self._runs:
+            if self._options.until_idle and not waiting and not self._roster.running:
                 return
-            with anyio.move_on_after(self._pace.poll * random.uniform(0.75, 1.25)):  # noqa: S311 - jitter
-                await self._wake.wait()
+            with anyio.move_on_after(self._options.poll * random.uniform(0.75, 1.25)):  # noqa: S311 - jitter
+                await self._roster.changed.wait()
 
-    def _has_disk(self) -> bool:
-        """Whether there is room for another run. Raises ``DiskShort`` where nobody would wait for it."""
+    async def _adopt_orphans(self, runs: TaskGroup) -> None:
+        while self._roster.orphans:
+            run_id = next(iter(self._roster.orphans))
+            if run_id not in self._roster.running and (claim := await self._adopter.adopt(run_id)) is not None:
+                log.info("run adopted", **claim.named, status=claim.status)
+                self._begin(runs, claim)
+            self._roster.orphans.discard(run_id)  # not before: a sweep meanwhile would add it again
+
+    def _has_room(self) -> bool:
+        """Whether the disk has room for another run. Raises ``DiskShort`` if nothing would ever free some."""
         why = self._disk.shortage()
-        if why is not None and self._pace.until_idle and not self._runs:
+        if why is not None and self._options.until_idle and not self._roster.running:
             raise DiskShort(f"nothing is claimed: {why}")
-        if why is not None and not self._short:
-            log.warning("claiming nothing: the disk is short", why=why)
-        elif why is None and self._short:
-            log.info("claiming again: the disk has room")
-        if (why is not None) != self._short:
-            self._short = why is not None
-            self._say_status()
-        self._metrics.disk_short.set(self._short)
-        return not self._short
+        if self._room.record(why):
+            self._show_status()
+        return why is None
 
     async def _claim(self) -> tuple[Claim | None, bool]:
         """The next run, if there is one and the worker is not draining; else whether one may become due."""
@@ -157,138 +180,44 @@ class Daemon:
             return None, False
         return claim, waiting
 
-    async def _take_up(self, runs: TaskGroup, run_id: uuid.UUID) -> None:
-        """Goes on with a run that nobody looks after; removes what is left of one that has ended elsewhere."""
-        if run_id in self._runs:
-            return
-        found = await self._adopt(run_id)
-        if isinstance(found, Claim):
-            log.info("run adopted", **found.named, status=found.status)
-            self._begin(runs, found)
-        elif found in ("final", "not_found"):
-            await self._clear(run_id)
-
-    async def _adopt(self, run_id: uuid.UUID) -> Claim | str:
-        """What ``Queue.adopt`` answers; a run that cannot be read is failed, so that it is final.
-
-        An error of the database at one run does not end the others: the next look finds that run again.
-        """
-        try:
-            return await self._queue.adopt(run_id)
-        except Refused as error:
-            log.warning("adoption refused", run_id=str(run_id), error=str(error), code=error.code)
-            return error.code
-        except UnreadableRun as error:
-            log.warning("the run cannot be read, it fails", run_id=str(run_id), error=str(error))
-            with suppress(LeaseLost):
-                await self._queue.start(run_id)
-                await self._queue.complete(run_id, Outcome(None, Reason(error.reason), str(error)))
-            return "final"
+    # --- runs -------------------------------------------------------------------------------------------------------
 
     def _begin(self, runs: TaskGroup, claim: Claim) -> None:
         """Starts the task of a run that this instance owns."""
-        run = Run(claim, self._host)
-        self._runs[claim.run_id] = run
-        self._metrics.active.set(len(self._runs))
+        run = Run(claim, self._context)
+        self._roster.running[claim.run_id] = run
+        self._metrics.active.set(len(self._roster.running))
         if claim.cancel_requested:
             run.stop(Stop.CANCEL)
-        self._say_status()
+        self._show_status()
         runs.start_soon(self._execute, run, name=f"run {claim.run_id}")
 
     async def _execute(self, run: Run) -> None:
         status = "detached"
         try:
             status = await run.execute() or "lost"
-            if status == "lost":
-                await self._let_go(run.claim)
-        except Exception:  # the edge of a run: nothing of it may end the others
-            log.exception("run failed inside the worker", **run.claim.named)
+            if status == "lost" and await self._adopter.resolve_lost(run.claim):
+                self._roster.orphans.add(run.claim.run_id)  # still ours: it continues where its log ended
+        except Exception:  # the edge of a run: an error of one must not end the others
+            given_up = self._roster.record_crash(run.claim.run_id)
+            log.exception("run failed inside the worker", **run.claim.named, given_up=given_up)
             status = "crashed"
         finally:
-            del self._runs[run.claim.run_id]
-            self._metrics.finished(run.claim.workflow.workflow_type, status, active=len(self._runs))
-            self._say_status()
+            del self._roster.running[run.claim.run_id]
+            workflow_type = run.claim.workflow.workflow_type
+            self._metrics.finished(workflow_type, status, active=len(self._roster.running))
+            self._show_status()
             self._wake_up()
 
-    async def _let_go(self, claim: Claim) -> None:
-        """Ends the container of a run that was lost, unless another worker on this engine goes on with it."""
-        found = await self._adopt(claim.run_id)
-        ours_again = isinstance(found, Claim)
-        log.warning("lease lost, nothing more is written for this run", **claim.named, ours_again=ours_again)
-        if ours_again:
-            self._unknown.add(claim.run_id)  # no other worker took it: it continues where its log ended
-        elif found in ("final", "not_found"):
-            await self._clear(claim.run_id)
-
-    async def _clear(self, run_id: uuid.UUID) -> None:
-        """Ends and removes the container of a run, if there is one."""
-        container = container_name(run_id, self._host.database_id)
-        try:
-            await self._engine.stop(container, self._host.stop_grace_seconds)
-            await self._engine.remove(container)
-        except (EngineUnavailable, EngineError) as error:
-            log.warning("cannot remove a leftover container yet", run_id=str(run_id), error=str(error))
-
-    # --- keeping what is ours ---------------------------------------------------------------------------------------
-
-    async def _heartbeats(self, everything: anyio.CancelScope) -> None:
-        pause = min(HINT_SECONDS, self._pace.heartbeat)
-        try:
-            while True:
-                self._hint = anyio.Event()  # before the heartbeat: its answer may be older than a hint from now on
-                await _until_done(self.heartbeat, self._pace.heartbeat)
-                await anyio.sleep(pause)
-                with anyio.move_on_after(self._pace.heartbeat - pause):
-                    await self._hint.wait()
-        except Refused as error:
-            log.warning("detaching: another worker has this worker id now (--worker-id)", error=str(error))
-            everything.cancel()
-
-    async def heartbeat(self) -> None:
-        """One renewal; stops the runs that were cancelled or are no longer this instance's."""
-        mine = dict(self._runs)  # a run claimed while the answer is under way is not in it
-        with anyio.fail_after(self._pace.heartbeat):
-            answer = await self._queue.heartbeat()
-        self._metrics.heartbeat.set_to_current_time()
-        if not answer.registered:
-            await self._queue.register(takeover=False)  # refused: see _heartbeats
-        for run_id, run in mine.items():
-            if run_id in answer.cancel_requested:
-                run.stop(Stop.CANCEL)
-            elif run_id not in answer.runs:
-                run.lose()
-        # Runs that are ours and nobody knows of: the answer to their claim was lost. The claim loop picks them up.
-        self._unknown |= answer.runs - mine.keys()
-        if self._unknown:
-            self._wake_up()
-
-    async def look_around(self) -> None:
-        """Finds the runs that may be ours and no task looks after: by their containers, and in the database."""
-        found = await self._engine.owned(self._host.database_id) | await self._queue.adoptable()
-        self._unknown |= found - self._runs.keys()
-        if self._unknown:
-            self._wake_up()
-
-    async def _sweeps(self) -> None:
-        """Looks after what dead workers left: their leases in the database, their containers on this engine."""
-
-        async def sweep() -> None:
-            swept = await self._queue.reap()
-            if swept is None:  # too early after an outage to tell the dead from the living
-                return
-            if any(swept.values()):
-                log.info("dead workers' runs swept up", **swept)
-            await self.look_around()
-
-        await _every(min(SWEEP_SECONDS, self._pace.lease / 3), sweep)
+    # --- beside the runs --------------------------------------------------------------------------------------------
 
     async def _watch_disk(self) -> None:
-        await _every(DISK_SECONDS, self._guard.look)
+        await _every(self._options.timings.disk, self._guard.look)
 
     async def _listen(self) -> None:
         """Subscribes, and again whenever the connection was lost; polling goes on all the while.
 
-        That nothing arrives is said once, not at each connection: a pooler may close one as often as it likes.
+        That nothing arrives is logged once, not at each connection: a pooler may close connections often.
         """
         heard = True
 
@@ -298,20 +227,19 @@ class Daemon:
                 before, heard = heard, await self._queue.listen(self._wake_up, self._cancel)
                 if before and not heard:
                     log.warning(
-                        "notifications do not arrive (a transaction pooler?), polling",
-                        seconds=self._pace.poll,
+                        "notifications do not arrive (a transaction pooler?), polling", seconds=self._options.poll
                     )
                 self._wake_up()
 
-        await _every(self._pace.poll, once)
+        await _every(self._options.poll, once)
 
     def _wake_up(self) -> None:
-        self._wake.set()
+        self._roster.changed.set()
 
     def _cancel(self, run_id: uuid.UUID) -> None:
         """A notification says that this run is to be cancelled: the next heartbeat asks whether it is."""
-        if run_id in self._runs:
-            self._hint.set()
+        if run_id in self._roster.running:
+            self.leases.hint.set()
 
     # --- stopping ---------------------------------------------------------------------------------------------------
 
@@ -322,52 +250,127 @@ class Daemon:
         self._draining.set()
         notify_systemd("STOPPING=1", f"STATUS={self._status()}")
         self._wake_up()
-        with anyio.move_on_after(self._pace.drain):
+        with anyio.move_on_after(self._options.drain):
             await anext(signals)
-        log.warning("detaching: the containers run on", runs=len(self._runs))
+        log.warning("detaching: the containers run on", runs=len(self._roster.running))
         everything.cancel()
 
     async def _end_claims(self) -> None:
-        """While draining, nobody waits for a claim, an adoption, or a look at the engine, that is not answered."""
+        """While draining, a claim, an adoption or a look at the engine that is not answered is cancelled."""
         await self._draining.wait()
-        await anyio.sleep(CLAIM_SECONDS)
+        await anyio.sleep(self._options.timings.claim)
         self._claiming.cancel()
 
     def _status(self) -> str:
         """What `systemctl status` shows."""
-        runs = f"{len(self._runs)} run{'' if len(self._runs) == 1 else 's'}"
+        number = len(self._roster.running)
+        runs = f"{number} run{'' if number == 1 else 's'}"
         if self._draining.is_set():
             return f"waiting for {runs} to end"
-        if self._short:
+        if self._room.short:
             return f"claiming nothing: the disk is short; {runs}"
-        return runs if self._runs else "waiting for runs"
+        return runs if number else "waiting for runs"
 
-    def _say_status(self) -> None:
+    def _show_status(self) -> None:
         notify_systemd(f"STATUS={self._status()}")
 
 
+class LeaseKeeper:
+    """Renews the leases of this instance's runs, and finds the runs and containers of workers that died."""
+
+    def __init__(
+        self, database_id: uuid.UUID, queue: Queue, engine: Engine, metrics: Metrics, options: DaemonOptions
+    ) -> None:
+        self.roster = Roster()
+        self.hint = anyio.Event()
+        """Set to ask for an early heartbeat."""
+        self._database_id = database_id
+        self._queue = queue
+        self._engine = engine
+        self._metrics = metrics
+        self._options = options
+
+    async def keep(self, everything: anyio.CancelScope) -> None:
+        """Renews for ever; cancels ``everything`` when another instance has taken this worker's id."""
+        pause = min(self._options.timings.hint, self._options.heartbeat)
+        try:
+            while True:
+                self.hint = anyio.Event()  # before the heartbeat: its answer may be older than a hint from now on
+                await _until_done(self.heartbeat, self._options.heartbeat)
+                await anyio.sleep(pause)
+                with anyio.move_on_after(self._options.heartbeat - pause):
+                    await self.hint.wait()
+        except Refused as error:
+            log.warning("detaching: another worker has this worker id now (--worker-id)", error=str(error))
+            everything.cancel()
+
+    async def heartbeat(self) -> None:
+        """One renewal; stops the runs that were cancelled or are no longer this instance's."""
+        mine = dict(self.roster.running)  # a run claimed while the answer is under way is not in it
+        with anyio.fail_after(self._options.heartbeat):
+            answer = await self._queue.heartbeat()
+        self._metrics.heartbeat.set_to_current_time()
+        if not answer.registered:
+            await self._queue.register(takeover=False)  # refused: see keep
+        for run_id, run in mine.items():
+            if run_id in answer.cancel_requested:
+                run.stop(Stop.CANCEL)
+            elif run_id not in answer.runs:
+                run.lose()
+        self.roster.add_orphans(answer.runs - mine.keys())  # the answer to their claim was lost
+
+    async def find_orphans(self) -> None:
+        """Finds the runs that may be ours and that no task works on: by their containers, and in the database."""
+        self.roster.add_orphans(await self._engine.owned(self._database_id) | await self._queue.adoptable())
+
+    async def sweep(self) -> None:
+        """Looks for ever for what dead workers left: their leases in the database, their containers here."""
+
+        async def once() -> None:
+            swept = await self._queue.reap()
+            if swept is None:  # so soon after an outage the dead cannot be distinguished from the living
+                return
+            if any(swept.values()):
+                log.info("dead workers' runs swept up", **swept)
+            await self.find_orphans()
+
+        await _every(min(self._options.timings.sweep, self._options.lease / 3), once)
+
+
+class DiskRoom:
+    """Whether the disk has room for another run; logs when that changes."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.short = False
+        self._metrics = metrics
+
+    def record(self, why: str | None) -> bool:
+        """Takes why the disk is short, None if it has room; returns whether that is news."""
+        changed = self.short != (why is not None)
+        self.short = why is not None
+        self._metrics.disk_short.set(self.short)
+        if changed and self.short:
+            log.warning("claiming nothing: the disk is short", why=why)
+        elif changed:
+            log.info("claiming again: the disk has room")
+        return changed
+
+
 async def _every(seconds: float, once: Callable[[], Awaitable[object]]) -> None:
-    """Calls ``once`` for ever; passing faults are logged and waited out, with backoff up to the same interval."""
+    """Calls ``once`` for ever, ``seconds`` apart; passing faults are logged and waited out."""
     while True:
         await _until_done(once, seconds)
         await anyio.sleep(seconds)
 
 
 async def _until_done(once: Callable[[], Awaitable[object]], cap: float) -> None:
-    """Calls ``once`` until no passing fault gets in its way; at most ``cap`` seconds between two attempts."""
-    attempt = 0
-    while True:
-        try:
-            await once()
-        except Exception as error:
-            if not (is_transient(error) or isinstance(error, (EngineUnavailable, EngineError))):
-                raise
-            log.warning(
-                "background task failed, trying again",
-                task=once.__qualname__,
-                error=str(error) or repr(error),
-            )
-            await anyio.sleep(min(cap, backoff(attempt)))
-            attempt += 1
-        else:
-            return
+    """Calls ``once`` until it succeeds; passing faults are logged, with at most ``cap`` seconds between attempts."""
+
+    def on_fault(error: Exception, _attempt: int) -> None:
+        log.warning("background task failed, trying again", task=once.__qualname__, error=str(error) or repr(error))
+
+    await retrying(once, transient=_passes, on_fault=on_fault, cap=min(cap, 5.0), first=min(cap, 0.1))
+
+
+def _passes(error: Exception, _attempt: int) -> bool:
+    return is_transient(error) or isinstance(error, (EngineUnavailable, EngineError))

@@ -28,13 +28,33 @@ class ConfigurationError(OpsError):
         self.problem = problem
 
 
-class SpecError(OpsError):
-    """A run cannot be carried out as configured; ``reason`` is the word for it, ``field`` what is wrong."""
+class RunFailure(OpsError):
+    """A run ends as failed. ``reason`` is a value of ``model.outcome.Reason``; ``details`` go into the event."""
 
-    def __init__(self, reason: str, field: str, message: str) -> None:
+    def __init__(self, reason: str, message: str, details: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)
         self.reason = reason
+        self.details = details or {}
+
+
+class SpecError(RunFailure):
+    """A run cannot be carried out as it is configured. ``field`` names what is wrong."""
+
+    def __init__(self, reason: str, field: str, message: str) -> None:
+        super().__init__(reason, message, {"field": field})
         self.field = field
+
+
+class ImageMissing(RunFailure):
+    """The engine does not have the image, and could not pull it."""
+
+    def __init__(self, image: str, why: str) -> None:
+        message = f"image {image} is not on this host and could not be pulled: {why}"
+        super().__init__("image_missing", message, {"image": image})
+
+
+class UnreadableRun(RunFailure):
+    """The control plane describes a run in a way that the worker cannot read."""
 
 
 class DatabaseUnavailable(OpsError):
@@ -57,14 +77,6 @@ class Refused(OpsError):
         self.code = code
 
 
-class UnreadableRun(OpsError):
-    """The control plane describes a run in a way that the worker cannot read; ``reason`` is the word for it."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-
-
 class LeaseLost(OpsError):
     """The run is no longer this worker's: nothing may be written for it any more."""
 
@@ -83,15 +95,6 @@ class EngineError(OpsError):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
-
-
-class ImageMissing(OpsError):
-    """The image is neither on the engine nor to be had from its registry."""
-
-    def __init__(self, image: str, why: str) -> None:
-        super().__init__(f"image {image} is not on this host and could not be pulled: {why}")
-        self.image = image
-        self.why = why
 
 
 class ArtifactError(OpsError):

@@ -32,7 +32,7 @@ from tests.support import policies
 from tests.support.docker import Plane, base_image, new_plane
 from tests.support.postgres import Cluster
 from worker.database.queue import Queue
-from worker.engine.containers import NETWORK, ensure_network
+from worker.engine.create import NETWORK, ensure_network
 from worker.model.claim import LogLine, WorkerIdentity
 
 console = Console()

@@ -14,7 +14,7 @@ import pytest
 from tests.faults.engine import small_disk
 from tests.support.docker import UNTIL_RELEASED, Plane
 from tests.support.engine_29 import Engine29, engine_29
-from worker.engine.containers import Engine
+from worker.engine.engine import Engine
 
 ROOT = Path("/of/containerd")
 

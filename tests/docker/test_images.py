@@ -16,7 +16,8 @@ from tests.support.archives import entry, tar
 from tests.support.docker import Plane, docker
 from tests.support.registry import Registry, client_config, serving
 from tests.unit.claims import make_claim
-from worker.engine.containers import MAX_PASSWD, Engine
+from worker.engine.create import MAX_PASSWD
+from worker.engine.engine import Engine
 from worker.errors import EngineError
 from worker.model.container import Secret
 from worker.model.spec import HostPolicy, resolve
@@ -136,7 +137,7 @@ async def test_a_tag_that_moves_after_it_was_resolved_changes_nothing() -> None:
         await engine.create(container, again, spec, {})  # the one that never ran is made again
         assert docker("inspect", "-f", "{{.Image}}", container).strip() == second
     finally:
-        await engine.remove(container)
+        await engine.container(container).remove()
         engine.close()
         docker("rmi", "-f", first, second)
 
@@ -149,12 +150,13 @@ async def test_a_container_that_has_run_is_not_replaced(image: str) -> None:
     assert found is not None
     try:
         first = await engine.create(container, found, spec, {})
-        await engine.start(container)
+        await first.start()
         docker("wait", container)
-        assert await engine.create(container, found, spec, {}) == first
-        assert docker("inspect", "-f", "{{.Id}}", container).strip() == first
+        again = await engine.create(container, found, spec, {})
+        assert again.ref == first.ref
+        assert docker("inspect", "-f", "{{.Id}}", container).strip() == first.ref
     finally:
-        await engine.remove(container)
+        await engine.container(container).remove()
         engine.close()
 
 
@@ -188,7 +190,7 @@ async def test_a_huge_passwd_of_an_image_is_not_read() -> None:
         with pytest.raises(EngineError, match="/etc/passwd is no plain file of at most 1 MiB"):
             await engine.create(container, found, spec, {}, [Secret("token", b"hunter22")])
     finally:
-        await engine.remove(container)
+        await engine.container(container).remove()
         engine.close()
         docker("rmi", "-f", image)
 

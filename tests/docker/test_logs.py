@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.docker import Plane, docker
 from worker.engine import containers
+from worker.engine.engine import Engine
 
 
 async def test_no_output_is_no_line(plane: Plane) -> None:
@@ -113,11 +114,11 @@ async def test_a_connection_whose_stream_was_closed_half_read_is_not_used_again(
     monkeypatch.setattr(containers, "STREAM_BUFFER", 1)
     name = f"ops-worker-tests-{uuid.uuid4().hex[:12]}"
     docker("run", "--name", name, "--network", "none", image, "seq", "20")
-    engine = containers.Engine(None, streams=1)
+    engine = Engine(None, streams=1)
     try:
-        async with engine.follow(name, ended=False) as journal:
+        async with engine.container(name).follow(ended=False) as journal:
             assert await journal.receive()  # the thread has some more in its hands and waits
-        async with engine.follow(name, ended=False) as journal:
+        async with engine.container(name).follow(ended=False) as journal:
             assert await journal.receive()
     finally:
         docker("rm", "--force", name)
@@ -127,18 +128,18 @@ async def test_a_connection_whose_stream_was_closed_half_read_is_not_used_again(
 async def test_a_log_that_is_not_followed_is_read_as_it_is(image: str) -> None:
     name = f"ops-worker-tests-{uuid.uuid4().hex[:12]}"
     docker("run", "--detach", "--name", name, "--network", "none", image, "sh", "-c", "seq 100000; sleep 300")
-    engine = containers.Engine(None, streams=1)
+    engine = Engine(None, streams=1)
 
     async def reading(*, ended: bool) -> bytes:
         data = b""
-        async with engine.follow(name, ended=ended) as journal:
+        async with engine.container(name).follow(ended=ended) as journal:
             while chunk := await journal.receive():
                 data += chunk
         return data
 
     try:
         with anyio.fail_after(60):
-            while not (await engine.last_entry(name)).endswith(b" 100000\n"):
+            while not (await engine.container(name).last_entry()).endswith(b" 100000\n"):
                 await anyio.sleep(0.1)
             so_far = await reading(ended=True)  # ends although the container runs on
         docker("kill", name)

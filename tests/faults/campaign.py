@@ -35,7 +35,9 @@ from tests.support.postgres import Cluster
 PATIENCE = 300.0
 """Seconds after which a seed counts as stuck."""
 
-LIMITS = "worker.database.queue.CALL_TIMEOUT=5,worker.run.lifecycle.QUIET_SECONDS=1,worker.engine.client.API_TIMEOUT=10"
+LIMITS = (
+    "worker.database.connection.CALL_TIMEOUT=5,worker.run.journal.QUIET_SECONDS=1,worker.engine.client.API_TIMEOUT=10"
+)
 """The worker's own time limits, shorter than usual: half-open connections are common here."""
 
 TROUBLE_SECONDS = 8.0

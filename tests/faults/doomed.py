@@ -4,7 +4,7 @@ The worker itself knows nothing of this: each point is the edge of one of its me
 starts. What is not named in the variable is not wrapped. ``@3`` is the third time; ``kill`` is SIGKILL to
 itself, ``stop`` SIGSTOP, ``block=SECONDS`` an event loop that does not turn for so long.
 
-``OPS_PATIENCE="worker.database.queue.CALL_TIMEOUT=3"`` makes one of the worker's time limits shorter,
+``OPS_PATIENCE="worker.database.connection.CALL_TIMEOUT=3"`` makes one of the worker's time limits shorter,
 ``OPS_VERSION`` makes it say that it is of another version.
 """
 
@@ -22,7 +22,8 @@ from typing import Any
 import worker.__main__ as program
 from worker.artifacts.store import ArtifactStore
 from worker.database.queue import Queue
-from worker.engine.containers import Engine
+from worker.engine.containers import Container
+from worker.engine.engine import Engine
 
 BEFORE, AFTER = "before", "after"
 POINTS: dict[str, tuple[type, str, str]] = {
@@ -32,16 +33,16 @@ POINTS: dict[str, tuple[type, str, str]] = {
     "started": (Queue, "start", AFTER),
     "created": (Engine, "create", AFTER),
     "told": (Queue, "add_event", AFTER),  # that the container is created; it is not started
-    "up": (Engine, "start", AFTER),
+    "up": (Container, "start", AFTER),
     "logging": (Queue, "append_logs", BEFORE),
     "logged": (Queue, "append_logs", AFTER),
-    "stopped": (Engine, "stop", AFTER),
+    "stopped": (Container, "stop", AFTER),
     "exited": (ArtifactStore, "collect", BEFORE),
     "uploaded": (Queue, "add_artifact", BEFORE),  # the file is stored, its row is not
     "recorded": (Queue, "add_artifact", AFTER),
     "completing": (Queue, "complete", BEFORE),
     "completed": (Queue, "complete", AFTER),
-    "removed": (Engine, "remove", AFTER),
+    "removed": (Container, "remove", AFTER),
 }
 
 

@@ -36,7 +36,7 @@ FAILED_INSIDE = "run failed inside the worker"
 @asynccontextmanager
 async def at_work(scene: Scene, job: Job) -> AsyncIterator[WorkerProcess]:
     """A worker whose container is up; after the block the run must end as if nothing had happened."""
-    async with scene.worker("--until-idle", OPS_PATIENCE="worker.database.queue.CALL_TIMEOUT=3") as worker:
+    async with scene.worker("--until-idle", OPS_PATIENCE="worker.database.connection.CALL_TIMEOUT=3") as worker:
         await scene.until_up(job)
         yield worker
         assert await worker.wait() == 0, worker.output.read_text()

@@ -153,7 +153,7 @@ async def test_a_time_limit_strikes_while_the_database_is_away(scene: Scene) -> 
 @pytest.mark.parametrize("silence", ["turned away", "no answer"])
 async def test_a_cancel_that_the_worker_could_not_hear_of_takes_effect_afterwards(scene: Scene, silence: str) -> None:
     job = await scene.job(waits=True)
-    async with scene.worker("--until-idle", OPS_PATIENCE="worker.database.queue.CALL_TIMEOUT=3") as worker:
+    async with scene.worker("--until-idle", OPS_PATIENCE="worker.database.connection.CALL_TIMEOUT=3") as worker:
         await scene.until_up(job)
         if silence == "turned away":
             scene.database.down = True

@@ -16,13 +16,15 @@ from anyio import wait_all_tasks_blocked
 
 from tests.unit.claims import make_claim
 from worker import daemon as module
-from worker.daemon import Daemon, Pace
+from worker.daemon import MAX_CRASHES, Daemon, DaemonOptions, Timings
 from worker.errors import DiskShort, EngineError, EngineUnavailable, LeaseLost, Refused, UnreadableRun
 from worker.model.claim import Claim, Heartbeat
 from worker.model.container import Written
 from worker.model.outcome import Outcome, Reason, Stop
-from worker.run.disk import NOTABLE, RunDisk
-from worker.run.lifecycle import Host, container_name
+from worker.run.disk import NOTABLE
+from worker.run.lifecycle import container_name
+from worker.run.ports import RunContext
+from worker.run.quota import DiskQuota
 from worker.telemetry import Metrics
 
 DATABASE = uuid.UUID(int=99)
@@ -33,10 +35,10 @@ PATIENCE = 30.0
 class ScriptedRun:
     """A run that lasts until the test ends it."""
 
-    def __init__(self, claim: Claim, host: Host) -> None:
+    def __init__(self, claim: Claim, context: RunContext) -> None:
         self.claim = claim
         self.stops: list[Stop] = []
-        self.disk = RunDisk(self.stop)
+        self.quota = DiskQuota(self.stop)
         self.lost = False
         self.result: str | Exception | None = "succeeded"
         self.ended = anyio.Event()
@@ -156,14 +158,24 @@ class ScriptedEngine:
         assert database_id == DATABASE
         return set(self.containers)
 
-    async def stop(self, container: str, grace_seconds: float) -> None:
-        if self.error is not None:
-            raise self.error
-        self.done.append(("stop", container))
+    def container(self, ref: str) -> ScriptedContainer:
+        return ScriptedContainer(self, ref)
 
-    async def remove(self, container: str) -> None:
-        self.done.append(("remove", container))
-        self.containers -= {run_id for run_id in self.containers if container_name(run_id, DATABASE) == container}
+
+class ScriptedContainer:
+    def __init__(self, engine: ScriptedEngine, ref: str) -> None:
+        self._engine = engine
+        self._ref = ref
+
+    async def stop(self, grace_seconds: float) -> None:
+        if self._engine.error is not None:
+            raise self._engine.error
+        self._engine.done.append(("stop", self._ref))
+
+    async def remove(self) -> None:
+        self._engine.done.append(("remove", self._ref))
+        gone = {run_id for run_id in self._engine.containers if container_name(run_id, DATABASE) == self._ref}
+        self._engine.containers -= gone
 
 
 class World:
@@ -178,14 +190,15 @@ class World:
         self.finished = False
 
     def daemon(self, **changed: Any) -> Daemon:
-        host = Host(
+        context = RunContext(
             queue=cast("Any", self.queue), engine=cast("Any", self.engine), store=cast("Any", None),
             policy=cast("Any", None), worker_id="host-a", database_id=DATABASE, stop_grace_seconds=1,
             pull_seconds=60, max_log_bytes=2**20,
         )  # fmt: skip
         values = {"concurrency": 2, "until_idle": False, "lease": FOREVER, "poll": FOREVER, "drain": None} | changed
         engine = cast("Any", self.engine)
-        return Daemon(host, cast("Any", self.queue), engine, self.metrics, Pace(**values), cast("Any", self))
+        options = DaemonOptions(**{"timings": Timings(disk=0.01, hint=0.0), **values})
+        return Daemon(context, cast("Any", self.queue), engine, self.metrics, options, cast("Any", self))
 
     def shortage(self) -> str | None:
         return self.short
@@ -223,15 +236,13 @@ class World:
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     runs: dict[uuid.UUID, ScriptedRun] = {}
 
-    def made(claim: Claim, host: Host) -> ScriptedRun:
+    def made(claim: Claim, context: RunContext) -> ScriptedRun:
         assert claim.run_id not in runs or runs[claim.run_id].ended.is_set(), "a run was begun twice"
-        runs[claim.run_id] = ScriptedRun(claim, host)
+        runs[claim.run_id] = ScriptedRun(claim, context)
         return runs[claim.run_id]
 
     monkeypatch.setattr(module, "Run", made)
-    monkeypatch.setattr(module, "backoff", lambda _: 0.0)
-    monkeypatch.setattr(module, "DISK_SECONDS", 0.01)
-    monkeypatch.setattr(module, "HINT_SECONDS", 0.0)
+    monkeypatch.setattr("worker.concurrency.backoff", lambda _, **__: 0.0)
     monkeypatch.setattr("worker.run.disk.SHORT_PAUSE", 0.0)
     return World(runs)
 
@@ -366,7 +377,7 @@ async def test_a_renewal_cancels_what_was_asked_for_and_loses_what_is_not_ours(w
     async with world.working(concurrency=3) as daemon:
         world.queue.adoptions[lost] = "not_owner"
         world.queue.beats = [beat(kept, cancelled, cancel=(cancelled,))]
-        await daemon.heartbeat()
+        await daemon.leases.heartbeat()
         assert (world.runs[kept].stops, world.runs[kept].lost) == ([], False)
         assert (world.runs[cancelled].stops, world.runs[cancelled].lost) == ([Stop.CANCEL], False)
         assert (world.runs[lost].stops, world.runs[lost].lost) == ([], True)
@@ -382,7 +393,7 @@ async def test_a_run_that_was_claimed_while_the_answer_was_under_way_is_not_lost
 
         world.queue.beats = [beat()]
         world.queue.beating = claim_meanwhile
-        await daemon.heartbeat()
+        await daemon.leases.heartbeat()
         (run,) = world.runs.values()
         assert not run.lost
 
@@ -403,11 +414,11 @@ async def test_a_notified_cancel_asks_the_database_at_once_and_its_answer_decide
         assert world.runs[second].stops == []
 
 
-async def test_a_flood_of_notifications_is_no_flood_of_renewals(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "HINT_SECONDS", 0.2)
+async def test_a_flood_of_notifications_is_no_flood_of_renewals(world: World) -> None:
     run_id = world.push()
     world.queue.beats = [beat()]
-    async with world.working():
+    hint = 0.2
+    async with world.working(timings=Timings(hint=hint)):
         world.queue.beats = [beat(run_id)] * 50
         began = anyio.current_time()
         for _ in range(1_000):
@@ -415,7 +426,7 @@ async def test_a_flood_of_notifications_is_no_flood_of_renewals(world: World, mo
             await anyio.lowlevel.checkpoint()
         await until(lambda: len(world.queue.beats) < 50)
         renewals = 50 - len(world.queue.beats)
-        assert renewals <= 1 + (anyio.current_time() - began) / module.HINT_SECONDS
+        assert renewals <= 1 + (anyio.current_time() - began) / hint
 
 
 async def test_a_renewal_that_fails_for_a_while_is_repeated(world: World) -> None:
@@ -426,15 +437,29 @@ async def test_a_renewal_that_fails_for_a_while_is_repeated(world: World) -> Non
         assert not world.finished
 
 
+async def test_a_run_at_which_the_worker_fails_again_and_again_is_given_up(world: World) -> None:
+    run_id = world.push()
+    world.queue.adoptions[run_id] = world.queue.queued[0]
+    async with world.working() as daemon:
+        for _ in range(MAX_CRASHES):
+            world.runs[run_id].end(RuntimeError("refused"))
+            await wait_all_tasks_blocked()
+            world.queue.beats.append(beat(run_id))
+            await daemon.leases.heartbeat()
+            await wait_all_tasks_blocked()
+        assert world.count("crashed") == MAX_CRASHES
+        assert world.queue.adopted == [run_id] * (MAX_CRASHES - 1)
+
+
 async def test_a_renewal_without_an_answer_is_given_up_before_the_lease_ends(world: World) -> None:
     daemon = world.daemon(lease=0.03)
     with pytest.raises(TimeoutError), anyio.fail_after(PATIENCE):
-        await daemon.heartbeat()
+        await daemon.leases.heartbeat()
 
 
 def test_three_renewals_fit_into_a_lease_and_none_is_later_than_ten_seconds() -> None:
-    assert Pace(concurrency=1, until_idle=False, lease=15, poll=1, drain=None).heartbeat == 5
-    assert Pace(concurrency=1, until_idle=False, lease=3000, poll=1, drain=None).heartbeat == 10
+    assert DaemonOptions(concurrency=1, until_idle=False, lease=15, poll=1, drain=None).heartbeat == 5
+    assert DaemonOptions(concurrency=1, until_idle=False, lease=3000, poll=1, drain=None).heartbeat == 10
 
 
 async def test_a_worker_whose_id_another_took_leaves_its_containers_and_ends(world: World) -> None:
@@ -452,7 +477,7 @@ async def test_a_run_whose_claim_was_answered_into_the_void_is_taken_up(world: W
         claim = make_claim()
         world.queue.adoptions[claim.run_id] = claim
         world.queue.beats = [beat(claim.run_id)]
-        await daemon.heartbeat()
+        await daemon.leases.heartbeat()
         await until(lambda: claim.run_id in world.runs)
 
 

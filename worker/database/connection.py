@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import asyncpg
+from asyncpg.pool import PoolAcquireContext
 
 from worker.errors import CommandError, ConfigurationError, DatabaseUnavailable, OpsError
 
@@ -78,6 +79,11 @@ async def open_pool(dsn: str, *, application_name: str, size: int) -> asyncpg.Po
         pool.terminate()
         raise _explained(error) from None
     return pool
+
+
+def acquire(pool: asyncpg.Pool) -> PoolAcquireContext:
+    """A connection of the pool for a block. Raises ``TimeoutError`` when none comes free within ``CALL_TIMEOUT``."""
+    return pool.acquire(timeout=CALL_TIMEOUT)
 
 
 @asynccontextmanager

@@ -23,8 +23,8 @@ import anyio
 import asyncpg
 import structlog
 
-from worker.concurrency import backoff
-from worker.database.connection import CALL_TIMEOUT, TRANSIENT, connect, is_transient, open_pool
+from worker.concurrency import retrying
+from worker.database.connection import acquire, connect, is_transient, open_pool
 from worker.errors import LeaseLost, Refused, UnreadableRun
 from worker.model.claim import Artifact, Claim, Heartbeat, LogLine, WorkerIdentity
 from worker.model.outcome import Outcome, Reason
@@ -289,7 +289,7 @@ class Queue:
         storable = [_storable(arg) for arg in args]
 
         async def once() -> str:
-            async with self._pool.acquire(timeout=CALL_TIMEOUT) as connection:
+            async with acquire(self._pool) as connection:
                 try:
                     value: str = await connection.fetchval(sql, *storable)
                 except (TimeoutError, asyncpg.ReadOnlySQLTransactionError):
@@ -307,24 +307,21 @@ class Queue:
 
 async def _persist(once: Callable[[], Awaitable[T]]) -> T:
     """Repeats ``once`` over passing faults until it succeeds or the caller is cancelled."""
-    attempt = 0
-    said = ""
-    while True:
-        try:
-            value = await once()
-        except TRANSIENT as error:
-            if not is_transient(error):
-                raise
-            # Once, and again when the cause is another: the first may only be that the server ended the connection.
-            if (cause := str(error) or type(error).__name__) != said:
-                log.warning("database unavailable, retrying", error=cause)
-                said = cause
-            await anyio.sleep(backoff(attempt))
-            attempt += 1
-        else:
-            if attempt:
-                log.info("database back", attempts=attempt)
-            return value
+    attempts = 0
+    logged = ""
+
+    def on_fault(error: Exception, attempt: int) -> None:
+        # Logged again when the cause is another: the first may only be that the server ended the connection.
+        nonlocal attempts, logged
+        attempts = attempt + 1
+        if (cause := str(error) or type(error).__name__) != logged:
+            log.warning("database unavailable, retrying", error=cause)
+            logged = cause
+
+    value = await retrying(once, transient=lambda error, _: is_transient(error), on_fault=on_fault)
+    if attempts:
+        log.info("database back", attempts=attempts)
+    return value
 
 
 @contextmanager

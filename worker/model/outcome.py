@@ -6,10 +6,12 @@ import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Self
 
-from worker.errors import EngineError
+from worker.errors import EngineError, RunFailure
+from worker.model.container import ContainerState
 from worker.model.sizes import rounded_size, shown_size
+from worker.model.spec import RunTerms
 
 ENGINE_STOP_SIGNAL = 44
 """Sent to a container by an engine that is being stopped, and by ``docker stop``: SIGRTMIN + 10, which no program takes
@@ -76,6 +78,11 @@ class Outcome:
     message: str | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, failure: RunFailure) -> Self:
+        """The outcome of a run that fails for that."""
+        return cls(None, Reason(failure.reason), str(failure), failure.details)
+
     @property
     def log_level(self) -> str:
         """Its level in the worker's own log: a failure of the host is an error, one of the program is a warning."""
@@ -85,93 +92,88 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
-    """What is known of a container that has ended."""
+class ExitFacts:
+    """What the worker knows of a container that has ended, beside its state."""
 
-    exit_code: int
-    oom_killed: bool
-    engine_error: str
-    memory_bytes: int
-    timeout_seconds: float
-    output_bytes: int
-    disk_bytes: int
     written_bytes: int
-    """What it held on the engine's disk when it was ended for that, and what was then left of the disk."""
+    """What the container held on the engine's disk when it was stopped for that, and what was left of the disk."""
     left_bytes: int
     artifacts_error: str | None
     engine_restarted: bool
     """Whether the engine was started again while the container ran."""
 
 
-def decide(ending: Ending, stop: Stop | None) -> Outcome:
+def decide(state: ContainerState, terms: RunTerms, facts: ExitFacts, stop: Stop | None) -> Outcome:
     """The first of these that holds: stopped, out of memory, engine, exit code, artifacts, success.
 
-    A container that ended well before the request to stop reached it is stopped all the same: who cancels a
-    run must not find it succeeded.
+    A container that ended by itself just before a request to stop reached it counts as stopped: a run that was
+    canceled must not be found succeeded.
     """
-    details: dict[str, Any] = {"container_exit_code": ending.exit_code}
-    if ending.artifacts_error is not None:
-        details["artifacts_error"] = ending.artifacts_error
-    code = ending.exit_code or None
+    details: dict[str, Any] = {"container_exit_code": state.exit_code}
+    if facts.artifacts_error is not None:
+        details["artifacts_error"] = facts.artifacts_error
+    code = state.exit_code or None
     if stop is not None:
-        return _stopped(ending, stop, details)
-    if ending.oom_killed:
+        return _stopped(code, terms, facts, stop, details)
+    if state.oom_killed:
         # The kernel may kill a child while the main process goes on to exit 0 (docs/run-lifecycle.md).
-        details["memory_bytes"] = ending.memory_bytes
-        limit = f"{ending.memory_bytes / 2**20:.12g} MiB"
+        details["memory_bytes"] = terms.memory_bytes
+        limit = f"{terms.memory_bytes / 2**20:.12g} MiB"
         message = f"out of memory: a process was killed at the limit of {limit}; raise resources.memory"
         return Outcome(code or 137, Reason.OUT_OF_MEMORY, message, details)
-    if ending.engine_error:
-        failure = engine_failure(EngineError(0, ending.engine_error))
-        return Outcome(None, failure.reason, failure.message, {**details, **failure.details})
-    if code == FORGOTTEN_EXIT_CODE and ending.engine_restarted:
+    if state.error and (failure := failure_of(EngineError(0, state.error))):
+        return Outcome(None, Reason(failure.reason), str(failure), {**details, **failure.details})
+    if code == FORGOTTEN_EXIT_CODE and facts.engine_restarted:
         message = "the engine was restarted while the container ran, and does not know its exit code"
         return Outcome(None, Reason.ENGINE_LOST, message, details)
     if code == 128 + ENGINE_STOP_SIGNAL:
-        message = "the engine ended the container: it was stopped or restarted, or somebody said docker stop"
+        message = "the engine ended the container: the engine was stopped or restarted, or docker stop was called"
         return Outcome(None, Reason.ENGINE_LOST, message, details)
     if code is not None:
         return _exited(code, details)
-    if ending.artifacts_error is not None:
-        reason = Reason.DISK_FULL if _disk_full(ending.artifacts_error) else Reason.ARTIFACTS_FAILED
-        message = f"the program succeeded, but its artifacts could not be stored: {ending.artifacts_error}"
+    if facts.artifacts_error is not None:
+        reason = Reason.DISK_FULL if _disk_full(facts.artifacts_error) else Reason.ARTIFACTS_FAILED
+        message = f"the program succeeded, but its artifacts could not be stored: {facts.artifacts_error}"
         return Outcome(None, reason, message, details)
     return Outcome(0, Reason.SUCCEEDED)
 
 
-def _stopped(ending: Ending, stop: Stop, details: dict[str, Any]) -> Outcome:
-    code = ending.exit_code or None
+def failure_of(error: Exception) -> RunFailure | None:
+    """The failure of a run that such an error ends; None for an error that the worker does not expect."""
+    if isinstance(error, RunFailure):
+        return error
+    if isinstance(error, EngineError):
+        reason = Reason.DISK_FULL if _disk_full(str(error)) else Reason.ENGINE_ERROR
+        return RunFailure(reason, f"the container engine says: {error}", {"status": error.status})
+    return None
+
+
+def _stopped(code: int | None, terms: RunTerms, facts: ExitFacts, stop: Stop, details: dict[str, Any]) -> Outcome:
     if stop is Stop.CANCEL:
         return Outcome(code, Reason.CANCELED, "canceled on request", details)
     if stop is Stop.TIMEOUT:
-        message = f"ran beyond its time limit of {ending.timeout_seconds:.12g} s (timeout_seconds)"
+        message = f"ran beyond its time limit of {terms.timeout_seconds:.12g} s (timeout_seconds)"
         return Outcome(code, Reason.TIMEOUT, message, details)
     if stop is Stop.OUTPUT:
-        message = f"stopped: it printed more than {shown_size(ending.output_bytes)} (resources.output)"
+        message = f"stopped: it printed more than {shown_size(terms.output_bytes)} (resources.output)"
         return Outcome(code, Reason.OUTPUT_LIMIT, message, details)
-    details["written_bytes"] = ending.written_bytes
-    written = rounded_size(ending.written_bytes)
+    details["written_bytes"] = facts.written_bytes
+    written = rounded_size(facts.written_bytes)
     if stop is Stop.DISK_LIMIT:
-        message = f"stopped: it wrote {written} to the disk, more than {shown_size(ending.disk_bytes)} (resources.disk)"
+        message = f"stopped: it wrote {written} to the disk, more than {shown_size(terms.disk_bytes)} (resources.disk)"
         return Outcome(code, Reason.DISK_LIMIT, message, details)
-    details["left_bytes"] = ending.left_bytes
-    left = rounded_size(ending.left_bytes)
+    details["left_bytes"] = facts.left_bytes
+    left = rounded_size(facts.left_bytes)
     message = (
         f"stopped: the disk of its host was nearly full, {left} left, and of all runs it had written most, {written}"
     )
     return Outcome(code, Reason.DISK_FULL, message, details)
 
 
-def engine_failure(error: EngineError) -> Outcome:
-    """The engine refused to create or start the container, or says that it failed."""
-    reason = Reason.DISK_FULL if _disk_full(str(error)) else Reason.ENGINE_ERROR
-    return Outcome(None, reason, f"the container engine says: {error}", {"status": error.status})
-
-
 def _exited(code: int, details: Mapping[str, Any]) -> Outcome:
-    """A program that ended by itself, not well. Shells and the engine say 128 + n for an end by signal n."""
+    """The outcome of a program that ended with an error. Shells and the engine say 128 + n for an end by signal n."""
     if (name := _signal(code - 128)) is not None:
-        hint = ", from outside: the host out of memory, or somebody" if name == "SIGKILL" else ""
+        hint = ", from outside: the host ran out of memory, or kill was called" if name == "SIGKILL" else ""
         message = f"ended by signal {name} (exit code {code}){hint}"
         return Outcome(code, Reason.SIGNAL, message, {**details, "signal": name})
     return Outcome(code, Reason.EXIT_CODE, f"exit code {code}{_EXIT_CODES.get(code, '')}", details)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -19,8 +19,8 @@ import anyio
 import structlog
 
 from worker.model.container import Written
-from worker.model.outcome import Stop
 from worker.model.sizes import rounded_size, shown_size
+from worker.run.quota import DiskQuota
 
 log = structlog.get_logger()
 
@@ -70,41 +70,11 @@ def _left(folder: Path | None) -> int | None:
     return disk.f_bavail * disk.f_frsize
 
 
-class RunDisk:
-    """What one run wrote, in bytes, and whether it is ended for that: at once, and without its artifacts."""
-
-    def __init__(self, end: Callable[[Stop], None]) -> None:
-        self.limit = math.inf
-        self.printed = 0
-        """Of its log, which lies on the same disk: what was read."""
-        self.written = 0
-        self.left = 0
-        """What was left of the disk when it was ended."""
-        self.flooding = anyio.Event()
-        self._end = end
-
-    def wrote(self, size: int) -> None:
-        """Tells it what its container holds on the disk; beyond the limit, that is its end."""
-        if size > self.limit:
-            self._flood(Stop.DISK_LIMIT, size)
-
-    def give_way(self, size: int, left: int) -> None:
-        """Ends it because the disk has only so much left, while it wrote ``size``."""
-        self.left = left
-        self._flood(Stop.DISK, size)
-
-    def _flood(self, why: Stop, size: int) -> None:
-        if not self.flooding.is_set():
-            self.written = size
-            self.flooding.set()
-            self._end(why)
-
-
 class WritingRun(Protocol):
     """A run as the guard sees it."""
 
     @property
-    def disk(self) -> RunDisk: ...
+    def quota(self) -> DiskQuota: ...
 
 
 class DiskEngine(Protocol):
@@ -142,7 +112,7 @@ class DiskGuard:
             self._took = self._looked - began
         for run_id, run in self._runs.items():
             if (its := written.get(str(run_id))) is not None:
-                run.disk.wrote(its.size)
+                run.quota.record(its.size)
         left = self._disk.short_of()
         if left is not None and not self._comes_free(left):
             self._make_room(written, left)
@@ -150,7 +120,7 @@ class DiskGuard:
     def _comes_free(self, left: int) -> bool:
         """Whether room is on its way, with the container of a run that was ended; not if the rest shrinks on."""
         now = anyio.current_time()
-        if any(run.disk.flooding.is_set() for run in self._runs.values()):
+        if any(run.quota.exceeded.is_set() for run in self._runs.values()):
             if now >= self._waits_until:
                 self._left_then = left
             self._waits_until = now + SETTLE_SECONDS
@@ -159,9 +129,9 @@ class DiskGuard:
     def _make_room(self, written: Mapping[str, Written], left: int) -> None:
         """Ends the run that wrote the most, unless that is another worker's, whose business it then is."""
         mine = {
-            run_id: its.size + run.disk.printed
+            run_id: its.size + run.quota.printed
             for run_id, run in self._runs.items()
-            if not run.disk.flooding.is_set() and (its := written.get(str(run_id))) is not None
+            if not run.quota.exceeded.is_set() and (its := written.get(str(run_id))) is not None
         }
         heaviest = max(mine, key=mine.__getitem__, default=None)
         if heaviest is None or mine[heaviest] < NOTABLE:
@@ -170,5 +140,5 @@ class DiskGuard:
         if any(its.running and its.size > mine[heaviest] for run_id, its in written.items() if run_id not in ours):
             return
         log.warning("ending a run: the disk is short", run_id=str(heaviest), written=mine[heaviest], left=left)
-        self._runs[heaviest].disk.give_way(mine[heaviest], left)
+        self._runs[heaviest].quota.evict(mine[heaviest], left)
         self._left_then, self._waits_until = left, anyio.current_time() + SETTLE_SECONDS

@@ -130,11 +130,11 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """No waiting between attempts; the attempts that were waited after."""
     attempts: list[int] = []
 
-    def none(attempt: int) -> float:
+    def none(attempt: int, **_: float) -> float:
         attempts.append(attempt)
         return 0.0
 
-    monkeypatch.setattr(module, "backoff", none)
+    monkeypatch.setattr("worker.concurrency.backoff", none)
     return attempts
 
 
@@ -185,7 +185,7 @@ async def test_a_mistake_in_the_worker_is_no_fault_of_the_database() -> None:
 
 
 async def test_waiting_can_be_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "backoff", lambda _: 3600.0)
+    monkeypatch.setattr("worker.concurrency.backoff", lambda _, **__: 3600.0)
     queue, _ = queue_on(OSError("away"))
     with anyio.move_on_after(0.01) as scope:
         await queue.start(RUN)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -11,25 +12,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.errors import EngineError
-from worker.model.outcome import Ending, Outcome, Reason, Stop, decide, engine_failure
+from worker.model.container import ContainerState
+from worker.model.outcome import ExitFacts, Outcome, Reason, Stop, decide, failure_of
+from worker.model.spec import RunTerms
 
-WELL = Ending(
-    exit_code=0,
-    oom_killed=False,
-    engine_error="",
-    memory_bytes=512 * 2**20,
-    timeout_seconds=60.0,
-    output_bytes=2**20,
-    disk_bytes=2**30,
-    written_bytes=0,
-    left_bytes=0,
-    artifacts_error=None,
-    engine_restarted=False,
+STATE = ContainerState("exited", 0, False, "", None, None, {})
+TERMS = RunTerms(
+    timeout_seconds=60.0, memory_bytes=512 * 2**20, output_bytes=2**20, disk_bytes=2**30, artifacts=(), secrets=()
 )
+FACTS = ExitFacts(written_bytes=0, left_bytes=0, artifacts_error=None, engine_restarted=False)
 
 
 def ended(stop: Stop | None = None, **known: Any) -> Outcome:
-    return decide(dataclasses.replace(WELL, **known), stop)
+    """The outcome of a container that ended well but for what is known of it."""
+
+    def of(names: Iterable[str]) -> dict[str, Any]:
+        return {name: known[name] for name in names if name in known}
+
+    state = dataclasses.replace(STATE, **of(ContainerState.__slots__))
+    facts = dataclasses.replace(FACTS, **of(ExitFacts.__slots__))
+    return decide(state, TERMS.model_copy(update=of(RunTerms.model_fields)), facts, stop)
 
 
 def test_exit_code_zero_is_success_and_says_nothing() -> None:
@@ -59,13 +61,13 @@ def test_exit_code_zero_is_success_and_says_nothing() -> None:
             {"exit_code": 137},
             137,
             "signal",
-            "ended by signal SIGKILL (exit code 137), from outside: the host out of memory, or somebody",
+            "ended by signal SIGKILL (exit code 137), from outside: the host ran out of memory, or kill was called",
         ),
         (
             {"exit_code": 172},
             None,
             "engine_lost",
-            "the engine ended the container: it was stopped or restarted, or somebody said docker stop",
+            "the engine ended the container: the engine was stopped or restarted, or docker stop was called",
         ),
         (
             {"exit_code": 137, "oom_killed": True},
@@ -80,13 +82,13 @@ def test_exit_code_zero_is_success_and_says_nothing() -> None:
             "out of memory: a process was killed at the limit of 1536 MiB; raise resources.memory",
         ),
         (
-            {"exit_code": 127, "engine_error": 'exec: "nope": executable file not found in $PATH'},
+            {"exit_code": 127, "error": 'exec: "nope": executable file not found in $PATH'},
             None,
             "engine_error",
             'the container engine says: exec: "nope": executable file not found in $PATH',
         ),
         (
-            {"exit_code": 128, "engine_error": "mkdir /x: No space left on device"},
+            {"exit_code": 128, "error": "mkdir /x: No space left on device"},
             None,
             "disk_full",
             "the container engine says: mkdir /x: No space left on device",
@@ -155,7 +157,9 @@ def test_artifacts_that_were_lost_too_are_in_the_details() -> None:
 
 
 def test_the_engine_s_status_is_in_the_details() -> None:
-    assert engine_failure(EngineError(500, "out of file handles")) == Outcome(
+    failure = failure_of(EngineError(500, "out of file handles"))
+    assert failure is not None
+    assert Outcome.of(failure) == Outcome(
         None, Reason.ENGINE_ERROR, "the container engine says: out of file handles", {"status": 500}
     )
 
@@ -163,7 +167,7 @@ def test_the_engine_s_status_is_in_the_details() -> None:
 @given(
     exit_code=st.integers(0, 255),
     oom_killed=st.booleans(),
-    engine_error=st.sampled_from(["", "exec format error"]),
+    error=st.sampled_from(["", "exec format error"]),
     artifacts_error=st.sampled_from([None, "gone"]),
     stop=st.sampled_from([None, *Stop]),
 )

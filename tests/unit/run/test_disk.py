@@ -11,7 +11,8 @@ import pytest
 from worker.errors import EngineUnavailable
 from worker.model.container import Written
 from worker.model.outcome import Stop
-from worker.run.disk import NOTABLE, Disk, DiskGuard, RunDisk
+from worker.run.disk import NOTABLE, Disk, DiskGuard
+from worker.run.quota import DiskQuota
 
 MIB = 2**20
 FLOOR = 1000 * MIB
@@ -68,7 +69,7 @@ class ScriptedEngine:
 class ScriptedRun:
     def __init__(self) -> None:
         self.stops: list[Stop] = []
-        self.disk = RunDisk(self.stops.append)
+        self.quota = DiskQuota(self.stops.append)
 
 
 class World:
@@ -113,13 +114,13 @@ async def test_who_wrote_most_is_ended_while_the_disk_is_short(world: World) -> 
     assert world.stopped == {}
     await world.short_of(FLOOR - 1)
     assert world.stopped == {B: [Stop.DISK]}
-    assert (world.runs[B].disk.written, world.runs[B].disk.left) == (2 * NOTABLE, FLOOR - 1)
+    assert (world.runs[B].quota.written, world.runs[B].quota.left) == (2 * NOTABLE, FLOOR - 1)
 
 
 async def test_what_a_run_printed_counts_since_its_log_is_on_the_same_disk(world: World) -> None:
     world.wrote(A, 0)
     world.wrote(B, NOTABLE)
-    world.runs[A].disk.printed = 2 * NOTABLE
+    world.runs[A].quota.printed = 2 * NOTABLE
     await world.short_of(0)
     assert world.stopped == {A: [Stop.DISK]}
 
@@ -167,7 +168,7 @@ async def test_another_is_ended_at_once_if_the_room_still_shrinks(world: World) 
 async def test_a_run_beyond_its_limit_is_ended_on_a_disk_with_room(world: World) -> None:
     world.wrote(A, 11 * MIB)
     world.wrote(B, 11 * MIB)
-    world.runs[B].disk.limit = 11 * MIB - 1
+    world.runs[B].quota.limit = 11 * MIB - 1
     await world.guard.look()
     await world.guard.look()
     assert world.stopped == {B: [Stop.DISK_LIMIT]}

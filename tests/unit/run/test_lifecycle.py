@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -15,329 +13,36 @@ from anyio.lowlevel import checkpoint
 from structlog.testing import capture_logs
 
 from tests.unit.claims import IMAGE, make_claim
+from tests.unit.fakes import (
+    AWAY,
+    CONTAINER,
+    END,
+    FRAMES,
+    JOURNAL,
+    LINES,
+    PATIENCE,
+    QUIET,
+    RUN_ID,
+    SAID,
+    ScriptedContainer,
+    ScriptedQueue,
+    Step,
+    World,
+)
 from tests.unit.journal import frame, header
-from worker.errors import ArtifactError, EngineError, EngineUnavailable, ImageMissing, LeaseLost
-from worker.model.claim import Artifact, LogLine
-from worker.model.container import LABEL_TERMS, ContainerState, Image, Secret
-from worker.model.outcome import Outcome, Stop
-from worker.model.spec import ArtifactRule, HostPolicy, RunSpec, RunTerms, resolve
-from worker.run import lifecycle as module
-from worker.run.lifecycle import Host, Run, container_name
-from worker.tar import END_MARK
-
-AWAY = EngineUnavailable("cannot be reached")
-RUN_ID = uuid.UUID(int=7)
-NAME = container_name(RUN_ID, uuid.UUID(int=99))
-CONTAINER = "c0ffee"
-PATIENCE = 30.0
-LINES = [(1, "one"), (2, "two"), (1, "three"), (1, ""), (2, "fünf"), (1, "six")]
-FRAMES = [frame(stream, f"{text}\n".encode()) for stream, text in LINES]
-JOURNAL = b"".join(FRAMES)
-SAID = [(n, text) for n, (_, text) in enumerate(LINES, 1)]
-
-
-class Quiet:
-    """A stream that says nothing more, and does not end."""
-
-
-QUIET, END = Quiet(), b""
-Step = bytes | Exception | Quiet | anyio.Event
-"""What a stream does next; an event is waited for."""
-
-
-def made_with(**config: Any) -> dict[str, str]:
-    """The labels of a container that was made by an earlier worker, as far as the next one reads them."""
-    return {LABEL_TERMS: resolve(make_claim(config=config), HostPolicy()).terms.model_dump_json()}
-
-
-class ScriptedEngine:
-    """An engine with one image and one container, whose program has ended by the time that anybody looks.
-
-    ``faults`` are raised by the call of that name, one each time, before it does anything. ``readings`` are the
-    log streams to come; beyond them each is the whole journal.
-    """
-
-    def __init__(self, story: list[str]) -> None:
-        self.story = story
-        self.faults: dict[str, list[Exception]] = {}
-        self.readings: list[list[Step]] = []
-        self.frames = FRAMES
-        self.follows_short = False
-        """Whether a stream that follows ends before the log does, as Podman's for a container that has ended."""
-        self.exit_code = 0
-        self.lasts = False
-        self.restarted = False
-        self.deaf = False
-        """Whether the program lets SIGTERM pass."""
-        self.here = True
-        self.pulls: Callable[[], Awaitable[None]] | None = None
-        self.status: str | None = None
-        self.started_at: datetime | None = None
-        self.finished_at: datetime | None = None
-        self.labels: Mapping[str, str] = made_with()
-        self.follows = 0
-        self.grace_seconds: float | None = None
-        self.created: tuple[Image, RunSpec, tuple[Secret, ...]] | None = None
-        self.held: tuple[Secret, ...] = ()
-        self._changed = anyio.Event()
-
-    async def _call(self, call: str) -> None:
-        await checkpoint()
-        self._reached(call)
-
-    def _reached(self, call: str) -> None:
-        self.story.append(call)
-        if faults := self.faults.get(call):
-            raise faults.pop(0)
-
-    def become(self, status: str | None) -> None:
-        self.status = status
-        self._changed.set()
-        self._changed = anyio.Event()
-
-    async def image(self, reference: str) -> Image | None:
-        await self._call("image")
-        return Image(reference, "sha256:1", None, "") if self.here else None
-
-    async def pull(self, reference: str) -> None:
-        await self._call("pull")
-        if self.pulls is not None:
-            await self.pulls()
-        self.here = True
-
-    async def create(
-        self, name: str, image: Image, spec: RunSpec, labels: Mapping[str, str], secrets: Sequence[Secret]
-    ) -> str:
-        await self._call("create")
-        self.created = (image, spec, tuple(secrets))
-        self.labels = labels
-        assert name == NAME
-        if self.status is None:
-            self.become("created")
-        return CONTAINER
-
-    async def secrets(self, container_id: str, names: Sequence[str]) -> tuple[Secret, ...]:
-        await self._call("secrets")
-        return tuple(secret for secret in self.held if secret.name in names)
-
-    async def start(self, container_id: str) -> None:
-        await self._call("start")
-        if self.status == "created":
-            self.started_at = datetime.now(UTC)
-            self.become("running" if self.lasts else "exited")
-
-    async def inspect(self, container_id: str) -> ContainerState | None:
-        await self._call("inspect")
-        if self.status is None:
-            return None
-        times = self.started_at, self.finished_at
-        return ContainerState(self.status, self.exit_code, False, "", *times, self.labels)
-
-    async def stop(self, container_id: str, grace_seconds: float) -> None:
-        await self._call("stop")
-        self.grace_seconds = grace_seconds
-        if self.status == "running" and (grace_seconds == 0 or not self.deaf):
-            self.exit_code = 143
-            self.become("exited")
-
-    async def started_after(self, moment: datetime) -> bool:
-        await self._call("started_after")
-        return self.restarted
-
-    async def remove(self, container_id: str) -> None:
-        await self._call("remove")
-        assert container_id == NAME
-        self.become(None)
-
-    async def last_entry(self, container_id: str) -> bytes:
-        await self._call("last_entry")
-        return self.frames[-1] if self.frames and self.started_at is not None else b""
-
-    @asynccontextmanager
-    async def follow(self, container_id: str, *, ended: bool) -> AsyncIterator[Reading]:
-        assert not (ended and self.status == "running")
-        self.follows += 1
-        await self._call("follow")
-        script = self.readings.pop(0) if self.readings else None
-        if self.follows_short and not ended:
-            script = [*self.frames[:2], END]
-        yield Reading(self, script)
-
-    @contextmanager
-    def archive(self, container_id: str) -> Iterator[Iterator[bytes]]:
-        self._reached("archive")
-        yield iter((END_MARK,))
-
-
-class Reading:
-    """One stream of the journal."""
-
-    def __init__(self, engine: ScriptedEngine, script: list[Step] | None) -> None:
-        self._engine = engine
-        started = engine.started_at is not None
-        self._steps: list[Step] = (list(engine.frames) if started else []) if script is None else script
-
-    async def receive(self) -> bytes:
-        if not self._steps:
-            while self._engine.status == "running":
-                await self._engine._changed.wait()
-            return END
-        if isinstance(self._steps[0], anyio.Event):
-            await self._steps[0].wait()
-            self._steps.pop(0)
-        if isinstance(self._steps[0], Quiet):
-            await anyio.sleep_forever()
-        step = self._steps.pop(0)
-        if isinstance(step, Exception):
-            raise step
-        assert isinstance(step, bytes)
-        return step
-
-
-class ScriptedQueue:
-    """Takes what a run says; ``faults`` as the engine's."""
-
-    def __init__(self, story: list[str]) -> None:
-        self.story = story
-        self.faults: dict[str, list[Exception]] = {}
-        self.lines: list[LogLine] = []
-        self.events: list[tuple[str, str, dict[str, Any]]] = []
-        self.artifacts: list[Artifact] = []
-        self.outcome: Outcome | None = None
-        self.storing: Callable[[], Awaitable[None]] | None = None
-
-    async def _call(self, call: str) -> None:
-        await checkpoint()
-        self.story.append(call)
-        if faults := self.faults.get(call):
-            raise faults.pop(0)
-
-    async def start(self, run_id: uuid.UUID) -> None:
-        await self._call("claim→running")
-
-    async def complete(self, run_id: uuid.UUID, outcome: Outcome) -> str:
-        await self._call("complete")
-        assert self.outcome is None
-        self.outcome = outcome
-        if outcome.reason == "canceled":
-            return "canceled"
-        return "succeeded" if outcome.exit_code == 0 else "failed"
-
-    async def append_logs(self, run_id: uuid.UUID, lines: Sequence[LogLine]) -> None:
-        await self._call("append_logs")
-        if self.storing is not None:
-            await self.storing()
-        self.lines += lines
-
-    async def add_artifact(self, run_id: uuid.UUID, artifact: Artifact) -> None:
-        await self._call("add_artifact")
-        self.artifacts.append(artifact)
-
-    async def add_event(self, run_id: uuid.UUID, event_type: str, message: str, payload: dict[str, Any]) -> None:
-        await self._call("add_event")
-        self.events.append((event_type, message, payload))
-
-
-class ScriptedStore:
-    """Finds one artifact, then does what the test wants."""
-
-    def __init__(self) -> None:
-        self.errors: list[Exception] = []
-        self.warns: list[str] = []
-        self.waits: anyio.Event | None = None
-        self.prefix = ""
-        self.rules: Sequence[ArtifactRule] = ()
-        self.redact: Callable[[str], str] = str
-
-    async def collect(
-        self,
-        archive: Callable[[], AbstractContextManager[Iterator[bytes]]],
-        rules: Sequence[ArtifactRule],
-        key_prefix: str,
-        on_artifact: Callable[[Artifact], Awaitable[None]],
-        on_warning: Callable[[str], Awaitable[None]],
-        redact: Callable[[str], str],
-    ) -> int:
-        self.prefix, self.rules, self.redact = key_prefix, rules, redact
-        if self.waits is not None:
-            await self.waits.wait()
-        with archive():
-            for message in self.warns:
-                await on_warning(message)
-            if self.errors:
-                raise self.errors.pop(0)
-            key = f"{key_prefix}a.txt"
-            await on_artifact(Artifact("a.txt", key, f"file:///{key}", "text/plain", 1, "sha256:00", None))
-        return 1
-
-
-class World:
-    """A run's neighbours, and all that they were asked for, in order."""
-
-    def __init__(self) -> None:
-        self.story: list[str] = []
-        self.engine = ScriptedEngine(self.story)
-        self.queue = ScriptedQueue(self.story)
-        self.store = ScriptedStore()
-        self.output_bytes = self.log_bytes = 2**30
-        self.pull_seconds = 60.0
-
-    def run(self, **claim: Any) -> Run:
-        policy = HostPolicy(default_output=self.output_bytes)
-        host = Host(
-            self.queue,
-            self.engine,
-            self.store,
-            policy,
-            "host-a",
-            uuid.UUID(int=99),
-            3,
-            self.pull_seconds,
-            self.log_bytes,
-        )
-        return Run(make_claim(RUN_ID, **claim), host)
-
-    async def execute(self, run: Run | None = None, **claim: Any) -> str | None:
-        with anyio.fail_after(PATIENCE):
-            return await (run or self.run(**claim)).execute()
-
-    @asynccontextmanager
-    async def executing(self, run: Run) -> AsyncIterator[list[str | None]]:
-        """Executes while the block goes on; the list gets the status. The block waits for the end."""
-        result: list[str | None] = []
-
-        async def execute() -> None:
-            result.append(await run.execute())
-
-        with anyio.fail_after(PATIENCE):
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(execute)
-                await wait_all_tasks_blocked()
-                yield result
-
-    @property
-    def said(self) -> list[tuple[int, str]]:
-        return [(line.seq, line.message) for line in self.queue.lines]
-
-    @property
-    def outcome(self) -> tuple[str, int | None]:
-        assert self.queue.outcome is not None
-        return str(self.queue.outcome.reason), self.queue.outcome.exit_code
-
-    @property
-    def message(self) -> str:
-        assert self.queue.outcome is not None
-        return self.queue.outcome.message or ""
-
-    def did(self, *calls: str) -> list[str]:
-        """Those of the calls that were made, in order."""
-        return [call for call in self.story if call in calls]
+from worker.errors import ArtifactError, EngineError, EngineUnavailable, ImageMissing, LeaseLost, Refused
+from worker.model.claim import Artifact
+from worker.model.container import LABEL_TERMS
+from worker.model.outcome import Stop
+from worker.model.spec import ArtifactRule, HostPolicy, RunTerms, resolve
+from worker.run.patience import ENGINE_REFUSALS
 
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
-    monkeypatch.setattr(module, "QUIET_SECONDS", 0.01)
-    monkeypatch.setattr(module, "backoff", lambda _: 0.0)
+    monkeypatch.setattr("worker.run.journal.QUIET_SECONDS", 0.01)
+    monkeypatch.setattr("worker.run.journal.backoff", lambda _: 0.0)
+    monkeypatch.setattr("worker.concurrency.backoff", lambda _, **__: 0.0)
     return World()
 
 
@@ -502,7 +207,7 @@ async def test_a_log_that_the_engine_keeps_refusing_ends_the_run(world: World) -
 
 async def test_refusals_between_which_lines_came_are_not_counted(world: World) -> None:
     broken = EngineError(500, "restarting")
-    world.engine.readings = [[FRAMES[0], broken] for _ in range(2 * module.ENGINE_REFUSALS)]
+    world.engine.readings = [[FRAMES[0], broken] for _ in range(2 * ENGINE_REFUSALS)]
     assert await world.execute() == "succeeded"
     assert world.said == SAID
 
@@ -569,7 +274,7 @@ async def test_a_call_that_the_engine_is_away_for_is_made_again(world: World, ca
     await world.execute()
     usual = len(world.did(call))
     world.__init__()  # type: ignore[misc]
-    away = module.ENGINE_REFUSALS + 3
+    away = ENGINE_REFUSALS + 3
     world.engine.faults = {call: [AWAY] * away}
     assert await world.execute() == "succeeded"
     assert world.said == SAID
@@ -608,7 +313,7 @@ async def test_a_run_is_adopted_though_the_engine_is_away_at_first(world: World)
 async def test_a_run_over_its_time_is_stopped_though_the_engine_is_away_then(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "QUIET_SECONDS", PATIENCE)  # nobody else looks at it
+    monkeypatch.setattr("worker.run.journal.QUIET_SECONDS", PATIENCE)  # nobody else looks at it
     world.engine.lasts = True
     run = world.run(config={"timeout_seconds": 0.2})
     async with world.executing(run):
@@ -630,7 +335,7 @@ async def test_a_stop_that_the_engine_is_away_for_is_made_again(world: World) ->
 async def test_a_container_that_cannot_be_removed_holds_no_place(
     world: World, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    monkeypatch.setattr(module, "CLEANUP_SECONDS", 0.05)
+    monkeypatch.setattr("worker.run.lifecycle.CLEANUP_SECONDS", 0.05)
     world.engine.faults = {"remove": [error] * 1_000_000}
     assert await world.execute() == "succeeded"
 
@@ -664,7 +369,7 @@ async def test_a_run_that_must_give_way_is_ended_without_grace_and_without_its_a
     world.engine.lasts = True
     run = world.run()
     async with world.executing(run) as result:
-        run.disk.give_way(2**30, left=2**20)
+        run.quota.evict(2**30, left=2**20)
     assert result == ["failed"]
     assert world.outcome == ("disk_full", 143)
     assert "1,024m" in world.message
@@ -678,10 +383,10 @@ async def test_a_run_that_writes_more_than_it_may_is_ended(world: World) -> None
     world.engine.lasts = True
     run = world.run()
     async with world.executing(run) as result:
-        run.disk.wrote(20 * 2**30)
+        run.quota.record(20 * 2**30)
         await wait_all_tasks_blocked()
         assert result == []
-        run.disk.wrote(20 * 2**30 + 1)
+        run.quota.record(20 * 2**30 + 1)
     assert world.outcome == ("disk_limit", 143)
     assert world.queue.artifacts == []
 
@@ -693,7 +398,7 @@ async def test_a_flood_ends_a_container_in_the_grace_that_a_cancel_gave_it(world
         run.stop(Stop.CANCEL)
         await wait_all_tasks_blocked()
         assert result == []
-        run.disk.give_way(2**30, left=2**20)
+        run.quota.evict(2**30, left=2**20)
     assert world.outcome == ("canceled", 143)
     assert world.engine.grace_seconds == 0
     assert world.queue.artifacts == []
@@ -704,7 +409,7 @@ async def test_a_flood_that_shows_while_artifacts_are_collected_ends_the_collect
     world.store.waits = anyio.Event()
     async with world.executing(run) as result:
         assert result == []
-        run.disk.give_way(2**30, left=2**20)
+        run.quota.evict(2**30, left=2**20)
     assert world.outcome == ("disk_full", None)
     assert world.queue.outcome is not None
     assert "not collected" in world.queue.outcome.details["artifacts_error"]
@@ -715,8 +420,8 @@ async def test_a_flood_that_shows_while_artifacts_are_collected_ends_the_collect
 async def test_artifacts_that_take_for_ever_are_given_up(
     world: World, monkeypatch: pytest.MonkeyPatch, cancel: str | None
 ) -> None:
-    monkeypatch.setattr(module, "COLLECT_SECONDS", 0.05 if cancel is None else 3600)
-    monkeypatch.setattr(module, "CANCELED_COLLECT_SECONDS", 0.05)
+    monkeypatch.setattr("worker.run.collection.COLLECT_SECONDS", 0.05 if cancel is None else 3600)
+    monkeypatch.setattr("worker.run.collection.CANCELED_COLLECT_SECONDS", 0.05)
     run = world.run(config={"timeout_seconds": 0.01 if cancel is None else 900})
     world.store.waits = anyio.Event()
     if cancel == "before":
@@ -742,8 +447,8 @@ async def test_the_time_without_a_database_or_an_engine_is_none_of_the_collectio
     async def slow(self: object, run_id: uuid.UUID, artifact: Artifact) -> None:
         await anyio.sleep(0.8)
 
-    monkeypatch.setattr(module, "COLLECT_SECONDS", 0.5)
-    monkeypatch.setattr(module, "backoff", lambda _: 0.6)
+    monkeypatch.setattr("worker.run.collection.COLLECT_SECONDS", 0.5)
+    monkeypatch.setattr("worker.concurrency.backoff", lambda _, **__: 0.6)
     monkeypatch.setattr(ScriptedQueue, "add_artifact", slow)
     world.engine.faults = {"archive": [AWAY]}
     run = world.run(config={"timeout_seconds": 0.1})
@@ -755,16 +460,16 @@ async def test_the_end_of_a_run_that_prints_too_much_is_waited_for_without_readi
 ) -> None:
     world.engine.lasts = True
     world.output_bytes = 1
-    monkeypatch.setattr(module, "ENDED_POLL_SECONDS", 0.0)
-    kill = world.engine.stop
+    monkeypatch.setattr("worker.run.journal.ENDED_POLL_SECONDS", 0.0)
+    kill = ScriptedContainer.stop
 
-    async def slow(container_id: str, grace_seconds: float) -> None:
+    async def slow(container: ScriptedContainer, grace_seconds: float) -> None:
         looks = len(world.did("inspect"))
         while len(world.did("inspect")) < looks + 3:
             await checkpoint()
-        await kill(container_id, grace_seconds)
+        await kill(container, grace_seconds)
 
-    monkeypatch.setattr(world.engine, "stop", slow)
+    monkeypatch.setattr(ScriptedContainer, "stop", slow)
     assert await world.execute() == "failed"
     assert world.engine.follows == 1
 
@@ -976,7 +681,7 @@ async def test_whatever_goes_wrong_ends_the_run_with_a_word_and_takes_its_contai
     world: World, call: str, error: Exception, reason: str
 ) -> None:
     world.engine.here = call != "pull"
-    world.engine.faults = {call: [error] * (module.ENGINE_REFUSALS + 1)}
+    world.engine.faults = {call: [error] * (ENGINE_REFUSALS + 1)}
     assert await world.execute() == "failed"
     assert world.outcome == (reason, None)
     assert str(error) in world.message
@@ -1012,7 +717,7 @@ async def test_an_image_that_a_pull_did_not_bring_is_missing(world: World, monke
     ],
 )
 async def test_a_success_whose_artifacts_cannot_be_stored_is_none(world: World, error: Exception, reason: str) -> None:
-    world.store.errors = [error] * (module.ENGINE_REFUSALS + 1)
+    world.store.errors = [error] * (ENGINE_REFUSALS + 1)
     assert await world.execute() == "failed"
     assert world.outcome == (reason, None)
     assert str(error) in world.message
@@ -1043,3 +748,11 @@ async def test_what_the_store_refuses_is_a_warning(world: World) -> None:
     world.store.warns = ["../../etc/passwd: leads out of /artifacts"]
     assert await world.execute() == "succeeded"
     assert ("warning", world.store.warns[0], {"reason": "artifact_refused"}) in world.queue.events
+
+
+async def test_an_outcome_that_the_database_refuses_fails_the_run(world: World) -> None:
+    world.queue.faults = {"complete": [Refused("22P05", "untranslatable character")]}
+    assert await world.execute() == "failed"
+    assert world.outcome == ("worker_error", None)
+    assert world.message == "the database refused the outcome succeeded: 22P05"
+    assert world.did("complete", "remove") == ["complete", "complete", "remove"]

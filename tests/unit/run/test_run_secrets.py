@@ -11,8 +11,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from tests.unit.claims import make_claim
+from tests.unit.fakes import RUN_ID, World, made_with
 from tests.unit.journal import frame
-from tests.unit.run.test_lifecycle import RUN_ID, World, made_with
 from worker.errors import ArtifactError, EngineError, EngineUnavailable
 from worker.model.container import Secret
 from worker.model.spec import HostPolicy
@@ -31,9 +31,9 @@ def world(tmp_path: Path) -> World:
 
 
 def run(world: World, folder: Path | None, policy: HostPolicy | None = None, **claim: Any) -> Run:
-    plain = world.run()._host
-    host = dataclasses.replace(plain, secrets=SecretsFolder(folder), policy=policy or plain.policy)
-    return Run(make_claim(RUN_ID, config=CONFIG, **claim), host)
+    plain = world.context()
+    context = dataclasses.replace(plain, secrets=SecretsFolder(folder), policy=policy or plain.policy)
+    return Run(make_claim(RUN_ID, config=CONFIG, **claim), context)
 
 
 def told(world: World) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from worker.engine.containers import filters_bridges
+from worker.engine.engine import filters_bridges
 
 
 @pytest.mark.parametrize(

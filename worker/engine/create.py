@@ -1,0 +1,199 @@
+"""Makes the container of a run: isolated, bounded, and with its secrets in place. Blocking: for a thread."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import docker
+import docker.errors
+import requests
+from docker.types import LogConfig, Ulimit
+
+from worker.engine.client import get
+from worker.errors import EngineError
+from worker.model.container import Image, Secret
+from worker.model.outcome import ENGINE_STOP_SIGNAL
+from worker.model.spec import ARTIFACTS_DIR, SECRETS_DIR, RunSpec
+from worker.tar import DamagedError, first_file
+
+NETWORK = "ops-worker"
+BRIDGE = "ops-worker0"
+"""A network on which containers reach the outside but not each other, and its interface on the engine's host."""
+
+_ISOLATED = {"com.docker.network.bridge.enable_icc": "false"}
+NETWORK_ATTEMPTS = 30
+"""How often, a tenth of a second apart, the network is looked for that another worker may be making."""
+
+OPEN_NETWORK = (
+    f"containers on the network {NETWORK} reach each other, since the worker did not make it: "
+    f"remove it (docker network rm {NETWORK}), and the worker makes its own"
+)
+
+OOM_SCORE_ADJ = 500
+"""A host without memory kills the programs of runs before the worker, the engine and the database."""
+
+_JOURNAL = {"mode": "blocking", "max-size": "1024g", "max-file": "1", "compress": "false"}
+"""Each option is named, or the engine's own defaults (daemon.json) would apply and rotate lines away."""
+
+MAX_PASSWD = 1 << 20
+"""Bytes of an image's /etc/passwd."""
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerRequest:
+    """A container to make: its name, what it runs, and what it carries."""
+
+    name: str
+    image: Image
+    spec: RunSpec
+    labels: Mapping[str, str]
+    secrets: Sequence[Secret] = ()
+
+    @property
+    def user(self) -> str:
+        """The user of its processes, a name or a number; empty for root by default."""
+        return (self.image.user if self.spec.user is None else self.spec.user).partition(":")[0]
+
+    @property
+    def is_root(self) -> bool:
+        return self.user in ("", "0", "root")
+
+
+def create(client: docker.APIClient, request: ContainerRequest) -> str:
+    """Makes the container and does not start it; returns its id. Raises what the SDK raises, and ``EngineError``.
+
+    A container of that name that never ran is replaced: how far its making went, and of which image it is, is not
+    known. One that ran is returned as it is.
+    """
+    if request.spec.network == "bridge":
+        ensure_network(client)
+    options = _options(client, request)
+    try:
+        container: str = client.create_container(**options)["Id"]
+    except docker.errors.APIError as error:
+        if error.status_code != requests.codes.conflict:
+            raise
+        there = client.inspect_container(request.name)
+        if there["State"]["Status"] != "created":
+            return str(there["Id"])
+        client.remove_container(request.name, v=True)
+        container = client.create_container(**options)["Id"]
+    _fill(client, container, request)
+    return container
+
+
+def _options(client: docker.APIClient, request: ContainerRequest) -> dict[str, Any]:
+    spec = request.spec
+    return {
+        "image": request.image.image_id,
+        "name": request.name,
+        "command": list(spec.command),
+        "environment": dict(spec.env),
+        "user": spec.user,
+        "labels": dict(request.labels),
+        "stop_signal": str(int(ENGINE_STOP_SIGNAL)),
+        "volumes": [ARTIFACTS_DIR, *([SECRETS_DIR] if request.secrets else [])],
+        "host_config": _host_config(client, spec),
+    }
+
+
+def _host_config(client: docker.APIClient, spec: RunSpec) -> dict[str, Any]:
+    host: dict[str, Any] = client.create_host_config(
+        network_mode=NETWORK if spec.network == "bridge" else spec.network,
+        cap_drop=["ALL"],
+        security_opt=["no-new-privileges"],
+        read_only=spec.read_only,
+        # It counts as the container's memory: half of that, so that a full /tmp is an error and kills nobody.
+        tmpfs={"/tmp": f"mode=1777,size={spec.memory_bytes // 2}"} if spec.read_only else None,  # noqa: S108
+        nano_cpus=round(spec.cpus * 1e9),
+        mem_limit=spec.memory_bytes,
+        memswap_limit=spec.memory_bytes,
+        pids_limit=spec.pids,
+        ulimits=[
+            Ulimit(name="nofile", soft=spec.nofile, hard=spec.nofile),  # engines from 29 on give 1,024
+            Ulimit(name="core", soft=0, hard=0),  # a dump would hold the run's secrets, outside of its limits
+        ],
+        oom_score_adj=OOM_SCORE_ADJ,
+        init=True,  # forwards SIGTERM to programs that would ignore it as process 1, and reaps zombies
+        # The journal of the run: blocking and never rotated, or lines are lost (docs/run-lifecycle.md).
+        log_config=LogConfig(type="json-file", config=_JOURNAL),
+    )
+    return host
+
+
+def _fill(client: docker.APIClient, container: str, request: ContainerRequest) -> None:
+    """Opens /artifacts for the image's own user, and puts the secrets in place."""
+    if not request.is_root and not request.spec.read_only:  # a volume that the image does not have belongs to root
+        client.put_archive(container, "/", _directory(ARTIFACTS_DIR.lstrip("/"), mode=0o1777))
+    if request.secrets:
+        # A volume of the container's own, since that works on every engine, with a read-only root too; what is in it
+        # is neither in `docker inspect` nor in an image made from the container, and is removed with the container.
+        uid = 0 if request.is_root else _uid(client, container, request.user)
+        client.put_archive(container, SECRETS_DIR, _secret_files(request.secrets, uid))
+
+
+def ensure_network(client: docker.APIClient) -> None:
+    """Makes the network of the runs if it is not there. Raises what the SDK raises.
+
+    One of that name on which containers reach each other is an ``EngineError``: the worker did not make it.
+
+    The engine makes any number of networks of one name when asked at once, ``check_duplicate`` or not, and starts no
+    container in any of them then. Of one bridge it makes one.
+    """
+    options = {**_ISOLATED, "com.docker.network.bridge.name": BRIDGE}
+    for left in reversed(range(NETWORK_ATTEMPTS)):
+        if there := client.networks(names=[f"^{NETWORK}$"]):
+            if any(not _ISOLATED.items() <= (network["Options"] or {}).items() for network in there):
+                raise EngineError(0, OPEN_NETWORK)
+            return
+        try:
+            client.create_network(NETWORK, driver="bridge", options=options)
+        except docker.errors.APIError:  # another worker may be making it just now
+            if not left:
+                raise
+            time.sleep(0.1)
+
+
+def _directory(name: str, *, mode: int) -> bytes:
+    """A tar archive with one directory."""
+    entry = tarfile.TarInfo(name)
+    entry.type, entry.mode = tarfile.DIRTYPE, mode
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        tar.addfile(entry)
+    return buffer.getvalue()
+
+
+def _uid(client: docker.APIClient, container: str, user: str) -> int:
+    """The number of a user, by the container's own /etc/passwd as the engine reads it. Raises ``EngineError``."""
+    if user.isascii() and user.isdecimal():
+        return int(user)
+    try:
+        with closing(get(client, container, "archive", {"path": "/etc/passwd"})) as response:
+            data = first_file(response.iter_content(1 << 16), MAX_PASSWD)
+    except DamagedError as error:
+        raise EngineError(0, f"the engine's archive of the image's /etc/passwd cannot be read: {error}") from error
+    if data is None:
+        raise EngineError(0, f"the image's /etc/passwd is no plain file of at most {MAX_PASSWD // 2**20} MiB")
+    lines = data.decode("utf-8", "replace").splitlines()
+    for name, *fields in (line.split(":") for line in lines):
+        if name == user and len(fields) > 1 and fields[1].isdecimal():
+            return int(fields[1])
+    raise EngineError(0, f"the image's /etc/passwd has no user {user!r}, to whom its secrets would belong")
+
+
+def _secret_files(secrets: Sequence[Secret], uid: int) -> bytes:
+    """A tar archive of files that only that user may read: without capabilities, root may not read others' either."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for secret in secrets:
+            entry = tarfile.TarInfo(secret.name)
+            entry.mode, entry.uid, entry.size = 0o400, uid, len(secret.value)
+            tar.addfile(entry, io.BytesIO(secret.value))
+    return buffer.getvalue()

@@ -1,0 +1,177 @@
+"""The Docker engine as the worker uses it: what it is, its images, its containers of runs, and what those wrote."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import anyio
+import docker
+import docker.errors
+import docker.utils
+import requests
+from docker.utils import version_gte
+
+from worker.engine.client import EngineApi, cut, disk_usage
+from worker.engine.containers import Container
+from worker.engine.create import ContainerRequest, create
+from worker.errors import ImageMissing
+from worker.model.container import LABEL_DATABASE, LABEL_RUN, Image, Secret, Written
+from worker.model.images import ImageName, digest_of
+from worker.model.spec import RunSpec
+
+_CONTAINERD_STORE = ["driver-type", "io.containerd.snapshotter.v1"]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """Who and what the engine is. ``engine_id`` outlives its restarts."""
+
+    engine_id: str
+    version: str
+    folder: str
+    """Where the engine keeps its data: logs and volumes, and all else unless containerd keeps it."""
+    in_containerd: bool
+    """Whether containerd keeps images and containers, in a folder of its own. Engines from 29 on do it by default."""
+    filters_bridges: bool
+    """False if the engine says that nothing filters between the containers of one bridge."""
+
+
+class Engine:
+    """One Docker engine, for as many runs at once as ``streams`` says."""
+
+    def __init__(self, docker_host: str | None, *, streams: int) -> None:
+        self._api = EngineApi(docker_host, calls=streams + 4)
+        self._streams = anyio.CapacityLimiter(2 * streams + 2)
+
+    def close(self) -> None:
+        """Closes the idle clients; those in use close themselves."""
+        self._api.close()
+
+    async def info(self) -> EngineInfo:
+        """Raises ``EngineUnavailable``."""
+        facts, version = await self._api.call(lambda client: (client.info(), client.api_version), abandon=True)
+        return EngineInfo(
+            engine_id=facts["ID"],
+            version=facts["ServerVersion"],
+            folder=facts["DockerRootDir"],
+            in_containerd=_CONTAINERD_STORE in (facts.get("DriverStatus") or ()),
+            filters_bridges=filters_bridges(version, facts),
+        )
+
+    async def started_after(self, moment: datetime) -> bool:
+        """Whether the engine has been started since then: it remembers none of its events before its start.
+
+        Else it remembers the last 256, so the moment must not be long ago.
+        """
+
+        def remembers_nothing(client: docker.APIClient) -> bool:
+            until = f"{moment.timestamp():.6f}"  # a fraction, of which the type hints know nothing
+            return not list(client.events(since=0, until=until))  # type: ignore[call-overload]
+
+        return await self._api.call(remembers_nothing, abandon=True)
+
+    def local_folders(self, facts: EngineInfo, containerd_root: Path) -> tuple[Path, ...]:
+        """Where the engine keeps its data, if that is on this host.
+
+        The engine does not tell containerd's folder: it is ``containerd_root``, unless the engine started a containerd
+        of its own, which then is below the engine's folder.
+        """
+        if not (self._api.host or "unix://").startswith("unix://"):
+            return ()
+        return (Path(facts.folder), containerd_root) if facts.in_containerd else (Path(facts.folder),)
+
+    async def image(self, reference: str) -> Image | None:
+        """The local image of that name, None when the engine does not have it."""
+
+        def inspect(client: docker.APIClient) -> Any:
+            return client.inspect_image(reference)  # type: ignore[no-untyped-call]
+
+        try:
+            facts = await self._api.call(inspect, abandon=True)
+        except ImageMissing:
+            return None
+        config = facts.get("Config") or {}  # engines from 29 on leave out what is empty
+        digest = digest_of(ImageName.parse(reference), facts.get("RepoDigests") or ())
+        return Image(reference, facts["Id"], digest, config.get("User") or "")
+
+    async def pull(self, reference: str) -> None:
+        """Fetches an image with the credentials of the engine client's own configuration file.
+
+        Raises ``ImageMissing`` with the registry's words. Cancelled, it cuts its connection, and the engine stops too.
+        """
+        name, tag = docker.utils.parse_repository_tag(reference)
+        answers: list[requests.Response] = []
+        cancelled = threading.Event()
+
+        def answered(response: requests.Response, *_: object, **__: object) -> None:
+            answers.append(response)
+            if cancelled.is_set():
+                cut(response)
+
+        def pull(_: docker.APIClient) -> None:
+            try:
+                with closing(self._api.new_client()) as client:  # its own, since its connection may be cut
+                    client.hooks["response"].append(answered)
+                    for step in client.pull(name, tag=tag, stream=True, decode=True):
+                        # The field "error" is deprecated since API 1.48.
+                        if error := step.get("error") or (step.get("errorDetail") or {}).get("message"):
+                            raise ImageMissing(reference, error)
+            except docker.errors.APIError as error:
+                raise ImageMissing(reference, error.explanation or str(error)) from error
+
+        try:
+            await self._api.call(pull, abandon=True)
+        finally:
+            cancelled.set()
+            for response in answers:
+                cut(response)
+
+    async def create(
+        self, name: str, image: Image, spec: RunSpec, labels: Mapping[str, str], secrets: Sequence[Secret] = ()
+    ) -> Container:
+        """Makes the container of a run and does not start it; its handle has its id. See :func:`create`."""
+        request = ContainerRequest(name, image, spec, labels, secrets)
+        return self.container(await self._api.call(lambda client: create(client, request)))
+
+    def container(self, ref: str) -> Container:
+        """The handle of a container by its id or its name, whether it exists or not."""
+        return Container(self._api, self._streams, ref)
+
+    async def owned(self, database_id: uuid.UUID) -> set[uuid.UUID]:
+        """The runs of that database that have a container on this engine, running or not."""
+        filters = {"label": [f"{LABEL_DATABASE}={database_id}", LABEL_RUN]}
+        found = await self._api.call(lambda client: client.containers(all=True, filters=filters), abandon=True)
+        return {uuid.UUID(item["Labels"][LABEL_RUN]) for item in found}
+
+    async def written(self) -> dict[str, Written]:
+        """What the containers of runs hold on the engine's disk, by run id: of all workers and databases."""
+        usage = await self._api.call(disk_usage, abandon=True)
+        volumes = {volume["Name"]: (volume.get("UsageData") or {}).get("Size", 0) for volume in usage.volumes}
+        return {
+            container["Labels"][LABEL_RUN]: Written(
+                container.get("SizeRw", 0)
+                + sum(max(0, volumes.get(mount.get("Name"), 0)) for mount in container.get("Mounts") or ()),
+                running=container["State"] == "running",
+            )
+            for container in usage.containers
+            if LABEL_RUN in (container.get("Labels") or {})
+        }
+
+
+def filters_bridges(api_version: str, facts: Mapping[str, Any]) -> bool:
+    """False if those facts say that nothing filters between the containers of one bridge.
+
+    An engine before API 1.48 needs a setting of the kernel, and reports it. A later one loads the kernel's module
+    itself. From API 1.49 on an engine names its firewall, and names none with ``iptables`` switched off. An older
+    engine does not report that switch.
+    """
+    if version_gte(api_version, "1.49"):
+        return bool(facts.get("FirewallBackend"))
+    return version_gte(api_version, "1.48") or bool(facts.get("BridgeNfIptables", True))

@@ -1,0 +1,67 @@
+"""Takes over the runs that no worker works on."""
+
+from __future__ import annotations
+
+import uuid
+from contextlib import suppress
+
+import structlog
+
+from worker.errors import EngineError, EngineUnavailable, LeaseLost, Refused, UnreadableRun
+from worker.model.claim import Claim
+from worker.model.outcome import Outcome
+from worker.run.lifecycle import container_name
+from worker.run.ports import RunContext
+
+log = structlog.get_logger()
+
+
+class Adopter:
+    """Takes over runs that no worker works on, and removes the containers of those that have ended elsewhere."""
+
+    def __init__(self, context: RunContext) -> None:
+        self._context = context
+
+    async def adopt(self, run_id: uuid.UUID) -> Claim | None:
+        """The run, if it is this instance's now. The container of a run that has ended is removed."""
+        found = await self._answer(run_id)
+        if isinstance(found, Claim):
+            return found
+        if found in ("final", "not_found"):
+            await self._remove_container(run_id)
+        return None
+
+    async def resolve_lost(self, claim: Claim) -> bool:
+        """Whether a run whose lease was lost is this instance's again.
+
+        If not, its container is ended, unless another worker on this engine goes on with the run.
+        """
+        ours_again = await self.adopt(claim.run_id) is not None
+        log.warning("lease lost, nothing more is written for this run", **claim.named, ours_again=ours_again)
+        return ours_again
+
+    async def _answer(self, run_id: uuid.UUID) -> Claim | str:
+        """What the control plane answers; a run that cannot be read is failed, so that it is final.
+
+        An error of the database at one run does not end the others: the next look finds that run again.
+        """
+        try:
+            return await self._context.queue.adopt(run_id)
+        except Refused as error:
+            log.warning("adoption refused", run_id=str(run_id), error=str(error), code=error.code)
+            return error.code
+        except UnreadableRun as error:
+            log.warning("the run cannot be read, it fails", run_id=str(run_id), error=str(error))
+            with suppress(LeaseLost):
+                await self._context.queue.start(run_id)
+                await self._context.queue.complete(run_id, Outcome.of(error))
+            return "final"
+
+    async def _remove_container(self, run_id: uuid.UUID) -> None:
+        """Ends and removes the container of a run, if there is one."""
+        container = self._context.engine.container(container_name(run_id, self._context.database_id))
+        try:
+            await container.stop(self._context.stop_grace_seconds)
+            await container.remove()
+        except (EngineUnavailable, EngineError) as error:
+            log.warning("cannot remove a leftover container yet", run_id=str(run_id), error=str(error))

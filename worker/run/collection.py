@@ -1,0 +1,84 @@
+"""Uploads the artifacts of an ended container, within a time limit."""
+
+from __future__ import annotations
+
+from worker.concurrency import TimeLimit, cancel_on, task_group
+from worker.errors import ArtifactError, EngineError
+from worker.model.claim import Artifact, Claim
+from worker.model.spec import RunTerms
+from worker.run.patience import PatientCalls
+from worker.run.ports import RunContainer, RunContext
+from worker.run.quota import DiskQuota
+from worker.run.reporter import Reporter
+from worker.run.stopping import StopRequest
+
+COLLECT_SECONDS = 600.0
+"""How long the artifacts of a run may take to be stored, or as long as the run itself may, if that is more."""
+
+CANCELED_COLLECT_SECONDS = 60.0
+"""How long they may still take once a cancel was requested."""
+
+
+class ArtifactCollection:
+    """The upload of one run's artifacts. Waiting for a database or an engine that is away does not count."""
+
+    def __init__(
+        self, claim: Claim, context: RunContext, reporter: Reporter, calls: PatientCalls, stop: StopRequest
+    ) -> None:
+        self._claim = claim
+        self._context = context
+        self._reporter = reporter
+        self._calls = calls
+        self._stop = stop
+
+    async def run(self, container: RunContainer, terms: RunTerms, quota: DiskQuota) -> str | None:
+        """Returns what went wrong, None if nothing did. Uploads nothing of a run that exceeded its quota."""
+        problem: str | None = "not collected, since it was too much for the disk"
+        seconds = max(COLLECT_SECONDS, terms.timeout_seconds)
+        limit = TimeLimit(seconds)
+
+        async def shorten() -> None:
+            await self._stop.canceled.wait()
+            limit.shorten(CANCELED_COLLECT_SECONDS)
+
+        async with task_group() as tasks:
+            tasks.start_soon(shorten)
+            async with cancel_on(quota.exceeded):
+                try:
+                    problem = await self._upload(container, terms, limit)
+                except TimeoutError:
+                    canceled = f"the run was canceled, and it took {CANCELED_COLLECT_SECONDS:g} s more"
+                    took = canceled if self._stop.canceled.is_set() else f"it took longer than {seconds:g} s"
+                    problem = f"the collection was given up: {took}"
+            tasks.cancel_scope.cancel()
+        return problem
+
+    async def _upload(self, container: RunContainer, terms: RunTerms, limit: TimeLimit) -> str | None:
+        """Raises ``TimeoutError``."""
+        run_id = self._claim.run_id
+
+        async def on_artifact(artifact: Artifact) -> None:
+            with limit.waiting():
+                await self._context.queue.add_artifact(run_id, artifact)
+
+        async def on_warning(message: str) -> None:
+            with limit.waiting():
+                await self._reporter.event("warning", message, {"reason": "artifact_refused"})
+
+        async def attempt() -> None:
+            with limit.running():
+                await self._context.store.collect(
+                    container.archive,
+                    terms.artifacts,
+                    f"{self._claim.project.workspace_key}/{run_id}/",
+                    on_artifact,
+                    on_warning,
+                    self._reporter.redactor.text,
+                )
+
+        try:
+            # Repeated as a whole when the engine goes away meanwhile: the same key is the same artifact.
+            await self._calls(attempt)
+        except (ArtifactError, EngineError) as error:
+            return str(error)
+        return None

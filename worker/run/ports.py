@@ -1,0 +1,98 @@
+"""What a run needs of the rest of the worker."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Protocol
+
+from worker.model.claim import Artifact, Claim, LogLine
+from worker.model.container import ContainerState, Image, Secret
+from worker.model.outcome import Outcome
+from worker.model.spec import ArtifactRule, HostPolicy, RunSpec
+from worker.run.secrets import SecretsFolder
+
+
+class RunQueue(Protocol):
+    """The control plane. Every method is repeated over passing faults and raises ``LeaseLost``."""
+
+    async def adopt(self, run_id: uuid.UUID) -> Claim | str: ...
+    async def start(self, run_id: uuid.UUID) -> None: ...
+    async def complete(self, run_id: uuid.UUID, outcome: Outcome) -> str: ...
+    async def append_logs(self, run_id: uuid.UUID, lines: Sequence[LogLine]) -> None: ...
+    async def add_artifact(self, run_id: uuid.UUID, artifact: Artifact) -> None: ...
+    async def add_event(self, run_id: uuid.UUID, event_type: str, message: str, payload: dict[str, Any]) -> None: ...
+
+
+class Journal(Protocol):
+    """A container's log: Docker's multiplexed frames with timestamps, in arbitrary pieces."""
+
+    async def receive(self) -> bytes:
+        """Waits for the next piece; empty at the end of the log. May be cancelled without losing a byte.
+
+        Raises ``EngineUnavailable`` when the stream breaks (the SDK's own stream shows that as a clean end).
+        """
+        ...
+
+
+class RunContainer(Protocol):
+    """The handle of one container, whether it exists or not."""
+
+    @property
+    def ref(self) -> str:
+        """Its id, or its name."""
+        ...
+
+    async def start(self) -> None: ...
+    async def inspect(self) -> ContainerState | None: ...
+    async def stop(self, grace_seconds: float) -> None: ...
+    async def remove(self) -> None: ...
+    async def secrets(self, names: Sequence[str]) -> tuple[Secret, ...]: ...
+    async def last_entry(self) -> bytes: ...
+    def follow(self, *, ended: bool) -> AbstractAsyncContextManager[Journal]: ...
+    def archive(self) -> AbstractContextManager[Iterator[bytes]]: ...
+
+
+class RunEngine(Protocol):
+    """The container engine."""
+
+    async def image(self, reference: str) -> Image | None: ...
+    async def pull(self, reference: str) -> None: ...
+    async def create(
+        self, name: str, image: Image, spec: RunSpec, labels: Mapping[str, str], secrets: Sequence[Secret]
+    ) -> RunContainer: ...
+    def container(self, ref: str) -> RunContainer: ...
+    async def started_after(self, moment: datetime) -> bool: ...
+
+
+class RunStore(Protocol):
+    """The store of artifacts."""
+
+    async def collect(
+        self,
+        archive: Callable[[], AbstractContextManager[Iterator[bytes]]],
+        rules: Sequence[ArtifactRule],
+        key_prefix: str,
+        on_artifact: Callable[[Artifact], Awaitable[None]],
+        on_warning: Callable[[str], Awaitable[None]],
+        redact: Callable[[str], str],
+    ) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class RunContext:
+    """What all runs of this worker share; times in seconds."""
+
+    queue: RunQueue
+    engine: RunEngine
+    store: RunStore
+    policy: HostPolicy
+    worker_id: str
+    database_id: uuid.UUID
+    stop_grace_seconds: float
+    pull_seconds: float
+    max_log_bytes: int
+    secrets: SecretsFolder = field(default_factory=SecretsFolder)
