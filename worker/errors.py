@@ -1,4 +1,4 @@
-"""Every error that the worker raises on purpose. What a caller must tell apart is a class or an attribute."""
+"""Every error that the worker raises on purpose. What a caller must distinguish is a class or an attribute."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Refused(OpsError):
 
 
 class LeaseLost(OpsError):
-    """The run is no longer this worker's: nothing may be written for it any more."""
+    """Another instance owns the run, or it has ended: this one may not write for it any more."""
 
     def __init__(self, run_id: uuid.UUID) -> None:
         super().__init__(f"the lease of run {run_id} is lost")

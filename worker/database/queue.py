@@ -255,9 +255,9 @@ class Queue:
 
     @asynccontextmanager
     async def _controlling(self) -> AsyncIterator[asyncpg.Connection]:
-        """The control connection for one use; after a fault it is given up, since it may be half-open.
+        """The control connection for one use; after a fault it is closed, since it may be half-open.
 
-        It is had for a third of a lease at most, or a sweep without an answer would keep the renewals waiting.
+        Held for at most lease/3, so a stalled sweep cannot delay renewals.
         """
         async with self._control_lock:
             with anyio.fail_after(self._lease_seconds / 3):

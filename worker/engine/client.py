@@ -1,7 +1,7 @@
-"""The way to the Docker engine: clients, the threads that wait for them, raw endpoints, errors in our own words.
+"""Access to the Docker engine: clients, the threads that wait for them, raw endpoints, errors of our own.
 
-The SDK blocks and a client may serve one thread at a time (docker-py#3229), so each call runs in a thread with a
-client of its own from a small stock.
+The SDK blocks and a client may serve one thread at a time (docker-py#3229). So each call runs in a thread, with a
+client from a small pool that no other thread uses meanwhile.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from worker.model.container import check_engine_address
 T = TypeVar("T")
 
 API_TIMEOUT = 120
-"""Seconds without an answer after which an engine's call is given up (a create may wait long for a busy disk)."""
+"""Seconds without an answer after which a call fails. A create may wait long for a busy disk."""
 
 BROKEN = (requests.RequestException, urllib3.exceptions.HTTPError, OSError)
-"""What a connection that breaks raises."""
+"""The errors of a connection that breaks."""
 
 
 class EngineApi:
@@ -53,9 +53,10 @@ class EngineApi:
             self._clients.pop().close()
 
     async def call(self, function: Callable[[docker.APIClient], T], *, abandon: bool = False) -> T:
-        """One call in a thread. Cancelled, it is abandoned where that is said, which it is of what changes nothing.
+        """Makes one call in a thread and returns its result.
 
-        Raises ``EngineUnavailable``, ``EngineError`` and ``ImageMissing``.
+        With ``abandon=True`` (read-only calls) cancellation returns at once; the thread finishes alone. Otherwise it
+        waits for the thread. Raises ``EngineUnavailable``, ``EngineError`` and ``ImageMissing``.
         """
 
         def call() -> T:
@@ -69,7 +70,7 @@ class EngineApi:
 
     @contextmanager
     def client(self) -> Iterator[docker.APIClient]:
-        """A client that nobody else uses; it goes back only if its connection is known to be sound."""
+        """A client for one thread; it goes back to the pool only if its connection is known to be sound."""
         client = self._clients.pop() if self._clients else self.new_client()
         try:
             yield client
@@ -82,9 +83,9 @@ class EngineApi:
         self._clients.append(client)
 
     def new_client(self) -> docker.APIClient:
-        """A client of the caller's own, to be closed, for a stream whose socket may be closed under it.
+        """A client outside of the pool, which the caller closes: for a stream whose socket may be closed from outside.
 
-        What has arrived by then is still read to its clean end, and nothing shows that the connection is dead.
+        What has arrived by then is still read to its clean end, and no error shows that the connection is dead.
         """
         host = self.host
         options = docker.utils.kwargs_from_env({**os.environ, "DOCKER_HOST": host} if host else None)
@@ -126,7 +127,7 @@ class Body:
 
 
 def cut(response: requests.Response) -> None:
-    """Ends a read of that answer which waits in another thread, as the SDK ends its own; one that is over is left."""
+    """Ends a read of that answer which waits in another thread; does nothing if the read is over."""
     with suppress(OSError, AttributeError):  # it has ended between the SDK's look at it and its close
         CancellableStream(iter(()), response).close()
 
@@ -139,7 +140,7 @@ def logs(client: docker.APIClient, container_id: str, params: dict[str, int]) ->
 
 @dataclass(frozen=True, slots=True)
 class DiskUsage:
-    """The engine's own words about each container and each volume."""
+    """What the engine answers about each container and each volume."""
 
     containers: Sequence[Mapping[str, Any]]
     volumes: Sequence[Mapping[str, Any]]
@@ -148,7 +149,7 @@ class DiskUsage:
 def disk_usage(client: docker.APIClient) -> DiskUsage:
     """What containers and volumes hold on the engine's disk; it walks through all of their files.
 
-    Raises ``EngineError``, also on engines before 23.0 when somebody else is asking the same.
+    Raises ``EngineError``, also on engines before 23.0 while another client asks the same.
     """
     # ``type`` means nothing before API 1.42, ``verbose`` nothing before 1.52; from then on it asks for the items.
     words: dict[str, list[str] | int] = {"type": ["container", "volume"], "verbose": 1}
@@ -168,7 +169,7 @@ def disk_usage(client: docker.APIClient) -> DiskUsage:
 def get(
     client: docker.APIClient, container_id: str, what: str, params: Mapping[str, str | int], *, endless: bool = False
 ) -> requests.Response:
-    """An endpoint of a container, streaming; an ``endless`` one may be silent for ever once it has begun.
+    """The streaming answer of a container's endpoint. An ``endless`` one has no time limit once it has begun.
 
     Raises ``EngineError``.
     """

@@ -1,6 +1,6 @@
 """The container of a run, from its start to its removal.
 
-A log stream has no read timeout; what ends it is closing its response from here.
+A log stream has no read timeout. It is ended by closing its response.
 """
 
 from __future__ import annotations
@@ -42,8 +42,9 @@ class Container:
         self._streams = streams
 
     async def start(self) -> None:
-        """Starts a container that never ran. The engine would run one that has ended a second time. One that is gone
-        is left for ``inspect`` to tell.
+        """Starts a container that never ran; does nothing otherwise, or the engine would run an ended one again.
+
+        A container that is gone is no error here: ``inspect`` tells.
         """
 
         def start(client: docker.APIClient) -> None:
@@ -75,7 +76,7 @@ class Container:
     async def stop(self, grace_seconds: float) -> None:
         """SIGTERM, then SIGKILL after the grace. A container that is not running is left alone.
 
-        The engine's own stop would send what says that it was not the worker (``ENGINE_STOP_SIGNAL``).
+        The engine's own stop would send ``ENGINE_STOP_SIGNAL``, which means that the worker did not stop it.
         """
         await self._kill(signal.SIGTERM)
         with anyio.move_on_after(grace_seconds):
@@ -97,7 +98,7 @@ class Container:
         await self._api.call(kill)
 
     async def remove(self) -> None:
-        """Removes the container with its volume, stopping it if need be; one that is gone is fine."""
+        """Removes the container with its volumes, also while it runs. A container that is gone is no error."""
 
         def remove(client: docker.APIClient) -> None:
             try:
@@ -149,7 +150,7 @@ class Container:
             await anyio.to_thread.run_sync(pump, limiter=self._streams)
 
     async def secrets(self, names: Sequence[str]) -> tuple[Secret, ...]:
-        """What a container holds now as those secrets. Its program may have changed them, so each is bounded."""
+        """The values in the container's secret files, at most ``MAX_SECRET`` bytes each: its program may write them."""
 
         def read(client: docker.APIClient) -> tuple[Secret, ...]:
             held = []

@@ -109,7 +109,7 @@ def _host_config(client: docker.APIClient, spec: RunSpec) -> dict[str, Any]:
         cap_drop=["ALL"],
         security_opt=["no-new-privileges"],
         read_only=spec.read_only,
-        # It counts as the container's memory: half of that, so that a full /tmp is an error and kills nobody.
+        # It counts as the container's memory: half of that, so that a full /tmp is an error and not a killed process.
         tmpfs={"/tmp": f"mode=1777,size={spec.memory_bytes // 2}"} if spec.read_only else None,  # noqa: S108
         nano_cpus=round(spec.cpus * 1e9),
         mem_limit=spec.memory_bytes,

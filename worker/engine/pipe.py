@@ -1,4 +1,4 @@
-"""Bytes from a thread that blocks on them to the event loop."""
+"""Moves bytes from a thread that blocks on them to the event loop."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import anyio.from_thread
 
 
 class Pipe:
-    """Bounded, and many small pieces cross in one step: a wake-up of the event loop costs more than a line of log.
+    """A bounded buffer. Many small pieces cross at once, since waking the event loop costs more than a log line.
 
     ``opened``, ``put`` and ``end`` are the thread's, ``receive`` and ``close`` the event loop's.
     """
@@ -26,7 +26,7 @@ class Pipe:
         self._data = anyio.Event()
 
     def opened(self, cut: Callable[[], None]) -> None:
-        """Says how a read that waits is ended from outside."""
+        """Takes the function that ends a read which waits."""
         with self._lock:
             self._cut = cut
             closed = self._closed
@@ -34,7 +34,7 @@ class Pipe:
             cut()
 
     def put(self, chunk: bytes) -> None:
-        """Hands a piece over; waits while ``limit`` bytes are pending and nobody has closed the pipe."""
+        """Adds a piece; waits while ``limit`` bytes are pending and the pipe is open."""
         with self._lock:
             while len(self._buffer) >= self._limit and not self._closed:
                 self._lock.wait()
@@ -46,7 +46,7 @@ class Pipe:
             anyio.from_thread.run_sync(self._wake)
 
     def end(self, error: Exception | None) -> None:
-        """Says that no more will come, and why, if it should not have ended."""
+        """Marks the end; ``error`` is why, if the bytes should not have ended."""
         with self._lock:
             self._ended, self._error = True, error
         anyio.from_thread.run_sync(self._wake)
@@ -64,7 +64,7 @@ class Pipe:
         return chunk
 
     def close(self) -> None:
-        """Ends the thread's reading: whoever receives is not interested any more."""
+        """Ends the thread's reading; what it still puts is dropped."""
         with self._lock:
             self._closed = True
             self._lock.notify()

@@ -94,8 +94,8 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """The answer to a renewal: whether this instance still holds its worker id, the runs it still owns, and which of
-    them somebody wants cancelled.
+    """The answer to a renewal: whether this instance still holds its worker id, the runs that it still owns, and
+    those of them that are to be canceled.
     """
 
     registered: bool

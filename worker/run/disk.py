@@ -1,8 +1,8 @@
-"""How much room is left where runs write, and who wrote it.
+"""How much room is left on the disks that runs write to, and which run wrote most.
 
-Below a floor the worker claims nothing, and ends the run that wrote the most before the disk is full for all. Free
-room costs a system call, so it is looked at all the time; what a run wrote makes the engine walk through its files,
-so that is looked at for a hundredth of the time, and for a tenth while the disk is short.
+Below a floor the worker claims nothing, and evicts the run that wrote the most before the disk is full for all. Free
+room costs a system call, so it is measured often. What a run wrote makes the engine walk through its files, so that
+is measured for a hundredth of the time, and for a tenth while the disk is short.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from worker.run.quota import DiskQuota
 log = structlog.get_logger()
 
 NOTABLE = 64 * 2**20
-"""Bytes below which a run is not to blame: then it is somebody else who fills the disk."""
+"""Bytes below which a run is not evicted: then another program fills the disk."""
 
 SETTLE_SECONDS = 5.0
-"""What a run wrote may come free a little after its container was removed; so long nobody else is ended for it."""
+"""What a run wrote may come free a little after its container was removed; no other run is evicted meanwhile."""
 
 ROOMY_PAUSE, ROOMY_SHARE = 10.0, 100
 SHORT_PAUSE, SHORT_SHARE = 1.0, 10
