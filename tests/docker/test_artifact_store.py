@@ -234,7 +234,7 @@ async def test_a_wrong_setting_is_told_without_secrets(
     with pytest.raises(ArtifactError, match=why) as raised:
         await s3_store().check()
     text = str(raised.value)
-    assert text.startswith("--artifact-store (OPS_WORKER_ARTIFACT_STORE): cannot write to s3://bucket/some/prefix: ")
+    assert text.startswith("cannot write to s3://bucket/some/prefix: ")
     assert not any(word in text for word in ("\n", SECRET, "wrong", KEY, "Signature=", "xml"))
 
 

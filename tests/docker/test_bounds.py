@@ -46,7 +46,7 @@ async def test_a_host_whose_disk_is_short_claims_nothing_and_says_why(plane: Pla
     run_id = await plane.shell("true")
     async with plane.worker("--min-free-disk", "1000t") as worker:
         line = await worker.until_said("claiming nothing: the disk is short")
-        assert "--min-free-disk" in line["why"]
+        assert "min_free_disk" in line["why"]
         assert (await plane.run(run_id))["status"] == "queued"
     async with plane.worker("--min-free-disk", "1000t", "--until-idle") as worker:
         assert await worker.wait() == 1

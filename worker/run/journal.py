@@ -54,6 +54,7 @@ class JournalReader:
         engine: RunEngine,
         reporter: Reporter,
         quota: DiskQuota,
+        calls: PatientCalls,
         stop: Callable[[Stop], None],
         limits: LogLimits,
         log: structlog.typing.FilteringBoundLogger,
@@ -67,7 +68,7 @@ class JournalReader:
         self._stop = stop
         self._limits = limits
         self._log = log
-        self._calls = PatientCalls(log)
+        self._calls = calls
         self._heard: datetime | None = None
         self._ended = False
         self._furthest = self._stalled = self._refused = 0

@@ -229,7 +229,9 @@ class Run:
         if not self._stop.requested.is_set():
             await self._calls(container.start)
         limits = LogLimits(self.claim.log_position, self._context.max_log_bytes, terms.output_bytes)
-        journal = JournalReader(container, self._engine, self._reporter, self.quota, self.stop, limits, self._log)
+        journal = JournalReader(
+            container, self._engine, self._reporter, self.quota, self._calls, self.stop, limits, self._log
+        )
         async with task_group() as tasks:
             tasks.start_soon(self._stop_on_request, container, terms.timeout_seconds)
             tasks.start_soon(self._kill_over_quota, container)
