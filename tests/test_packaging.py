@@ -17,14 +17,15 @@ from packaging.version import Version
 from pydantic_core import PydanticUndefined
 
 from tests.support.debian import libraries, unpacked
-from worker.cli.settings import PREFIX, Settings, load
+from worker.cli.parser import parse
+from worker.cli.settings import FLAG_ONLY, PREFIX, Settings
 
 pytestmark = pytest.mark.xdist_group("packaging")  # one process builds the wheel
 
 ROOT = Path(__file__).resolve().parents[1]
 UNIT = ROOT / "deploy" / "ops-worker.service"
 EXAMPLE = ROOT / "deploy" / "worker.env.example"
-FLAGS_ONLY = {"verb", "version", "dry_run", "yes", "env_file"}
+NO_LINE = FLAG_ONLY | {"env_file"}
 
 
 def run(*command: str | Path, cwd: Path, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -153,7 +154,7 @@ def example() -> dict[str, str]:
 
 
 def test_the_example_has_a_line_for_every_setting_and_for_nothing_else() -> None:
-    assert example().keys() == {f"{PREFIX}{name.upper()}" for name in Settings.model_fields.keys() - FLAGS_ONLY}
+    assert example().keys() == {f"{PREFIX}{name.upper()}" for name in Settings.model_fields.keys() - NO_LINE}
 
 
 def test_the_example_is_valid_and_shows_the_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,17 +162,17 @@ def test_the_example_is_valid_and_shows_the_defaults(tmp_path: Path, monkeypatch
         monkeypatch.delenv(name)
     env_file = tmp_path / "worker.env"
     env_file.write_text("".join(f"{name}={value}\n" for name, value in example().items()))
-    shown = load(["--env-file", str(env_file)])
+    shown = parse(["--env-file", str(env_file)]).settings
     for name, field in Settings.model_fields.items():
         # None and the empty list are shown by an example, and a host's name differs.
-        if name not in FLAGS_ONLY and field.default not in (None, (), PydanticUndefined):
+        if name not in NO_LINE and field.default not in (None, (), PydanticUndefined):
             assert getattr(shown, name) == field.default, name
 
 
 def test_the_example_as_it_is_needs_its_one_line_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith(PREFIX)]:
         monkeypatch.delenv(name)
-    settings = load(["--env-file", str(EXAMPLE)])
+    settings = parse(["--env-file", str(EXAMPLE)]).settings
     assert settings.model_fields_set - {"env_file"} == {"database_url"}
 
 

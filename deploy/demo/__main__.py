@@ -279,14 +279,14 @@ async def main_task(state: State, screen: Screen) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser("demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--state", type=Path, default=DEFAULT_STATE, help="folder of the demo's state")
-    parser.add_argument("verb", nargs="?", choices=["log", "psql", "with"])
+    parser.add_argument("command", nargs="?", choices=["log", "psql", "with"])
     parser.add_argument("arguments", nargs=argparse.REMAINDER)
     options = parser.parse_args()
     state = State(options.state.resolve())
     screen = Screen()
     try:
-        if options.verb:
-            return {"log": log, "psql": psql, "with": run_with}[options.verb](state, options.arguments)
+        if options.command:
+            return {"log": log, "psql": psql, "with": run_with}[options.command](state, options.arguments)
         state.create()
         with state.locked() as alone:
             if alone:

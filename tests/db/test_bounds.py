@@ -9,7 +9,7 @@ import pytest
 
 from tests.db.crowd import Crowd
 from tests.db.world import World, new_workflow
-from worker.model.spec import MAX_DEPTH, MAX_LABEL, MAX_LABELS, MAX_TEXT
+from worker.model.config import MAX_DEPTH, MAX_LABEL, MAX_LABELS, MAX_TEXT
 
 
 def nested(depth: int) -> str:

@@ -245,7 +245,7 @@ def test_a_url_that_is_none_is_not_quoted(tmp_path: Path, argv: str, url: str, w
 def test_the_help_names_each_setting_and_needs_none() -> None:
     done = ops_worker("--help")
     assert (done.returncode, done.stderr) == (0, "")
-    for name in Settings.model_fields.keys() - {"verb"}:
+    for name in Settings.model_fields:
         assert re.search(rf"^  --{name.replace('_', '-')}\b", done.stdout, re.MULTILINE), name
     assert "db migrate" in done.stdout
 
@@ -389,7 +389,7 @@ async def test_a_worker_that_waits_stops_at_the_first_signal_and_prints_no_trace
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_verb_that_is_interrupted_does_not_pass_for_done(surroundings: Surroundings, number: signal.Signals) -> None:
+def test_an_interrupted_command_does_not_exit_with_zero(surroundings: Surroundings, number: signal.Signals) -> None:
     # Otherwise `ops-worker db migrate && ...` goes on without a schema.
     command = [sys.executable, "-m", "worker", "db", "migrate"]
     with subprocess.Popen(

@@ -14,7 +14,7 @@ import pytest_asyncio
 
 from tests.conftest import Connect
 from tests.db.world import FINAL, STATES, World, call, new_project, new_workflow, until_blocked
-from worker.model import spec
+from worker.model import config
 
 
 async def sign_in(world: World, connect: Connect, role: str, project: uuid.UUID | None = None) -> asyncpg.Connection:
@@ -163,12 +163,12 @@ async def test_a_retry_is_queued_though_the_workflow_lists_less_by_now(world: Wo
 
 async def test_worker_and_database_have_the_same_rules(world: World) -> None:
     reserved = await world.db.fetchval("select ops_private.reserved_keys()")
-    assert set(reserved) == spec.RunOptions.reserved
+    assert set(reserved) == config.RunOptions.reserved
     for ref in ["main", "18.0", "feature/x", "refs/heads/a-b", "v1@2", "ä", "-x", "/x", ".x", "x/", "x.", "a..b",
                 "a//b", "a@{b", "a b", "a\tb", "a\x7fb", "a~b", "a^b", "a:b", "a?b", "a*b", "a[b", "a\\b", "",
                 "x" * 255, "x" * 256, "x\n"]:  # fmt: skip
         assert await world.db.fetchval("select ops_private.is_git_ref($1)", ref) == bool(
-            spec._GIT_REF.fullmatch(ref)
+            config._GIT_REF.fullmatch(ref)
         ), ref
 
 

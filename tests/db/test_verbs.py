@@ -57,9 +57,11 @@ def test_status_lists_what_is_pending_and_what_is_applied(db_verb: Verb) -> None
 
 def test_rollback_takes_back_the_last_one_or_down_to_a_version(db_verb: Verb) -> None:
     db_verb("migrate")
-    assert listed(db_verb("rollback", "--yes")) == [("taken back", MIGRATIONS[-1])]
+    assert listed(db_verb("rollback", "--yes")) == [("rolled back", MIGRATIONS[-1])]
     second = MIGRATIONS[1].partition("_")[0]
-    assert listed(db_verb("rollback", second, "--yes")) == [("taken back", file) for file in reversed(MIGRATIONS[1:-1])]
+    assert listed(db_verb("rollback", second, "--yes")) == [
+        ("rolled back", file) for file in reversed(MIGRATIONS[1:-1])
+    ]
     expected = [("applied", MIGRATIONS[0]), *(("pending", file) for file in MIGRATIONS[1:])]
     assert listed(db_verb("status")) == expected
     db_verb("rollback", "--yes")
@@ -120,7 +122,7 @@ def test_rollback_asks_on_a_terminal(db_verb: Verb, empty_db_url: str, answer: s
     os.close(its)
     assert done.returncode == status, done.stderr
     assert "This drops 1 empty table. Type yes to go on: " in done.stdout
-    assert ("taken back  " in done.stdout) == (status == 0)
+    assert ("rolled back  " in done.stdout) == (status == 0)
 
 
 @pytest.mark.parametrize("argv", [("prune", "--dry-run"), ("prune",), ("db", "status"), ("db", "rollback", "--yes"),

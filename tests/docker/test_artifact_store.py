@@ -26,7 +26,7 @@ from worker.artifacts import store as module
 from worker.artifacts.store import ArtifactStore
 from worker.errors import ArtifactError
 from worker.model.claim import Artifact
-from worker.model.spec import ArtifactRule
+from worker.model.config import ArtifactRule
 
 KEY, SECRET = "ops-worker-key", "a-secret-that-nobody-may-read"
 PREFIX = "acme/run-1/"
@@ -312,7 +312,7 @@ MEASURE = """
 import anyio, json, os, resource, signal, sys, tarfile, threading
 from contextlib import contextmanager
 from worker.artifacts.store import ArtifactStore
-from worker.model.spec import ArtifactRule
+from worker.model.config import ArtifactRule
 
 size, url, server = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 found = []

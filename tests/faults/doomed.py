@@ -21,6 +21,7 @@ from typing import Any
 
 import worker.__main__ as program
 from worker.artifacts.store import ArtifactStore
+from worker.cli import startup
 from worker.database.queue import Queue
 from worker.engine.containers import Container
 from worker.engine.engine import Engine
@@ -94,5 +95,5 @@ if __name__ == "__main__":
         assert hasattr(importlib.import_module(module), constant), name
         setattr(importlib.import_module(module), constant, float(seconds))
     if pretended := os.environ.get("OPS_VERSION"):
-        vars(program)["__version__"] = pretended
+        vars(startup)["__version__"] = pretended
     program.main()

@@ -13,7 +13,7 @@ import anyio
 from tests.support.archives import Archive, archive
 from worker.artifacts.store import ArtifactStore
 from worker.model.claim import Artifact
-from worker.model.spec import ArtifactRule
+from worker.model.config import ArtifactRule
 
 ALL = [ArtifactRule()]
 PREFIX = "acme/run-1/"

@@ -16,9 +16,10 @@ from tests.unit.claims import make_claim
 from tests.unit.journal import frame
 from worker.errors import EngineUnavailable
 from worker.model.claim import Artifact, Claim, LogLine
+from worker.model.config import ArtifactRule
 from worker.model.container import LABEL_TERMS, ContainerState, Image, Secret
 from worker.model.outcome import Outcome
-from worker.model.spec import ArtifactRule, HostPolicy, RunSpec, resolve
+from worker.model.spec import Bound, HostPolicy, RunSpec, resolve
 from worker.run.lifecycle import Run, container_name
 from worker.run.ports import RunContext
 from worker.tar import END_MARK
@@ -298,7 +299,7 @@ class World:
         return Run(make_claim(RUN_ID, **claim), self.context())
 
     def context(self) -> RunContext:
-        policy = HostPolicy(default_output=self.output_bytes)
+        policy = HostPolicy(output=Bound(self.output_bytes))
         return RunContext(
             self.queue,
             self.engine,

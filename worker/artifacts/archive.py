@@ -18,7 +18,7 @@ from fnmatch import translate
 from pathlib import PurePosixPath
 
 from worker.errors import ArtifactError, OpsError
-from worker.model.spec import ArtifactRule
+from worker.model.config import ArtifactRule
 from worker.tar import (
     BLOCK,
     BLOCK_DEVICE,

@@ -30,7 +30,7 @@ from worker.artifacts.archive import Archive, ArchivedFile, ArchiveReader, Selec
 from worker.concurrency import task_group
 from worker.errors import ArtifactError, ConfigurationError, EngineError, EngineUnavailable
 from worker.model.claim import Artifact
-from worker.model.spec import ArtifactRule
+from worker.model.config import ArtifactRule
 
 T = TypeVar("T")
 

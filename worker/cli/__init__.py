@@ -1,1 +1,1 @@
-"""The command line: settings, and the commands beside working."""
+"""The command line: the settings, the commands, and how a worker starts."""

@@ -22,8 +22,8 @@ from worker.concurrency import task_group
 from worker.engine.client import BROKEN, Body, EngineApi, cut, get, logs, translated
 from worker.engine.pipe import Pipe
 from worker.errors import EngineError
+from worker.model.config import ARTIFACTS_DIR, SECRETS_DIR
 from worker.model.container import MAX_SECRET, ContainerState, Secret
-from worker.model.spec import ARTIFACTS_DIR, SECRETS_DIR
 from worker.tar import END_MARK, DamagedError, first_file
 
 ENDED_POLL_SECONDS = 0.1

@@ -17,9 +17,10 @@ from docker.types import LogConfig, Ulimit
 
 from worker.engine.client import get
 from worker.errors import EngineError
+from worker.model.config import ARTIFACTS_DIR, SECRETS_DIR
 from worker.model.container import Image, Secret
 from worker.model.outcome import ENGINE_STOP_SIGNAL
-from worker.model.spec import ARTIFACTS_DIR, SECRETS_DIR, RunSpec
+from worker.model.spec import RunSpec
 from worker.tar import DamagedError, first_file
 
 NETWORK = "ops-worker"

@@ -10,9 +10,10 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from worker.model.claim import Artifact, Claim, LogLine
+from worker.model.config import ArtifactRule
 from worker.model.container import ContainerState, Image, Secret
 from worker.model.outcome import Outcome
-from worker.model.spec import ArtifactRule, HostPolicy, RunSpec
+from worker.model.spec import HostPolicy, RunSpec
 from worker.run.secrets import SecretsFolder
 
 

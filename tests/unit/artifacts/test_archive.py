@@ -19,7 +19,7 @@ from worker.artifacts.archive import SMALL
 from worker.artifacts.store import ArtifactStore
 from worker.errors import ArtifactError, EngineUnavailable, LeaseLost
 from worker.model.claim import Artifact
-from worker.model.spec import ArtifactRule
+from worker.model.config import ArtifactRule
 
 WHOLE = files(small=b"x" * 1000, large=b"y" * (2 * SMALL), last=b"z" * 512)
 LARGE, LAST = 512 * 5, 512 * 6 + 2 * SMALL  # where their contents begin

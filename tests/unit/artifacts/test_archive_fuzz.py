@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.support.archives import FOLDER, archive, entry, tar
 from worker.artifacts.archive import SMALL, ArchivedFile, ArchiveReader, Selection
 from worker.errors import ArtifactError
-from worker.model.spec import ArtifactRule
+from worker.model.config import ArtifactRule
 
 PREFIX = "acme/run-1/"
 MOST_BYTES = 4 * SMALL

@@ -14,7 +14,7 @@ import pytest
 from tests.support.archives import FOLDER, archive, entry, files, tar
 from tests.unit.collected import PREFIX, Collected
 from worker.artifacts.archive import SMALL
-from worker.model.spec import ArtifactRule
+from worker.model.config import ArtifactRule
 from worker.tar import END_MARK, Member
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import hypothesis
@@ -12,10 +13,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.cli.settings import COMMANDS, Settings, flag, load
+from worker.cli.commands import COMMANDS as ALL
+from worker.cli.parser import parse
+from worker.cli.settings import FLAG_ONLY, Settings, spelling
 from worker.errors import UsageError
 
-NAMES = [name for name in Settings.model_fields if name not in ("verb", "version", "dry_run", "yes")]
+COMMANDS = " | ".join(command.usage for command in ALL)
+NAMES = [name for name in Settings.model_fields if name not in FLAG_ONLY]
+
+
+def load(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> Settings:
+    return parse(argv, environ).settings
 
 
 def variable(name: str) -> str:
@@ -44,7 +52,7 @@ def test_nothing_set_is_the_defaults() -> None:
     assert (settings.allowed_images, settings.allowed_networks, settings.labels) == (("*",), ("bridge", "none"), ())
     assert settings.artifact_store == "file:///var/lib/ops-worker/artifacts"
     assert not settings.until_idle
-    assert settings.verb == ()
+    assert parse([], {}).command.name == ""
 
 
 def test_the_process_s_own_environment_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,9 +165,10 @@ def test_nothing_is_expanded_in_the_file(env_file: Path) -> None:
     ],
 )
 def test_flags_stand_anywhere_around_a_command(argv: str) -> None:
-    settings = load(argv.split(), {})
-    assert (settings.verb, settings.yes) == (("db", "rollback", "20260213000100"), True)
-    assert settings.env_file == Path("/dev/null")
+    call = parse(argv.split(), {})
+    assert (call.command.name, call.arguments) == ("db rollback", ("20260213000100",))
+    assert call.settings.yes
+    assert call.settings.env_file == Path("/dev/null")
 
 
 @pytest.mark.parametrize(
@@ -337,10 +346,10 @@ def test_the_help_shows_every_setting_on_a_line_of_its_own_with_its_default(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     shown = shown_help(capsys, "--help")
-    assert sorted(flags_of(shown)) == sorted(name.replace("_", "-") for name in Settings.model_fields if name != "verb")
+    assert sorted(flags_of(shown)) == sorted(name.replace("_", "-") for name in Settings.model_fields)
     for default in ("(default: 2g)", "(default: 5)", "(default: bridge,none)", "(default: the host's name)"):
         assert default in shown
-    for heading in ("commands:", "the queue:", "containers:", "artifacts:", "what the worker says:"):
+    for heading in ("commands:", "the queue:", "containers:", "artifacts:", "logs and metrics:"):
         assert f"\n{heading}\n" in shown
     for command in COMMANDS.split(" | "):
         assert f"\n  {command} " in shown
@@ -371,8 +380,8 @@ def test_the_help_of_a_command_shows_its_arguments_and_what_it_reads(
 
 
 def test_a_setting_is_named_by_both_its_names() -> None:
-    assert flag("database_url") == "--database-url (OPS_WORKER_DATABASE_URL)"
-    assert flag("version") == "--version"
+    assert spelling("database_url") == "--database-url (OPS_WORKER_DATABASE_URL)"
+    assert spelling("version") == "--version"
 
 
 PRINTABLE = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=8)

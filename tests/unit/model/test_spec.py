@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from worker.errors import SpecError
 from worker.model.claim import Claim
-from worker.model.spec import ArtifactRule, HostPolicy, RunSpec, resolve
+from worker.model.config import ArtifactRule
+from worker.model.spec import Bound, HostPolicy, RunSpec, resolve
 
 RUN = uuid.UUID(int=1)
 PAYLOAD: dict[str, Any] = {
@@ -435,29 +436,37 @@ def test_names_that_git_gives_to_no_ref(ref: str) -> None:
 @pytest.mark.parametrize(
     ("config", "limits", "message"),
     [
-        ({"resources": {"cpus": 4}}, {"max_cpus": 2.0}, "resources.cpus: 4 is more than this host allows, 2"),
+        ({"resources": {"cpus": 4}}, {"cpus": Bound(1, 2.0)}, "resources.cpus: 4 is more than this host allows, 2"),
         (
             {"resources": {"memory": "4g"}},
-            {"max_memory": 2**30},
+            {"memory": Bound(1, 2**30)},
             "resources.memory: 4g is more than this host allows, 1g",
         ),
-        ({"resources": {"pids": 101}}, {"max_pids": 100}, "resources.pids: 101 is more than this host allows, 100"),
+        (
+            {"resources": {"pids": 101}},
+            {"pids": Bound(1, 100)},
+            "resources.pids: 101 is more than this host allows, 100",
+        ),
         (
             {"resources": {"nofile": 999}},
-            {"max_nofile": 100},
+            {"nofile": Bound(1, 100)},
             "resources.nofile: 999 is more than this host allows, 100",
         ),
         (
             {"resources": {"output": "2g"}},
-            {"max_output": 2**30},
+            {"output": Bound(1, 2**30)},
             "resources.output: 2g is more than this host allows, 1g",
         ),
         (
             {"resources": {"disk": "30g"}},
-            {"max_disk": 10 * 2**30},
+            {"disk": Bound(1, 10 * 2**30)},
             "resources.disk: 30g is more than this host allows, 10g",
         ),
-        ({"timeout_seconds": 7200}, {"max_timeout": 600.0}, "timeout_seconds: 7200 is more than this host allows, 600"),
+        (
+            {"timeout_seconds": 7200},
+            {"timeout": Bound(1, 600.0)},
+            "timeout_seconds: 7200 is more than this host allows, 600",
+        ),
     ],
 )
 def test_more_than_the_host_allows_is_refused_with_both_figures(
@@ -468,7 +477,10 @@ def test_more_than_the_host_allows_is_refused_with_both_figures(
 
 
 def test_a_default_never_exceeds_the_maximum() -> None:
-    spec = resolve(claim(), HostPolicy(max_cpus=1.0, max_memory=2**20, max_pids=10, max_timeout=5.0))
+    spec = resolve(
+        claim(),
+        HostPolicy(cpus=Bound(2.0, 1.0), memory=Bound(2**30, 2**20), pids=Bound(99, 10), timeout=Bound(9.0, 5.0)),
+    )
     assert (spec.cpus, spec.memory_bytes, spec.pids, spec.timeout_seconds) == (1.0, 2**20, 10, 5.0)
 
 

@@ -32,9 +32,10 @@ from tests.unit.fakes import (
 from tests.unit.journal import frame, header
 from worker.errors import ArtifactError, EngineError, EngineUnavailable, ImageMissing, LeaseLost, Refused
 from worker.model.claim import Artifact
+from worker.model.config import ArtifactRule
 from worker.model.container import LABEL_TERMS
 from worker.model.outcome import Stop
-from worker.model.spec import ArtifactRule, HostPolicy, RunTerms, resolve
+from worker.model.spec import HostPolicy, RunTerms, resolve
 from worker.run.patience import ENGINE_REFUSALS
 
 
