@@ -151,11 +151,11 @@ def _command(words: Sequence[str]) -> Command | None:
 def _misuse(command: Command | None, words: Sequence[str], flags: Mapping[str, Any]) -> Iterator[str]:
     """Checks the words, and that the command reads each given flag. Quotes no word: it may be a secret."""
     if command is None:
-        yield f"unknown command; there are these: {' | '.join(each.usage for each in COMMANDS)}"
+        yield f"unknown command; expected one of: {' | '.join(each.usage for each in COMMANDS)}"
         return
     given, optional = len(words) - len(command.words), sum(name.startswith("[") for name in command.arguments)
     if not len(command.arguments) - optional <= given <= len(command.arguments):
-        yield f"too {'many' if given else 'few'} words after {command.name}; it is: ops-worker {command.usage}"
+        yield f"too {'many' if given else 'few'} words after {command.name}; usage: ops-worker {command.usage}"
     for name in flags:
         if name not in command.reads | {"version"}:
             reader = command.name or "the worker"
@@ -224,9 +224,8 @@ def _help(command: Command | None) -> argparse.ArgumentParser:
         _add_words(parser, "commands", {each.usage: each.does for each in COMMANDS})
         shown: Iterable[str] = Settings.model_fields
     else:
-        parser = _help_parser(
-            f"ops-worker {command.usage} [SETTING ...]", f"{command.does[0].upper()}{command.does[1:]}."
-        )
+        does = f"{command.does[0].upper()}{command.does[1:]}."
+        parser = _help_parser(f"ops-worker {command.usage} [SETTING ...]", does)
         _add_words(parser, "arguments", command.arguments)
         group, shown = parser.add_argument_group("settings"), command.reads
     for name in Settings.model_fields:

@@ -1,8 +1,8 @@
 """Names of images, and the patterns that a host allows. Pure.
 
-A name means what the engine takes it for: ``odoo`` is ``docker.io/library/odoo:latest``, whatever else it looks like.
-It is compared, asked for, pulled and recorded in that full form, so no spelling of a name passes a pattern that
-another spelling of the same name does not; and none is ever taken for the id of a local image.
+The worker reads a name as the engine does: ``odoo`` is ``docker.io/library/odoo:latest``. It compares, pulls and
+records this full form. So all spellings of a name match the same patterns, and no name is read as the id of a local
+image.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MAX_NAME = 255
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """A name, or a pattern of names, taken apart; what it does not say is None."""
+    """The parts of a name or of a pattern; a missing part is None."""
 
     name: str
     tag: str | None
@@ -44,7 +44,7 @@ class _Parts:
 
 @dataclass(frozen=True, slots=True)
 class ImageName:
-    """An image's full name; a digest makes the tag meaningless, as for the engine."""
+    """The full name of an image. With a digest, the engine and the worker ignore the tag."""
 
     name: str
     tag: str | None
@@ -52,7 +52,7 @@ class ImageName:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Raises ``ValueError`` when the engine would not take it for the name of an image."""
+        """Raises ``ValueError`` for a text that the engine does not accept as the name of an image."""
         parts = _Parts.of(text)
         registry, _, path = parts.name.partition("/")
         sound = (
@@ -72,7 +72,7 @@ class ImageName:
 
 
 def digest_of(image: ImageName, known_as: Iterable[str]) -> str | None:
-    """Of the digests that an engine has for an image, the one from this name's repository."""
+    """Returns the digest from the repository of this name, out of all digests that the engine has for the image."""
     for text in known_as:
         parts = _Parts.of(text)
         if parts.name == image.name and parts.digest is not None:
@@ -81,17 +81,17 @@ def digest_of(image: ImageName, known_as: Iterable[str]) -> str | None:
 
 
 def allowed(image: ImageName, patterns: Iterable[str]) -> bool:
-    """Whether one of the host's patterns covers the image.
+    """Returns whether one of the host's patterns matches the image.
 
-    A pattern is a name in which ``*`` and ``?`` stay within a component and ``**`` crosses them; ``*`` alone is every
-    image. Without tag and digest it covers all of a repository. One with a tag covers no name with a digest: the
-    engine does not look at the tag of such a name, so it proves nothing.
+    A pattern is a name. ``*`` and ``?`` match inside of one component, ``**`` matches several; ``*`` alone matches
+    every image. A pattern without tag and digest matches the whole repository. A pattern with a tag matches no name
+    with a digest, because the engine ignores the tag of such a name.
     """
     return any(_covers(pattern, image) for pattern in patterns)
 
 
 def check_pattern(pattern: str) -> str:
-    """The pattern. Raises ``ValueError`` for one that no image's name could match."""
+    """Returns the pattern. Raises ``ValueError`` for a pattern that matches no valid name."""
     parts = _Parts.of(pattern)
     plain = re.sub(r"\[[^]]*\]|[*?]+", "x", parts.name)
     registry, _, path = plain.partition("/")
@@ -116,7 +116,7 @@ def _covers(pattern: str, image: ImageName) -> bool:
 
 
 def _matches(pattern: list[str], name: list[str]) -> bool:
-    """Component by component, so that no star reaches over a slash unasked."""
+    """Matches component by component, so only ``**`` crosses a slash."""
     if not pattern:
         return not name
     first, *rest = pattern

@@ -262,11 +262,11 @@ def test_all_problems_are_told_at_once(env_file: Path) -> None:
         (["--conc", "3"], "unknown setting --conc; did you mean --concurrency?"),
         (["-x"], "unknown setting -x; see ops-worker --help"),
         (["--concurrency"], "--concurrency: expected one argument"),
-        (["migrate"], f"unknown command; there are these: {COMMANDS}"),
-        (["db"], f"unknown command; there are these: {COMMANDS}"),
-        (["prune", "all"], "too many words after prune; it is: ops-worker prune"),
-        (["db", "rollback", "1", "2"], "too many words after db rollback; it is: ops-worker db rollback [VERSION]"),
-        (["db", "create-worker"], "too few words after db create-worker; it is: ops-worker db create-worker NAME [-]"),
+        (["migrate"], f"unknown command; expected one of: {COMMANDS}"),
+        (["db"], f"unknown command; expected one of: {COMMANDS}"),
+        (["prune", "all"], "too many words after prune; usage: ops-worker prune"),
+        (["db", "rollback", "1", "2"], "too many words after db rollback; usage: ops-worker db rollback [VERSION]"),
+        (["db", "create-worker"], "too few words after db create-worker; usage: ops-worker db create-worker NAME [-]"),
     ],
 )
 def test_bad_usage(argv: list[str], message: str) -> None:
