@@ -209,9 +209,7 @@ async def _outdated(url: str) -> str | None:
         rows = await connection.fetch(f"select version, statements from {migrations.HISTORY}")  # noqa: S608 - a constant
         applied = {row["version"]: row["statements"] for row in rows}
         if all(
-            applied[each.version] == [part.text for part in migrations.split_statements(each.up)]
-            for each in migrations.read_migrations()
-            if each.version in applied
+            applied[each.version] == each.statements for each in migrations.read_migrations() if each.version in applied
         ):
             return None
         known = await connection.fetchval("select to_regclass('ops_private.control') is not null")

@@ -1,7 +1,7 @@
 """Apply, list and roll back the schema's migrations, in turns with ``supabase db push``.
 
-The history is the Supabase CLI's own table, written as the CLI writes it: version, name, and the file cut
-into statements. So either tool sees what the other did. One migration and its row are one transaction under a
+The history is the Supabase CLI's own table: version, name, and the file as one text. Either tool sees what the other
+did, since both compare versions. One migration and its row are one transaction under a
 lock, so however many workers migrate at once, each step happens once.
 """
 
@@ -35,19 +35,7 @@ _HOLDERS = f"""
 """  # noqa: S608 - a constant
 
 _FILE_NAME = re.compile(r"([0-9]+)_(.*)\.sql")  # as the Supabase CLI takes them
-_INLINE_LINE = re.compile(r"function inline_code_block line (\d+)")
-_LEADING_COMMENTS = re.compile(r"(?:\s+|--[^\n]*|/\*.*?\*/)*", re.DOTALL)
-_DROP_TABLE = re.compile(r"^drop\s+table\s+(?:if\s+exists\s+)?([\w\s.,]+)$", re.IGNORECASE | re.MULTILINE)
-_TOKEN = re.compile(
-    r"""
-    --[^\n]* | /\* | \*/
-    | (?<![\w$])e'(?:[^'\\]|\\.|'')*' | '(?:[^']|'')*' | "(?:[^"]|"")*"
-    | (?<![\w$])(?P<tag>\$(?:[^\W\d]\w*)?\$).*?(?P=tag)
-    | \b(?:begin\s+atomic|case|end)\b
-    | [();]
-    """,
-    re.DOTALL | re.IGNORECASE | re.VERBOSE,
-)
+_DROP_TABLE = re.compile(r"^drop\s+table\s+(?:if\s+exists\s+)?([\w\s.,]+);", re.IGNORECASE | re.MULTILINE)
 
 
 class MigrationError(OpsError):
@@ -78,6 +66,11 @@ class Migration:
         """The file's name, the same in both directories."""
         return f"{self.version}_{self.name}.sql"
 
+    @property
+    def statements(self) -> list[str]:
+        """What the history records: the whole file as one text, as ``setup_ops_schema.sh`` records it."""
+        return [self.up.rstrip("\n")]
+
     @cached_property
     def up(self) -> str:
         """The SQL that applies it."""
@@ -102,14 +95,6 @@ class MigrationStatus:
 
     migration: Migration
     applied: bool
-
-
-@dataclass(frozen=True)
-class Statement:
-    """One statement of a file; ``start`` is the index of its first character there."""
-
-    text: str
-    start: int
 
 
 def sql_directory() -> Traversable:
@@ -187,11 +172,7 @@ async def to_take_back(
 async def lost_rows(connection: asyncpg.Connection, plan: Sequence[Migration]) -> dict[str, int]:
     """The tables that taking back those migrations drops, and how many rows each has."""
     dropped = [
-        name.strip()
-        for migration in plan
-        for statement in split_statements(migration.down)
-        if (match := _DROP_TABLE.search(statement.text))
-        for name in match[1].split(",")
+        name.strip() for migration in plan for names in _DROP_TABLE.findall(migration.down) for name in names.split(",")
     ]
     tables = [name for name in dropped if await connection.fetchval("select pg_catalog.to_regclass($1)", name)]
     return {name: await connection.fetchval(f"select count(*) from {name}") for name in tables}  # noqa: S608 - ours
@@ -205,30 +186,6 @@ async def live_workers(connection: asyncpg.Connection) -> list[str]:
     return [row["worker_id"] for row in rows]
 
 
-def split_statements(text: str) -> list[Statement]:
-    """Cut a file at its semicolons, as the Supabase CLI does: comments stay, outer white space goes."""
-    statements = []
-    start = parentheses = atomic = comments = 0
-    for token in [*_TOKEN.finditer(text), None]:
-        word = token[0].lower() if token else ";"
-        if word in ("/*", "*/"):
-            comments = max(0, comments + (1 if word == "/*" else -1))  # block comments nest
-        elif token and comments:
-            continue
-        elif word in ("(", ")"):
-            parentheses = max(0, parentheses + (1 if word == "(" else -1))
-        elif word.startswith("begin") or (atomic and word == "case"):
-            atomic += 1
-        elif atomic and word == "end":
-            atomic -= 1
-        elif word == ";" and (token is None or not (parentheses or atomic)):
-            part = text[start : token.start() if token else len(text)]
-            if part.strip():
-                statements.append(Statement(part.strip(), start + len(part) - len(part.lstrip())))
-            start = token.end() if token else len(text)
-    return statements
-
-
 async def _apply(connection: asyncpg.Connection, migration: Migration) -> bool:
     """Apply one migration; False when somebody else did meanwhile."""
     async with _step(connection):
@@ -236,12 +193,12 @@ async def _apply(connection: asyncpg.Connection, migration: Migration) -> bool:
             await _ensure_history(connection)
         if _is_applied(migration, await _history(connection)):
             return False
-        statements = await _run(connection, migration, migration.up)
+        await _run(connection, migration, migration.up)
         with _located(migration.file):
             await connection.execute(
                 "insert into supabase_migrations.schema_migrations (version, name, statements)"
                 " values ($1, $2, $3)",
-                migration.version, migration.name, [each.text for each in statements],
+                migration.version, migration.name, migration.statements,
             )  # fmt: skip
     return True
 
@@ -275,35 +232,21 @@ async def _step(connection: asyncpg.Connection) -> AsyncIterator[None]:
         yield
 
 
-async def _run(connection: asyncpg.Connection, migration: Migration, text: str) -> list[Statement]:
-    statements = split_statements(text)
-    for statement in statements:
-        with _located(migration.file, text, statement):
-            await connection.execute(statement.text)
-    return statements
+async def _run(connection: asyncpg.Connection, migration: Migration, text: str) -> None:
+    with _located(migration.file, text):
+        await connection.execute(text)
 
 
 @contextmanager
-def _located(file: str, text: str = "", statement: Statement | None = None) -> Iterator[None]:
-    """Turn the server's refusal into a :class:`MigrationError` that says where in the file."""
+def _located(file: str, text: str = "") -> Iterator[None]:
+    """Turns the server's refusal into a :class:`MigrationError` with the line of the file, if the server names it."""
     try:
         yield
     except asyncpg.PostgresError as error:
-        parts = [str(error.args[0]) if error.args else type(error).__name__, error.detail, error.hint]
-        line = None if statement is None else _line(text, statement, error)
+        line = text.count("\n", 0, int(error.position) - 1) + 1 if error.position else None
+        parts = [str(error.args[0]) if error.args else type(error).__name__, error.detail, error.hint, error.context]
         message = ". ".join(part.rstrip(".") for part in parts if part)
         raise MigrationError(file, message, line=line, sqlstate=error.sqlstate) from error
-
-
-def _line(text: str, statement: Statement, error: asyncpg.PostgresError) -> int:
-    if error.position:
-        return text.count("\n", 0, statement.start + int(error.position) - 1) + 1
-    comments = _LEADING_COMMENTS.match(statement.text)
-    code = statement.start + (comments.end() if comments else 0)
-    inline = _INLINE_LINE.findall(error.context or "")
-    if inline:  # an anonymous block counts its lines from its opening quote
-        return text.count("\n", 0, text.index("$", code)) + int(inline[-1])
-    return text.count("\n", 0, code) + 1
 
 
 async def _history(connection: asyncpg.Connection) -> dict[str, str | None]:

@@ -1,4 +1,4 @@
-"""Cutting migration files into statements, finding the files, and comparing catalogues."""
+"""Finding the migration files, and comparing catalogues."""
 
 from __future__ import annotations
 
@@ -9,40 +9,6 @@ import pytest
 from worker.database import catalog, migrations
 from worker.database.connection import connected
 from worker.errors import ConfigurationError
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("", []),
-        (" \n ", []),
-        ("select 1; select 2;", ["select 1", "select 2"]),
-        ("select 1", ["select 1"]),
-        (";;select 1;;", ["select 1"]),
-        ("select ';'; select 2", ["select ';'", "select 2"]),
-        ("select 'it''s;'; select 2", ["select 'it''s;'", "select 2"]),
-        (r"select E'a\';b'; select 2", [r"select E'a\';b'", "select 2"]),
-        (r"select 'a\'; select 2", [r"select 'a\'", "select 2"]),
-        ('select 1 as "a;b"; select 2', ['select 1 as "a;b"', "select 2"]),
-        ("-- a; b\nselect 1; select 2", ["-- a; b\nselect 1", "select 2"]),
-        ("-- it's\nselect 1; select 2", ["-- it's\nselect 1", "select 2"]),
-        ("/* a; /* b; */ '; */ select 1; select 2", ["/* a; /* b; */ '; */ select 1", "select 2"]),
-        ("do $$ begin; end $$; select 2", ["do $$ begin; end $$", "select 2"]),
-        ("do $a$ $$;$$ $b$;$b$ $a$; select 2", ["do $a$ $$;$$ $b$;$b$ $a$", "select 2"]),
-        ("select $1; select a$b$c; select 3", ["select $1", "select a$b$c", "select 3"]),
-        ("create rule r as on insert to t do also (select 1; select 2); select 3",
-         ["create rule r as on insert to t do also (select 1; select 2)", "select 3"]),
-        ("create function f() begin atomic select case when true then 1 end; select 2; end; select 3",
-         ["create function f() begin atomic select case when true then 1 end; select 2; end", "select 3"]),
-        ("select case when true then 1 end; select 2", ["select case when true then 1 end", "select 2"]),
-        ("select 1; -- the end", ["select 1", "-- the end"]),
-    ],
-)  # fmt: skip
-def test_statements_end_at_the_semicolons_that_end_statements(text: str, expected: list[str]) -> None:
-    statements = migrations.split_statements(text)
-
-    assert [statement.text for statement in statements] == expected
-    assert all(text.startswith(statement.text, statement.start) for statement in statements)
 
 
 def test_every_bundled_migration_has_a_rollback_and_a_version_of_fourteen_digits() -> None:
