@@ -41,7 +41,7 @@ begin
 end
 $$;
 
-revoke execute on function ops_private.my_projects(text) from public;
+revoke execute on function ops_private.my_projects from public;
 
 -- Policies: one permissive policy per table, action and role ------------------------------------------------
 
@@ -151,30 +151,16 @@ to service_role;
 grant select, insert on ops.run_events to service_role;
 grant usage on sequence ops_private.run_log_seq to service_role;
 
-grant execute on function
-    ops_private.my_projects(text), ops_private.cancel_run(uuid, text),
-    ops.current_user_id(), ops.current_user_role(uuid), ops.cancel_run(uuid, text), ops.list_queued_runs()
+grant execute on function ops_private.my_projects, ops.current_user_id, ops.current_user_role
 to authenticated, service_role;
 
 -- A CHECK runs with the rights of the role that writes the row.
-grant execute on function ops_private.is_git_ref(text) to authenticated, service_role;
+grant execute on function ops_private.is_git_ref to authenticated, service_role;
 
-grant execute on function ops.shut_out_worker(text) to service_role;
+grant execute on function ops.shut_out_worker to service_role;
 
 grant execute on function
-    ops.claim_next_run(text, uuid, text[], integer, text),
-    ops.start_workflow_run(uuid, text, uuid),
-    ops.complete_workflow_run(uuid, integer, text, text, uuid, text, jsonb),
-    ops.release_run(uuid, text, uuid),
-    ops.append_run_log(uuid, text, text, jsonb, text, uuid),
-    ops.append_run_logs(uuid, text, uuid, bigint[], text[], text[], text[], timestamptz[]),
-    ops.add_run_artifact(uuid, text, text, text, bigint, text, timestamptz, jsonb, text, uuid),
-    ops.add_run_event(uuid, text, text, jsonb, text, uuid),
-    ops.register_worker(text, uuid, text, text, text, text[], integer, boolean),
-    ops.unregister_worker(text, uuid),
-    ops.heartbeat(text, uuid, integer),
-    ops.adopt_run(uuid, text, uuid, text, integer),
-    ops.adoptable_runs(text, uuid, text),
-    ops.unclaimable_runs(text[]),
-    ops.reap()
+    ops.register_worker, ops.unregister_worker, ops.heartbeat, ops.adopt_run, ops.adoptable_runs, ops.reap,
+    ops.claim_next_run, ops.unclaimable_runs, ops.start_workflow_run, ops.complete_workflow_run, ops.release_run,
+    ops.append_run_log, ops.append_run_logs, ops.add_run_artifact, ops.add_run_event
 to ops_worker, service_role;

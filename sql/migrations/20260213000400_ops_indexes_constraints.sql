@@ -149,28 +149,6 @@ create trigger touch_updated_at before update on ops.project_memberships
 
 -- A run is queued -------------------------------------------------------------------------------------------
 
--- Locks what queueing a run of this project locks, in the order that all keep, and returns the highest number given
--- out; null when there is no such project.
-create function ops_private.lock_queue(p_project_id uuid) returns integer
-language plpgsql volatile set search_path = pg_catalog, pg_temp
-as $$
-declare
-    v_last integer;
-begin
-    perform from ops.projects as p where p.id = p_project_id for key share;
-    if not found then
-        return null;
-    end if;
-    select c.last into v_last from ops_private.run_counters as c where c.project_id = p_project_id for update;
-    if not found then
-        insert into ops_private.run_counters as c (project_id, last) values (p_project_id, 0)
-        on conflict (project_id) do update set last = c.last
-        returning c.last into v_last;
-    end if;
-    return v_last;
-end
-$$;
-
 -- Numbers the run and copies what its workflow says of queueing. What a before trigger writes stays written when
 -- `on conflict do nothing` then skips the row; so this one only locks the counter and looks, and count_runs moves
 -- the counter when the rows are there.
@@ -234,20 +212,6 @@ $$;
 
 create trigger prepare_run before insert on ops.runs
     for each row execute function ops_private.prepare_run();
-
--- Whether a project has as many queued runs as it may have, or p_more than that.
-create function ops_private.queue_is_full(p_project_id uuid, p_more integer default 0) returns boolean
-language plpgsql volatile set search_path = pg_catalog, pg_temp
-as $$
-declare
-    v_most constant bigint := (select c.max_queued_runs from ops_private.control as c);
-begin
-    return v_most + p_more <= (
-        select count(*) from (
-            select from ops.runs as r
-            where r.project_id = p_project_id and r.status = 'queued' limit v_most + p_more) as q);
-end
-$$;
 
 -- Once per statement: moving the counter for each row would make an insert of many runs quadratic. The queue is counted
 -- each time that a thousandth part of what it may hold was added, so it may hold a thousandth more. Retries move the

@@ -1,5 +1,5 @@
--- What signed-in users call beside reading and cancelling: queue a run, retry one, search logs, see what to
--- mind before an upgrade.
+-- What signed-in users call: queue a run, retry or cancel one, see the queue, search logs, see what to mind before an
+-- upgrade.
 --
 -- Each function is two: one in the schema ops, which an API exposes and which runs with the caller's rights,
 -- over a core in ops_private, which first asks for the caller's role in the project. To somebody who has
@@ -54,6 +54,23 @@ begin
 end
 $$;
 
+-- What is wrong with a request to queue a run, in words; null: nothing.
+create function ops_private.bad_request(
+    p_metadata jsonb, p_idempotency_key text, p_scheduled_at timestamptz
+) returns text
+language plpgsql immutable set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return coalesce(
+        ops_private.bad_document('metadata', p_metadata),
+        case
+            when not isfinite(p_scheduled_at) then 'the scheduled_at must be finite'
+            when octet_length(p_idempotency_key) not between 1 and 200 then
+                'the idempotency_key must have 1 to 200 bytes'
+        end);
+end
+$$;
+
 create function ops_private.enqueue_run(
     p_workflow_id uuid, p_metadata jsonb, p_idempotency_key text, p_scheduled_at timestamptz
 ) returns jsonb
@@ -61,7 +78,7 @@ language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_metadata constant jsonb := coalesce(p_metadata, '{}');
-    v_wrong constant text := ops_private.bad_document('metadata', v_metadata);
+    v_wrong constant text := ops_private.bad_request(v_metadata, p_idempotency_key, p_scheduled_at);
     v_digest bytea;
     v_project_id uuid;
     v_role text;
@@ -81,12 +98,6 @@ begin
     end if;
     if v_wrong is not null then
         return ops_private.refusal('bad_argument', v_wrong);
-    end if;
-    if not isfinite(p_scheduled_at) then
-        return ops_private.refusal('bad_argument', 'the scheduled_at must be finite');
-    end if;
-    if octet_length(p_idempotency_key) not between 1 and 200 then
-        return ops_private.refusal('bad_argument', 'the idempotency_key must have 1 to 200 bytes');
     end if;
 
     v_digest := sha256(convert_to(jsonb_build_array(
@@ -116,9 +127,7 @@ begin
         when check_violation then return ops_private.refusal('bad_argument', sqlerrm);
         when sqlstate 'OPS04' then return ops_private.refusal('queue_full', sqlerrm);
     end;
-    if v_key is not null then
-        insert into ops_private.run_requests (run_id, digest) values (v_run_id, v_digest);
-    end if;
+    insert into ops_private.run_requests (run_id, digest) select v_run_id, v_digest where v_key is not null;
     return ops_private.queued_answer(v_run_id, true);
 end
 $$;
@@ -173,6 +182,27 @@ $$;
 
 -- Search ----------------------------------------------------------------------------------------------------
 
+-- Raises where the arguments of a search make no sense.
+create function ops_private.check_search(
+    p_query tsquery, p_project_id uuid, p_run_id uuid, p_limit integer,
+    p_before timestamptz, p_before_run_id uuid, p_before_seq bigint
+) returns void
+language plpgsql immutable set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if num_nonnulls(p_project_id, p_run_id) <> 1 then
+        raise exception 'a search has either a project_id or a run_id' using errcode = 'invalid_parameter_value';
+    elsif numnode(p_query) > 0 is not true then
+        raise exception 'the query needs a word' using errcode = 'invalid_parameter_value';
+    elsif (p_limit between 1 and 1000) is not true then
+        raise exception 'the limit must be from 1 to 1000' using errcode = 'invalid_parameter_value';
+    elsif num_nonnulls(p_before, p_before_run_id, p_before_seq) not in (0, 3) then
+        raise exception 'before, before_run_id and before_seq go together: they are those of the last line'
+            using errcode = 'invalid_parameter_value';
+    end if;
+end
+$$;
+
 -- Row policies come before an operator that is not leakproof, as @@ is not, and would keep it from the
 -- full-text index; so this core checks the membership itself.
 create function ops_private.search_run_logs(
@@ -199,16 +229,8 @@ declare
     v_project_id constant uuid := coalesce(
         p_project_id, (select r.project_id from ops.runs as r where r.id = p_run_id));
 begin
-    if num_nonnulls(p_project_id, p_run_id) <> 1 then
-        raise exception 'a search has either a project_id or a run_id' using errcode = 'invalid_parameter_value';
-    elsif numnode(v_query) > 0 is not true then
-        raise exception 'the query needs a word' using errcode = 'invalid_parameter_value';
-    elsif (p_limit between 1 and 1000) is not true then
-        raise exception 'the limit must be from 1 to 1000' using errcode = 'invalid_parameter_value';
-    elsif num_nonnulls(p_before, p_before_run_id, p_before_seq) not in (0, 3) then
-        raise exception 'before, before_run_id and before_seq go together: they are those of the last line'
-            using errcode = 'invalid_parameter_value';
-    end if;
+    perform ops_private.check_search(
+        v_query, p_project_id, p_run_id, p_limit, p_before, p_before_run_id, p_before_seq);
     if not ops_private.trusted()
         and (v_project_id = any (array(select ops_private.my_projects()))) is not true then
         return;
@@ -273,6 +295,58 @@ begin
 end
 $$;
 
+-- Cancel ----------------------------------------------------------------------------------------------------
+
+-- Ends queued and claimed runs at once; asks the worker to stop a running one. To somebody who may not see
+-- the run it does not exist.
+create function ops_private.cancel_run(p_run_id uuid, p_reason text) returns jsonb
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_run ops.runs;
+    v_role text;
+begin
+    select r.* into v_run from ops.runs as r where r.id = p_run_id;
+    if not ops_private.trusted() then
+        v_role := ops.current_user_role(v_run.project_id);
+        if v_role is null then
+            return ops_private.refusal('not_found', 'there is no such run');
+        end if;
+        if v_role not in ('admin', 'owner')
+            and (v_role <> 'developer' or v_run.created_by is distinct from ops.current_user_id()) then
+            return ops_private.refusal('not_allowed', format('a %s may not cancel this run', v_role));
+        end if;
+    end if;
+    select r.* into v_run from ops.runs as r where r.id = p_run_id for no key update;
+    if v_run.id is null then
+        return ops_private.refusal('not_found', 'there is no such run');
+    end if;
+
+    if v_run.status in ('queued', 'claimed') then
+        update ops.runs as r
+        set status = 'canceled', cancel_requested_at = ops_private.current_time(),
+            error_message = left(p_reason, 10000)
+        where r.id = p_run_id;
+        return jsonb_build_object('success', true, 'status', 'canceled', 'message', 'the run is canceled');
+    elsif v_run.status = 'canceled' then
+        return jsonb_build_object('success', true, 'status', 'canceled', 'message', 'it already was');
+    elsif v_run.status <> 'running' then
+        return ops_private.refusal('final', format('the run is already %s', v_run.status));
+    end if;
+
+    if v_run.cancel_requested_at is null then
+        update ops.runs as r set cancel_requested_at = ops_private.current_time() where r.id = p_run_id;
+        perform ops_private.add_event(
+            p_run_id, 'info', 'cancel requested', jsonb_strip_nulls(jsonb_build_object(
+                'actor', ops_private.actor(), 'reason', left(p_reason, 10000))));
+    else
+        perform pg_notify('ops_cancel', p_run_id::text);
+    end if;
+    return jsonb_build_object(
+        'success', true, 'status', 'running', 'message', 'the worker is asked to stop the run');
+end
+$$;
+
 -- What an API exposes ---------------------------------------------------------------------------------------
 
 create function ops.enqueue_run(
@@ -287,6 +361,32 @@ return ops_private.enqueue_run(p_workflow_id, p_metadata, p_idempotency_key, p_s
 create function ops.retry_run(p_run_id uuid) returns jsonb
 language sql volatile set search_path = pg_catalog, pg_temp
 return ops_private.retry_run(p_run_id);
+
+create function ops.cancel_run(p_run_id uuid, p_reason text default null) returns jsonb
+language sql volatile set search_path = pg_catalog, pg_temp
+return ops_private.cancel_run(p_run_id, p_reason);
+
+-- Row policies decide which runs the caller sees. The three conditions on status are those of three partial
+-- indexes.
+create function ops.list_queued_runs() returns table (
+    run_id uuid,
+    project_id uuid,
+    workflow_id uuid,
+    run_number integer,
+    status text,
+    created_at timestamptz,
+    claimed_by text,
+    claimed_at timestamptz
+)
+language sql stable set search_path = pg_catalog, pg_temp
+as $$
+    select r.id, r.project_id, r.workflow_id, r.run_number, r.status, r.created_at, r.claimed_by, r.claimed_at
+    from ops.runs as r
+    where r.status = 'claimed'
+        or (r.status = 'queued' and r.scheduled_at is null)
+        or (r.status = 'queued' and r.scheduled_at is not null)
+    order by r.status = 'queued', r.scheduled_at nulls first, r.priority desc, r.created_at, r.run_number;
+$$;
 
 create function ops.search_run_logs(
     p_query text,
@@ -321,19 +421,13 @@ end;
 
 revoke execute on all functions in schema ops_private from public;
 revoke execute on function
-    ops.enqueue_run(uuid, jsonb, text, timestamptz),
-    ops.retry_run(uuid),
-    ops.search_run_logs(text, uuid, uuid, integer, timestamptz, uuid, bigint),
-    ops.applicable_advisories(text, text)
+    ops.enqueue_run, ops.retry_run, ops.cancel_run, ops.list_queued_runs, ops.search_run_logs,
+    ops.applicable_advisories
 from public;
 
 grant execute on function
-    ops.enqueue_run(uuid, jsonb, text, timestamptz),
-    ops.retry_run(uuid),
-    ops.search_run_logs(text, uuid, uuid, integer, timestamptz, uuid, bigint),
-    ops.applicable_advisories(text, text),
-    ops_private.enqueue_run(uuid, jsonb, text, timestamptz),
-    ops_private.retry_run(uuid),
-    ops_private.search_run_logs(text, uuid, uuid, integer, timestamptz, uuid, bigint),
-    ops_private.applicable_advisories(text, text)
+    ops.enqueue_run, ops.retry_run, ops.cancel_run, ops.list_queued_runs, ops.search_run_logs,
+    ops.applicable_advisories,
+    ops_private.enqueue_run, ops_private.retry_run, ops_private.cancel_run, ops_private.search_run_logs,
+    ops_private.applicable_advisories
 to authenticated, service_role;

@@ -37,4 +37,4 @@ begin
 end
 $$;
 
-revoke execute on function ops_private.create_worker(text, text) from public;
+revoke execute on function ops_private.create_worker from public;

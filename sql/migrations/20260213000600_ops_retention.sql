@@ -116,13 +116,11 @@ as $$
 $$;
 
 revoke execute on function
-    ops_private.expired_artifacts(text, text), ops_private.retire_artifacts(text, text, integer),
-    ops_private.forget_artifacts(uuid[]), ops_private.prune_run_logs(timestamptz, integer),
-    ops_private.prune_run_events(timestamptz), ops_private.prunable(text, text, timestamptz, timestamptz)
+    ops_private.expired_artifacts, ops_private.retire_artifacts, ops_private.forget_artifacts,
+    ops_private.prune_run_logs, ops_private.prune_run_events, ops_private.prunable
 from public;
 
 grant execute on function
-    ops_private.retire_artifacts(text, text, integer), ops_private.forget_artifacts(uuid[]),
-    ops_private.prune_run_logs(timestamptz, integer), ops_private.prune_run_events(timestamptz),
-    ops_private.prunable(text, text, timestamptz, timestamptz)
+    ops_private.retire_artifacts, ops_private.forget_artifacts, ops_private.prune_run_logs,
+    ops_private.prune_run_events, ops_private.prunable
 to service_role;

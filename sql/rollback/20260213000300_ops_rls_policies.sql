@@ -24,26 +24,12 @@ revoke all on
 from authenticated, service_role, ops_worker;
 revoke all on sequence ops_private.run_log_seq from service_role;
 revoke execute on all functions in schema ops_private from authenticated, service_role;
-revoke execute on function
-    ops.current_user_id(), ops.current_user_role(uuid), ops.cancel_run(uuid, text), ops.list_queued_runs(),
-    ops.shut_out_worker(text)
+revoke execute on function ops.current_user_id, ops.current_user_role, ops.shut_out_worker
 from authenticated, service_role;
 revoke execute on function
-    ops.claim_next_run(text, uuid, text[], integer, text),
-    ops.start_workflow_run(uuid, text, uuid),
-    ops.complete_workflow_run(uuid, integer, text, text, uuid, text, jsonb),
-    ops.release_run(uuid, text, uuid),
-    ops.append_run_log(uuid, text, text, jsonb, text, uuid),
-    ops.append_run_logs(uuid, text, uuid, bigint[], text[], text[], text[], timestamptz[]),
-    ops.add_run_artifact(uuid, text, text, text, bigint, text, timestamptz, jsonb, text, uuid),
-    ops.add_run_event(uuid, text, text, jsonb, text, uuid),
-    ops.register_worker(text, uuid, text, text, text, text[], integer, boolean),
-    ops.unregister_worker(text, uuid),
-    ops.heartbeat(text, uuid, integer),
-    ops.adopt_run(uuid, text, uuid, text, integer),
-    ops.adoptable_runs(text, uuid, text),
-    ops.unclaimable_runs(text[]),
-    ops.reap()
+    ops.register_worker, ops.unregister_worker, ops.heartbeat, ops.adopt_run, ops.adoptable_runs, ops.reap,
+    ops.claim_next_run, ops.unclaimable_runs, ops.start_workflow_run, ops.complete_workflow_run, ops.release_run,
+    ops.append_run_log, ops.append_run_logs, ops.add_run_artifact, ops.add_run_event
 from ops_worker, service_role;
 
 do $$
@@ -72,4 +58,4 @@ alter table ops.tools disable row level security;
 alter table ops.upgrade_advisories disable row level security;
 alter table ops.project_memberships disable row level security;
 
-drop function ops_private.my_projects(text);
+drop function ops_private.my_projects;

@@ -34,17 +34,15 @@ drop trigger touch_updated_at on ops.tools;
 drop trigger touch_updated_at on ops.upgrade_advisories;
 drop trigger touch_updated_at on ops.project_memberships;
 
-drop function ops_private.keep_an_owner();
-drop function ops_private.set_giver();
-drop function ops_private.keep_run_events();
-drop function ops_private.set_project_of_run();
-drop function ops_private.record_run_change();
-drop function ops_private.enforce_run_status_transition();
-drop function ops_private.count_runs();
-drop function ops_private.queue_is_full(uuid, integer);
-drop function ops_private.prepare_run();
-drop function ops_private.lock_queue(uuid);
-drop function ops_private.touch_updated_at();
+drop function ops_private.keep_an_owner;
+drop function ops_private.set_giver;
+drop function ops_private.keep_run_events;
+drop function ops_private.set_project_of_run;
+drop function ops_private.record_run_change;
+drop function ops_private.enforce_run_status_transition;
+drop function ops_private.count_runs;
+drop function ops_private.prepare_run;
+drop function ops_private.touch_updated_at;
 
 drop index ops.project_memberships_user_idx;
 drop index ops.run_logs_message_idx;

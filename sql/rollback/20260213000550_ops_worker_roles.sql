@@ -2,4 +2,4 @@
 --
 -- Lost: nothing. The roles that it made stay, and can go on working: they belong to the whole cluster.
 
-drop function ops_private.create_worker(text, text);
+drop function ops_private.create_worker;

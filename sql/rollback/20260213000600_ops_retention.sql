@@ -4,11 +4,7 @@
 -- `ops-worker prune` first, and it is empty.
 
 drop function
-    ops_private.prunable(text, text, timestamptz, timestamptz),
-    ops_private.prune_run_events(timestamptz),
-    ops_private.prune_run_logs(timestamptz, integer),
-    ops_private.forget_artifacts(uuid[]),
-    ops_private.retire_artifacts(text, text, integer),
-    ops_private.expired_artifacts(text, text);
+    ops_private.prunable, ops_private.prune_run_events, ops_private.prune_run_logs,
+    ops_private.forget_artifacts, ops_private.retire_artifacts, ops_private.expired_artifacts;
 drop index ops.run_artifacts_expires_idx;
 drop table ops_private.retired_artifacts;

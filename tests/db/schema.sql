@@ -80,86 +80,36 @@ CREATE FUNCTION ops.adopt_run(p_run_id uuid, p_worker_id text, p_instance_id uui
     SET lock_timeout TO '3s'
     AS $$
 declare
-    v_caller constant text := ops_private.calling_worker();
-    v_now constant timestamptz := ops_private.current_time();
-    v_status text;
-    v_lease ops_private.leases;
-    v_taken constant text := ops_private.id_refusal(p_worker_id, p_instance_id);
     v_wrong constant text := coalesce(
         ops_private.bad_worker(p_worker_id, p_lease_seconds),
         case when p_instance_id is null then 'the instance_id must not be null' end);
-    v_code text;
-    v_position bigint;
-    v_lost integer;
+    v_status text;
+    v_lease ops_private.leases;
+    v_refusal jsonb;
 begin
+    perform ops_private.calling_worker();
     select r.status into v_status from ops.runs as r where r.id = p_run_id for no key update;
     select l.* into v_lease from ops_private.leases as l where l.run_id = p_run_id for update;
-    v_code := case
-        when v_wrong is not null then 'bad_argument'
-        when v_status is null then 'not_found'
-        when ops_private.is_final(v_status) then 'final'
-        when v_status = 'queued' then 'not_claimed'
-        when v_lease.db_role <> v_caller and not ops_private.trusted() then 'not_owner'
-        when v_taken is not null then 'worker_id_taken'
-        when v_lease.expires_at <= v_now
-            and (v_lease.engine_id = p_engine_id or v_lease.worker_id = p_worker_id) then null
-        -- held by itself, or by an earlier instance of this worker: were that alive, the id would be taken
-        when v_lease.worker_id = p_worker_id and v_lease.instance_id is not null then null
-        else 'not_owner'
-    end;
-    if v_code is not null then
+    v_refusal := case
+        when v_wrong is not null then ops_private.refusal('bad_argument', v_wrong)
+        else ops_private.adopt_refusal(v_status, v_lease, p_worker_id, p_instance_id, p_engine_id) end;
+    if v_refusal is not null then
         return jsonb_build_object(
-            'run_id', null, 'code', v_code, 'status', v_status,
-            'message', case v_code
-                when 'bad_argument' then v_wrong
-                when 'not_found' then 'there is no such run'
-                when 'not_owner' then 'another worker holds the run'
-                when 'worker_id_taken' then v_taken
-                else format('the run is %s', v_status)
-            end);
+            'run_id', null, 'code', v_refusal -> 'code', 'status', v_status, 'message', v_refusal -> 'error');
     end if;
 
     if v_lease.instance_id is distinct from p_instance_id then
-        v_position := ops_private.log_position(p_run_id);
-        v_lost := case
-            when v_lease.handed_over or v_position > v_lease.log_position
-                or (v_lease.renewed and ops_private.container_of(p_run_id) is not null) then 0
-            else v_lease.lost + 1 end;
-        v_lease.lost_since := case when v_lost > 1 then v_lease.lost_since when v_lost = 1 then v_now end;
-        if v_lost > (select c.max_lost_leases from ops_private.control as c)
-            and v_lease.lost_since <= v_now - interval '1 minute' then
+        v_lease := ops_private.inherited(v_lease);
+        if ops_private.loses_its_workers(v_lease) then
             v_status := case v_status when 'running' then 'failed' else 'canceled' end;
-            perform ops_private.set_aside(p_run_id, v_status, v_lost, v_lease);
+            perform ops_private.set_aside(p_run_id, v_status, v_lease.lost, v_lease);
             return jsonb_build_object(
                 'run_id', null, 'code', 'final', 'status', v_status, 'message', 'the run is set aside');
         end if;
-        v_lease.renewed := false;
-        v_lease.handed_over := false;
-        v_lease.log_position := v_position;
-        v_lease.lost := v_lost;
     end if;
-    update ops_private.leases as l
-    set worker_id = p_worker_id, instance_id = p_instance_id, db_role = v_caller,
-        engine_id = p_engine_id, lease_seconds = p_lease_seconds,
-        expires_at = v_now + make_interval(secs => p_lease_seconds),
-        renewed = v_lease.renewed, log_position = v_lease.log_position, lost = v_lease.lost,
-        lost_since = v_lease.lost_since, handed_over = v_lease.handed_over
-    where l.run_id = p_run_id;
-    if v_lease.instance_id is distinct from p_instance_id then
-        update ops.runs as r
-        set claimed_by = p_worker_id, claimed_instance = p_instance_id, claim_count = r.claim_count + 1
-        where r.id = p_run_id;
-        perform ops_private.add_event(p_run_id, 'info', 'adopted', jsonb_build_object(
-            'actor', ops_private.actor(), 'worker_id', p_worker_id,
-            'previous_worker_id', v_lease.worker_id));
-    end if;
-    begin
-        return ops_private.run_payload(p_run_id);
-    exception when others then
-        perform ops_private.fail_unreadable(p_run_id, sqlerrm);
-        return jsonb_build_object(
-            'run_id', null, 'code', 'final', 'status', 'failed', 'message', 'the run cannot be read');
-    end;
+    perform ops_private.hand_over(v_lease, p_worker_id, p_instance_id, p_engine_id, p_lease_seconds);
+    return coalesce(ops_private.run_payload(p_run_id), jsonb_build_object(
+        'run_id', null, 'code', 'final', 'status', 'failed', 'message', 'the run cannot be read'));
 end
 $$;
 
@@ -362,9 +312,9 @@ declare
     v_caller constant text := ops_private.calling_worker();
     v_labels constant text[] := coalesce(p_labels, '{}');
     v_wrong constant text := ops_private.bad_worker(p_worker_id, p_lease_seconds);
-    v_taken constant text := ops_private.id_refusal(p_worker_id, p_instance_id);
+    v_taken constant text := ops_private.worker_id_taken(p_worker_id, p_instance_id);
     v_run_id uuid;
-    v_waiting boolean;
+    v_payload jsonb;
 begin
     if coalesce(v_wrong, v_taken) is not null then
         return jsonb_build_object(
@@ -383,8 +333,7 @@ begin
                         where a.project_id = r.project_id and a.concurrency_key = r.concurrency_key
                             and a.status in ('claimed', 'running')))
                 order by r.priority desc, r.created_at, r.run_number
-                limit 1
-                for update of r skip locked
+                limit 1 for update of r skip locked
             ), claimed as (
                 update ops.runs as r
                 set status = 'claimed', claimed_by = p_worker_id, claimed_instance = p_instance_id
@@ -398,30 +347,16 @@ begin
             from claimed as c
             returning run_id into v_run_id;
         exception when unique_violation then
-            -- somebody claimed a run with the same concurrency key at the same time: take the next one
-            continue;
+            continue;  -- another claim took the same concurrency key at the same time: take the next run
         end;
         if v_run_id is not null then
-            begin
-                return ops_private.run_payload(v_run_id);
-            exception when others then
-                perform ops_private.fail_unreadable(v_run_id, sqlerrm);
-                continue;
-            end;
+            v_payload := ops_private.run_payload(v_run_id);
+            exit when v_payload is not null;
+        elsif ops_private.wake_scheduled_runs() = 0 then
+            exit;
         end if;
-        exit when ops_private.wake_scheduled_runs() = 0;
     end loop;
-
-    v_waiting := exists (
-        select from ops.runs as r
-        where r.status = 'queued' and r.scheduled_at is null and r.labels <@ v_labels
-    ) or exists (
-        select from ops.runs as r
-        where r.status = 'queued' and r.scheduled_at is not null and r.labels <@ v_labels
-    ) or exists (select from ops_private.pending_retries);
-    return jsonb_build_object(
-        'run_id', null, 'waiting', v_waiting,
-        'message', case when v_waiting then 'no run can be claimed yet' else 'no queued runs' end);
+    return coalesce(v_payload, ops_private.nothing_claimed(v_labels));
 end
 $$;
 
@@ -455,31 +390,17 @@ begin
         when p_exit_code = 0 then 'succeeded'
         else 'failed'
     end;
-    if v_refusal is not null then
-        -- the same instance repeats a call whose answer it lost
-        if v_refusal ->> 'code' <> 'final' or v_run.claimed_instance <> p_instance_id is not false
-            or v_run.claimed_by <> p_worker_id or v_run.started_at is null
-            or v_run.status <> v_status or v_run.exit_code is distinct from p_exit_code then
-            return v_refusal;
-        end if;
-    else
+    if v_refusal is null then
         update ops.runs as r
         set status = v_status, exit_code = p_exit_code, reason = p_reason,
             error_message = left(p_error_message, 10000)
         where r.id = p_run_id
         returning r.* into v_run;
         if v_status = 'failed' then
-            perform ops_private.add_event(
-                p_run_id, 'error',
-                coalesce(v_run.error_message, 'exit code ' || p_exit_code, 'no exit code'),
-                coalesce(p_details, '{}')
-                    || jsonb_build_object('reason', v_run.reason, 'exit_code', p_exit_code));
-            if v_locked then
-                perform ops_private.retry_if_asked(p_run_id);
-            else
-                insert into ops_private.pending_retries (run_id) values (p_run_id);
-            end if;
+            perform ops_private.record_failure(v_run, p_details, v_locked);
         end if;
+    elsif not ops_private.repeats(v_run, p_worker_id, p_instance_id, v_status, p_exit_code) then
+        return v_refusal;
     end if;
     return jsonb_build_object(
         'success', true, 'status', v_run.status, 'finished_at', v_run.finished_at,
@@ -522,7 +443,7 @@ CREATE FUNCTION ops_private.enqueue_run(p_workflow_id uuid, p_metadata jsonb, p_
     AS $$
 declare
     v_metadata constant jsonb := coalesce(p_metadata, '{}');
-    v_wrong constant text := ops_private.bad_document('metadata', v_metadata);
+    v_wrong constant text := ops_private.bad_request(v_metadata, p_idempotency_key, p_scheduled_at);
     v_digest bytea;
     v_project_id uuid;
     v_role text;
@@ -542,12 +463,6 @@ begin
     end if;
     if v_wrong is not null then
         return ops_private.refusal('bad_argument', v_wrong);
-    end if;
-    if not isfinite(p_scheduled_at) then
-        return ops_private.refusal('bad_argument', 'the scheduled_at must be finite');
-    end if;
-    if octet_length(p_idempotency_key) not between 1 and 200 then
-        return ops_private.refusal('bad_argument', 'the idempotency_key must have 1 to 200 bytes');
     end if;
 
     v_digest := sha256(convert_to(jsonb_build_array(
@@ -577,9 +492,7 @@ begin
         when check_violation then return ops_private.refusal('bad_argument', sqlerrm);
         when sqlstate 'OPS04' then return ops_private.refusal('queue_full', sqlerrm);
     end;
-    if v_key is not null then
-        insert into ops_private.run_requests (run_id, digest) values (v_run_id, v_digest);
-    end if;
+    insert into ops_private.run_requests (run_id, digest) select v_run_id, v_digest where v_key is not null;
     return ops_private.queued_answer(v_run_id, true);
 end
 $$;
@@ -700,7 +613,7 @@ declare
     v_trusted constant boolean := ops_private.trusted();
     v_database_id constant uuid := ops_private.database_identity();
     v_wrong constant text := ops_private.bad_worker(p_worker_id, p_lease_seconds);
-    v_taken constant text := ops_private.id_refusal(p_worker_id, null);
+    v_taken constant text := ops_private.worker_id_taken(p_worker_id, null);
     v_registered boolean;
 begin
     if v_wrong is not null then
@@ -816,16 +729,8 @@ declare
     v_project_id constant uuid := coalesce(
         p_project_id, (select r.project_id from ops.runs as r where r.id = p_run_id));
 begin
-    if num_nonnulls(p_project_id, p_run_id) <> 1 then
-        raise exception 'a search has either a project_id or a run_id' using errcode = 'invalid_parameter_value';
-    elsif numnode(v_query) > 0 is not true then
-        raise exception 'the query needs a word' using errcode = 'invalid_parameter_value';
-    elsif (p_limit between 1 and 1000) is not true then
-        raise exception 'the limit must be from 1 to 1000' using errcode = 'invalid_parameter_value';
-    elsif num_nonnulls(p_before, p_before_run_id, p_before_seq) not in (0, 3) then
-        raise exception 'before, before_run_id and before_seq go together: they are those of the last line'
-            using errcode = 'invalid_parameter_value';
-    end if;
+    perform ops_private.check_search(
+        v_query, p_project_id, p_run_id, p_limit, p_before, p_before_run_id, p_before_seq);
     if not ops_private.trusted()
         and (v_project_id = any (array(select ops_private.my_projects()))) is not true then
         return;
@@ -1001,6 +906,54 @@ begin
 end
 $$;
 
+CREATE TABLE ops_private.leases (
+    run_id uuid NOT NULL,
+    worker_id text NOT NULL,
+    instance_id uuid,
+    db_role text NOT NULL,
+    engine_id text,
+    lease_seconds integer NOT NULL,
+    expires_at timestamp with time zone NOT NULL,
+    renewed boolean DEFAULT false NOT NULL,
+    log_position bigint DEFAULT 0 NOT NULL,
+    lost integer DEFAULT 0 NOT NULL,
+    lost_since timestamp with time zone,
+    handed_over boolean DEFAULT false NOT NULL,
+    CONSTRAINT leases_lease_seconds_check CHECK ((lease_seconds > 0))
+)
+WITH (fillfactor='50');
+
+COMMENT ON COLUMN ops_private.leases.renewed IS 'Whether the present holder has renewed it.';
+
+COMMENT ON COLUMN ops_private.leases.log_position IS 'The last journal line that was stored when the holder took it.';
+
+COMMENT ON COLUMN ops_private.leases.lost IS 'How many holders in a row were lost before they stored a line, or renewed the lease of a created container.';
+
+COMMENT ON COLUMN ops_private.leases.lost_since IS 'When the first of those was found to be gone.';
+
+COMMENT ON COLUMN ops_private.leases.handed_over IS 'Whether the present holder has unregistered, and left the run to its successor.';
+
+CREATE FUNCTION ops_private.adopt_refusal(p_status text, p_lease ops_private.leases, p_worker_id text, p_instance_id uuid, p_engine_id text) RETURNS jsonb
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_taken constant text := ops_private.worker_id_taken(p_worker_id, p_instance_id);
+begin
+    return case
+        when p_status is null then ops_private.refusal('not_found', 'there is no such run')
+        when ops_private.is_final(p_status) then
+            ops_private.refusal('final', format('the run is already %s', p_status))
+        when p_status = 'queued' then ops_private.refusal('not_claimed', 'the run is queued')
+        when p_lease.db_role <> ops_private.caller() and not ops_private.trusted() then
+            ops_private.refusal('not_owner', 'another worker holds the run')
+        when v_taken is not null then ops_private.refusal('worker_id_taken', v_taken)
+        when not ops_private.may_adopt(p_lease, p_worker_id, p_engine_id) then
+            ops_private.refusal('not_owner', 'another worker holds the run')
+    end;
+end
+$$;
+
 CREATE FUNCTION ops_private.bad_document(p_name text, p_document jsonb) RETURNS text
     LANGUAGE plpgsql IMMUTABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1049,6 +1002,21 @@ begin
     return null;
 end
 $_$;
+
+CREATE FUNCTION ops_private.bad_request(p_metadata jsonb, p_idempotency_key text, p_scheduled_at timestamp with time zone) RETURNS text
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return coalesce(
+        ops_private.bad_document('metadata', p_metadata),
+        case
+            when not isfinite(p_scheduled_at) then 'the scheduled_at must be finite'
+            when octet_length(p_idempotency_key) not between 1 and 200 then
+                'the idempotency_key must have 1 to 200 bytes'
+        end);
+end
+$$;
 
 CREATE FUNCTION ops_private.bad_worker(p_worker_id text, p_lease_seconds integer) RETURNS text
     LANGUAGE plpgsql IMMUTABLE
@@ -1124,6 +1092,24 @@ begin
             format('the run is %s', v_status));
     end if;
     return null;
+end
+$$;
+
+CREATE FUNCTION ops_private.check_search(p_query tsquery, p_project_id uuid, p_run_id uuid, p_limit integer, p_before timestamp with time zone, p_before_run_id uuid, p_before_seq bigint) RETURNS void
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    if num_nonnulls(p_project_id, p_run_id) <> 1 then
+        raise exception 'a search has either a project_id or a run_id' using errcode = 'invalid_parameter_value';
+    elsif numnode(p_query) > 0 is not true then
+        raise exception 'the query needs a word' using errcode = 'invalid_parameter_value';
+    elsif (p_limit between 1 and 1000) is not true then
+        raise exception 'the limit must be from 1 to 1000' using errcode = 'invalid_parameter_value';
+    elsif num_nonnulls(p_before, p_before_run_id, p_before_seq) not in (0, 3) then
+        raise exception 'before, before_run_id and before_seq go together: they are those of the last line'
+            using errcode = 'invalid_parameter_value';
+    end if;
 end
 $$;
 
@@ -1326,33 +1312,6 @@ CREATE FUNCTION ops_private.expired_artifacts(p_store text, p_worker_id text) RE
         and (p_worker_id is null or r.claimed_by = p_worker_id);
 $$;
 
-CREATE TABLE ops_private.leases (
-    run_id uuid NOT NULL,
-    worker_id text NOT NULL,
-    instance_id uuid,
-    db_role text NOT NULL,
-    engine_id text,
-    lease_seconds integer NOT NULL,
-    expires_at timestamp with time zone NOT NULL,
-    renewed boolean DEFAULT false NOT NULL,
-    log_position bigint DEFAULT 0 NOT NULL,
-    lost integer DEFAULT 0 NOT NULL,
-    lost_since timestamp with time zone,
-    handed_over boolean DEFAULT false NOT NULL,
-    CONSTRAINT leases_lease_seconds_check CHECK ((lease_seconds > 0))
-)
-WITH (fillfactor='50');
-
-COMMENT ON COLUMN ops_private.leases.renewed IS 'Whether the present holder has renewed it.';
-
-COMMENT ON COLUMN ops_private.leases.log_position IS 'The last journal line that was stored when the holder took it.';
-
-COMMENT ON COLUMN ops_private.leases.lost IS 'How many holders in a row were lost before they stored a line, or renewed the lease of a created container.';
-
-COMMENT ON COLUMN ops_private.leases.lost_since IS 'When the first of those was found to be gone.';
-
-COMMENT ON COLUMN ops_private.leases.handed_over IS 'Whether the present holder has unregistered, and left the run to its successor.';
-
 CREATE FUNCTION ops_private.fail_lost(p_run_id uuid, p_lease ops_private.leases, p_error text) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1389,30 +1348,48 @@ begin
 end
 $$;
 
-CREATE FUNCTION ops_private.id_refusal(p_worker_id text, p_instance_id uuid) RETURNS text
+CREATE FUNCTION ops_private.hand_over(p_lease ops_private.leases, p_worker_id text, p_instance_id uuid, p_engine_id text, p_lease_seconds integer) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $_$
-declare
-    v_owner constant text := (
-        select i.db_role from ops_private.worker_ids as i
-        where i.worker_id = p_worker_id and i.db_role <> ops_private.caller()
-            and exists (select from pg_roles as r where r.rolname = i.db_role));
+    AS $$
 begin
-    if v_owner is not null and not ops_private.trusted() then
-        return format(
-            'the worker id %s belongs to the database role %s until service_role calls ops.shut_out_worker(''%1$s'')',
-            p_worker_id, v_owner);
-    elsif exists (
-        select from ops_private.workers as w
-        where w.worker_id = p_worker_id and w.instance_id <> p_instance_id
-            and w.expires_at > ops_private.current_time()
-    ) then
-        return 'another instance works under this worker id';
+    update ops_private.leases as l
+    set worker_id = p_worker_id, instance_id = p_instance_id, db_role = ops_private.caller(),
+        engine_id = p_engine_id, lease_seconds = p_lease_seconds,
+        expires_at = ops_private.current_time() + make_interval(secs => p_lease_seconds),
+        renewed = p_lease.renewed, log_position = p_lease.log_position, lost = p_lease.lost,
+        lost_since = p_lease.lost_since, handed_over = p_lease.handed_over
+    where l.run_id = p_lease.run_id;
+    if p_lease.instance_id is distinct from p_instance_id then
+        update ops.runs as r
+        set claimed_by = p_worker_id, claimed_instance = p_instance_id, claim_count = r.claim_count + 1
+        where r.id = p_lease.run_id;
+        perform ops_private.add_event(p_lease.run_id, 'info', 'adopted', jsonb_build_object(
+            'actor', ops_private.actor(), 'worker_id', p_worker_id, 'previous_worker_id', p_lease.worker_id));
     end if;
-    return null;
 end
-$_$;
+$$;
+
+CREATE FUNCTION ops_private.inherited(p_lease ops_private.leases) RETURNS ops_private.leases
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_lease ops_private.leases := p_lease;
+begin
+    v_lease.log_position := ops_private.log_position(p_lease.run_id);
+    v_lease.lost := case
+        when p_lease.handed_over or v_lease.log_position > p_lease.log_position
+            or (p_lease.renewed and ops_private.container_of(p_lease.run_id) is not null) then 0
+        else p_lease.lost + 1 end;
+    v_lease.lost_since := case
+        when v_lease.lost > 1 then p_lease.lost_since
+        when v_lease.lost = 1 then ops_private.current_time() end;
+    v_lease.renewed := false;
+    v_lease.handed_over := false;
+    return v_lease;
+end
+$$;
 
 CREATE FUNCTION ops_private.is_final(p_status text) RETURNS boolean
     LANGUAGE plpgsql IMMUTABLE
@@ -1537,6 +1514,28 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.loses_its_workers(p_lease ops_private.leases) RETURNS boolean
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return p_lease.lost > (select c.max_lost_leases from ops_private.control as c)
+        and p_lease.lost_since <= ops_private.current_time() - interval '1 minute';
+end
+$$;
+
+CREATE FUNCTION ops_private.may_adopt(p_lease ops_private.leases, p_worker_id text, p_engine_id text) RETURNS boolean
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return coalesce(
+        (p_lease.expires_at <= ops_private.current_time()
+            and (p_lease.engine_id = p_engine_id or p_lease.worker_id = p_worker_id))
+        or (p_lease.worker_id = p_worker_id and p_lease.instance_id is not null), false);
+end
+$$;
+
 CREATE FUNCTION ops_private.my_projects(p_role text DEFAULT 'viewer'::text) RETURNS SETOF uuid
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1549,6 +1548,25 @@ begin
     where m.user_id = v_user_id
         and array_position('{viewer,developer,admin,owner}', m.role)
             >= array_position('{viewer,developer,admin,owner}', p_role);
+end
+$$;
+
+CREATE FUNCTION ops_private.nothing_claimed(p_labels text[]) RETURNS jsonb
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_waiting constant boolean := exists (
+        select from ops.runs as r
+        where r.status = 'queued' and r.scheduled_at is null and r.labels <@ p_labels
+    ) or exists (
+        select from ops.runs as r
+        where r.status = 'queued' and r.scheduled_at is not null and r.labels <@ p_labels
+    ) or exists (select from ops_private.pending_retries);
+begin
+    return jsonb_build_object(
+        'run_id', null, 'waiting', v_waiting,
+        'message', case when v_waiting then 'no run can be claimed yet' else 'no queued runs' end);
 end
 $$;
 
@@ -1722,6 +1740,84 @@ begin
 end
 $$;
 
+CREATE TABLE ops.runs (
+    id uuid DEFAULT gen_random_uuid() NOT NULL,
+    project_id uuid NOT NULL,
+    workflow_id uuid NOT NULL,
+    run_number integer NOT NULL,
+    idempotency_key text,
+    status text DEFAULT 'queued'::text NOT NULL,
+    claimed_by text,
+    claimed_at timestamp with time zone,
+    started_at timestamp with time zone,
+    finished_at timestamp with time zone,
+    exit_code integer,
+    error_message text,
+    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    priority integer DEFAULT 0 NOT NULL,
+    labels text[] DEFAULT '{}'::text[] NOT NULL,
+    concurrency_key text,
+    scheduled_at timestamp with time zone,
+    cancel_requested_at timestamp with time zone,
+    claim_count integer DEFAULT 0 NOT NULL,
+    claimed_instance uuid,
+    created_by uuid,
+    retry_of uuid,
+    attempt integer DEFAULT 1 NOT NULL,
+    reason text,
+    CONSTRAINT runs_attempt_check CHECK ((attempt > 0)),
+    CONSTRAINT runs_claim_count_check CHECK ((claim_count >= 0)),
+    CONSTRAINT runs_claimed_by_not_empty CHECK ((claimed_by <> ''::text)),
+    CONSTRAINT runs_claimed_names_worker CHECK (((status <> ALL (ARRAY['claimed'::text, 'running'::text])) OR ((claimed_by IS NOT NULL) AND (claimed_at IS NOT NULL)))),
+    CONSTRAINT runs_claimed_not_started CHECK (((status <> 'claimed'::text) OR (started_at IS NULL))),
+    CONSTRAINT runs_concurrency_key_length CHECK (((length(concurrency_key) >= 1) AND (length(concurrency_key) <= 200))),
+    CONSTRAINT runs_exit_code_of_finished CHECK (((exit_code IS NULL) OR (finished_at IS NOT NULL))),
+    CONSTRAINT runs_finished_at_iff_final CHECK (((finished_at IS NOT NULL) = (status = ANY (ARRAY['succeeded'::text, 'failed'::text, 'canceled'::text])))),
+    CONSTRAINT runs_labels_at_most_20_of_100_characters CHECK (((cardinality(labels) <= 20) AND (length(array_to_string(labels, ''::text)) <= 2000) AND (array_to_string(labels, '
+'::text) !~ '[^\n]{101}'::text))),
+    CONSTRAINT runs_labels_hold_no_null CHECK ((array_position(labels, NULL::text) IS NULL)),
+    CONSTRAINT runs_metadata_at_most_256_kib CHECK ((octet_length((metadata)::text) <= 262144)),
+    CONSTRAINT runs_metadata_at_most_32_deep CHECK ((NOT jsonb_path_exists(metadata, 'strict $.**{33}'::jsonpath))),
+    CONSTRAINT runs_metadata_check CHECK ((jsonb_typeof(metadata) = 'object'::text)),
+    CONSTRAINT runs_queued_is_unclaimed CHECK (((status <> 'queued'::text) OR ((claimed_by IS NULL) AND (claimed_at IS NULL) AND (claimed_instance IS NULL) AND (started_at IS NULL)))),
+    CONSTRAINT runs_reason_is_a_word CHECK ((reason ~ '^[a-z][a-z0-9_]{0,62}$'::text)),
+    CONSTRAINT runs_retry_is_later_attempt CHECK (((retry_of IS NULL) OR (attempt > 1))),
+    CONSTRAINT runs_run_number_check CHECK ((run_number > 0)),
+    CONSTRAINT runs_scheduled_is_unclaimed CHECK (((scheduled_at IS NULL) OR (claimed_at IS NULL))),
+    CONSTRAINT runs_started_at CHECK (((status <> ALL (ARRAY['running'::text, 'succeeded'::text, 'failed'::text])) OR (started_at IS NOT NULL))),
+    CONSTRAINT runs_status_check CHECK ((status = ANY (ARRAY['queued'::text, 'claimed'::text, 'running'::text, 'succeeded'::text, 'failed'::text, 'canceled'::text]))),
+    CONSTRAINT runs_succeeded_exited_zero CHECK (((status <> 'succeeded'::text) OR (NOT (exit_code IS DISTINCT FROM 0)))),
+    CONSTRAINT runs_texts_fit CHECK (((octet_length(idempotency_key) <= 300) AND (octet_length(claimed_by) <= 200) AND (length(error_message) <= 10000)))
+);
+
+COMMENT ON COLUMN ops.runs.run_number IS 'Counts 1, 2, 3 and so on within the project, without gaps.';
+
+COMMENT ON COLUMN ops.runs.scheduled_at IS 'Not before this time; null: due now. What is due is set to null.';
+
+COMMENT ON COLUMN ops.runs.claim_count IS 'How often the run was claimed or adopted and not released.';
+
+COMMENT ON COLUMN ops.runs.created_by IS 'The signed-in user who queued the run; null for machines.';
+
+COMMENT ON COLUMN ops.runs.reason IS 'One word: why the last change of status happened.';
+
+CREATE FUNCTION ops_private.record_failure(p_run ops.runs, p_details jsonb, p_locked boolean) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    perform ops_private.add_event(
+        p_run.id, 'error', coalesce(p_run.error_message, 'exit code ' || p_run.exit_code, 'no exit code'),
+        coalesce(p_details, '{}') || jsonb_build_object('reason', p_run.reason, 'exit_code', p_run.exit_code));
+    if p_locked then
+        perform ops_private.retry_if_asked(p_run.id);
+    else
+        insert into ops_private.pending_retries (run_id) values (p_run.id);
+    end if;
+end
+$$;
+
 CREATE FUNCTION ops_private.record_run_change() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1775,6 +1871,19 @@ CREATE FUNCTION ops_private.refusal(p_code text, p_error text) RETURNS jsonb
     AS $$
 begin
     return jsonb_build_object('success', false, 'code', p_code, 'error', p_error);
+end
+$$;
+
+CREATE FUNCTION ops_private.repeats(p_run ops.runs, p_worker_id text, p_instance_id uuid, p_status text, p_exit_code integer) RETURNS boolean
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return (p_run.claimed_instance = p_instance_id) is true
+        and (p_run.claimed_by = p_worker_id) is not false
+        and p_run.started_at is not null
+        and p_run.status = p_status
+        and p_run.exit_code is not distinct from p_exit_code;
 end
 $$;
 
@@ -1855,7 +1964,7 @@ end
 $$;
 
 CREATE FUNCTION ops_private.run_payload(p_run_id uuid) RETURNS jsonb
-    LANGUAGE plpgsql STABLE
+    LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 begin
@@ -1893,6 +2002,9 @@ begin
             and t.version = coalesce(w.config ->> 'version', p.odoo_version)
         where r.id = p_run_id
     );
+exception when others then
+    perform ops_private.fail_unreadable(p_run_id, sqlerrm);
+    return null;
 end
 $$;
 
@@ -1990,6 +2102,31 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.worker_id_taken(p_worker_id text, p_instance_id uuid) RETURNS text
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$
+declare
+    v_owner constant text := (
+        select i.db_role from ops_private.worker_ids as i
+        where i.worker_id = p_worker_id and i.db_role <> ops_private.caller()
+            and exists (select from pg_roles as r where r.rolname = i.db_role));
+begin
+    if v_owner is not null and not ops_private.trusted() then
+        return format(
+            'the worker id %s belongs to the database role %s until service_role calls ops.shut_out_worker(''%1$s'')',
+            p_worker_id, v_owner);
+    elsif exists (
+        select from ops_private.workers as w
+        where w.worker_id = p_worker_id and w.instance_id <> p_instance_id
+            and w.expires_at > ops_private.current_time()
+    ) then
+        return 'another instance works under this worker id';
+    end if;
+    return null;
+end
+$_$;
+
 CREATE TABLE ops.projects (
     id uuid DEFAULT gen_random_uuid() NOT NULL,
     workspace_key text NOT NULL,
@@ -2086,68 +2223,6 @@ CREATE TABLE ops.run_logs (
 COMMENT ON COLUMN ops.run_logs.seq IS 'Number of the line in the container''s journal; from 2^40 on: of none.';
 
 COMMENT ON COLUMN ops.run_logs."timestamp" IS 'When the line was written, not when it was stored.';
-
-CREATE TABLE ops.runs (
-    id uuid DEFAULT gen_random_uuid() NOT NULL,
-    project_id uuid NOT NULL,
-    workflow_id uuid NOT NULL,
-    run_number integer NOT NULL,
-    idempotency_key text,
-    status text DEFAULT 'queued'::text NOT NULL,
-    claimed_by text,
-    claimed_at timestamp with time zone,
-    started_at timestamp with time zone,
-    finished_at timestamp with time zone,
-    exit_code integer,
-    error_message text,
-    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
-    created_at timestamp with time zone DEFAULT now() NOT NULL,
-    updated_at timestamp with time zone DEFAULT now() NOT NULL,
-    priority integer DEFAULT 0 NOT NULL,
-    labels text[] DEFAULT '{}'::text[] NOT NULL,
-    concurrency_key text,
-    scheduled_at timestamp with time zone,
-    cancel_requested_at timestamp with time zone,
-    claim_count integer DEFAULT 0 NOT NULL,
-    claimed_instance uuid,
-    created_by uuid,
-    retry_of uuid,
-    attempt integer DEFAULT 1 NOT NULL,
-    reason text,
-    CONSTRAINT runs_attempt_check CHECK ((attempt > 0)),
-    CONSTRAINT runs_claim_count_check CHECK ((claim_count >= 0)),
-    CONSTRAINT runs_claimed_by_not_empty CHECK ((claimed_by <> ''::text)),
-    CONSTRAINT runs_claimed_names_worker CHECK (((status <> ALL (ARRAY['claimed'::text, 'running'::text])) OR ((claimed_by IS NOT NULL) AND (claimed_at IS NOT NULL)))),
-    CONSTRAINT runs_claimed_not_started CHECK (((status <> 'claimed'::text) OR (started_at IS NULL))),
-    CONSTRAINT runs_concurrency_key_length CHECK (((length(concurrency_key) >= 1) AND (length(concurrency_key) <= 200))),
-    CONSTRAINT runs_exit_code_of_finished CHECK (((exit_code IS NULL) OR (finished_at IS NOT NULL))),
-    CONSTRAINT runs_finished_at_iff_final CHECK (((finished_at IS NOT NULL) = (status = ANY (ARRAY['succeeded'::text, 'failed'::text, 'canceled'::text])))),
-    CONSTRAINT runs_labels_at_most_20_of_100_characters CHECK (((cardinality(labels) <= 20) AND (length(array_to_string(labels, ''::text)) <= 2000) AND (array_to_string(labels, '
-'::text) !~ '[^\n]{101}'::text))),
-    CONSTRAINT runs_labels_hold_no_null CHECK ((array_position(labels, NULL::text) IS NULL)),
-    CONSTRAINT runs_metadata_at_most_256_kib CHECK ((octet_length((metadata)::text) <= 262144)),
-    CONSTRAINT runs_metadata_at_most_32_deep CHECK ((NOT jsonb_path_exists(metadata, 'strict $.**{33}'::jsonpath))),
-    CONSTRAINT runs_metadata_check CHECK ((jsonb_typeof(metadata) = 'object'::text)),
-    CONSTRAINT runs_queued_is_unclaimed CHECK (((status <> 'queued'::text) OR ((claimed_by IS NULL) AND (claimed_at IS NULL) AND (claimed_instance IS NULL) AND (started_at IS NULL)))),
-    CONSTRAINT runs_reason_is_a_word CHECK ((reason ~ '^[a-z][a-z0-9_]{0,62}$'::text)),
-    CONSTRAINT runs_retry_is_later_attempt CHECK (((retry_of IS NULL) OR (attempt > 1))),
-    CONSTRAINT runs_run_number_check CHECK ((run_number > 0)),
-    CONSTRAINT runs_scheduled_is_unclaimed CHECK (((scheduled_at IS NULL) OR (claimed_at IS NULL))),
-    CONSTRAINT runs_started_at CHECK (((status <> ALL (ARRAY['running'::text, 'succeeded'::text, 'failed'::text])) OR (started_at IS NOT NULL))),
-    CONSTRAINT runs_status_check CHECK ((status = ANY (ARRAY['queued'::text, 'claimed'::text, 'running'::text, 'succeeded'::text, 'failed'::text, 'canceled'::text]))),
-    CONSTRAINT runs_succeeded_exited_zero CHECK (((status <> 'succeeded'::text) OR (NOT (exit_code IS DISTINCT FROM 0)))),
-    CONSTRAINT runs_texts_fit CHECK (((octet_length(idempotency_key) <= 300) AND (octet_length(claimed_by) <= 200) AND (length(error_message) <= 10000)))
-);
-
-COMMENT ON COLUMN ops.runs.run_number IS 'Counts 1, 2, 3 and so on within the project, without gaps.';
-
-COMMENT ON COLUMN ops.runs.scheduled_at IS 'Not before this time; null: due now. What is due is set to null.';
-
-COMMENT ON COLUMN ops.runs.claim_count IS 'How often the run was claimed or adopted and not released.';
-
-COMMENT ON COLUMN ops.runs.created_by IS 'The signed-in user who queued the run; null for machines.';
-
-COMMENT ON COLUMN ops.runs.reason IS 'One word: why the last change of status happened.';
 
 CREATE TABLE ops.tools (
     id uuid DEFAULT gen_random_uuid() NOT NULL,
@@ -2623,9 +2698,13 @@ REVOKE ALL ON FUNCTION ops_private.actor() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.add_event(p_run_id uuid, p_event_type text, p_message text, p_payload jsonb) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.adopt_refusal(p_status text, p_lease ops_private.leases, p_worker_id text, p_instance_id uuid, p_engine_id text) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.bad_document(p_name text, p_document jsonb) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.bad_metadata(p_metadata jsonb, p_config jsonb) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.bad_request(p_metadata jsonb, p_idempotency_key text, p_scheduled_at timestamp with time zone) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.bad_worker(p_worker_id text, p_lease_seconds integer) FROM PUBLIC;
 
@@ -2634,6 +2713,8 @@ REVOKE ALL ON FUNCTION ops_private.caller() FROM PUBLIC;
 REVOKE ALL ON FUNCTION ops_private.calling_worker() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.check_run(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_statuses text[], p_shared boolean) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.check_search(p_query tsquery, p_project_id uuid, p_run_id uuid, p_limit integer, p_before timestamp with time zone, p_before_run_id uuid, p_before_seq bigint) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.check_workflow(p_workflow_id uuid) FROM PUBLIC;
 
@@ -2658,7 +2739,9 @@ REVOKE ALL ON FUNCTION ops_private.fail_unreadable(p_run_id uuid, p_error text) 
 REVOKE ALL ON FUNCTION ops_private.forget_artifacts(p_artifact_ids uuid[]) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops_private.forget_artifacts(p_artifact_ids uuid[]) TO service_role;
 
-REVOKE ALL ON FUNCTION ops_private.id_refusal(p_worker_id text, p_instance_id uuid) FROM PUBLIC;
+REVOKE ALL ON FUNCTION ops_private.hand_over(p_lease ops_private.leases, p_worker_id text, p_instance_id uuid, p_engine_id text, p_lease_seconds integer) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.inherited(p_lease ops_private.leases) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.is_final(p_status text) FROM PUBLIC;
 
@@ -2678,9 +2761,15 @@ REVOKE ALL ON FUNCTION ops_private.lock_queue_briefly(p_project_id uuid) FROM PU
 
 REVOKE ALL ON FUNCTION ops_private.log_position(p_run_id uuid) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.loses_its_workers(p_lease ops_private.leases) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.may_adopt(p_lease ops_private.leases, p_worker_id text, p_engine_id text) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.my_projects(p_role text) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops_private.my_projects(p_role text) TO authenticated;
 GRANT ALL ON FUNCTION ops_private.my_projects(p_role text) TO service_role;
+
+REVOKE ALL ON FUNCTION ops_private.nothing_claimed(p_labels text[]) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.owns(p_lease ops_private.leases, p_worker_id text, p_instance_id uuid) FROM PUBLIC;
 
@@ -2701,9 +2790,24 @@ REVOKE ALL ON FUNCTION ops_private.queue_retry(p_run_id uuid, p_delay interval) 
 
 REVOKE ALL ON FUNCTION ops_private.queued_answer(p_run_id uuid, p_created boolean) FROM PUBLIC;
 
+GRANT SELECT ON TABLE ops.runs TO authenticated;
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE ops.runs TO service_role;
+
+GRANT INSERT(project_id) ON TABLE ops.runs TO authenticated;
+
+GRANT INSERT(workflow_id) ON TABLE ops.runs TO authenticated;
+
+GRANT INSERT(status) ON TABLE ops.runs TO authenticated;
+
+GRANT INSERT(metadata) ON TABLE ops.runs TO authenticated;
+
+REVOKE ALL ON FUNCTION ops_private.record_failure(p_run ops.runs, p_details jsonb, p_locked boolean) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.record_run_change() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.refusal(p_code text, p_error text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.repeats(p_run ops.runs, p_worker_id text, p_instance_id uuid, p_status text, p_exit_code integer) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.reserved_keys() FROM PUBLIC;
 
@@ -2730,6 +2834,8 @@ REVOKE ALL ON FUNCTION ops_private.version_key(p_version text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.wake_scheduled_runs() FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.worker_id_taken(p_worker_id text, p_instance_id uuid) FROM PUBLIC;
+
 GRANT SELECT ON TABLE ops.projects TO authenticated;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE ops.projects TO service_role;
 
@@ -2753,17 +2859,6 @@ GRANT USAGE ON SEQUENCE ops_private.run_log_seq TO service_role;
 
 GRANT SELECT ON TABLE ops.run_logs TO authenticated;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE ops.run_logs TO service_role;
-
-GRANT SELECT ON TABLE ops.runs TO authenticated;
-GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE ops.runs TO service_role;
-
-GRANT INSERT(project_id) ON TABLE ops.runs TO authenticated;
-
-GRANT INSERT(workflow_id) ON TABLE ops.runs TO authenticated;
-
-GRANT INSERT(status) ON TABLE ops.runs TO authenticated;
-
-GRANT INSERT(metadata) ON TABLE ops.runs TO authenticated;
 
 GRANT SELECT ON TABLE ops.tools TO authenticated;
 GRANT SELECT ON TABLE ops.tools TO ops_worker;

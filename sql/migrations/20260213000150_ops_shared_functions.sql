@@ -1,0 +1,479 @@
+-- What the functions of the queue share: time, callers, answers, arguments, ownership, and the locks of the queue.
+--
+-- A function of the schema ops asks here who is calling, reads its arguments, locks the run and checks the lease in
+-- check_run, and answers. A refusal that a caller must expect is an answer, {"success": false, "code", "error"}, never
+-- an exception. Locks are taken in one order: projects, run_counters, runs, leases, everything else. A function that
+-- queues a run calls lock_queue before it locks a run.
+--
+-- Functions that are called often are plpgsql, which keeps its plans; before PostgreSQL 18 an sql function plans at
+-- every call. The search path of each function ends with pg_temp: left out, PostgreSQL would look there first for tables
+-- and types, and a caller could plant its own.
+
+-- Time ------------------------------------------------------------------------------------------------------
+
+-- All time is read here, so that a test can replace the clock.
+create function ops_private.current_time() returns timestamptz
+language plpgsql volatile set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return clock_timestamp();
+end
+$$;
+
+-- Who is calling --------------------------------------------------------------------------------------------
+
+-- Inside a security definer function current_user is the owner; the caller is the role set, else the
+-- session's.
+create function ops_private.caller() returns text
+language plpgsql stable set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return case current_setting('role')
+        when 'none' then session_user::text else current_setting('role') end;
+end
+$$;
+
+-- Superusers, members of service_role and the owner of the schema may act for any worker and any user.
+create function ops_private.trusted() returns boolean
+language plpgsql stable set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return pg_has_role(
+            ops_private.caller()::name,
+            (select n.nspowner from pg_namespace as n where n.nspname = 'ops'), 'usage')
+        or exists (
+            select from pg_roles as r
+            where r.rolname = 'service_role' and pg_has_role(ops_private.caller()::name, r.oid, 'usage'));
+end
+$$;
+
+-- The caller of a worker function, who must be a member of ops_worker or trusted. The grants say the same, but one
+-- statement can undo them: Supabase's recipe for a schema of one's own grants all its functions to anon.
+create function ops_private.calling_worker() returns text
+language plpgsql stable set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_caller constant text := ops_private.caller();
+begin
+    if not pg_has_role(v_caller::name, 'ops_worker', 'usage') and not ops_private.trusted() then
+        raise exception 'permission denied: the role % is not a member of ops_worker', v_caller
+            using errcode = 'insufficient_privilege';
+    end if;
+    return v_caller;
+end
+$$;
+
+-- The user of a JWT, in either form that PostgREST passes claims.
+create function ops.current_user_id() returns uuid
+language plpgsql stable set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return coalesce(
+        nullif(current_setting('request.jwt.claim.sub', true), ''),
+        nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'sub')::uuid;
+end
+$$;
+
+create function ops.current_user_role(p_project_id uuid) returns text
+language sql stable set search_path = pg_catalog, pg_temp
+return (
+    select m.role from ops.project_memberships as m
+    where m.project_id = p_project_id and m.user_id = ops.current_user_id());
+
+-- Claims can be set by anybody with a connection of his own, so they name the actor for signed-in users only.
+create function ops_private.actor() returns text
+language plpgsql stable set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return case ops_private.caller()
+        when 'authenticated' then coalesce(ops.current_user_id()::text, 'authenticated')
+        else ops_private.caller() end;
+end
+$$;
+
+-- Answers and events ----------------------------------------------------------------------------------------
+
+create function ops_private.refusal(p_code text, p_error text) returns jsonb
+language plpgsql immutable set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return jsonb_build_object('success', false, 'code', p_code, 'error', p_error);
+end
+$$;
+
+create function ops_private.is_final(p_status text) returns boolean
+language plpgsql immutable set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return p_status in ('succeeded', 'failed', 'canceled');
+end
+$$;
+
+create function ops_private.add_event(
+    p_run_id uuid, p_event_type text, p_message text, p_payload jsonb
+) returns uuid
+language plpgsql volatile set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_event_id uuid;
+begin
+    insert into ops.run_events (run_id, event_type, message, payload)
+    values (p_run_id, p_event_type, p_message, p_payload)
+    returning id into v_event_id;
+    return v_event_id;
+end
+$$;
+
+-- Arguments -------------------------------------------------------------------------------------------------
+
+-- Which argument of a worker is wrong, in words; null: none.
+create function ops_private.bad_worker(p_worker_id text, p_lease_seconds integer) returns text
+language plpgsql immutable set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return case
+        when coalesce(p_worker_id, '') = '' then 'the worker_id must not be empty'
+        when octet_length(p_worker_id) > 200 then 'the worker_id must have at most 200 bytes'
+        when (p_lease_seconds between 1 and 3600) is not true then 'the lease_seconds must be from 1 to 3600'
+    end;
+end
+$$;
+
+-- What is wrong with a document that a caller gives, in words; null: nothing. The size comes first: it bounds what the
+-- depth costs. Constraints of the fourth file say the same of the columns.
+create function ops_private.bad_document(p_name text, p_document jsonb) returns text
+language plpgsql immutable set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return case
+        when jsonb_typeof(p_document) <> 'object' then format('the %s must be an object', p_name)
+        when octet_length(p_document::text) > 262144 then format('the %s must have at most 256 KiB', p_name)
+        when jsonb_path_exists(p_document, 'strict $.**{33}') then
+            format('the %s must be nested at most 32 deep', p_name)
+    end;
+end
+$$;
+
+-- What `git check-ref-format` allows, roughly, and never what a command would take for an option. The
+-- length comes first: it bounds what the pattern costs (two minutes for 95 MB).
+create function ops_private.is_git_ref(p_ref text) returns boolean
+language plpgsql immutable set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return length(p_ref) <= 255 and p_ref ~ '^(?![-/.])(?!.*(\.\.|//|@\{))[^\x01-\x20\x7f~^:?*\[\\]+$' and p_ref !~ '[/.]$';
+end
+$$;
+
+-- Keys that a run's metadata may not have, because they decide what a workflow does.
+create function ops_private.reserved_keys() returns text[]
+language plpgsql immutable set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return array[
+        'artifacts', 'command', 'concurrency_key', 'labels', 'network', 'priority', 'read_only', 'resources', 'retry',
+        'run_env', 'secrets', 'services', 'timeout_seconds', 'tool', 'user', 'version'];
+end
+$$;
+
+-- What is wrong with the metadata of a new run of a workflow with that configuration, in words; null: nothing that is
+-- known here. A worker checks the rest.
+create function ops_private.bad_metadata(p_metadata jsonb, p_config jsonb) returns text
+language plpgsql immutable set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_run_env constant jsonb := case jsonb_typeof(p_config -> 'run_env')
+        when 'array' then p_config -> 'run_env' else '[]' end;
+    v_key text;
+begin
+    select k.key into v_key from unnest(ops_private.reserved_keys()) as k (key) where p_metadata ? k.key limit 1;
+    if found then
+        return format(
+            'run metadata, %s: a run may set env, args, git_ref, git_commit; %1$s belongs into the workflow''s config',
+            v_key);
+    end if;
+    v_key := case
+        when jsonb_typeof(p_metadata -> 'env') <> 'object' then 'env: expected an object'
+        when jsonb_typeof(p_metadata -> 'args') <> 'array' then 'args: expected a list'
+    end;
+    if v_key is not null then
+        return 'run metadata, ' || v_key;
+    end if;
+    if p_metadata ? 'env' then
+        select left(k.key, 60) into v_key from jsonb_object_keys(p_metadata -> 'env') as k (key)
+        where not v_run_env ? k.key limit 1;
+        if found then
+            return format(
+                'run metadata, env.%s: the workflow does not list it; add "%1$s" to run_env in the workflow''s config',
+                v_key);
+        end if;
+    end if;
+    return null;
+end
+$$;
+
+-- Ownership -------------------------------------------------------------------------------------------------
+
+-- Why the caller may not work under this worker id, in words; null if it may. Every caller may use an id that is not
+-- registered; the events name the role that did.
+create function ops_private.worker_id_taken(p_worker_id text, p_instance_id uuid) returns text
+language plpgsql volatile set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_owner constant text := (
+        select i.db_role from ops_private.worker_ids as i
+        where i.worker_id = p_worker_id and i.db_role <> ops_private.caller()
+            and exists (select from pg_roles as r where r.rolname = i.db_role));
+begin
+    if v_owner is not null and not ops_private.trusted() then
+        return format(
+            'the worker id %s belongs to the database role %s until service_role calls ops.shut_out_worker(''%1$s'')',
+            p_worker_id, v_owner);
+    elsif exists (
+        select from ops_private.workers as w
+        where w.worker_id = p_worker_id and w.instance_id <> p_instance_id
+            and w.expires_at > ops_private.current_time()
+    ) then
+        return 'another instance works under this worker id';
+    end if;
+    return null;
+end
+$$;
+
+create function ops_private.owns(
+    p_lease ops_private.leases, p_worker_id text, p_instance_id uuid
+) returns boolean
+language plpgsql stable set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return (p_lease.db_role = ops_private.caller() or ops_private.trusted())
+        and (p_worker_id is null or p_worker_id = p_lease.worker_id)
+        and (p_instance_id is null or p_instance_id is not distinct from p_lease.instance_id);
+end
+$$;
+
+-- Locks the run, and returns null when the caller holds its lease and its status is one of p_statuses, else
+-- the refusal. The lease is read in a statement of its own, after the lock: whoever changes its owner locks
+-- the run first. Appending functions share the lock, so they only wait for a change of status; and not for long, since
+-- the client that makes it may keep its transaction open: SQLSTATE 55P03 then, and the worker calls again.
+create function ops_private.check_run(
+    p_run_id uuid, p_worker_id text, p_instance_id uuid, p_statuses text[], p_shared boolean default false
+) returns jsonb
+language plpgsql volatile set search_path = pg_catalog, pg_temp set lock_timeout = '3s'
+as $$
+declare
+    v_status text;
+    v_lease ops_private.leases;
+begin
+    perform ops_private.calling_worker();
+    if p_shared then
+        select r.status into v_status from ops.runs as r where r.id = p_run_id for share;
+    else
+        select r.status into v_status from ops.runs as r where r.id = p_run_id for no key update;
+    end if;
+    if v_status is null then
+        return ops_private.refusal('not_found', 'there is no such run');
+    end if;
+    if ops_private.is_final(v_status) then
+        return ops_private.refusal('final', format('the run is already %s', v_status));
+    end if;
+    if v_status = 'queued' then
+        return ops_private.refusal(
+            case when 'claimed' = any (p_statuses) then 'not_claimed' else 'not_running' end,
+            'the run is queued');
+    end if;
+    select l.* into v_lease from ops_private.leases as l where l.run_id = p_run_id;
+    if not ops_private.owns(v_lease, p_worker_id, p_instance_id) then
+        return ops_private.refusal('not_owner', 'the run is not claimed by this worker');
+    end if;
+    if v_status <> all (p_statuses) then
+        return ops_private.refusal(
+            case v_status when 'running' then 'not_claimed' else 'not_running' end,
+            format('the run is %s', v_status));
+    end if;
+    return null;
+end
+$$;
+
+-- What is stored of a run -----------------------------------------------------------------------------------
+
+-- The last line of the container's journal that is stored.
+create function ops_private.log_position(p_run_id uuid) returns bigint
+language plpgsql stable set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return (
+        select coalesce(max(g.seq), 0) from ops.run_logs as g
+        where g.run_id = p_run_id and g.seq < 1099511627776);
+end
+$$;
+
+-- The container that was created for the run. One that was there once is never made again: it may have run.
+create function ops_private.container_of(p_run_id uuid) returns text
+language plpgsql stable set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return (
+        select e.payload ->> 'container_id' from ops.run_events as e
+        where e.run_id = p_run_id and e.event_type = 'info' and e.payload ? 'container_id'
+        order by e.seq limit 1);
+end
+$$;
+
+-- Queue -----------------------------------------------------------------------------------------------------
+
+-- Locks what queueing a run of this project locks, in the order that all keep, and returns the highest number given
+-- out; null when there is no such project.
+create function ops_private.lock_queue(p_project_id uuid) returns integer
+language plpgsql volatile set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_last integer;
+begin
+    perform from ops.projects as p where p.id = p_project_id for key share;
+    if not found then
+        return null;
+    end if;
+    select c.last into v_last from ops_private.run_counters as c where c.project_id = p_project_id for update;
+    if not found then
+        insert into ops_private.run_counters as c (project_id, last) values (p_project_id, 0)
+        on conflict (project_id) do update set last = c.last
+        returning c.last into v_last;
+    end if;
+    return v_last;
+end
+$$;
+
+-- Whether a project has as many queued runs as it may have, or p_more than that.
+create function ops_private.queue_is_full(p_project_id uuid, p_more integer default 0) returns boolean
+language plpgsql volatile set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_most constant bigint := (select c.max_queued_runs from ops_private.control as c);
+begin
+    return v_most + p_more <= (
+        select count(*) from (
+            select from ops.runs as r
+            where r.project_id = p_project_id and r.status = 'queued' limit v_most + p_more) as q);
+end
+$$;
+
+-- Retry -----------------------------------------------------------------------------------------------------
+
+-- Which word of a workflow's retry.on stands for a run that failed for that reason. Null: it would fail again, as with
+-- a configuration that is wrong, or it has been set aside.
+create function ops_private.retry_class(p_reason text) returns text
+language plpgsql immutable set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return case p_reason
+        when 'worker_lost' then 'worker_lost'
+        when 'timeout' then 'timeout'
+        when 'out_of_memory' then 'oom'
+        else case when p_reason in (
+            'failed', 'exit_code', 'signal', 'image_missing', 'engine_error', 'engine_lost', 'disk_full',
+            'artifacts_failed') then 'failed' end
+    end;
+end
+$$;
+
+-- Whether what queueing a run of this project locks could be locked without a long wait.
+create function ops_private.lock_queue_briefly(p_project_id uuid) returns boolean
+language plpgsql volatile set search_path = pg_catalog, pg_temp set lock_timeout = '200ms'
+as $$
+begin
+    perform ops_private.lock_queue(p_project_id);
+    return true;
+exception when lock_not_available then
+    return false;
+end
+$$;
+
+-- Locks what the insert of a retry takes before the run itself is locked: the order of locks is projects,
+-- run_counters, runs. False: another transaction holds them. p_wait false is for a caller who holds the run already;
+-- others wait for a moment only, since a client may keep its transaction open for as long as it likes.
+create function ops_private.lock_for_retry(p_run_id uuid, p_wait boolean default true) returns boolean
+language plpgsql volatile set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_project_id uuid;
+begin
+    select r.project_id into v_project_id
+    from ops.runs as r
+    join ops.workflows as w on w.id = r.workflow_id
+    where r.id = p_run_id and jsonb_typeof(w.config -> 'retry') = 'object';
+    if v_project_id is null then
+        return true;
+    end if;
+    if p_wait then
+        return ops_private.lock_queue_briefly(v_project_id);
+    end if;
+    perform from ops.projects as p where p.id = v_project_id for key share skip locked;
+    if not found then
+        return false;
+    end if;
+    perform from ops_private.run_counters as c where c.project_id = v_project_id for update skip locked;
+    return found;
+end
+$$;
+
+-- Queues the next attempt of a run, due after p_delay, and returns its id; null when there is no such run. For
+-- a signed-in user the new run is his own, for machines it stays with whoever queued the first. The insert
+-- locks the project and its counter: a caller that locks runs too calls ops_private.lock_queue first.
+create function ops_private.queue_retry(p_run_id uuid, p_delay interval default null) returns uuid
+language plpgsql volatile set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_retry_id uuid;
+begin
+    insert into ops.runs (
+        project_id, workflow_id, metadata, priority, labels, concurrency_key, scheduled_at, created_by,
+        retry_of, attempt)
+    select r.project_id, r.workflow_id, r.metadata, r.priority, r.labels, r.concurrency_key,
+        ops_private.current_time() + p_delay, r.created_by, r.id, r.attempt + 1
+    from ops.runs as r where r.id = p_run_id
+    for key share
+    returning id into v_retry_id;
+    if v_retry_id is not null then
+        perform ops_private.add_event(p_run_id, 'info', 'retried', jsonb_strip_nulls(jsonb_build_object(
+            'actor', ops_private.actor(), 'retry_run_id', v_retry_id,
+            'after_seconds', round(extract(epoch from p_delay)))));
+    end if;
+    return v_retry_id;
+end
+$$;
+
+-- Queues a retry of a failed run where its workflow's retry {max_attempts, on, delay_seconds} says so. The wait doubles
+-- with each attempt up to an hour, and a random part of up to a half is taken off. A config that makes no sense means
+-- none; the worker has refused such a run already.
+create function ops_private.retry_if_asked(p_run_id uuid) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_run ops.runs;
+    v_retry jsonb;
+    v_delay interval;
+begin
+    select r.* into v_run from ops.runs as r where r.id = p_run_id;
+    select w.config -> 'retry' into v_retry
+    from ops.workflows as w
+    join ops.projects as p on p.id = w.project_id
+    where w.id = v_run.workflow_id and w.enabled and p.status = 'active';
+    if v_run.status <> 'failed' or v_run.cancel_requested_at is not null
+        or (v_retry -> 'on' ? ops_private.retry_class(v_run.reason)) is not true
+        or jsonb_typeof(v_retry -> 'max_attempts') is distinct from 'number'
+        or v_run.attempt >= (v_retry ->> 'max_attempts')::numeric then
+        return;
+    end if;
+    v_delay := make_interval(secs => (1 - random() / 2) * least(3600, power(2, least(v_run.attempt, 20) - 1)
+        * case jsonb_typeof(v_retry -> 'delay_seconds')
+            when 'number' then greatest(0, least(3600, (v_retry ->> 'delay_seconds')::numeric)) else 10 end));
+    perform ops_private.queue_retry(p_run_id, v_delay);
+end
+$$;
+
+-- Grants ----------------------------------------------------------------------------------------------------
+
+-- Everybody may execute a new function. The migration that makes the roles grants these to the roles that need them. The
+-- schema ops may hold functions of others, so each file names its own.
+revoke execute on all functions in schema ops_private from public;
+revoke execute on function ops.current_user_id, ops.current_user_role from public;
