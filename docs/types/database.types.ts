@@ -229,6 +229,7 @@ export type Database = {
                     claimed_by: string | null;
                     claimed_instance: string | null;
                     concurrency_key: string | null;
+                    container_id: string | null;
                     created_at: string;
                     created_by: string | null;
                     error_message: string | null;
@@ -258,6 +259,7 @@ export type Database = {
                     claimed_by?: string | null;
                     claimed_instance?: string | null;
                     concurrency_key?: string | null;
+                    container_id?: string | null;
                     created_at?: string;
                     created_by?: string | null;
                     error_message?: string | null;
@@ -286,6 +288,7 @@ export type Database = {
                     claimed_by?: string | null;
                     claimed_instance?: string | null;
                     concurrency_key?: string | null;
+                    container_id?: string | null;
                     created_at?: string;
                     created_by?: string | null;
                     error_message?: string | null;
@@ -594,6 +597,16 @@ export type Database = {
                 }[];
             };
             reap: { Args: Record<PropertyKey, never>; Returns: Json };
+            record_container: {
+                Args: {
+                    p_container_id: string;
+                    p_details?: Json;
+                    p_instance_id: string;
+                    p_run_id: string;
+                    p_worker_id: string;
+                };
+                Returns: Json;
+            };
             register_worker: {
                 Args: {
                     p_engine_id?: string;

@@ -66,6 +66,7 @@ create table ops.runs (
     retry_of uuid references ops.runs (id) on delete set null,
     attempt integer not null default 1 check (attempt > 0),
     reason text,
+    container_id text,
     unique (project_id, run_number),
     constraint runs_workflow_of_project_fkey foreign key (project_id, workflow_id)
         references ops.workflows (project_id, id) on delete cascade
@@ -76,6 +77,7 @@ comment on column ops.runs.scheduled_at is 'Not before this time; null: due now.
 comment on column ops.runs.claim_count is 'How often the run was claimed or adopted and not released.';
 comment on column ops.runs.created_by is 'The signed-in user who queued the run; null for machines.';
 comment on column ops.runs.reason is 'One word: why the last change of status happened.';
+comment on column ops.runs.container_id is 'The container that was created for the run; it is created only once.';
 
 -- project_id repeats what the run says, so that row policies need no join; a trigger fills it.
 create table ops.run_events (

@@ -294,7 +294,7 @@ begin
 end
 $$;
 
--- What is stored of a run -----------------------------------------------------------------------------------
+-- Log -------------------------------------------------------------------------------------------------------
 
 -- The last line of the container's journal that is stored.
 create function ops_private.log_position(p_run_id uuid) returns bigint
@@ -304,18 +304,6 @@ begin
     return (
         select coalesce(max(g.seq), 0) from ops.run_logs as g
         where g.run_id = p_run_id and g.seq < 1099511627776);
-end
-$$;
-
--- The container that was created for the run. One that was there once is never made again: it may have run.
-create function ops_private.container_of(p_run_id uuid) returns text
-language plpgsql stable set search_path = pg_catalog, pg_temp
-as $$
-begin
-    return (
-        select e.payload ->> 'container_id' from ops.run_events as e
-        where e.run_id = p_run_id and e.event_type = 'info' and e.payload ? 'container_id'
-        order by e.seq limit 1);
 end
 $$;
 

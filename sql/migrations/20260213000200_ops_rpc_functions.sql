@@ -40,7 +40,7 @@ begin
             'lease_expires_at', l.expires_at,
             'cancel_requested', r.cancel_requested_at is not null,
             'log_position', ops_private.log_position(r.id),
-            'container_id', ops_private.container_of(r.id),
+            'container_id', r.container_id,
             'metadata', r.metadata,
             'project', jsonb_build_object(
                 'slug', p.slug, 'name', p.name, 'workspace_key', p.workspace_key,
@@ -315,6 +315,40 @@ begin
 end
 $$;
 
+-- Records the container that was created for the run, and what it was made of, before it starts. A run has one: a
+-- worker that adopts the run goes on with this container, and never creates another, since this one may have run.
+create function ops.record_container(
+    p_run_id uuid, p_worker_id text, p_instance_id uuid, p_container_id text, p_details jsonb default '{}'
+) returns jsonb
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_refusal constant jsonb := ops_private.check_run(p_run_id, p_worker_id, p_instance_id, '{running}');
+    v_payload constant jsonb := coalesce(p_details, '{}') || jsonb_build_object('container_id', p_container_id);
+    v_wrong constant text := case
+        when (octet_length(p_container_id) between 1 and 200) is not true then
+            'the container_id must have 1 to 200 bytes'
+        else ops_private.bad_document('details', v_payload) end;
+    v_recorded text;
+begin
+    if v_refusal is not null then
+        return v_refusal;
+    end if;
+    if v_wrong is not null then
+        return ops_private.refusal('bad_argument', v_wrong);
+    end if;
+    select r.container_id into v_recorded from ops.runs as r where r.id = p_run_id;
+    if v_recorded <> p_container_id then
+        return ops_private.refusal('other_container', format('the run has the container %s', v_recorded));
+    end if;
+    if v_recorded is null then
+        update ops.runs as r set container_id = p_container_id where r.id = p_run_id;
+        perform ops_private.add_event(p_run_id, 'info', 'container created', v_payload);
+    end if;
+    return jsonb_build_object('success', true);
+end
+$$;
+
 -- What a run leaves -----------------------------------------------------------------------------------------
 
 create function ops.append_run_log(
@@ -481,10 +515,7 @@ begin
     if v_wrong is not null then
         return ops_private.refusal('bad_argument', v_wrong);
     end if;
-    -- a claimed run has no container yet; else a host could name one, give the run back, and spoil it for the next
-    v_refusal := ops_private.check_run(
-        p_run_id, p_worker_id, p_instance_id,
-        case when p_payload ? 'container_id' then '{running}' else '{claimed,running}' end::text[], true);
+    v_refusal := ops_private.check_run(p_run_id, p_worker_id, p_instance_id, '{claimed,running}', true);
     if v_refusal is not null then
         return v_refusal;
     end if;
@@ -499,5 +530,5 @@ $$;
 revoke execute on all functions in schema ops_private from public;
 revoke execute on function
     ops.claim_next_run, ops.unclaimable_runs, ops.start_workflow_run, ops.complete_workflow_run, ops.release_run,
-    ops.append_run_log, ops.append_run_logs, ops.add_run_artifact, ops.add_run_event
+    ops.record_container, ops.append_run_log, ops.append_run_logs, ops.add_run_artifact, ops.add_run_event
 from public;

@@ -227,7 +227,8 @@ begin
     v_lease.log_position := ops_private.log_position(p_lease.run_id);
     v_lease.lost := case
         when p_lease.handed_over or v_lease.log_position > p_lease.log_position
-            or (p_lease.renewed and ops_private.container_of(p_lease.run_id) is not null) then 0
+            or (p_lease.renewed and exists (
+                select from ops.runs as r where r.id = p_lease.run_id and r.container_id is not null)) then 0
         else p_lease.lost + 1 end;
     v_lease.lost_since := case
         when v_lease.lost > 1 then p_lease.lost_since

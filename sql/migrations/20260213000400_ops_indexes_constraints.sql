@@ -101,7 +101,9 @@ alter table ops.runs
     add constraint runs_labels_hold_no_null check (array_position(labels, null) is null),
     add constraint runs_concurrency_key_length check (length(concurrency_key) between 1 and 200),
     add constraint runs_reason_is_a_word check (reason ~ '^[a-z][a-z0-9_]{0,62}$'),
-    add constraint runs_retry_is_later_attempt check (retry_of is null or attempt > 1);
+    add constraint runs_retry_is_later_attempt check (retry_of is null or attempt > 1),
+    add constraint runs_container_id_length check (octet_length(container_id) between 1 and 200),
+    add constraint runs_container_of_started check (container_id is null or started_at is not null);
 
 -- Indexes ---------------------------------------------------------------------------------------------------
 

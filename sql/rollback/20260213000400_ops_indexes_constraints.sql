@@ -68,6 +68,8 @@ alter table ops.runs
     drop constraint runs_concurrency_key_length,
     drop constraint runs_reason_is_a_word,
     drop constraint runs_retry_is_later_attempt,
+    drop constraint runs_container_id_length,
+    drop constraint runs_container_of_started,
     drop constraint runs_texts_fit,
     drop constraint runs_labels_at_most_20_of_100_characters,
     drop constraint runs_metadata_at_most_256_kib,

@@ -32,8 +32,7 @@ RUNS = """
     select r.id, p.slug as project, r.run_number as number, r.created_at, r.priority, r.labels,
         r.concurrency_key as key, r.scheduled_at, r.status, r.claimed_by as worker, r.claimed_instance as instance,
         r.claimed_at, r.started_at, r.finished_at, r.cancel_requested_at, r.claim_count, r.exit_code, r.reason,
-        exists (select from ops.run_events as e
-            where e.run_id = r.id and e.event_type = 'info' and e.payload ? 'container_id') as container,
+        r.container_id as container,
         to_jsonb(l) as lease,
         array(select (g.seq, g.stream, g.log_level, g.message) from ops.run_logs as g where g.run_id = r.id
             order by g.seq) as lines,

@@ -98,7 +98,7 @@ class Run:
     claim_count: int = 0
     exit_code: int | None = None
     reason: str | None = None
-    container: bool = False  # was created
+    container: str | None = None  # the one that was created
     lease: Lease | None = None
     journal: dict[int, Line] = field(default_factory=dict)
     remarks: list[Line] = field(default_factory=list)
@@ -234,6 +234,15 @@ class Contract:
         self._change(run, "queued", who, "released")
         return {"success": True}
 
+    def record_container(self, who: Caller, run_id: uuid.UUID, container_id: str) -> Answer:
+        run = self._checked(who, run_id, ("running",))
+        if run.container not in (None, container_id):
+            raise Refused("other_container")
+        if run.container is None:
+            run.container = container_id
+            self._tell(run.id, "info", container_id=container_id)
+        return {"success": True}
+
     # What a run leaves ---------------------------------------------------------------------------------------
 
     def append_run_log(self, who: Caller, run_id: uuid.UUID, level: str, message: str) -> Answer:
@@ -268,9 +277,7 @@ class Contract:
     ) -> Answer:
         if event_type not in ("error", "warning", "info"):
             raise Refused("bad_argument")
-        created = "container_id" in payload
-        run = self._checked(who, run_id, ("running",) if created else ACTIVE)
-        run.container |= created and event_type == "info"
+        run = self._checked(who, run_id, ACTIVE)
         self._tell(run.id, event_type, **payload)
         return {"success": True}
 
@@ -337,7 +344,7 @@ class Contract:
         old = run.lease
         run.lease = replace(old, holder=who, seconds=lease_seconds, expires_at=self.now + lease_seconds)
         if holder.instance != who.instance:
-            progress = old.handed_over or run.position > old.position or (old.renewed and run.container)
+            progress = old.handed_over or run.position > old.position or (old.renewed and run.container is not None)
             lost = 0 if progress else old.lost + 1
             since = {0: None, 1: self.now}.get(lost, old.lost_since)
             if lost > MAX_LOST and since is not None and self.now - since >= LOST_SECONDS:

@@ -61,10 +61,7 @@ begin
     if v_wrong is not null then
         return ops_private.refusal('bad_argument', v_wrong);
     end if;
-    -- a claimed run has no container yet; else a host could name one, give the run back, and spoil it for the next
-    v_refusal := ops_private.check_run(
-        p_run_id, p_worker_id, p_instance_id,
-        case when p_payload ? 'container_id' then '{running}' else '{claimed,running}' end::text[], true);
+    v_refusal := ops_private.check_run(p_run_id, p_worker_id, p_instance_id, '{claimed,running}', true);
     if v_refusal is not null then
         return v_refusal;
     end if;
@@ -603,6 +600,37 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops.record_container(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_container_id text, p_details jsonb DEFAULT '{}'::jsonb) RETURNS jsonb
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_refusal constant jsonb := ops_private.check_run(p_run_id, p_worker_id, p_instance_id, '{running}');
+    v_payload constant jsonb := coalesce(p_details, '{}') || jsonb_build_object('container_id', p_container_id);
+    v_wrong constant text := case
+        when (octet_length(p_container_id) between 1 and 200) is not true then
+            'the container_id must have 1 to 200 bytes'
+        else ops_private.bad_document('details', v_payload) end;
+    v_recorded text;
+begin
+    if v_refusal is not null then
+        return v_refusal;
+    end if;
+    if v_wrong is not null then
+        return ops_private.refusal('bad_argument', v_wrong);
+    end if;
+    select r.container_id into v_recorded from ops.runs as r where r.id = p_run_id;
+    if v_recorded <> p_container_id then
+        return ops_private.refusal('other_container', format('the run has the container %s', v_recorded));
+    end if;
+    if v_recorded is null then
+        update ops.runs as r set container_id = p_container_id where r.id = p_run_id;
+        perform ops_private.add_event(p_run_id, 'info', 'container created', v_payload);
+    end if;
+    return jsonb_build_object('success', true);
+end
+$$;
+
 CREATE FUNCTION ops.register_worker(p_worker_id text, p_instance_id uuid, p_host_id text DEFAULT NULL::text, p_engine_id text DEFAULT NULL::text, p_version text DEFAULT NULL::text, p_labels text[] DEFAULT '{}'::text[], p_lease_seconds integer DEFAULT 60, p_takeover boolean DEFAULT false) RETURNS jsonb
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1134,18 +1162,6 @@ begin
 end
 $$;
 
-CREATE FUNCTION ops_private.container_of(p_run_id uuid) RETURNS text
-    LANGUAGE plpgsql STABLE
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$
-begin
-    return (
-        select e.payload ->> 'container_id' from ops.run_events as e
-        where e.run_id = p_run_id and e.event_type = 'info' and e.payload ? 'container_id'
-        order by e.seq limit 1);
-end
-$$;
-
 CREATE FUNCTION ops_private.count_runs() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1380,7 +1396,8 @@ begin
     v_lease.log_position := ops_private.log_position(p_lease.run_id);
     v_lease.lost := case
         when p_lease.handed_over or v_lease.log_position > p_lease.log_position
-            or (p_lease.renewed and ops_private.container_of(p_lease.run_id) is not null) then 0
+            or (p_lease.renewed and exists (
+                select from ops.runs as r where r.id = p_lease.run_id and r.container_id is not null)) then 0
         else p_lease.lost + 1 end;
     v_lease.lost_since := case
         when v_lease.lost > 1 then p_lease.lost_since
@@ -1767,12 +1784,15 @@ CREATE TABLE ops.runs (
     retry_of uuid,
     attempt integer DEFAULT 1 NOT NULL,
     reason text,
+    container_id text,
     CONSTRAINT runs_attempt_check CHECK ((attempt > 0)),
     CONSTRAINT runs_claim_count_check CHECK ((claim_count >= 0)),
     CONSTRAINT runs_claimed_by_not_empty CHECK ((claimed_by <> ''::text)),
     CONSTRAINT runs_claimed_names_worker CHECK (((status <> ALL (ARRAY['claimed'::text, 'running'::text])) OR ((claimed_by IS NOT NULL) AND (claimed_at IS NOT NULL)))),
     CONSTRAINT runs_claimed_not_started CHECK (((status <> 'claimed'::text) OR (started_at IS NULL))),
     CONSTRAINT runs_concurrency_key_length CHECK (((length(concurrency_key) >= 1) AND (length(concurrency_key) <= 200))),
+    CONSTRAINT runs_container_id_length CHECK (((octet_length(container_id) >= 1) AND (octet_length(container_id) <= 200))),
+    CONSTRAINT runs_container_of_started CHECK (((container_id IS NULL) OR (started_at IS NOT NULL))),
     CONSTRAINT runs_exit_code_of_finished CHECK (((exit_code IS NULL) OR (finished_at IS NOT NULL))),
     CONSTRAINT runs_finished_at_iff_final CHECK (((finished_at IS NOT NULL) = (status = ANY (ARRAY['succeeded'::text, 'failed'::text, 'canceled'::text])))),
     CONSTRAINT runs_labels_at_most_20_of_100_characters CHECK (((cardinality(labels) <= 20) AND (length(array_to_string(labels, ''::text)) <= 2000) AND (array_to_string(labels, '
@@ -1801,6 +1821,8 @@ COMMENT ON COLUMN ops.runs.claim_count IS 'How often the run was claimed or adop
 COMMENT ON COLUMN ops.runs.created_by IS 'The signed-in user who queued the run; null for machines.';
 
 COMMENT ON COLUMN ops.runs.reason IS 'One word: why the last change of status happened.';
+
+COMMENT ON COLUMN ops.runs.container_id IS 'The container that was created for the run; it is created only once.';
 
 CREATE FUNCTION ops_private.record_failure(p_run ops.runs, p_details jsonb, p_locked boolean) RETURNS void
     LANGUAGE plpgsql
@@ -1981,7 +2003,7 @@ begin
             'lease_expires_at', l.expires_at,
             'cancel_requested', r.cancel_requested_at is not null,
             'log_position', ops_private.log_position(r.id),
-            'container_id', ops_private.container_of(r.id),
+            'container_id', r.container_id,
             'metadata', r.metadata,
             'project', jsonb_build_object(
                 'slug', p.slug, 'name', p.name, 'workspace_key', p.workspace_key,
@@ -2655,6 +2677,10 @@ REVOKE ALL ON FUNCTION ops.reap() FROM PUBLIC;
 GRANT ALL ON FUNCTION ops.reap() TO ops_worker;
 GRANT ALL ON FUNCTION ops.reap() TO service_role;
 
+REVOKE ALL ON FUNCTION ops.record_container(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_container_id text, p_details jsonb) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.record_container(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_container_id text, p_details jsonb) TO ops_worker;
+GRANT ALL ON FUNCTION ops.record_container(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_container_id text, p_details jsonb) TO service_role;
+
 REVOKE ALL ON FUNCTION ops.register_worker(p_worker_id text, p_instance_id uuid, p_host_id text, p_engine_id text, p_version text, p_labels text[], p_lease_seconds integer, p_takeover boolean) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops.register_worker(p_worker_id text, p_instance_id uuid, p_host_id text, p_engine_id text, p_version text, p_labels text[], p_lease_seconds integer, p_takeover boolean) TO ops_worker;
 GRANT ALL ON FUNCTION ops.register_worker(p_worker_id text, p_instance_id uuid, p_host_id text, p_engine_id text, p_version text, p_labels text[], p_lease_seconds integer, p_takeover boolean) TO service_role;
@@ -2717,8 +2743,6 @@ REVOKE ALL ON FUNCTION ops_private.check_run(p_run_id uuid, p_worker_id text, p_
 REVOKE ALL ON FUNCTION ops_private.check_search(p_query tsquery, p_project_id uuid, p_run_id uuid, p_limit integer, p_before timestamp with time zone, p_before_run_id uuid, p_before_seq bigint) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.check_workflow(p_workflow_id uuid) FROM PUBLIC;
-
-REVOKE ALL ON FUNCTION ops_private.container_of(p_run_id uuid) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.count_runs() FROM PUBLIC;
 

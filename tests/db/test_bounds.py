@@ -50,7 +50,7 @@ async def test_every_document_is_bounded_in_size_and_depth_as_the_worker_bounds_
         ("tools", "docker_image", ""), ("tools", "docker_image", "a b"), ("tools", "docker_image", "x" * 513),
         ("tools", "tool_name", "x" * 201), ("tools", "version", "1" * 101),
         ("runs", "idempotency_key", "x" * 301), ("runs", "claimed_by", "x" * 201),
-        ("runs", "error_message", "x" * 10_001),
+        ("runs", "error_message", "x" * 10_001), ("runs", "container_id", "x" * 201),
         ("run_artifacts", "artifact_url", "x" * 8193), ("run_artifacts", "content_type", "x" * 256),
         ("runs", "labels", ["x"] * (MAX_LABELS + 1)), ("runs", "labels", ["x" * (MAX_LABEL + 1)]),
         ("runs", "labels", ["\n".join(["x" * 90] * 23)]),

@@ -324,14 +324,11 @@ async def test_a_run_whose_holders_are_lost_one_after_the_other_fails(world: Wor
     assert [event["reason"] for event in await world.events(run, "error")] == ["poison"]
 
 
-CONTAINER = ("info", "container created", '{"container_id": "c"}')
-
-
 @pytest.mark.parametrize("sign", ["line", "renewal", "leave"])
 async def test_a_holder_that_made_progress_does_not_count_as_lost(world: World, sign: str) -> None:
     run = await world.running()
     if sign == "renewal":
-        await call(world.db, "add_run_event", run, *CONTAINER)
+        await call(world.db, "record_container", run, WORKER, INSTANCE, "c")
     for n in range(20):
         await shift_clock(world.db, 30 * n)
         answer = await new_holder(world, run)
@@ -355,7 +352,7 @@ async def test_progress_counts_for_the_holder_that_made_it(world: World, sign: s
     elif sign == "leave":
         await call(world.db, "unregister_worker", WORKER, INSTANCE)
     else:
-        await call(world.db, "add_run_event", run, *CONTAINER)
+        await call(world.db, "record_container", run, WORKER, INSTANCE, "c")
         await call(world.db, "heartbeat", WORKER, INSTANCE)
     for _ in range(6):
         assert (await new_holder(world, run))["run_id"] == str(run)

@@ -182,12 +182,14 @@ class Queue(RuleBasedStateMachine):
         self.do_to("add_run_artifact", which, ("running",), who, lost=lost, artifact_key=key, artifact_url=url)
 
     @precondition(some(*ACTIVE))
-    @rule(
-        which=choices, who=callers, kind=st.sampled_from(["info", "warning", "error", "state_change"]),
-        key=st.sampled_from(["a", "container_id"]), lost=lost,
-    )  # fmt: skip
-    def add_event(self, *, which: tuple[int, bool], who: Caller | None, kind: str, key: str, lost: bool) -> None:
-        self.do_to("add_run_event", which, ACTIVE, who, lost=lost, event_type=kind, message="m", payload={key: "1"})
+    @rule(which=choices, who=callers, kind=st.sampled_from(["info", "warning", "error", "state_change"]), lost=lost)
+    def add_event(self, *, which: tuple[int, bool], who: Caller | None, kind: str, lost: bool) -> None:
+        self.do_to("add_run_event", which, ACTIVE, who, lost=lost, event_type=kind, message="m", payload={"a": "1"})
+
+    @precondition(some(*ACTIVE))
+    @rule(which=choices, who=callers, container_id=st.sampled_from("ab"), lost=lost)
+    def record_container(self, *, which: tuple[int, bool], who: Caller | None, container_id: str, lost: bool) -> None:
+        self.do_to("record_container", which, ("running",), who, lost=lost, container_id=container_id)
 
     @rule(who=workers, lost=lost)
     def reap(self, *, who: Caller, lost: bool) -> None:

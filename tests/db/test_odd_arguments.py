@@ -22,7 +22,7 @@ from tests.support.postgres import Cluster
 from tests.support.schema import CATALOG
 
 FUNCTIONS = sorted(set(re.findall(r"^function ops\.(\w+)\(", CATALOG.read_text(), re.MULTILINE)))
-WRITING = {"append_run_log", "add_run_event", "add_run_artifact"}
+WRITING = {"append_run_log", "add_run_event", "add_run_artifact", "record_container"}
 """Of these, the first example, in which all is as it is meant, must succeed."""
 
 THE_RUN = "the run"
@@ -35,6 +35,8 @@ MEANT = {
     "p_metadata": "{}",
     "p_payload": "{}",
     "p_event_type": "info",
+    "p_container_id": "c",
+    "p_details": "{}",
     "p_artifact_key": "a/b",
     "p_artifact_url": "file:///a/b",
     "p_content_type": "text/plain",

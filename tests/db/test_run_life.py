@@ -28,6 +28,7 @@ LIFE: dict[str, dict[str, Any]] = {
     "append_run_logs": BATCH,
     "add_run_artifact": {"p_artifact_key": "a.txt", "p_artifact_url": "file:///a.txt"},
     "add_run_event": {"p_event_type": "info", "p_message": "hello"},
+    "record_container": {"p_container_id": "c"},
 }
 """Every function that a worker calls for one run, with arguments that are right."""
 ANSWERS = {
@@ -39,6 +40,7 @@ ANSWERS = {
     "append_run_logs": ("not_running", None),
     "add_run_artifact": ("not_running", None),
     "add_run_event": (None, None),
+    "record_container": ("not_running", None),
 }
 
 

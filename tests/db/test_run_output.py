@@ -304,6 +304,18 @@ async def test_an_event_that_is_wrong_is_refused(world: World, wrong: dict[str, 
     assert answer["error"].startswith(f"the {next(iter(wrong)).removeprefix('p_')} must ")
 
 
+async def test_a_run_has_one_container(world: World) -> None:
+    run = await world.running()
+    mine = (run, WORKER, INSTANCE)
+    details = json.dumps({"image_id": "sha256:1", "container_id": "x"})
+    for _ in range(2):  # the first answer was lost
+        assert await call(world.db, "record_container", *mine, "c", details) == {"success": True}
+    assert (await call(world.db, "record_container", *mine, "d"))["code"] == "other_container"
+    assert await world.events(run, "info") == [
+        {"actor": "postgres"}, {"image_id": "sha256:1", "container_id": "c"},
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "statement",
     ["update ops.run_events set message = 'x'", "delete from ops.run_events", "truncate ops.run_events",

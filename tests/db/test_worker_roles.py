@@ -255,14 +255,13 @@ async def test_a_worker_id_stays_its_role_s_while_no_worker_runs_under_it(world:
 async def test_a_host_cannot_spoil_a_run_that_it_gives_back(world: World, hosts: Hosts) -> None:
     one, two = hosts
     run = await world.queue()
-    container = {"p_event_type": "info", "p_message": "container created", "p_payload": '{"container_id": "c"}'}
     await call(two, "claim_next_run", "host-two", INSTANCE)
-    assert (await call(two, "add_run_event", run, **container))["code"] == "not_running"
+    assert (await call(two, "record_container", run, "host-two", INSTANCE, "c"))["code"] == "not_running"
     assert (await call(two, "release_run", run, "host-two", INSTANCE))["success"]
-    claim = await call(one, "claim_next_run", WORKER)
+    claim = await call(one, "claim_next_run", WORKER, INSTANCE)
     assert (claim["run_id"], claim["container_id"]) == (str(run), None)
-    await call(one, "start_workflow_run", run, WORKER)
-    assert (await call(one, "add_run_event", run, **container))["success"]
+    await call(one, "start_workflow_run", run, WORKER, INSTANCE)
+    assert (await call(one, "record_container", run, WORKER, INSTANCE, "c"))["success"]
 
 
 @pytest.mark.parametrize("name", ["host_one", WORKER], ids=["by its role", "by its worker id"])

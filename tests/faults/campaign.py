@@ -108,7 +108,8 @@ ENGINE_CALLS = (
 )
 DATABASE_CALLS = (
     "register_worker", "heartbeat", "reap", "claim_next_run", "adopt_run", "adoptable_runs", "release_run",
-    "start_workflow_run", "append_run_logs", "add_run_artifact", "add_run_event", "complete_workflow_run",
+    "start_workflow_run", "append_run_logs", "add_run_artifact", "add_run_event", "record_container",
+    "complete_workflow_run",
 )  # fmt: skip
 
 

@@ -33,7 +33,7 @@ POINTS: dict[str, tuple[type, str, str]] = {
     "adopted": (Queue, "adopt", AFTER),
     "started": (Queue, "start", AFTER),
     "created": (Engine, "create", AFTER),
-    "told": (Queue, "add_event", AFTER),  # that the container is created; it is not started
+    "told": (Queue, "record_container", AFTER),  # the container is created and recorded; it is not started
     "up": (Container, "start", AFTER),
     "logging": (Queue, "append_logs", BEFORE),
     "logged": (Queue, "append_logs", AFTER),

@@ -180,8 +180,8 @@ async def test_an_acknowledgement_that_is_lost_after_the_commit_changes_nothing(
     job = await scene.job(2_000)
     await scene.killed(points="claimed=kill")
     functions = (
-        "register_worker", "adopt_run", "heartbeat", "start_workflow_run", "append_run_logs", "add_run_artifact",
-        "complete_workflow_run",
+        "register_worker", "adopt_run", "heartbeat", "start_workflow_run", "record_container", "append_run_logs",
+        "add_run_artifact", "complete_workflow_run",
     )  # fmt: skip
     lost = [scene.database.strike(rf"ops\.{name}\(", Fate.LOST, mark=EXECUTED) for name in functions]
     async with scene.worker() as worker:

@@ -236,6 +236,10 @@ class ScriptedQueue:
             return "canceled"
         return "succeeded" if outcome.exit_code == 0 else "failed"
 
+    async def record_container(self, run_id: uuid.UUID, container_id: str, details: dict[str, Any]) -> None:
+        await self._call("record_container")
+        self.events.append(("info", "container created", {**details, "container_id": container_id}))
+
     async def append_logs(self, run_id: uuid.UUID, lines: Sequence[LogLine]) -> None:
         await self._call("append_logs")
         if self.storing is not None:

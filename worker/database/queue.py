@@ -192,6 +192,10 @@ class Queue:
         status: str = answer["status"]
         return status
 
+    async def record_container(self, run_id: uuid.UUID, container_id: str, details: dict[str, Any]) -> None:
+        """Records the container of a run, and what it was made of, before it starts. Raises ``LeaseLost``."""
+        await self._owned("select ops.record_container($1, $2, $3, $4, $5::jsonb)", run_id, container_id, details)
+
     async def append_logs(self, run_id: uuid.UUID, lines: Sequence[LogLine]) -> None:
         """Stores a batch of journal lines; those already there are skipped. Raises ``LeaseLost``."""
         await self._owned(

@@ -59,7 +59,7 @@ class Claim:
     cancel_requested: bool
     log_position: int
     container_id: str | None
-    """The container that was created for it, whether or not it is still there."""
+    """The container that was recorded for it, whether or not it is still there."""
     metadata: Mapping[str, Any]
     project: Project
     workflow: Workflow

@@ -220,7 +220,8 @@ class Run:
             "disk_bytes": spec.disk_bytes,
             "network": spec.network,
         }
-        await self._reporter.event("info", "container created", {"container_id": container.ref, **details, **limits})
+        recorded = self._reporter.redactor.value({**details, **limits})
+        await self._queue.record_container(self.claim.run_id, container.ref, recorded)
         return container
 
     async def _supervise(self, container: RunContainer, terms: RunTerms) -> Outcome:

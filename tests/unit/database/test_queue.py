@@ -212,6 +212,7 @@ OWNED: dict[str, Callable[[Queue], Awaitable[object]]] = {
     "complete": lambda queue: queue.complete(RUN, Outcome(0, Reason.SUCCEEDED)),
     "append_logs": lambda queue: queue.append_logs(RUN, [LINE]),
     "add_artifact": lambda queue: queue.add_artifact(RUN, ARTIFACT),
+    "record_container": lambda queue: queue.record_container(RUN, "c0ffee", {}),
     "add_event": lambda queue: queue.add_event(RUN, "info", "said", {}),
 }
 

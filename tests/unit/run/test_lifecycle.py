@@ -56,7 +56,9 @@ async def test_when_a_run_is_complete_its_log_and_artifacts_are_there_and_then_t
     assert world.said == SAID
     assert [artifact.path for artifact in world.queue.artifacts] == ["a.txt"]
     assert world.store.prefix == f"acme/{RUN_ID}/"
-    steps = ("claim→running", "create", "start", "append_logs", "add_artifact", "complete", "remove")
+    steps = (
+        "claim→running", "create", "record_container", "start", "append_logs", "add_artifact", "complete", "remove",
+    )  # fmt: skip
     assert world.did(*steps) == list(steps)
     assert [(kind, message) for kind, message, _ in world.queue.events] == [("info", "container created")]
 
@@ -575,13 +577,13 @@ async def test_a_run_that_ended_in_time_is_no_timeout_however_long_its_log_takes
 # --- not ours any more, and detached --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("call", ["claim→running", "add_event", "append_logs", "add_artifact", "complete"])
+@pytest.mark.parametrize("call", ["claim→running", "record_container", "append_logs", "add_artifact", "complete"])
 async def test_a_lost_lease_ends_the_work_at_that_call_and_leaves_the_container(world: World, call: str) -> None:
     world.queue.faults = {call: [LeaseLost(RUN_ID)]}
     assert await world.execute() is None
     assert world.queue.outcome is None
     assert world.did("stop", "remove") == []
-    said = ("claim→running", "add_event", "append_logs", "add_artifact", "complete")
+    said = ("claim→running", "record_container", "append_logs", "add_artifact", "complete")
     assert world.did(*said)[-1] == call
 
 
