@@ -26,7 +26,7 @@ from worker.database.connection import is_transient
 from worker.database.queue import Queue
 from worker.engine.engine import Engine
 from worker.errors import DiskShort, EngineError, EngineUnavailable, LeaseLost, Refused, UnreadableRun
-from worker.model.claim import Claim
+from worker.model.claim import Claim, NextRun
 from worker.model.outcome import Stop
 from worker.run.adoption import Adopter
 from worker.run.disk import Disk, DiskGuard
@@ -133,16 +133,16 @@ class Daemon:
             await _until_done(self.leases.find_orphans, self._options.poll)
         while not self._draining.is_set():
             self._roster.changed = anyio.Event()  # before the look: a change from now on ends the wait below
-            claim, waiting = None, True
+            found = NextRun(None, waiting=True)
             with anyio.CancelScope() as self._claiming:
                 await self._adopt_orphans(runs)
                 if len(self._roster.running) < self._options.concurrency and self._has_room():
-                    claim, waiting = await self._claim()
-            if claim is not None:
-                log.info("run claimed", **claim.named)
-                self._begin(runs, claim)
+                    found = await self._claim()
+            if found.claim is not None:
+                log.info("run claimed", **found.claim.named)
+                self._begin(runs, found.claim)
                 continue
-            if self._options.until_idle and not waiting and not self._roster.running:
+            if self._options.until_idle and not found.waiting and not self._roster.running:
                 return
             with anyio.move_on_after(self._options.poll * random.uniform(0.75, 1.25)):  # noqa: S311 - jitter
                 await self._roster.changed.wait()
@@ -164,21 +164,21 @@ class Daemon:
             self._show_status()
         return why is None
 
-    async def _claim(self) -> tuple[Claim | None, bool]:
+    async def _claim(self) -> NextRun:
         """The next run, if there is one and the worker is not draining; else whether one may become due."""
         try:
-            claim, waiting = await self._queue.claim()
+            found = await self._queue.claim()
         except Refused as error:
             log.warning("claim refused", error=str(error), code=error.code)
-            return None, True
+            return NextRun(None, waiting=True)
         except UnreadableRun as error:
             log.warning("a claimed run cannot be read, the next heartbeat names it", error=str(error))
-            return None, True
-        if claim is not None and self._draining.is_set():
+            return NextRun(None, waiting=True)
+        if found.claim is not None and self._draining.is_set():
             with suppress(LeaseLost):
-                await self._queue.release(claim.run_id)
-            return None, False
-        return claim, waiting
+                await self._queue.release(found.claim.run_id)
+            return NextRun(None, waiting=False)
+        return found
 
     # --- runs -------------------------------------------------------------------------------------------------------
 

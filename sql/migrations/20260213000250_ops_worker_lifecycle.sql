@@ -300,8 +300,7 @@ begin
         when v_wrong is not null then ops_private.refusal('bad_argument', v_wrong)
         else ops_private.adopt_refusal(v_status, v_lease, p_worker_id, p_instance_id, p_engine_id) end;
     if v_refusal is not null then
-        return jsonb_build_object(
-            'run_id', null, 'code', v_refusal -> 'code', 'status', v_status, 'message', v_refusal -> 'error');
+        return v_refusal || jsonb_build_object('status', v_status);
     end if;
 
     if v_lease.instance_id is distinct from p_instance_id then
@@ -309,13 +308,13 @@ begin
         if ops_private.loses_its_workers(v_lease) then
             v_status := case v_status when 'running' then 'failed' else 'canceled' end;
             perform ops_private.set_aside(p_run_id, v_status, v_lease.lost, v_lease);
-            return jsonb_build_object(
-                'run_id', null, 'code', 'final', 'status', v_status, 'message', 'the run is set aside');
+            return ops_private.refusal('final', 'the run is set aside') || jsonb_build_object('status', v_status);
         end if;
     end if;
     perform ops_private.hand_over(v_lease, p_worker_id, p_instance_id, p_engine_id, p_lease_seconds);
-    return coalesce(ops_private.run_payload(p_run_id), jsonb_build_object(
-        'run_id', null, 'code', 'final', 'status', 'failed', 'message', 'the run cannot be read'));
+    return coalesce(
+        jsonb_build_object('success', true) || ops_private.run_payload(p_run_id),
+        ops_private.refusal('final', 'the run cannot be read') || jsonb_build_object('status', 'failed'));
 end
 $$;
 

@@ -127,7 +127,7 @@ async def compare_logs(plane: Plane, rounds: int, count: int) -> Iterator[Compar
 
     async def claimed() -> uuid.UUID:
         await plane.queue(workflow)
-        claim, _ = await queue.claim()
+        claim = (await queue.claim()).claim
         assert claim is not None
         await queue.start(claim.run_id)
         return claim.run_id

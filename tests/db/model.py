@@ -134,7 +134,7 @@ class Contract:
         try:
             answer: Answer = getattr(self, function)(who, **arguments)
         except Refused as refused:
-            nothing: Answer = {"run_id": None} if function in ("claim_next_run", "adopt_run") else {"success": False}
+            nothing: Answer = {"run_id": None} if function == "claim_next_run" else {"success": False}
             return nothing | {"code": refused.code} | refused.more
         return answer
 
@@ -356,7 +356,7 @@ class Contract:
             run.worker, run.instance = who.worker, who.instance
             run.claim_count += 1
             self._tell(run.id, "info", actor=who.role, worker_id=who.worker, previous_worker_id=holder.worker)
-        return self._payload(run)
+        return {"success": True} | self._payload(run)
 
     def _may_adopt(self, who: Caller, lease: Lease) -> bool:
         holder = lease.holder

@@ -262,7 +262,7 @@ async def test_a_run_that_cannot_be_read_fails_and_holds_nothing_up(world: World
     await world.db.execute("set max_stack_depth = '100kB'")
     if how == "adopt":
         answer = await call(world.db, "adopt_run", deep, WORKER, uuid.uuid4(), "engine-1")
-        assert (answer["run_id"], answer["code"], answer["status"]) == (None, "final", "failed")
+        assert (answer["success"], answer["code"], answer["status"]) == (False, "final", "failed")
     assert (await world.claim(instance=None))["run_id"] == str(healthy)
     await world.db.execute("reset max_stack_depth")
     row = await world.row(deep)

@@ -199,7 +199,7 @@ class Task:
     async def adopt(self) -> None:
         run = self.dice.choice(self.shared.runs[-6:])  # those before have mostly ended
         answer = await self.send("adopt_run", p_run_id=run, p_engine_id=self.engine, p_lease_seconds=LEASE)
-        if answer["run_id"]:
+        if answer["success"]:
             self.positions[run] = answer["log_position"]
 
     async def reap(self) -> None:

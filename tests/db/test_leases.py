@@ -192,7 +192,7 @@ async def test_a_live_instance_keeps_its_run(world: World) -> None:
     await register(world.db)
     run = await world.running()
     answer = await adopt(world, run)
-    assert (answer["run_id"], answer["code"], answer["status"]) == (None, "worker_id_taken", "running")
+    assert (answer["success"], answer["code"], answer["status"]) == (False, "worker_id_taken", "running")
     await shift_clock(world.db, 61)  # its registration ran out, the lease did not
     assert (await adopt(world, run))["run_id"] == str(run)
 
@@ -214,7 +214,7 @@ async def test_a_neighbour_on_the_engine_adopts_once_the_lease_ran_out(
     run = await world.running()
     await shift_clock(world.db, seconds)
     answer = await adopt(world, run, worker="host-b", engine=engine)
-    assert (answer["run_id"] is not None) == adopted
+    assert answer["success"] == adopted
     assert answer.get("code") == (None if adopted else "not_owner")
 
 
@@ -242,13 +242,13 @@ async def test_another_host_adopts_nothing(world: World, connect: Connect) -> No
 async def test_what_nobody_holds_cannot_be_adopted(world: World, state: str) -> None:
     run = await world.run_in(state)
     answer = await adopt(world, run)
-    assert (answer["run_id"], answer["status"]) == (None, state)
+    assert (answer["success"], answer["status"]) == (False, state)
     assert answer["code"] == ("not_claimed" if state == "queued" else "final")
 
 
 async def test_to_adopt_a_run_that_is_not_there(world: World) -> None:
     answer = await adopt(world, uuid.uuid4())
-    assert (answer["run_id"], answer["code"], answer["status"]) == (None, "not_found", None)
+    assert (answer["success"], answer["code"], answer["status"]) == (False, "not_found", None)
 
 
 # Reaping ----------------------------------------------------------------------------------------------------

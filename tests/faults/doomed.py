@@ -77,7 +77,7 @@ def wrapped(name: str, nth: int, action: str) -> None:
             if name == "stopped":  # the end of the container that it brought about was noticed first
                 passing()
             raise
-        if when == AFTER and not (name == "claimed" and value[0] is None):
+        if when == AFTER and not (name == "claimed" and value.claim is None):
             passing()
         return value
 

@@ -15,7 +15,7 @@ from anyio.lowlevel import checkpoint
 from tests.unit.claims import make_claim
 from tests.unit.journal import frame
 from worker.errors import EngineUnavailable
-from worker.model.claim import Artifact, Claim, LogLine
+from worker.model.claim import Adoption, Artifact, LogLine
 from worker.model.config import ArtifactRule
 from worker.model.container import LABEL_TERMS, ContainerState, Image, Secret
 from worker.model.outcome import Outcome
@@ -222,7 +222,7 @@ class ScriptedQueue:
         if faults := self.faults.get(call):
             raise faults.pop(0)
 
-    async def adopt(self, run_id: uuid.UUID) -> Claim | str:
+    async def adopt(self, run_id: uuid.UUID) -> Adoption:
         raise NotImplementedError
 
     async def start(self, run_id: uuid.UUID) -> None:

@@ -18,7 +18,7 @@ from tests.unit.claims import make_claim
 from worker import daemon as module
 from worker.daemon import MAX_CRASHES, Daemon, DaemonOptions, Timings
 from worker.errors import DiskShort, EngineError, EngineUnavailable, LeaseLost, Refused, UnreadableRun
-from worker.model.claim import Claim, Heartbeat
+from worker.model.claim import Adoption, Claim, Heartbeat, NextRun, NotAdopted
 from worker.model.container import Written
 from worker.model.outcome import Outcome, Reason, Stop
 from worker.run.disk import NOTABLE
@@ -89,24 +89,24 @@ class ScriptedQueue:
         self.on_queue: Callable[[], None] = lambda: None
         self.on_cancel: Callable[[uuid.UUID], None] = lambda _: None
 
-    async def claim(self) -> tuple[Claim | None, bool]:
+    async def claim(self) -> NextRun:
         self.claims += 1
         found = self.queued.pop(0) if self.queued else None
         await self.gate.wait()
         if isinstance(found, Exception):
             raise found
-        return (found, False) if found is not None else (None, self.waiting)
+        return NextRun(found, waiting=found is None and self.waiting)
 
     async def release(self, run_id: uuid.UUID) -> None:
         self.released.append(run_id)
 
-    async def adopt(self, run_id: uuid.UUID) -> Claim | str:
+    async def adopt(self, run_id: uuid.UUID) -> Adoption:
         self.adopted.append(run_id)
         await self.gate.wait()
         found = self.adoptions[run_id]
         if isinstance(found, Exception):
             raise found
-        return found
+        return Adoption(found) if isinstance(found, Claim) else Adoption(why_not=NotAdopted(found))
 
     async def start(self, run_id: uuid.UUID) -> None:
         self.ended[run_id] = None

@@ -26,7 +26,7 @@ import structlog
 from worker.concurrency import retrying
 from worker.database.connection import acquire, connect, is_transient, open_pool
 from worker.errors import LeaseLost, Refused, UnreadableRun
-from worker.model.claim import Artifact, Claim, Heartbeat, LogLine, WorkerIdentity
+from worker.model.claim import Adoption, Artifact, Claim, Heartbeat, LogLine, NextRun, NotAdopted, WorkerIdentity
 from worker.model.outcome import Outcome, Reason
 
 T = TypeVar("T")
@@ -114,9 +114,8 @@ class Queue:
 
     # --- one run ----------------------------------------------------------------------------------------------------
 
-    async def claim(self) -> tuple[Claim | None, bool]:
-        """Claims the next run for this worker; ``(None, waiting)`` when nothing can be claimed now, where ``waiting``
-        says that runs for it are queued but scheduled for later or blocked by their concurrency key.
+    async def claim(self) -> NextRun:
+        """Claims the next run for this worker, if one can be claimed now.
 
         Raises ``Refused`` with code ``worker_id_taken`` when another instance has taken this worker's id, and
         ``UnreadableRun``: the run is then claimed, and in the next heartbeat.
@@ -133,21 +132,20 @@ class Queue:
         with _readable():
             answer = _parsed(text)
             if answer.get("run_id") is not None:
-                return Claim.from_payload(answer), False
+                return NextRun(Claim.from_payload(answer), waiting=False)
         if "code" in answer:
             raise Refused(answer["code"], answer["message"])
-        return None, bool(answer["waiting"])
+        return NextRun(None, bool(answer["waiting"]))
 
     async def unclaimable(self) -> tuple[int, list[str]]:
         """How many queued runs ask for labels that this worker does not offer, and some of those labels."""
         answer = _accepted(await self._call("select ops.unclaimable_runs($1)", list(self._me.labels)))
         return int(answer["runs"]), answer["labels"]
 
-    async def adopt(self, run_id: uuid.UUID) -> Claim | str:
-        """Takes over a run that nobody looks after; else why not: ``final``, ``not_claimed`` (back in the queue),
-        ``not_found``, ``not_owner`` (somebody looks after it) or ``worker_id_taken``.
+    async def adopt(self, run_id: uuid.UUID) -> Adoption:
+        """Adopts a run whose worker is gone.
 
-        Raises ``UnreadableRun``: the run is then this instance's.
+        Raises ``UnreadableRun``: this instance then holds the run.
         """
         me = self._me
         text = await self._ask(
@@ -160,10 +158,11 @@ class Queue:
         )
         with _readable():
             answer = _parsed(text)
-            if answer.get("run_id") is not None:
-                return Claim.from_payload(answer)
-        code: str = answer["code"]
-        return code
+            if answer.get("success"):
+                return Adoption(Claim.from_payload(answer))
+        if answer["code"] in NotAdopted.__members__.values():
+            return Adoption(why_not=NotAdopted(answer["code"]))
+        raise Refused(answer["code"], answer["error"])
 
     async def adoptable(self) -> set[uuid.UUID]:
         """The runs to try that with, whether they have a container yet or not."""

@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime
+from enum import StrEnum
 from typing import Any, NamedTuple, Self, TypeVar
 
 T = TypeVar("T")
@@ -90,6 +91,40 @@ class Claim:
             "project": self.project.slug,
             "workflow": self.workflow.name,
         }
+
+
+@dataclass(frozen=True, slots=True)
+class NextRun:
+    """The answer to a request for the next run."""
+
+    claim: Claim | None
+    waiting: bool
+    """Whether, without a claim, runs for this worker are queued that are not due yet or blocked by their key."""
+
+
+class NotAdopted(StrEnum):
+    """Why a run was not adopted: codes of ``ops.adopt_run``."""
+
+    FINAL = "final"
+    NOT_FOUND = "not_found"
+    NOT_CLAIMED = "not_claimed"
+    """The run is back in the queue."""
+    NOT_OWNER = "not_owner"
+    """Another worker holds the run."""
+    WORKER_ID_TAKEN = "worker_id_taken"
+
+
+@dataclass(frozen=True, slots=True)
+class Adoption:
+    """The answer to an adoption: the claim, or why not; neither after an error of the database."""
+
+    claim: Claim | None = None
+    why_not: NotAdopted | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the run has ended or is not in the database, so that its container can go."""
+        return self.why_not in (NotAdopted.FINAL, NotAdopted.NOT_FOUND)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from contextlib import suppress
 import structlog
 
 from worker.errors import EngineError, EngineUnavailable, LeaseLost, Refused, UnreadableRun
-from worker.model.claim import Claim
+from worker.model.claim import Adoption, Claim, NotAdopted
 from worker.model.outcome import Outcome
 from worker.run.lifecycle import container_name
 from worker.run.ports import RunContext
@@ -25,11 +25,9 @@ class Adopter:
     async def adopt(self, run_id: uuid.UUID) -> Claim | None:
         """The run, if it is this instance's now. The container of a run that has ended is removed."""
         found = await self._answer(run_id)
-        if isinstance(found, Claim):
-            return found
-        if found in ("final", "not_found"):
+        if found.is_over:
             await self._remove_container(run_id)
-        return None
+        return found.claim
 
     async def resolve_lost(self, claim: Claim) -> bool:
         """Whether a run whose lease was lost is this instance's again.
@@ -40,7 +38,7 @@ class Adopter:
         log.warning("lease lost, nothing more is written for this run", **claim.named, ours_again=ours_again)
         return ours_again
 
-    async def _answer(self, run_id: uuid.UUID) -> Claim | str:
+    async def _answer(self, run_id: uuid.UUID) -> Adoption:
         """What the control plane answers; a run that cannot be read is failed, so that it is final.
 
         An error of the database at one run does not end the others: the next look finds that run again.
@@ -49,13 +47,13 @@ class Adopter:
             return await self._context.queue.adopt(run_id)
         except Refused as error:
             log.warning("adoption refused", run_id=str(run_id), error=str(error), code=error.code)
-            return error.code
+            return Adoption()
         except UnreadableRun as error:
             log.warning("the run cannot be read, it fails", run_id=str(run_id), error=str(error))
             with suppress(LeaseLost):
                 await self._context.queue.start(run_id)
                 await self._context.queue.complete(run_id, Outcome.of(error))
-            return "final"
+            return Adoption(why_not=NotAdopted.FINAL)
 
     async def _remove_container(self, run_id: uuid.UUID) -> None:
         """Ends and removes the container of a run, if there is one."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
 
-from worker.model.claim import Artifact, Claim, LogLine
+from worker.model.claim import Adoption, Artifact, LogLine
 from worker.model.config import ArtifactRule
 from worker.model.container import ContainerState, Image, Secret
 from worker.model.outcome import Outcome
@@ -20,7 +20,7 @@ from worker.run.secrets import SecretsFolder
 class RunQueue(Protocol):
     """The control plane. Every method is repeated over passing faults and raises ``LeaseLost``."""
 
-    async def adopt(self, run_id: uuid.UUID) -> Claim | str: ...
+    async def adopt(self, run_id: uuid.UUID) -> Adoption: ...
     async def start(self, run_id: uuid.UUID) -> None: ...
     async def record_container(self, run_id: uuid.UUID, container_id: str, details: dict[str, Any]) -> None: ...
     async def complete(self, run_id: uuid.UUID, outcome: Outcome) -> str: ...

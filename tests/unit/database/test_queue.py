@@ -21,7 +21,7 @@ from worker.database import queue as module
 from worker.database.connection import is_transient
 from worker.database.queue import Queue
 from worker.errors import LeaseLost, Refused, UnreadableRun
-from worker.model.claim import Artifact, LogLine, WorkerIdentity
+from worker.model.claim import Adoption, Artifact, LogLine, NextRun, NotAdopted, WorkerIdentity
 from worker.model.outcome import Outcome, Reason
 
 RUN = uuid.UUID(int=7)
@@ -247,8 +247,8 @@ async def test_no_run_to_claim_says_whether_one_may_become_due() -> None:
     queue, _ = queue_on(
         {"run_id": None, "message": "m", "waiting": True}, {"run_id": None, "message": "m", "waiting": False}
     )
-    assert await queue.claim() == (None, True)
-    assert await queue.claim() == (None, False)
+    assert await queue.claim() == NextRun(None, waiting=True)
+    assert await queue.claim() == NextRun(None, waiting=False)
 
 
 async def test_a_claim_for_a_worker_id_that_another_holds_is_refused() -> None:
@@ -259,16 +259,21 @@ async def test_a_claim_for_a_worker_id_that_another_holds_is_refused() -> None:
 
 
 async def test_a_run_that_cannot_be_adopted_says_why() -> None:
-    queue, _ = queue_on({"run_id": None, "message": "m", "code": "not_owner", "status": "running"})
-    assert await queue.adopt(RUN) == "not_owner"
+    codes = [*NotAdopted, "bad_argument"]
+    queue, _ = queue_on(*({"success": False, "error": "m", "code": code, "status": "running"} for code in codes))
+    for why in NotAdopted:
+        assert await queue.adopt(RUN) == Adoption(why_not=why)
+    with pytest.raises(Refused, match="m") as refused:
+        await queue.adopt(RUN)
+    assert refused.value.code == "bad_argument"
 
 
 async def test_a_number_longer_than_python_reads_does_not_stop_a_claim() -> None:
     queue, _ = queue_on(Raw(f'{{"run_id": null, "waiting": false, "x": {"9" * 5000}}}'))
-    assert await queue.claim() == (None, False)
+    assert await queue.claim() == NextRun(None, waiting=False)
 
 
-CLAIMED = dataclasses.asdict(make_claim(RUN))
+CLAIMED = {"success": True, **dataclasses.asdict(make_claim(RUN))}
 
 
 @pytest.mark.parametrize(
