@@ -211,6 +211,63 @@ begin
 end
 $$;
 
+create function ops_private.is_whole_number(p_value jsonb, p_least integer, p_most integer) returns boolean
+language plpgsql immutable set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return case
+        when jsonb_typeof(p_value) = 'number' and p_value::text ~ '^-?[0-9]{1,10}$' then
+            p_value::bigint between p_least and p_most
+        else false end;
+end
+$$;
+
+-- What is wrong with the retry of a workflow's configuration, in words; null: nothing, or it has none.
+create function ops_private.bad_retry(p_retry jsonb) returns text
+language plpgsql immutable set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return case
+        when coalesce(p_retry, 'null') = 'null' then null
+        when jsonb_typeof(p_retry) <> 'object' then 'retry: expected an object'
+        when p_retry - '{max_attempts,on,delay_seconds}'::text[] <> '{}' then
+            'retry: expected max_attempts, on and delay_seconds'
+        when not ops_private.is_whole_number(p_retry -> 'max_attempts', 2, 100) then
+            'retry.max_attempts: expected a whole number from 2 to 100'
+        when jsonb_typeof(p_retry -> 'on') is distinct from 'array' or p_retry -> 'on' = '[]'
+            or not p_retry -> 'on' <@ '["worker_lost", "failed", "timeout", "oom"]' then
+            'retry.on: expected a list of worker_lost, failed, timeout, oom'
+        when not (coalesce(jsonb_typeof(p_retry -> 'delay_seconds'), 'number') = 'number'
+            and coalesce(p_retry -> 'delay_seconds', '10') between '0' and '3600') then
+            'retry.delay_seconds: expected a number from 0 to 3600'
+    end;
+end
+$$;
+
+-- What is wrong with what a workflow's configuration says of queueing, in words; null: nothing. The worker refuses the
+-- same (worker/spec.py), and what else the configuration says only there.
+create function ops_private.bad_config(p_config jsonb) returns text
+language plpgsql immutable set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return 'workflow config, ' || case
+        when p_config ? 'priority'
+            and not ops_private.is_whole_number(p_config -> 'priority', -2147483648, 2147483647) then
+            'priority: expected a whole number from -2147483648 to 2147483647'
+        when jsonb_typeof(p_config -> 'labels') <> 'array' then 'labels: expected a list'
+        when jsonb_array_length(p_config -> 'labels') > 20 then 'labels: expected at most 20 entries'
+        when exists (
+            select from jsonb_array_elements(p_config -> 'labels') as e (label)
+            where jsonb_typeof(e.label) <> 'string' or length(e.label #>> '{}') not between 1 and 100) then
+            'labels: expected texts of 1 to 100 characters'
+        when jsonb_typeof(p_config -> 'concurrency_key') not in ('string', 'null')
+            or length(p_config ->> 'concurrency_key') > 200 then
+            'concurrency_key: expected a text of at most 200 characters'
+        else ops_private.bad_retry(p_config -> 'retry')
+    end;
+end
+$$;
+
 -- Ownership -------------------------------------------------------------------------------------------------
 
 -- Why the caller may not work under this worker id, in words; null if it may. Every caller may use an id that is not
@@ -431,8 +488,8 @@ end
 $$;
 
 -- Queues a retry of a failed run where its workflow's retry {max_attempts, on, delay_seconds} says so. The wait doubles
--- with each attempt up to an hour, and a random part of up to a half is taken off. A config that makes no sense means
--- none; the worker has refused such a run already.
+-- with each attempt up to an hour, and a random part of up to a half is taken off. A retry that is wrong by now, since
+-- the configuration was changed after the run was queued, means none.
 create function ops_private.retry_if_asked(p_run_id uuid) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp
 as $$
@@ -447,14 +504,15 @@ begin
     join ops.projects as p on p.id = w.project_id
     where w.id = v_run.workflow_id and w.enabled and p.status = 'active';
     if v_run.status <> 'failed' or v_run.cancel_requested_at is not null
-        or (v_retry -> 'on' ? ops_private.retry_class(v_run.reason)) is not true
-        or jsonb_typeof(v_retry -> 'max_attempts') is distinct from 'number'
-        or v_run.attempt >= (v_retry ->> 'max_attempts')::numeric then
+        or ops_private.bad_retry(v_retry) is not null
+        or (v_retry -> 'on' ? ops_private.retry_class(v_run.reason)) is not true then
         return;
     end if;
-    v_delay := make_interval(secs => (1 - random() / 2) * least(3600, power(2, least(v_run.attempt, 20) - 1)
-        * case jsonb_typeof(v_retry -> 'delay_seconds')
-            when 'number' then greatest(0, least(3600, (v_retry ->> 'delay_seconds')::numeric)) else 10 end));
+    if v_run.attempt >= (v_retry ->> 'max_attempts')::integer then
+        return;
+    end if;
+    v_delay := make_interval(secs => (1 - random() / 2) * least(
+        3600, power(2, least(v_run.attempt, 20) - 1) * coalesce((v_retry ->> 'delay_seconds')::numeric, 10)));
     perform ops_private.queue_retry(p_run_id, v_delay);
 end
 $$;

@@ -193,21 +193,17 @@ begin
     if v_config is null or new.retry_of is not null then
         return new;  -- a retry has what the first attempt had; without a workflow the foreign key refuses it
     end if;
-    v_wrong := ops_private.bad_metadata(new.metadata, v_config);
+    v_wrong := coalesce(ops_private.bad_config(v_config), ops_private.bad_metadata(new.metadata, v_config));
     if v_wrong is not null then
         raise exception '%', v_wrong using errcode = 'check_violation';
     end if;
-    if new.priority = 0 and jsonb_typeof(v_config -> 'priority') = 'number' then
-        new.priority := least(greatest((v_config ->> 'priority')::numeric, -2147483648), 2147483647);
+    if new.priority = 0 then
+        new.priority := coalesce((v_config ->> 'priority')::integer, 0);
     end if;
-    if new.labels = '{}' and jsonb_typeof(v_config -> 'labels') = 'array' then
-        new.labels := array(
-            select e.label from jsonb_array_elements_text(v_config -> 'labels') as e (label)
-            where e.label is not null);
+    if new.labels = '{}' then
+        new.labels := array(select jsonb_array_elements_text(v_config -> 'labels'));
     end if;
-    if new.concurrency_key is null and jsonb_typeof(v_config -> 'concurrency_key') = 'string' then
-        new.concurrency_key := nullif(left(v_config ->> 'concurrency_key', 200), '');
-    end if;
+    new.concurrency_key := coalesce(new.concurrency_key, nullif(v_config ->> 'concurrency_key', ''));
     return new;
 end
 $$;

@@ -981,6 +981,29 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.bad_config(p_config jsonb) RETURNS text
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return 'workflow config, ' || case
+        when p_config ? 'priority'
+            and not ops_private.is_whole_number(p_config -> 'priority', -2147483648, 2147483647) then
+            'priority: expected a whole number from -2147483648 to 2147483647'
+        when jsonb_typeof(p_config -> 'labels') <> 'array' then 'labels: expected a list'
+        when jsonb_array_length(p_config -> 'labels') > 20 then 'labels: expected at most 20 entries'
+        when exists (
+            select from jsonb_array_elements(p_config -> 'labels') as e (label)
+            where jsonb_typeof(e.label) <> 'string' or length(e.label #>> '{}') not between 1 and 100) then
+            'labels: expected texts of 1 to 100 characters'
+        when jsonb_typeof(p_config -> 'concurrency_key') not in ('string', 'null')
+            or length(p_config ->> 'concurrency_key') > 200 then
+            'concurrency_key: expected a text of at most 200 characters'
+        else ops_private.bad_retry(p_config -> 'retry')
+    end;
+end
+$$;
+
 CREATE FUNCTION ops_private.bad_document(p_name text, p_document jsonb) RETURNS text
     LANGUAGE plpgsql IMMUTABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1042,6 +1065,28 @@ begin
             when octet_length(p_idempotency_key) not between 1 and 200 then
                 'the idempotency_key must have 1 to 200 bytes'
         end);
+end
+$$;
+
+CREATE FUNCTION ops_private.bad_retry(p_retry jsonb) RETURNS text
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return case
+        when coalesce(p_retry, 'null') = 'null' then null
+        when jsonb_typeof(p_retry) <> 'object' then 'retry: expected an object'
+        when p_retry - '{max_attempts,on,delay_seconds}'::text[] <> '{}' then
+            'retry: expected max_attempts, on and delay_seconds'
+        when not ops_private.is_whole_number(p_retry -> 'max_attempts', 2, 100) then
+            'retry.max_attempts: expected a whole number from 2 to 100'
+        when jsonb_typeof(p_retry -> 'on') is distinct from 'array' or p_retry -> 'on' = '[]'
+            or not p_retry -> 'on' <@ '["worker_lost", "failed", "timeout", "oom"]' then
+            'retry.on: expected a list of worker_lost, failed, timeout, oom'
+        when not (coalesce(jsonb_typeof(p_retry -> 'delay_seconds'), 'number') = 'number'
+            and coalesce(p_retry -> 'delay_seconds', '10') between '0' and '3600') then
+            'retry.delay_seconds: expected a number from 0 to 3600'
+    end;
 end
 $$;
 
@@ -1425,6 +1470,18 @@ begin
 end
 $_$;
 
+CREATE FUNCTION ops_private.is_whole_number(p_value jsonb, p_least integer, p_most integer) RETURNS boolean
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$
+begin
+    return case
+        when jsonb_typeof(p_value) = 'number' and p_value::text ~ '^-?[0-9]{1,10}$' then
+            p_value::bigint between p_least and p_most
+        else false end;
+end
+$_$;
+
 CREATE FUNCTION ops_private.keep_an_owner() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1637,21 +1694,17 @@ begin
     if v_config is null or new.retry_of is not null then
         return new;  -- a retry has what the first attempt had; without a workflow the foreign key refuses it
     end if;
-    v_wrong := ops_private.bad_metadata(new.metadata, v_config);
+    v_wrong := coalesce(ops_private.bad_config(v_config), ops_private.bad_metadata(new.metadata, v_config));
     if v_wrong is not null then
         raise exception '%', v_wrong using errcode = 'check_violation';
     end if;
-    if new.priority = 0 and jsonb_typeof(v_config -> 'priority') = 'number' then
-        new.priority := least(greatest((v_config ->> 'priority')::numeric, -2147483648), 2147483647);
+    if new.priority = 0 then
+        new.priority := coalesce((v_config ->> 'priority')::integer, 0);
     end if;
-    if new.labels = '{}' and jsonb_typeof(v_config -> 'labels') = 'array' then
-        new.labels := array(
-            select e.label from jsonb_array_elements_text(v_config -> 'labels') as e (label)
-            where e.label is not null);
+    if new.labels = '{}' then
+        new.labels := array(select jsonb_array_elements_text(v_config -> 'labels'));
     end if;
-    if new.concurrency_key is null and jsonb_typeof(v_config -> 'concurrency_key') = 'string' then
-        new.concurrency_key := nullif(left(v_config ->> 'concurrency_key', 200), '');
-    end if;
+    new.concurrency_key := coalesce(new.concurrency_key, nullif(v_config ->> 'concurrency_key', ''));
     return new;
 end
 $$;
@@ -1972,14 +2025,15 @@ begin
     join ops.projects as p on p.id = w.project_id
     where w.id = v_run.workflow_id and w.enabled and p.status = 'active';
     if v_run.status <> 'failed' or v_run.cancel_requested_at is not null
-        or (v_retry -> 'on' ? ops_private.retry_class(v_run.reason)) is not true
-        or jsonb_typeof(v_retry -> 'max_attempts') is distinct from 'number'
-        or v_run.attempt >= (v_retry ->> 'max_attempts')::numeric then
+        or ops_private.bad_retry(v_retry) is not null
+        or (v_retry -> 'on' ? ops_private.retry_class(v_run.reason)) is not true then
         return;
     end if;
-    v_delay := make_interval(secs => (1 - random() / 2) * least(3600, power(2, least(v_run.attempt, 20) - 1)
-        * case jsonb_typeof(v_retry -> 'delay_seconds')
-            when 'number' then greatest(0, least(3600, (v_retry ->> 'delay_seconds')::numeric)) else 10 end));
+    if v_run.attempt >= (v_retry ->> 'max_attempts')::integer then
+        return;
+    end if;
+    v_delay := make_interval(secs => (1 - random() / 2) * least(
+        3600, power(2, least(v_run.attempt, 20) - 1) * coalesce((v_retry ->> 'delay_seconds')::numeric, 10)));
     perform ops_private.queue_retry(p_run_id, v_delay);
 end
 $$;
@@ -2725,11 +2779,15 @@ REVOKE ALL ON FUNCTION ops_private.add_event(p_run_id uuid, p_event_type text, p
 
 REVOKE ALL ON FUNCTION ops_private.adopt_refusal(p_status text, p_lease ops_private.leases, p_worker_id text, p_instance_id uuid, p_engine_id text) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.bad_config(p_config jsonb) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.bad_document(p_name text, p_document jsonb) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.bad_metadata(p_metadata jsonb, p_config jsonb) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.bad_request(p_metadata jsonb, p_idempotency_key text, p_scheduled_at timestamp with time zone) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.bad_retry(p_retry jsonb) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.bad_worker(p_worker_id text, p_lease_seconds integer) FROM PUBLIC;
 
@@ -2771,6 +2829,8 @@ REVOKE ALL ON FUNCTION ops_private.is_final(p_status text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION ops_private.is_git_ref(p_ref text) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops_private.is_git_ref(p_ref text) TO authenticated;
 GRANT ALL ON FUNCTION ops_private.is_git_ref(p_ref text) TO service_role;
+
+REVOKE ALL ON FUNCTION ops_private.is_whole_number(p_value jsonb, p_least integer, p_most integer) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.keep_an_owner() FROM PUBLIC;
 

@@ -84,7 +84,9 @@ async def test_the_container_of_a_run_that_is_in_the_database_no_more_is_removed
 
 
 async def test_bad_retry_fails_the_run_and_names_the_key(plane: Plane) -> None:
-    run_id = await plane.shell("true", retry={"max_attempts": 3, "on": ["sometimes"]})
+    run_id = await plane.shell("true")
+    bad = {"retry": {"max_attempts": 3, "on": ["sometimes"]}}  # queued with that, the database would refuse it
+    await plane.db.execute("update ops.workflows set config = config || $1", json.dumps(bad))
     await plane.work()
     run = await plane.run(run_id)
     assert run["reason"] == "invalid_config"

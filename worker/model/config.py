@@ -157,7 +157,10 @@ class ArtifactRule(_Strict):
 
 
 class Retry(_Strict):
-    """``retry``: the failures after which the database retries the run, and how often. Python only checks it."""
+    """``retry``: the failures after which the database retries the run, and how often.
+
+    The database checks the same when the run is queued (``ops_private.bad_retry``).
+    """
 
     max_attempts: int = Field(ge=2, le=100)
     on: list[Literal["worker_lost", "failed", "timeout", "oom"]] = Field(min_length=1)
