@@ -6,8 +6,8 @@
 -- queues a run calls lock_queue before it locks a run.
 --
 -- Functions that are called often are plpgsql, which keeps its plans; before PostgreSQL 18 an sql function plans at
--- every call. The search path of each function ends with pg_temp: left out, PostgreSQL would look there first for tables
--- and types, and a caller could plant its own.
+-- every call. The search path of each function ends with pg_temp: left out, PostgreSQL would look there first for
+-- tables and types, and a caller could plant its own.
 
 -- Time ------------------------------------------------------------------------------------------------------
 
@@ -130,11 +130,14 @@ $$;
 create function ops_private.bad_worker(p_worker_id text, p_lease_seconds integer) returns text
 language plpgsql immutable set search_path = pg_catalog, pg_temp
 as $$
+declare
+    v_longest_lease constant integer := 3600;
 begin
     return case
         when coalesce(p_worker_id, '') = '' then 'the worker_id must not be empty'
         when octet_length(p_worker_id) > 200 then 'the worker_id must have at most 200 bytes'
-        when (p_lease_seconds between 1 and 3600) is not true then 'the lease_seconds must be from 1 to 3600'
+        when (p_lease_seconds between 1 and v_longest_lease) is not true then
+            format('the lease_seconds must be from 1 to %s', v_longest_lease)
     end;
 end
 $$;
@@ -245,7 +248,7 @@ end
 $$;
 
 -- What is wrong with what a workflow's configuration says of queueing, in words; null: nothing. The worker refuses the
--- same (worker/spec.py), and what else the configuration says only there.
+-- same (worker/model/config.py), and what else the configuration says only there.
 create function ops_private.bad_config(p_config jsonb) returns text
 language plpgsql immutable set search_path = pg_catalog, pg_temp
 as $$
@@ -487,6 +490,28 @@ begin
 end
 $$;
 
+-- Null when a worker would execute a run of this workflow, else the refusal. The lock keeps the workflow from
+-- being deleted before the run that names it is there.
+create function ops_private.check_workflow(p_workflow_id uuid) returns jsonb
+language plpgsql volatile set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_enabled boolean;
+    v_status text;
+begin
+    select w.enabled, p.status into v_enabled, v_status
+    from ops.workflows as w
+    join ops.projects as p on p.id = w.project_id
+    where w.id = p_workflow_id
+    for key share of w;
+    return case
+        when v_status is null then ops_private.refusal('not_found', 'there is no such workflow')
+        when v_status = 'archived' then ops_private.refusal('project_archived', 'the project is archived')
+        when not v_enabled then ops_private.refusal('workflow_disabled', 'the workflow is disabled')
+    end;
+end
+$$;
+
 -- Queues a retry of a failed run where its workflow's retry {max_attempts, on, delay_seconds} says so. The wait doubles
 -- with each attempt up to an hour, and a random part of up to a half is taken off. A retry that is wrong by now, since
 -- the configuration was changed after the run was queued, means none.
@@ -499,16 +524,14 @@ declare
     v_delay interval;
 begin
     select r.* into v_run from ops.runs as r where r.id = p_run_id;
-    select w.config -> 'retry' into v_retry
-    from ops.workflows as w
-    join ops.projects as p on p.id = w.project_id
-    where w.id = v_run.workflow_id and w.enabled and p.status = 'active';
+    select w.config -> 'retry' into v_retry from ops.workflows as w where w.id = v_run.workflow_id;
     if v_run.status <> 'failed' or v_run.cancel_requested_at is not null
         or ops_private.bad_retry(v_retry) is not null
         or (v_retry -> 'on' ? ops_private.retry_class(v_run.reason)) is not true then
         return;
     end if;
-    if v_run.attempt >= (v_retry ->> 'max_attempts')::integer then
+    if v_run.attempt >= (v_retry ->> 'max_attempts')::integer
+        or ops_private.check_workflow(v_run.workflow_id) is not null then
         return;
     end if;
     v_delay := make_interval(secs => (1 - random() / 2) * least(
@@ -519,7 +542,7 @@ $$;
 
 -- Grants ----------------------------------------------------------------------------------------------------
 
--- Everybody may execute a new function. The migration that makes the roles grants these to the roles that need them. The
--- schema ops may hold functions of others, so each file names its own.
+-- Everybody may execute a new function. The migration that makes the roles grants these to the roles that need them.
+-- The schema ops may hold functions of others, so each file names its own.
 revoke execute on all functions in schema ops_private from public;
 revoke execute on function ops.current_user_id, ops.current_user_role from public;

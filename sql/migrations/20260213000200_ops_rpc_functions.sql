@@ -227,8 +227,8 @@ begin
 end
 $$;
 
--- Writes why the run failed, and queues its retry where the workflow asks for one: now, where the caller holds the locks
--- that the insert takes, else by the next ops.reap.
+-- Writes why the run failed, and queues its retry where the workflow asks for one: now, where the caller holds the
+-- locks that the insert takes, else by the next ops.reap.
 create function ops_private.record_failure(p_run ops.runs, p_details jsonb, p_locked boolean) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp
 as $$

@@ -274,8 +274,8 @@ begin
 end
 $$;
 
--- A worker that came back finds its containers, and adopts their runs from the instance that it was before. Any worker on
--- the same engine may do so once the lease ran out.
+-- A worker that came back finds its containers, and adopts their runs from the instance that it was before. Any worker
+-- on the same engine may do so once the lease ran out.
 create function ops.adopt_run(
     p_run_id uuid,
     p_worker_id text,

@@ -301,6 +301,8 @@ create trigger enforce_run_status_transition before update on ops.runs
 create function ops_private.record_run_change() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
+declare
+    v_lease_seconds constant integer := 300;
 begin
     if tg_op = 'INSERT' then
         perform ops_private.add_event(
@@ -322,8 +324,8 @@ begin
             -- a claim by function has written its lease already
             insert into ops_private.leases
                 (run_id, worker_id, instance_id, db_role, lease_seconds, expires_at)
-            values (new.id, new.claimed_by, new.claimed_instance, ops_private.caller(), 300,
-                ops_private.current_time() + interval '300 seconds')
+            values (new.id, new.claimed_by, new.claimed_instance, ops_private.caller(), v_lease_seconds,
+                ops_private.current_time() + make_interval(secs => v_lease_seconds))
             on conflict (run_id) do nothing;
         elsif new.status <> 'running' then
             delete from ops_private.leases as l where l.run_id = new.id;

@@ -19,28 +19,6 @@ create table ops_private.run_requests (
     digest bytea not null
 );
 
--- Null when a worker would execute a run of this workflow, else the refusal. The lock keeps the workflow from
--- being deleted before the run that names it is there.
-create function ops_private.check_workflow(p_workflow_id uuid) returns jsonb
-language plpgsql volatile set search_path = pg_catalog, pg_temp
-as $$
-declare
-    v_enabled boolean;
-    v_status text;
-begin
-    select w.enabled, p.status into v_enabled, v_status
-    from ops.workflows as w
-    join ops.projects as p on p.id = w.project_id
-    where w.id = p_workflow_id
-    for key share of w;
-    return case
-        when v_status is null then ops_private.refusal('not_found', 'there is no such workflow')
-        when v_status = 'archived' then ops_private.refusal('project_archived', 'the project is archived')
-        when not v_enabled then ops_private.refusal('workflow_disabled', 'the workflow is disabled')
-    end;
-end
-$$;
-
 create function ops_private.queued_answer(p_run_id uuid, p_created boolean) returns jsonb
 language plpgsql stable set search_path = pg_catalog, pg_temp
 as $$

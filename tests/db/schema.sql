@@ -1094,11 +1094,14 @@ CREATE FUNCTION ops_private.bad_worker(p_worker_id text, p_lease_seconds integer
     LANGUAGE plpgsql IMMUTABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
+declare
+    v_longest_lease constant integer := 3600;
 begin
     return case
         when coalesce(p_worker_id, '') = '' then 'the worker_id must not be empty'
         when octet_length(p_worker_id) > 200 then 'the worker_id must have at most 200 bytes'
-        when (p_lease_seconds between 1 and 3600) is not true then 'the lease_seconds must be from 1 to 3600'
+        when (p_lease_seconds between 1 and v_longest_lease) is not true then
+            format('the lease_seconds must be from 1 to %s', v_longest_lease)
     end;
 end
 $$;
@@ -1896,6 +1899,8 @@ CREATE FUNCTION ops_private.record_run_change() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
+declare
+    v_lease_seconds constant integer := 300;
 begin
     if tg_op = 'INSERT' then
         perform ops_private.add_event(
@@ -1917,8 +1922,8 @@ begin
             -- a claim by function has written its lease already
             insert into ops_private.leases
                 (run_id, worker_id, instance_id, db_role, lease_seconds, expires_at)
-            values (new.id, new.claimed_by, new.claimed_instance, ops_private.caller(), 300,
-                ops_private.current_time() + interval '300 seconds')
+            values (new.id, new.claimed_by, new.claimed_instance, ops_private.caller(), v_lease_seconds,
+                ops_private.current_time() + make_interval(secs => v_lease_seconds))
             on conflict (run_id) do nothing;
         elsif new.status <> 'running' then
             delete from ops_private.leases as l where l.run_id = new.id;
@@ -2020,16 +2025,14 @@ declare
     v_delay interval;
 begin
     select r.* into v_run from ops.runs as r where r.id = p_run_id;
-    select w.config -> 'retry' into v_retry
-    from ops.workflows as w
-    join ops.projects as p on p.id = w.project_id
-    where w.id = v_run.workflow_id and w.enabled and p.status = 'active';
+    select w.config -> 'retry' into v_retry from ops.workflows as w where w.id = v_run.workflow_id;
     if v_run.status <> 'failed' or v_run.cancel_requested_at is not null
         or ops_private.bad_retry(v_retry) is not null
         or (v_retry -> 'on' ? ops_private.retry_class(v_run.reason)) is not true then
         return;
     end if;
-    if v_run.attempt >= (v_retry ->> 'max_attempts')::integer then
+    if v_run.attempt >= (v_retry ->> 'max_attempts')::integer
+        or ops_private.check_workflow(v_run.workflow_id) is not null then
         return;
     end if;
     v_delay := make_interval(secs => (1 - random() / 2) * least(

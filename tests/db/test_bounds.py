@@ -9,6 +9,7 @@ import pytest
 
 from tests.db.crowd import Crowd
 from tests.db.world import World, new_workflow
+from worker.cli.settings import Settings
 from worker.model.config import MAX_DEPTH, MAX_LABEL, MAX_LABELS, MAX_TEXT
 
 
@@ -70,6 +71,19 @@ async def test_a_workflow_cannot_give_its_runs_more_labels_than_that(world: Worl
     workflow = await new_workflow(world.db, world.project, "w", {"labels": [f"l{n}" for n in range(20_000)]})
     with pytest.raises(asyncpg.CheckViolationError, match="labels: expected at most 20 entries"):
         await world.queue(workflow_id=workflow)
+
+
+async def test_the_default_lease_is_the_worker_s(world: World) -> None:
+    default = Settings.model_fields["lease"].default
+    rows = await world.db.fetch(
+        """select proname, substring(pg_get_function_arguments(oid), 'p_lease_seconds integer DEFAULT (\\d+)')::int
+           from pg_proc where pronamespace = 'ops'::regnamespace and 'p_lease_seconds' = any (proargnames)"""
+    )
+    functions = {"claim_next_run": default, "heartbeat": default, "adopt_run": default}
+    assert dict(map(tuple, rows)) == functions | {"register_worker": 60}
+    run = await world.queue()
+    await world.set_status(run, "claimed")
+    assert await world.db.fetchval("select lease_seconds from ops_private.leases") == default
 
 
 async def test_a_huge_git_ref_is_refused_by_its_length(world: World) -> None:
