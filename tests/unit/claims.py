@@ -5,7 +5,11 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
+import pytest
+
+from worker.errors import SpecError
 from worker.model.claim import Claim
+from worker.model.spec import HostPolicy, resolve
 
 IMAGE = "tool:1"
 
@@ -36,3 +40,21 @@ def make_claim(run_id: uuid.UUID | None = None, **changed: Any) -> Claim:
         "tool": {"tool_name": "odoo", "version": "19.0", "docker_image": IMAGE, "config": {}},
     }  # fmt: skip
     return Claim.from_payload(payload | changed)
+
+
+def configured(
+    workflow: dict[str, Any] | None = None,
+    *,
+    tool: dict[str, Any] | None = None,
+    metadata: dict[str, Any] | None = None,
+) -> Claim:
+    """A claim with these configurations."""
+    tools = {"tool_name": "odoo", "version": "19.0", "docker_image": IMAGE, "config": tool or {}}
+    return make_claim(config=workflow or {}, tool=tools, metadata=metadata or {})
+
+
+def refusal(claim: Claim, policy: HostPolicy | None = None) -> SpecError:
+    """The error of a claim that has no specification."""
+    with pytest.raises(SpecError) as caught:
+        resolve(claim, policy or HostPolicy())
+    return caught.value

@@ -1,0 +1,22 @@
+"""Command lines, for the tests of what they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pytest
+
+from worker.cli.parser import parse
+from worker.cli.settings import Settings
+from worker.errors import UsageError
+
+
+def load(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> Settings:
+    return parse(argv, environ).settings
+
+
+def problems(*argv: str, **environ: str) -> tuple[str, ...]:
+    """What is wrong with that command line and environment, line by line."""
+    with pytest.raises(UsageError) as caught:
+        load(argv, environ)
+    return caught.value.problems

@@ -1,0 +1,257 @@
+"""What a tool, a workflow and a run may say; each refusal is one sentence that names the place."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.unit.claims import IMAGE, configured, refusal
+from worker.errors import SpecError
+from worker.model.config import ArtifactRule
+from worker.model.spec import HostPolicy, RunSpec, resolve
+
+SIZE = "expected bytes or a size such as 512m or 2g, above 0 and not above 1024t"
+NAME = "expected a name of letters, digits and underscores"
+NUL = "a NUL character is not possible here"
+DEEP: Any = json.loads('{"a": [' * 200 + "1" + "]}" * 200)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"comand": ["true"]}, "comand: unknown key; did you mean command?"),
+        ({"privileged": True}, "privileged: unknown key"),
+        ({"": 1}, "'': unknown key"),
+        ({"resources": {"memroy": "1g"}}, "resources.memroy: unknown key; did you mean memory?"),
+        ({"artifacts": [{}, {"pth": "x"}]}, "artifacts.1.pth: unknown key; did you mean path?"),
+        ({"resources": {"memory": "lots"}}, f"resources.memory: {SIZE}, got 'lots'"),
+        ({"resources": {"memory": True}}, f"resources.memory: {SIZE}, got true"),
+        ({"resources": {"memory": "9" * 400}}, f"resources.memory: {SIZE}"),
+        ({"resources": {"memory": "1m"}}, "resources.memory: expected at least 6m, got '1m'"),
+        ({"resources": {"cpus": 0}}, "resources.cpus: expected at least 0.01, got 0"),
+        ({"resources": {"cpus": "2"}}, "resources.cpus: expected a number, got '2'"),
+        ({"resources": {"pids": 1.5}}, "resources.pids: expected a whole number, got 1.5"),
+        ({"resources": None}, "resources: expected an object, got null"),
+        ({"timeout_seconds": "soon"}, "timeout_seconds: expected a number, got 'soon'"),
+        ({"timeout_seconds": float("inf")}, "timeout_seconds: expected a number, got Infinity"),
+        ({"timeout_seconds": -1}, "timeout_seconds: expected more than 0, got -1"),
+        ({"command": "make all"}, "command: expected a list, got 'make all'"),
+        ({"command": ["make", 5]}, "command.1: expected text, got 5"),
+        ({"command": ["a\0b"]}, f"command.0: {NUL}"),
+        ({"env": {"A B": "x"}}, f"env.A B: {NAME}"),
+        ({"env": {"1A": "x"}}, f"env.1A: {NAME}"),
+        ({"env": {"A\n": "x"}}, rf"env.A\n: {NAME}"),
+        ({"env": {"OPS_RUN_ID": "1"}}, "env.OPS_RUN_ID: names that begin with OPS_ belong to the worker"),
+        ({"env": {"A": "x\0"}}, f"env.A: {NUL}"),
+        ({"env": {"A": 12345678}}, "env.A: expected text, got a number"),
+        ({"env": {"A": ["hunter22"]}}, "env.A: expected text, got a list"),
+        ({"env": "hunter22"}, "env: expected an object, got text"),
+        ({"read_only": "yes"}, "read_only: expected true or false, got 'yes'"),
+        ({"user": ""}, "user: expected at least 1 character(s), got ''"),
+        ({"network": "host"}, "network 'host' is not one of this host's: bridge, none"),
+        ({"artifacts": {"path": "x"}}, """artifacts: expected a list, got {"path": "x"}"""),
+        ({"artifacts": [{"path": "../etc"}]},
+         "artifacts.0.path: expected a path or pattern below /artifacts, got '../etc'"),
+        ({"artifacts": [{"expires_in_days": 0}]}, "artifacts.0.expires_in_days: expected at least 1, got 0"),
+        ({"artifacts": [{"content_type": "text"}]}, "artifacts.0: expected a content_type such as text/plain"),
+        ({"artifacts": [{"path": "x" * 1025}]}, "artifacts.0.path: expected at most 1024 characters, got 'xxx"),
+        ({"artifacts": [{}] * 101}, "artifacts: expected at most 100 entries"),
+        ({"secrets": ["../passwd"]},
+         "secrets.0: expected the name of a secret: letters, digits, underscores, dots and dashes, got '../passwd'"),
+        ({"secrets": "TOKEN"}, "secrets: expected a list, got 'TOKEN'"),
+        ({"secrets": ["a"] * 21}, "secrets: expected at most 20 entries"),
+        ({"services": {"db": {"image": "postgres"}}}, "services: not supported by this version"),
+        ({"services": [{"image": "postgres"}]}, "services: not supported by this version"),
+        ({"services": 1}, "services: not supported by this version"),
+        ({"artifacts": [{}] * 200_000}, "artifacts: expected at most 10,000 values in all"),
+        ({"env": {f"a b{n}": "" for n in range(200_000)}}, "env: expected at most 10,000 values in all"),
+        ({str(n): n for n in range(200_000)}, "5000: expected at most 10,000 values in all"),
+        ({"artifacts": [{"path": "x" * 1_200_000}]}, "artifacts: expected at most 262,144 characters in all"),
+        ({"x" * 10_000_000: 1}, f"{'x' * 60}: expected at most 262,144 characters in all"),
+        ({"x" * 200_000: 1}, f"{'x' * 60}: unknown key"),
+        ({"retry": DEEP}, "retry: expected at most 32 levels"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("place", ["workflow", "tool"])
+def test_bad_config_is_one_sentence_with_its_place(place: str, config: dict[str, Any], message: str) -> None:
+    error = refusal(configured(config) if place == "workflow" else configured(tool=config))
+    assert error.reason == "invalid_config"
+    assert str(error).removeprefix(f"{place} config, ").startswith(message)
+    assert "\n" not in str(error)
+    assert error.field in message
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"labels": "arm64"}, "labels: expected a list, got 'arm64'"),
+        ({"labels": ["x"] * 21}, f"labels: expected at most 20 entries, got {json.dumps(['x'] * 21)[:57]}..."),
+        ({"labels": ["x" * 101]}, f"labels.0: expected at most 100 characters, got '{'x' * 56}..."),
+        ({"run_env": ["A B"]}, f"run_env.0: {NAME}, got 'A B'"),
+        ({"run_env": ["PATH"]}, "run_env.0: expected no variable that makes programs run other code, got 'PATH'"),
+        ({"priority": 2**31}, "priority: expected less than 2147483648, got 2147483648"),
+        ({"concurrency_key": 5}, "concurrency_key: expected text, got 5"),
+        ({"retry": True}, "retry: expected an object, got true"),
+        ({"retry": {"max_attempts": 2}}, "retry.on: field required"),
+        ({"retry": {"on": ["oom"]}}, "retry.max_attempts: field required"),
+        ({"retry": {"max_attempts": 1, "on": ["oom"]}}, "retry.max_attempts: expected at least 2, got 1"),
+        ({"retry": {"max_attempts": 2, "on": ["always"]}},
+         "retry.on.0: expected one of 'worker_lost', 'failed', 'timeout' or 'oom', got 'always'"),
+        ({"retry": {"max_attempts": 2, "on": ["oom"], "delays": 1}},
+         "retry.delays: unknown key; did you mean delay_seconds?"),
+    ],
+)  # fmt: skip
+def test_keys_of_the_database_are_checked_in_a_workflow_and_unknown_in_a_tool(
+    config: dict[str, Any], message: str
+) -> None:
+    assert str(refusal(configured(config))) == f"workflow config, {message}"
+    [key] = config
+    assert str(refusal(configured(tool=config))).startswith(f"tool config, {key}: unknown key")
+
+
+@pytest.mark.parametrize(
+    "name", ["LD_PRELOAD", "PYTHONWARNINGS", "BASH_ENV", "BROWSER", "PERL5OPT", "GIT_SSH_COMMAND", "GIT_PAGER"]
+)
+def test_variable_that_loads_code_is_not_for_runs(name: str) -> None:
+    assert refusal(configured({"run_env": [name]})).field == "run_env.0"
+
+
+@pytest.mark.parametrize(
+    ("config", "kept"),
+    [
+        ({"secrets": [], "services": [], "retry": None, "labels": [], "concurrency_key": None}, {}),
+        ({"services": {}, "priority": -5}, {}),
+        ({"tool": "odoo", "version": "18.0", "labels": ["arm64"], "concurrency_key": "prod"}, {}),
+        ({"command": None, "timeout_seconds": None, "user": None}, {}),
+        ({"command": []}, {"command": ()}),
+        ({"resources": {"cpus": 1, "memory": 2**30, "pids": 10}}, {"cpus": 1, "memory_bytes": 2**30, "pids": 10}),
+        ({"resources": {"nofile": 1024, "output": "10m"}}, {"nofile": 1024, "output_bytes": 10 * 2**20}),
+        ({"retry": {"max_attempts": 3, "on": ["failed", "oom"], "delay_seconds": 0.5}}, {}),
+        ({"resources": {"memory": "65536KiB"}}, {"memory_bytes": 2**26}),
+        ({"resources": {"memory": "1.5g"}}, {"memory_bytes": 3 * 2**29}),
+        ({"network": "none", "read_only": True}, {"network": "none", "read_only": True}),
+        ({"artifacts": []}, {"artifacts": ()}),
+        ({"artifacts": [{"path": "a", "expires_in_days": None}]},
+         {"artifacts": (ArtifactRule(path="a", expires_in_days=None),)}),
+    ],
+)  # fmt: skip
+def test_good_config_is_accepted(config: dict[str, Any], kept: dict[str, Any]) -> None:
+    spec = resolve(configured(config), HostPolicy())
+    assert {name: getattr(spec, name) for name in kept} == kept
+
+
+@pytest.mark.parametrize(
+    ("path", "below"),
+    [
+        ("report.html", "report.html"), ("logs/*.log", "logs/*.log"), ("/artifacts/logs/*.log", "logs/*.log"),
+        ("/artifacts", "**"), ("/artifacts/", "**"), ("//artifacts//a", "a"), ("./a/./b", "a/b"), ("logs/", "logs/**"),
+        ("..a/b..", "..a/b.."), ("x" * 1021 + "/", "x" * 1021 + "/**"), ("", None), ("/", None), ("/etc/passwd", None),
+        ("/artifacts2/x", None), ("/artifacts/../etc", None), ("a/../../b", None), ("..", None), ("a\0", None),
+    ],
+)  # fmt: skip
+def test_artifact_path_stays_below_its_folder(path: str, below: str | None) -> None:
+    work = configured({"artifacts": [{"path": path}]})
+    if below is None:
+        assert refusal(work).field == "artifacts.0.path"
+    else:
+        assert resolve(work, HostPolicy()).artifacts[0].path == below
+
+
+def may_not(key: str) -> str:
+    return f"{key}: a run may set env, args, git_ref, git_commit; {key} belongs into the workflow's config"
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"user": "root"}, may_not("user")),
+        ({"command": []}, may_not("command")),
+        ({"services": []}, may_not("services")),
+        ({"args": "x"}, "args: expected a list, got 'x'"),
+        ({"args": [1]}, "args.0: expected text, got 1"),
+        ({"env": {"OPS_X": ""}}, "env.OPS_X: names that begin with OPS_ belong to the worker"),
+        ({"env": {"A": None}}, "env.A: expected text, got null"),
+        ({"env": {"A": "1"}}, 'env.A: the workflow does not list it; add "A" to run_env in the workflow\'s config'),
+        ({"git_ref": ""}, "git_ref: expected the name of a branch, a tag or a ref, got ''"),
+        ({"git_ref": "--upload-pack=x"},
+         "git_ref: expected the name of a branch, a tag or a ref, got '--upload-pack=x'"),
+        ({"git_commit": "HEAD"}, "git_commit: expected 7 to 64 hexadecimal digits, in lower case, got 'HEAD'"),
+        ({"git_commit": 1234567}, "git_commit: expected text, got 1234567"),
+    ],
+)  # fmt: skip
+def test_bad_run_metadata_is_refused(metadata: dict[str, Any], message: str) -> None:
+    error = refusal(configured(metadata=metadata))
+    assert (error.reason, str(error)) == ("invalid_config", f"run metadata, {message}")
+
+
+@pytest.mark.parametrize("ref", ["main", "18.0", "feature/größe-1", "refs/pull/7/head", "a@b", "x" * 255])
+def test_git_ref_is_accepted(ref: str) -> None:
+    assert resolve(configured(metadata={"git_ref": ref}), HostPolicy()).env["OPS_GIT_REF"] == ref
+
+
+@pytest.mark.parametrize(
+    "ref",
+    ["-x", "/x", "x/", ".x", "x.", "a..b", "a//b", "a b", "a\nb", "a\0", "a~1", "a^", "a:b", "a*", "a@{1}", "x" * 256],
+)
+def test_git_ref_is_refused(ref: str) -> None:
+    assert refusal(configured(metadata={"git_ref": ref})).field == "git_ref"
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+KEYS = st.sampled_from(
+    ["tool", "version", "command", "env", "run_env", "timeout_seconds", "resources", "network", "user", "read_only",
+     "artifacts", "secrets", "services", "retry", "labels", "priority", "concurrency_key", "args", "memory", "cpus",
+     "pids", "path"]
+)  # fmt: skip
+VALUE_OF_ENV = "hunter22"
+ENV = st.recursive(
+    st.just(VALUE_OF_ENV),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=4) | st.just("A"), inner, max_size=2),
+    max_leaves=3,
+)
+CONFIG = st.builds(
+    lambda config, env: {**config, **env},
+    st.dictionaries(KEYS | st.text(max_size=5), JSON, max_size=4),
+    st.fixed_dictionaries({}, optional={"env": ENV}),
+)
+
+
+def resolved(**configs: dict[str, Any]) -> RunSpec | SpecError:
+    try:
+        return resolve(configured(**configs), HostPolicy())
+    except SpecError as error:
+        return error
+
+
+@given(workflow=CONFIG, tool=CONFIG, metadata=CONFIG)
+def test_every_config_is_a_spec_or_a_refusal_without_values_of_env(
+    workflow: dict[str, Any], tool: dict[str, Any], metadata: dict[str, Any]
+) -> None:
+    outcome = resolved(workflow=workflow, tool=tool, metadata=metadata)
+    if isinstance(outcome, SpecError):
+        assert outcome.reason == "invalid_config"
+        assert outcome.field
+        assert outcome.field in str(outcome)
+        assert VALUE_OF_ENV not in str(outcome)
+        assert len(str(outcome)) < 1000
+        assert "\n" not in str(outcome)
+    else:
+        assert outcome.image == f"docker.io/library/{IMAGE}"
+        assert outcome.env["OPS_PROJECT"] == "acme"
+
+
+@given(size=st.integers() | st.from_regex(r"\A\d{1,400}(\.\d{1,3})?[kmgt]?\Z"))
+def test_every_size_is_in_bounds_or_refused(size: int | str) -> None:
+    outcome = resolved(workflow={"resources": {"memory": size}})
+    if isinstance(outcome, SpecError):
+        assert outcome.field == "resources.memory"
+    else:
+        assert 6 * 2**20 <= outcome.memory_bytes <= 2**50
