@@ -94,8 +94,7 @@ def test_other_settings_of_the_policy_follow_their_flags() -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("concurrency", "many", f"{CONCURRENCY}, got 'many'"),
-        ("concurrency", "0", f"{CONCURRENCY}, got '0'"),
+        ("concurrency", "many", f"{CONCURRENCY}, got 'many'"), ("concurrency", "0", f"{CONCURRENCY}, got '0'"),
         ("concurrency", "1.5", f"{CONCURRENCY}, got '1.5'"),
         ("lease", "1", "expected a whole number of at least 15 and at most 3600, got '1'"),
         ("poll_interval", "0", "expected a number above 0, got '0'"),
@@ -103,8 +102,7 @@ def test_other_settings_of_the_policy_follow_their_flags() -> None:
         ("drain_timeout", "soon", "expected a number above 0, got 'soon'"),
         ("docker_host", "ssh://build",
          "expected unix:///path or tcp://host:port; for ssh, forward the socket (ssh -L), got 'ssh://build'"),
-        ("default_memory", "lots", f"{SIZE}, got 'lots'"),
-        ("max_memory", "0", f"{SIZE}, got '0'"),
+        ("default_memory", "lots", f"{SIZE}, got 'lots'"), ("max_memory", "0", f"{SIZE}, got '0'"),
         ("max_pids", "-5", "expected a whole number above 0, got '-5'"),
         ("log_level", "loud", "expected one of 'debug', 'info', 'warning' or 'error', got 'loud'"),
         ("metrics_address", "9464", "expected host:port, such as 127.0.0.1:9464, got '9464'"),
@@ -126,8 +124,10 @@ def test_bad_value_is_one_line_with_flag_and_variable(name: str, text: str, mess
 
 @pytest.mark.parametrize(
     ("name", "default", "most"),
-    [("memory", "4g", "1536m"), ("cpus", "2.5", "2"), ("pids", "10", "9"), ("nofile", "10", "9"),
-     ("timeout", "60", "59"), ("output", "2g", "1g"), ("disk", "2g", "1g")],
+    [
+        ("memory", "4g", "1536m"), ("cpus", "2.5", "2"), ("pids", "10", "9"), ("nofile", "10", "9"),
+        ("timeout", "60", "59"), ("output", "2g", "1g"), ("disk", "2g", "1g"),
+    ],
 )  # fmt: skip
 def test_default_above_the_maximum_is_refused(name: str, default: str, most: str) -> None:
     line = f"--default-{name} (OPS_WORKER_DEFAULT_{name.upper()}): {default} is more than --max-{name}, {most}"

@@ -17,63 +17,58 @@ from worker.model.spec import HostPolicy, RunSpec, resolve
 SIZE = "expected bytes or a size such as 512m or 2g, above 0 and not above 1024t"
 NAME = "expected a name of letters, digits and underscores"
 NUL = "a NUL character is not possible here"
+LATER = "not supported by this version"
+VALUES, TEXT = "expected at most 10,000 values in all", "expected at most 262,144 characters in all"
 DEEP: Any = json.loads('{"a": [' * 200 + "1" + "]}" * 200)
+
+
+def at(key: str, value: object, message: str) -> tuple[dict[str, Any], str]:
+    """A configuration with that value at that place, and what is said of it."""
+    outer, _, inner = key.partition(".")
+    return {outer: {inner: value} if inner else value}, f"{key}: {message}"
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"comand": ["true"]}, "comand: unknown key; did you mean command?"),
-        ({"privileged": True}, "privileged: unknown key"),
-        ({"": 1}, "'': unknown key"),
-        ({"resources": {"memroy": "1g"}}, "resources.memroy: unknown key; did you mean memory?"),
-        ({"artifacts": [{}, {"pth": "x"}]}, "artifacts.1.pth: unknown key; did you mean path?"),
-        ({"resources": {"memory": "lots"}}, f"resources.memory: {SIZE}, got 'lots'"),
+        at("comand", ["true"], "unknown key; did you mean command?"), at("privileged", 1, "unknown key"),
+        at("resources.memroy", "1g", "unknown key; did you mean memory?"), ({"": 1}, "'': unknown key"),
+        at("resources.memory", "lots", f"{SIZE}, got 'lots'"),
         ({"resources": {"memory": True}}, f"resources.memory: {SIZE}, got true"),
-        ({"resources": {"memory": "9" * 400}}, f"resources.memory: {SIZE}"),
-        ({"resources": {"memory": "1m"}}, "resources.memory: expected at least 6m, got '1m'"),
-        ({"resources": {"cpus": 0}}, "resources.cpus: expected at least 0.01, got 0"),
-        ({"resources": {"cpus": "2"}}, "resources.cpus: expected a number, got '2'"),
-        ({"resources": {"pids": 1.5}}, "resources.pids: expected a whole number, got 1.5"),
-        ({"resources": None}, "resources: expected an object, got null"),
-        ({"timeout_seconds": "soon"}, "timeout_seconds: expected a number, got 'soon'"),
-        ({"timeout_seconds": float("inf")}, "timeout_seconds: expected a number, got Infinity"),
-        ({"timeout_seconds": -1}, "timeout_seconds: expected more than 0, got -1"),
-        ({"command": "make all"}, "command: expected a list, got 'make all'"),
-        ({"command": ["make", 5]}, "command.1: expected text, got 5"),
-        ({"command": ["a\0b"]}, f"command.0: {NUL}"),
-        ({"env": {"A B": "x"}}, f"env.A B: {NAME}"),
-        ({"env": {"1A": "x"}}, f"env.1A: {NAME}"),
-        ({"env": {"A\n": "x"}}, rf"env.A\n: {NAME}"),
-        ({"env": {"OPS_RUN_ID": "1"}}, "env.OPS_RUN_ID: names that begin with OPS_ belong to the worker"),
-        ({"env": {"A": "x\0"}}, f"env.A: {NUL}"),
-        ({"env": {"A": 12345678}}, "env.A: expected text, got a number"),
-        ({"env": {"A": ["hunter22"]}}, "env.A: expected text, got a list"),
-        ({"env": "hunter22"}, "env: expected an object, got text"),
-        ({"read_only": "yes"}, "read_only: expected true or false, got 'yes'"),
-        ({"user": ""}, "user: expected at least 1 character(s), got ''"),
+        at("resources.memory", "9" * 400, SIZE), at("resources.memory", "1m", "expected at least 6m, got '1m'"),
+        at("resources.cpus", 0, "expected at least 0.01, got 0"),
+        at("resources.cpus", "2", "expected a number, got '2'"),
+        at("resources.pids", 1.5, "expected a whole number, got 1.5"),
+        at("resources", None, "expected an object, got null"),
+        at("timeout_seconds", "soon", "expected a number, got 'soon'"),
+        at("timeout_seconds", -1, "expected more than 0, got -1"),
+        at("timeout_seconds", float("inf"), "expected a number, got Infinity"),
+        ({"command": ["a\0b"]}, f"command.0: {NUL}"), at("command", "make all", "expected a list, got 'make all'"),
+        at("env.A B", "x", NAME), at("env.1A", "x", NAME),
+        ({"command": ["make", 5]}, "command.1: expected text, got 5"), ({"env": {"A\n": "x"}}, rf"env.A\n: {NAME}"),
+        at("env.OPS_RUN_ID", "1", "names that begin with OPS_ belong to the worker"), at("env.A", "x\0", NUL),
+        at("env.A", 12345678, "expected text, got a number"), at("env.A", ["hunter22"], "expected text, got a list"),
+        at("env", "hunter22", "expected an object, got text"),
+        at("read_only", "yes", "expected true or false, got 'yes'"),
+        at("user", "", "expected at least 1 character(s), got ''"),
         ({"network": "host"}, "network 'host' is not one of this host's: bridge, none"),
-        ({"artifacts": {"path": "x"}}, """artifacts: expected a list, got {"path": "x"}"""),
+        at("artifacts", {"path": "x"}, """expected a list, got {"path": "x"}"""),
+        ({"artifacts": [{}, {"pth": "x"}]}, "artifacts.1.pth: unknown key; did you mean path?"),
         ({"artifacts": [{"path": "../etc"}]},
          "artifacts.0.path: expected a path or pattern below /artifacts, got '../etc'"),
         ({"artifacts": [{"expires_in_days": 0}]}, "artifacts.0.expires_in_days: expected at least 1, got 0"),
         ({"artifacts": [{"content_type": "text"}]}, "artifacts.0: expected a content_type such as text/plain"),
         ({"artifacts": [{"path": "x" * 1025}]}, "artifacts.0.path: expected at most 1024 characters, got 'xxx"),
-        ({"artifacts": [{}] * 101}, "artifacts: expected at most 100 entries"),
+        at("artifacts", [{}] * 101, "expected at most 100 entries"),
+        at("secrets", ["a"] * 21, "expected at most 20 entries"),
         ({"secrets": ["../passwd"]},
          "secrets.0: expected the name of a secret: letters, digits, underscores, dots and dashes, got '../passwd'"),
-        ({"secrets": "TOKEN"}, "secrets: expected a list, got 'TOKEN'"),
-        ({"secrets": ["a"] * 21}, "secrets: expected at most 20 entries"),
-        ({"services": {"db": {"image": "postgres"}}}, "services: not supported by this version"),
-        ({"services": [{"image": "postgres"}]}, "services: not supported by this version"),
-        ({"services": 1}, "services: not supported by this version"),
-        ({"artifacts": [{}] * 200_000}, "artifacts: expected at most 10,000 values in all"),
-        ({"env": {f"a b{n}": "" for n in range(200_000)}}, "env: expected at most 10,000 values in all"),
-        ({str(n): n for n in range(200_000)}, "5000: expected at most 10,000 values in all"),
-        ({"artifacts": [{"path": "x" * 1_200_000}]}, "artifacts: expected at most 262,144 characters in all"),
-        ({"x" * 10_000_000: 1}, f"{'x' * 60}: expected at most 262,144 characters in all"),
+        at("secrets", "TOKEN", "expected a list, got 'TOKEN'"), at("services", 1, LATER),
+        at("services", {"db": {"image": "postgres"}}, LATER), at("services", [{"image": "postgres"}], LATER),
+        at("artifacts", [{}] * 200_000, VALUES), at("env", {f"a b{n}": "" for n in range(200_000)}, VALUES),
+        ({str(n): n for n in range(200_000)}, f"5000: {VALUES}"), at("retry", DEEP, "expected at most 32 levels"),
+        at("artifacts", [{"path": "x" * 1_200_000}], TEXT), ({"x" * 10_000_000: 1}, f"{'x' * 60}: {TEXT}"),
         ({"x" * 200_000: 1}, f"{'x' * 60}: unknown key"),
-        ({"retry": DEEP}, "retry: expected at most 32 levels"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("place", ["workflow", "tool"])
@@ -88,15 +83,13 @@ def test_bad_config_is_one_sentence_with_its_place(place: str, config: dict[str,
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"labels": "arm64"}, "labels: expected a list, got 'arm64'"),
-        ({"labels": ["x"] * 21}, f"labels: expected at most 20 entries, got {json.dumps(['x'] * 21)[:57]}..."),
+        at("labels", "arm64", "expected a list, got 'arm64'"), at("retry", 1, "expected an object, got 1"),
+        at("labels", ["x"] * 21, f"expected at most 20 entries, got {json.dumps(['x'] * 21)[:57]}..."),
         ({"labels": ["x" * 101]}, f"labels.0: expected at most 100 characters, got '{'x' * 56}..."),
         ({"run_env": ["A B"]}, f"run_env.0: {NAME}, got 'A B'"),
         ({"run_env": ["PATH"]}, "run_env.0: expected no variable that makes programs run other code, got 'PATH'"),
-        ({"priority": 2**31}, "priority: expected less than 2147483648, got 2147483648"),
-        ({"concurrency_key": 5}, "concurrency_key: expected text, got 5"),
-        ({"retry": True}, "retry: expected an object, got true"),
-        ({"retry": {"max_attempts": 2}}, "retry.on: field required"),
+        at("priority", 2**31, "expected less than 2147483648, got 2147483648"),
+        at("concurrency_key", 5, "expected text, got 5"), ({"retry": {"max_attempts": 2}}, "retry.on: field required"),
         ({"retry": {"on": ["oom"]}}, "retry.max_attempts: field required"),
         ({"retry": {"max_attempts": 1, "on": ["oom"]}}, "retry.max_attempts: expected at least 2, got 1"),
         ({"retry": {"max_attempts": 2, "on": ["always"]}},
@@ -123,18 +116,15 @@ def test_variable_that_loads_code_is_not_for_runs(name: str) -> None:
 @pytest.mark.parametrize(
     ("config", "kept"),
     [
-        ({"secrets": [], "services": [], "retry": None, "labels": [], "concurrency_key": None}, {}),
-        ({"services": {}, "priority": -5}, {}),
-        ({"tool": "odoo", "version": "18.0", "labels": ["arm64"], "concurrency_key": "prod"}, {}),
-        ({"command": None, "timeout_seconds": None, "user": None}, {}),
-        ({"command": []}, {"command": ()}),
+        ({"secrets": [], "services": {}, "retry": None, "labels": [], "concurrency_key": None, "priority": -5}, {}),
+        ({"tool": "odoo", "version": "18.0", "labels": ["arm64"], "concurrency_key": "prod", "services": []}, {}),
+        ({"command": None, "timeout_seconds": None, "user": None}, {}), ({"command": []}, {"command": ()}),
         ({"resources": {"cpus": 1, "memory": 2**30, "pids": 10}}, {"cpus": 1, "memory_bytes": 2**30, "pids": 10}),
         ({"resources": {"nofile": 1024, "output": "10m"}}, {"nofile": 1024, "output_bytes": 10 * 2**20}),
         ({"retry": {"max_attempts": 3, "on": ["failed", "oom"], "delay_seconds": 0.5}}, {}),
         ({"resources": {"memory": "65536KiB"}}, {"memory_bytes": 2**26}),
-        ({"resources": {"memory": "1.5g"}}, {"memory_bytes": 3 * 2**29}),
+        ({"resources": {"memory": "1.5g"}}, {"memory_bytes": 3 * 2**29}), ({"artifacts": []}, {"artifacts": ()}),
         ({"network": "none", "read_only": True}, {"network": "none", "read_only": True}),
-        ({"artifacts": []}, {"artifacts": ()}),
         ({"artifacts": [{"path": "a", "expires_in_days": None}]},
          {"artifacts": (ArtifactRule(path="a", expires_in_days=None),)}),
     ],
@@ -161,26 +151,21 @@ def test_artifact_path_stays_below_its_folder(path: str, below: str | None) -> N
         assert resolve(work, HostPolicy()).artifacts[0].path == below
 
 
-def may_not(key: str) -> str:
-    return f"{key}: a run may set env, args, git_ref, git_commit; {key} belongs into the workflow's config"
+def may_not(key: str) -> tuple[dict[str, Any], str]:
+    return at(key, [], f"a run may set env, args, git_ref, git_commit; {key} belongs into the workflow's config")
 
 
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ({"user": "root"}, may_not("user")),
-        ({"command": []}, may_not("command")),
-        ({"services": []}, may_not("services")),
-        ({"args": "x"}, "args: expected a list, got 'x'"),
-        ({"args": [1]}, "args.0: expected text, got 1"),
-        ({"env": {"OPS_X": ""}}, "env.OPS_X: names that begin with OPS_ belong to the worker"),
-        ({"env": {"A": None}}, "env.A: expected text, got null"),
-        ({"env": {"A": "1"}}, 'env.A: the workflow does not list it; add "A" to run_env in the workflow\'s config'),
-        ({"git_ref": ""}, "git_ref: expected the name of a branch, a tag or a ref, got ''"),
-        ({"git_ref": "--upload-pack=x"},
-         "git_ref: expected the name of a branch, a tag or a ref, got '--upload-pack=x'"),
-        ({"git_commit": "HEAD"}, "git_commit: expected 7 to 64 hexadecimal digits, in lower case, got 'HEAD'"),
-        ({"git_commit": 1234567}, "git_commit: expected text, got 1234567"),
+        may_not("user"), may_not("command"), may_not("services"), at("args", "x", "expected a list, got 'x'"),
+        ({"args": [1]}, "args.0: expected text, got 1"), at("env.A", None, "expected text, got null"),
+        at("env.OPS_X", "", "names that begin with OPS_ belong to the worker"),
+        at("env.A", "1", 'the workflow does not list it; add "A" to run_env in the workflow\'s config'),
+        at("git_ref", "", "expected the name of a branch, a tag or a ref, got ''"),
+        at("git_ref", "--upload-pack=x", "expected the name of a branch, a tag or a ref, got '--upload-pack=x'"),
+        at("git_commit", "HEAD", "expected 7 to 64 hexadecimal digits, in lower case, got 'HEAD'"),
+        at("git_commit", 1234567, "expected text, got 1234567"),
     ],
 )  # fmt: skip
 def test_bad_run_metadata_is_refused(metadata: dict[str, Any], message: str) -> None:
