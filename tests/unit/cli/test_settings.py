@@ -108,6 +108,10 @@ def test_other_settings_of_the_policy_follow_their_flags() -> None:
         ("metrics_address", "9464", "expected host:port, such as 127.0.0.1:9464, got '9464'"),
         ("metrics_address", "localhost:99999", "expected host:port, such as 127.0.0.1:9464, got 'localhost:99999'"),
         ("database_url", "mysql://u:hunter22@h/db", "expected postgresql://user:password@host/database"),
+        ("database_url", "postgresql://u:hunter22@h:0/db", "expected a port from 1 to 65535"),
+        ("database_url", "postgresql://u:1?hunter22@h/db", "expected name=value behind the question mark"),
+        ("database_url", "postgresql://u:hunter22@h/db?sslmode=maybe",
+         "expected an sslmode out of disable, allow, prefer, require, verify-ca, verify-full"),
         ("worker_id", "", "expected at least 1 character(s), got ''"),
         ("until_idle", "maybe", "expected true or false, got 'maybe'"),
     ],
@@ -140,7 +144,8 @@ def test_env_file_among_the_secrets_for_runs_is_refused(tmp_path: Path) -> None:
     file.parent.mkdir()
     file.write_text("", encoding="utf-8")
     [line] = problems("--env-file", str(file), "--secrets-dir", f"{tmp_path}/acme/..")
-    assert "where every workflow could name it as a secret" in line
+    problem = f"{file} is in --secrets-dir, where every workflow could name it as a secret"
+    assert line == f"--env-file (OPS_WORKER_ENV_FILE): {problem}"
     load(["--env-file", str(file), "--secrets-dir", str(tmp_path / "other")], {})
 
 

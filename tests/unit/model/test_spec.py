@@ -69,6 +69,8 @@ def test_run_wins_over_workflow_over_tool_and_env_merges_by_name() -> None:
         ("workflow", {"enabled": False}, "workflow_disabled", "workflow.enabled", "workflow 'nightly' is disabled"),
         ("tool", {"docker_image": None}, "tool_missing", "tool",
          "ops.tools has no odoo 19.0, which workflow 'nightly' asks for"),
+        ("workflow", {"git_ref": "-x"}, "invalid_config", "git_ref",
+         "workflow, git_ref: expected the name of a branch, a tag or a ref, got '-x'"),
         ("tool", {"docker_image": "Odoo:19.0"}, "invalid_config", "tool.docker_image", BAD_IMAGE),
     ],
 )  # fmt: skip
