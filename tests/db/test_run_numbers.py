@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from tests.conftest import Connect
 from tests.db.world import World, new_project, new_workflow
-from worker.spec import MAX_LABEL, MAX_LABELS, WorkflowConfig
+from worker.model.config import MAX_LABEL, MAX_LABELS, WorkflowConfig
 
 INSERT = "insert into ops.runs (project_id, workflow_id, status) values ($1, $2, 'queued')"
 WITH_KEY = "insert into ops.runs (project_id, workflow_id, idempotency_key) values ($1, $2, $3)"
