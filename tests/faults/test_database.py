@@ -13,6 +13,7 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
+from deploy.demo import cluster
 from tests.faults.relay import EXECUTED, LOGIN, Fate, Relay, fatal
 from tests.faults.scene import DURABLE, LEASE, Job, Scene, new_scene
 from tests.support.docker import PATIENCE, WorkerProcess
@@ -262,8 +263,7 @@ class Standby(Cluster):
     def _init(self) -> None:
         words = ["-h", str(self._primary.directory), "-p", str(self._primary.port), "-U", self.superuser]
         words += ["-D", str(self.data), "--write-recovery-conf", "--checkpoint", "fast", "--no-sync"]
-        program = self._reachable(client_binaries()) / "pg_basebackup"  # npm's servers come without it
-        self._as_user([str(program), *words])
+        cluster.run(client_binaries() / "pg_basebackup", *words, folder=self.directory)  # npm's servers lack it
 
 
 async def until_caught_up(primary: Cluster, standby: Cluster) -> None:

@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+from deploy.demo.cluster import START_SECONDS, server_user
 from tests.support.debian import unpacked
-from tests.support.postgres import START_TIMEOUT, Cluster, server_user
+from tests.support.postgres import Cluster
 
 _PORT = 6432  # part of a file's name
 _SETTINGS = f"""\
@@ -56,7 +57,7 @@ def pooler(
                 **identity,  # type: ignore[call-overload]
             )  # fmt: skip
         try:
-            deadline = time.monotonic() + START_TIMEOUT
+            deadline = time.monotonic() + START_SECONDS
             while not (folder / f".s.PGSQL.{_PORT}").exists():
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError(f"pgbouncer did not start:\n{(folder / 'log').read_text()}")
