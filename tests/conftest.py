@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import asyncpg
@@ -10,6 +12,7 @@ import pytest
 import pytest_asyncio
 from hypothesis import settings
 from hypothesis.configuration import set_hypothesis_home_dir
+from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 from tests.support.postgres import Cluster, Clusters
 
@@ -21,6 +24,26 @@ settings.register_profile("brief", deadline=None, max_examples=10)  # tests.matr
 settings.load_profile("ops-worker")
 
 Connect = Callable[..., Awaitable[asyncpg.Connection]]
+
+
+class Groups(LoadScopeScheduling):  # type: ignore[misc]  # xdist's schedulers carry no types
+    """Gives the tests of all files with the same ``xdist_group`` to one process, and every other test to any."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return group_of(self.config.rootpath / nodeid.partition("::")[0]) or nodeid
+
+
+@cache
+def group_of(file: Path) -> str | None:
+    """The group that a test file names."""
+    found = re.search(r'xdist_group\("([^"]+)"\)', file.read_text(encoding="utf-8"))
+    return found and found[1]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Groups | None:
+    """Replaces xdist 3.8's own scheduler for ``--dist loadgroup``, to which pytest 9.2 does not tell the groups."""
+    return Groups(config, log) if config.getvalue("dist") == "loadgroup" else None
 
 
 @pytest.fixture(scope="session")

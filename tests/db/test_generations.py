@@ -23,7 +23,7 @@ from tests.support.scripts import environ_of, script
 from tests.support.supabase import OWNER, Cli, supabase_cluster, supabase_database
 from worker.database import catalog, migrations
 
-pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("supabase-cli")]  # one process installs the CLI
+pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("generations")]
 
 FILES = Path(__file__).with_name("generations")
 OLD = {

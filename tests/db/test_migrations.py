@@ -18,6 +18,8 @@ from worker.database import catalog, migrations
 from worker.database.connection import connected
 from worker.errors import ConfigurationError, DatabaseUnavailable
 
+pytestmark = pytest.mark.xdist_group("migrations")  # one process starts the servers
+
 
 @pytest.fixture(params=TESTED, ids="pg{}".format)
 def server(request: pytest.FixtureRequest, clusters: Clusters) -> Cluster:

@@ -9,7 +9,7 @@ import pytest
 from tests.support import npm
 from tests.support.schema_docs import DOCS, NAMES, write
 
-pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("supabase-cli")]  # one process installs the tools
+pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("schema-docs")]
 
 
 SOURCES = ("schema.dbml", "schema.mmd", "schema.prisma")

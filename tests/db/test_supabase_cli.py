@@ -18,7 +18,7 @@ from tests.support.postgres import MAJORS, Cluster
 from tests.support.supabase import OWNER, Cli, supabase_cluster, supabase_database
 from worker.database import migrations
 
-pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("supabase-cli")]  # one process installs the CLI
+pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("supabase-cli")]  # one process starts the server
 
 FILES = [migration.file for migration in migrations.read_migrations()]
 Project = Callable[[list[str]], Cli]
