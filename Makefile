@@ -24,7 +24,7 @@ PYTEST := $(PARALLEL) -q
 # What the gates run, so that `make test` runs it once
 SPEC_TESTS := tests/gates/test_spec_kit.py
 DOCS_TESTS := tests/gates/test_docs.py
-SCHEMA_TESTS := tests/db/test_migrations.py tests/db/test_supabase_cli.py tests/db/test_schema_docs.py
+SCHEMA_TESTS := $(addprefix tests/db/test_,$(addsuffix .py,migrations migration_history verify supabase_cli schema_docs))
 GATED := $(SPEC_TESTS) $(DOCS_TESTS) $(SCHEMA_TESTS)
 
 .PHONY: help setup demo test test-matrix coverage faults kills check format gates gate-spec gate-docs schema schema-docs \

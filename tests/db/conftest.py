@@ -8,6 +8,7 @@ import pytest_asyncio
 from tests.conftest import Connect
 from tests.db.crowd import Crowd, gather
 from tests.db.world import World, new_project, new_workflow
+from worker.database import roles
 
 
 @pytest_asyncio.fixture
@@ -21,3 +22,11 @@ async def world(db: asyncpg.Connection) -> World:
 async def crowd(world: World, connect: Connect) -> Crowd:
     """That project with something in every table, and somebody for each column of the access matrix."""
     return await gather(world, connect)
+
+
+@pytest_asyncio.fixture
+async def hosts(world: World, connect: Connect) -> tuple[asyncpg.Connection, asyncpg.Connection]:
+    """Two build hosts, each logged in with a role of its own: ``host_one`` and ``host_two``."""
+    for name in ("host_one", "host_two"):
+        await roles.create_worker(world.db, name, "correct-horse-battery")
+    return await connect(user="host_one"), await connect(user="host_two")

@@ -16,7 +16,7 @@ import asyncpg
 import pytest
 
 from tests.conftest import Connect
-from tests.db.test_migrations import AGENT_TABLES
+from tests.db.world import AGENT_TABLES
 from tests.support.docker import PATIENCE, ROOT
 from tests.support.scripts import script
 from worker.database import catalog, migrations

@@ -11,28 +11,15 @@ import asyncpg
 import pytest
 
 from tests.conftest import Connect
-from tests.db.world import (
-    ENGINE,
-    INSTANCE,
-    OTHER_INSTANCE,
-    WORKER,
-    World,
-    call,
-    shift_clock,
-    until_blocked,
-)
+from tests.db.world import ENGINE, INSTANCE, WORKER, World, blocked, call, heard, next_of, shift_clock
 from worker.cli.settings import MAX_LEASE as MOST
 
 HOUR_AHEAD = "update ops.runs set scheduled_at = clock_timestamp() + interval '1 hour' where id = $1"
 
 
-async def test_an_empty_queue_says_so(world: World) -> None:
-    assert await call(world.db, "claim_next_run", WORKER) == {
-        "run_id": None, "message": "no queued runs", "waiting": False,
-    }  # fmt: skip
-
-
 async def test_the_answer_holds_all_that_a_worker_needs(world: World) -> None:
+    empty = {"run_id": None, "message": "no queued runs", "waiting": False}
+    assert await call(world.db, "claim_next_run", WORKER) == empty
     config = {"tool": "odoo", "version": "18.0", "env": {"A": "1"}}
     await world.db.execute(
         "update ops.workflows set config = $1, git_ref = 'main', git_commit = 'abc'", json.dumps(config)
@@ -61,17 +48,13 @@ async def test_the_answer_holds_all_that_a_worker_needs(world: World) -> None:
     }  # fmt: skip
 
 
-async def test_without_a_tool_the_default_is_named_and_has_no_image(world: World) -> None:
-    await world.queue()
-    tool = (await world.claim())["tool"]
-    assert tool == {"tool_name": "odoo", "version": "19.0", "docker_image": None, "config": None}
-
-
-async def test_the_lease_says_who_and_for_how_long(world: World) -> None:
-    run = await world.claimed(p_lease_seconds=77)
-    lease = await world.lease(run)
+async def test_the_lease_says_who_and_for_how_long_and_a_tool_has_a_default(world: World) -> None:
+    run = await world.queue()
+    answer = await world.claim(p_lease_seconds=77, p_labels=None)
+    assert answer["run_id"] == str(run)
+    assert answer["tool"] == {"tool_name": "odoo", "version": "19.0", "docker_image": None, "config": None}
+    lease, claimed_at = await world.lease(run), (await world.row(run))["claimed_at"]
     assert lease is not None
-    claimed_at = (await world.row(run))["claimed_at"]
     assert (lease["worker_id"], lease["instance_id"], lease["db_role"]) == (WORKER, INSTANCE, "postgres")
     assert (lease["engine_id"], lease["lease_seconds"]) == (ENGINE, 77)
     assert 76 < (lease["expires_at"] - claimed_at).total_seconds() < 78
@@ -104,38 +87,25 @@ async def test_list_queued_runs_shows_claimed_ones_first_and_nothing_else(world:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("wanted", "offered", "claimed"),
-    [
-        ([], [], True),
-        ([], ["a"], True),
-        (["a"], ["a", "b"], True),
-        (["a"], [], False),
-        (["a", "b"], ["a"], False),
-    ],
-)
-async def test_a_run_goes_to_a_worker_that_has_all_its_labels(
-    world: World, wanted: list[str], offered: list[str], *, claimed: bool
-) -> None:
-    await world.queue(labels=wanted)
-    answer = await world.claim(p_labels=offered)
-    assert (answer["run_id"] is not None) == claimed
-    # what only others can run is nothing to wait for
-    assert claimed or answer["waiting"] is False
+async def test_a_run_goes_to_a_worker_that_has_all_its_labels(world: World) -> None:
+    for wanted, offered, claimed in (
+        ([], [], True), ([], ["a"], True), (["a"], ["a", "b"], True), (["a"], [], False), (["a", "b"], ["a"], False),
+    ):  # fmt: skip
+        await world.queue(labels=wanted)
+        answer = await world.claim(p_labels=offered)
+        assert (wanted, offered, answer["run_id"] is not None) == (wanted, offered, claimed)
+        # what only others can run is nothing to wait for
+        assert claimed or answer["waiting"] is False
+        await world.db.execute("delete from ops.runs")
 
 
-async def test_what_no_worker_with_these_labels_can_claim_is_counted(world: World) -> None:
+async def test_runs_that_no_worker_with_these_labels_can_claim_are_counted(world: World) -> None:
     for labels in ([], ["a"], ["a", "gpu"], ["big"], ["big", "gpu"]):
         await world.queue(labels=labels)
     ended = await world.queue(labels=["old"])
     await world.db.execute("select ops.cancel_run($1)", ended)
     assert await call(world.db, "unclaimable_runs", ["a"]) == {"success": True, "runs": 3, "labels": ["big", "gpu"]}
     assert await call(world.db, "unclaimable_runs", ["a", "big", "gpu"]) == {"success": True, "runs": 0, "labels": []}
-
-
-async def test_labels_that_are_null_are_no_labels(world: World) -> None:
-    await world.queue()
-    assert (await world.claim(p_labels=None))["run_id"] is not None
 
 
 async def test_one_run_per_concurrency_key_at_a_time(world: World, connect: Connect) -> None:
@@ -146,36 +116,26 @@ async def test_one_run_per_concurrency_key_at_a_time(world: World, connect: Conn
     assert (await world.claim())["run_id"] == str(third)
     blocked = await world.claim()
     assert (blocked["run_id"], blocked["waiting"]) == (None, True)
-    woken = asyncio.Event()
-    await (await connect()).add_listener("ops_queue", lambda *_: woken.set())
+    wakes = await heard(connect, "ops_queue")
     await call(world.db, "start_workflow_run", first, WORKER)
     assert (await world.claim())["run_id"] is None
     await call(world.db, "complete_workflow_run", first, 0)
-    await asyncio.wait_for(woken.wait(), 10)
+    await next_of(wakes)
     assert (await world.claim())["run_id"] == str(second)
-
-
-async def test_two_active_runs_of_one_key_cannot_be_stored(world: World) -> None:
-    first = await world.queue(concurrency_key="prod")
-    second = await world.queue(concurrency_key="prod")
-    await world.set_status(first, "claimed")
-    with pytest.raises(asyncpg.UniqueViolationError, match="runs_concurrency_idx"):
-        await world.set_status(second, "claimed")
 
 
 async def test_a_race_for_a_key_goes_on_to_the_next_run(world: World, connect: Connect) -> None:
     first = await world.queue(concurrency_key="prod", priority=2)
-    await world.queue(concurrency_key="prod", priority=1)
+    second = await world.queue(concurrency_key="prod", priority=1)
     free = await world.queue()
     slow, fast = await connect(), await connect()
-    transaction = slow.transaction()
-    await transaction.start()
-    assert (await call(slow, "claim_next_run", "slow"))["run_id"] == str(first)
-    # the other sees the key as free, picks the second run, and waits for the first claim to end
-    racing = asyncio.create_task(call(fast, "claim_next_run", "fast"))
-    await until_blocked(world.db, fast)
-    await transaction.commit()
+    async with slow.transaction():
+        assert (await call(slow, "claim_next_run", "slow"))["run_id"] == str(first)
+        # the other sees the key as free, picks the second run, and waits for the first claim to end
+        racing = await blocked(world.db, fast, call(fast, "claim_next_run", "fast"))
     assert (await racing)["run_id"] == str(free)
+    with pytest.raises(asyncpg.UniqueViolationError, match="runs_concurrency_idx"):
+        await world.set_status(second, "claimed")
 
 
 async def test_twenty_workers_claim_two_hundred_runs_once_each(world: World, connect: Connect) -> None:
@@ -200,29 +160,6 @@ async def test_twenty_workers_claim_two_hundred_runs_once_each(world: World, con
     assert owners == {uuid.UUID(run): f"worker-{me}" for me, mine in enumerate(claims) for run in mine}
 
 
-async def test_twenty_workers_never_hold_one_key_twice(world: World, connect: Connect) -> None:
-    keys = {str(await world.queue(concurrency_key=f"key-{n % 3}")): f"key-{n % 3}" for n in range(60)}
-    connections = [await connect() for _ in range(20)]
-    held: set[str] = set()
-
-    async def work(connection: asyncpg.Connection, worker: str) -> int:
-        done = 0
-        while True:
-            run = (answer := await call(connection, "claim_next_run", worker))["run_id"]
-            if run is not None:
-                assert keys[run] not in held
-                held.add(keys[run])
-                assert (await call(connection, "start_workflow_run", run, worker))["success"]
-                held.remove(keys[run])
-                assert (await call(connection, "complete_workflow_run", run, 0))["success"]
-                done += 1
-            elif not answer["waiting"]:
-                return done
-
-    done = await asyncio.gather(*(work(one, f"worker-{n}") for n, one in enumerate(connections)))
-    assert sum(done) == 60
-
-
 async def test_a_scheduled_run_waits_for_its_time(world: World) -> None:
     run = await world.queue()
     await world.db.execute(HOUR_AHEAD, run)
@@ -233,22 +170,16 @@ async def test_a_scheduled_run_waits_for_its_time(world: World) -> None:
     assert (await world.row(run))["scheduled_at"] is None
 
 
-@pytest.mark.parametrize(
-    ("worker", "lease"), [("", 300), (None, 300), (WORKER, 0), (WORKER, -1), (WORKER, MOST + 1), (WORKER, None)]
-)
-async def test_a_claim_that_makes_no_sense_is_refused(world: World, worker: str | None, lease: int | None) -> None:
+async def test_a_claim_names_the_argument_at_fault(world: World) -> None:
     run = await world.queue()
-    answer = await call(world.db, "claim_next_run", worker, p_lease_seconds=lease)
-    assert (answer["run_id"], answer["code"]) == (None, "bad_argument")
-    assert answer["message"] == (
-        f"the lease_seconds must be from 1 to {MOST}" if worker else "the worker_id must not be empty"
-    )
+    for worker, lease in (("", 300), (None, 300), (WORKER, 0), (WORKER, -1), (WORKER, MOST + 1), (WORKER, None)):
+        answer = await call(world.db, "claim_next_run", worker, p_lease_seconds=lease)
+        assert (answer["run_id"], answer["code"]) == (None, "bad_argument")
+        assert answer["message"] == (
+            f"the lease_seconds must be from 1 to {MOST}" if worker else "the worker_id must not be empty"
+        )
     assert await world.status(run) == "queued"
-
-
-async def test_the_longest_lease_is_the_longest_that_a_worker_can_ask_for(world: World) -> None:
-    run = await world.queue()
-    assert (await world.claim(p_lease_seconds=MOST))["run_id"] == str(run)
+    assert (await world.claim(p_lease_seconds=MOST))["run_id"] == str(run)  # the longest that a worker can ask for
 
 
 @pytest.mark.parametrize("how", ["claim", "adopt"])
@@ -269,14 +200,6 @@ async def test_a_run_that_cannot_be_read_fails_and_holds_nothing_up(world: World
     assert (row["status"], row["reason"]) == ("failed", "invalid_config")
     assert row["error_message"].startswith("the run cannot be read: stack depth limit exceeded")
     assert (await world.events(deep, "error"))[-1]["reason"] == "invalid_config"
-
-
-async def test_an_instance_that_was_replaced_claims_nothing(world: World) -> None:
-    await world.queue()
-    await call(world.db, "register_worker", WORKER, OTHER_INSTANCE)
-    answer = await world.claim(instance=INSTANCE)
-    assert (answer["run_id"], answer["code"]) == (None, "worker_id_taken")
-    assert (await world.claim(instance=OTHER_INSTANCE))["run_id"] is not None
 
 
 @pytest.mark.parametrize("planned", ["on an empty table", "on the full table"])

@@ -4,34 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from datetime import UTC, datetime
 from typing import Any
 
 import asyncpg
 import pytest
 
 from tests.conftest import Connect
-from tests.db.world import ENGINE, FINAL, INSTANCE, OTHER_INSTANCE, WORKER, World, call, shift_clock
-
-HOST = {"p_host_id": "machine-1"}
+from tests.db.world import (
+    ENGINE,
+    INSTANCE,
+    OTHER_INSTANCE,
+    WORKER,
+    World,
+    adopt,
+    call,
+    heard,
+    next_of,
+    reap,
+    shift_clock,
+)
 
 
 async def register(db: asyncpg.Connection, instance: uuid.UUID = INSTANCE, **named: object) -> dict[str, Any]:
-    return await call(db, "register_worker", WORKER, instance, **(HOST | named))
-
-
-async def adopt(
-    world: World,
-    run: uuid.UUID,
-    worker: str = WORKER,
-    instance: uuid.UUID = OTHER_INSTANCE,
-    engine: str = ENGINE,
-) -> dict[str, Any]:
-    return await call(world.db, "adopt_run", run, worker, instance, engine)
-
-
-async def reap(world: World) -> dict[str, Any]:
-    return await call(world.db, "reap")
+    return await call(db, "register_worker", WORKER, instance, **({"p_host_id": "machine-1"} | named))
 
 
 # Registration -----------------------------------------------------------------------------------------------
@@ -43,15 +38,10 @@ async def test_a_worker_learns_which_database_it_serves(world: World) -> None:
     identity = await world.db.fetchval("select database_id from ops_private.control")
     assert answer == {"success": True, "database_id": str(identity)}
     assert identity != unused, "a copy that was made before would have the same one"
-    row = await world.db.fetchrow("select * from ops_private.workers")
-    assert row is not None
-    assert (row["worker_id"], row["instance_id"], row["db_role"]) == (WORKER, INSTANCE, "postgres")
-    assert (row["host_id"], row["engine_id"], row["version"], row["labels"]) == (
-        "machine-1",
-        ENGINE,
-        "1.0",
-        ["gpu"],
+    row = await world.db.fetchrow(
+        "select worker_id, instance_id, db_role, host_id, engine_id, version, labels from ops_private.workers"
     )
+    assert tuple(row) == (WORKER, INSTANCE, "postgres", "machine-1", ENGINE, "1.0", ["gpu"])
 
 
 async def test_one_worker_id_has_one_live_instance(world: World) -> None:
@@ -62,16 +52,19 @@ async def test_one_worker_id_has_one_live_instance(world: World) -> None:
     await shift_clock(world.db, 61)
     assert (await register(world.db, OTHER_INSTANCE))["success"]
     assert (await register(world.db))["code"] == "worker_id_taken"
+    await world.queue()
+    refused = await world.claim()
+    assert (refused["run_id"], refused["code"]) == (None, "worker_id_taken")
+    assert (await world.claim(instance=OTHER_INSTANCE))["run_id"] is not None
 
 
-@pytest.mark.parametrize(
-    ("host", "takeover", "accepted"),
-    [("machine-1", True, True), ("machine-1", False, False), ("machine-2", True, False), (None, True, False)],
-)
-async def test_only_the_same_host_takes_over(world: World, host: str | None, *, takeover: bool, accepted: bool) -> None:
+async def test_only_the_same_host_takes_over(world: World) -> None:
     await register(world.db)
-    answer = await register(world.db, OTHER_INSTANCE, p_host_id=host, p_takeover=takeover)
-    assert answer["success"] == accepted
+    for host, takeover, accepted in (
+        ("machine-1", False, False), ("machine-2", True, False), (None, True, False), ("machine-1", True, True),
+    ):  # fmt: skip
+        answer = await register(world.db, OTHER_INSTANCE, p_host_id=host, p_takeover=takeover)
+        assert (host, takeover, answer["success"]) == (host, takeover, accepted)
 
 
 async def test_another_role_takes_no_live_name(world: World, connect: Connect) -> None:
@@ -84,7 +77,7 @@ async def test_another_role_takes_no_live_name(world: World, connect: Connect) -
     assert (await register(world.db, OTHER_INSTANCE))["code"] == "worker_id_taken"
 
 
-async def test_who_unregisters_frees_the_name(world: World) -> None:
+async def test_a_worker_that_unregisters_frees_its_id(world: World) -> None:
     await register(world.db)
     assert (await call(world.db, "unregister_worker", WORKER, OTHER_INSTANCE))["success"]
     assert (await register(world.db, OTHER_INSTANCE))["code"] == "worker_id_taken"
@@ -93,19 +86,21 @@ async def test_who_unregisters_frees_the_name(world: World) -> None:
     assert (await register(world.db, OTHER_INSTANCE))["success"]
 
 
-@pytest.mark.parametrize("wrong", [{"worker": ""}, {"instance": None}, {"p_lease_seconds": 0}])
-async def test_a_registration_that_makes_no_sense_is_refused(world: World, wrong: dict[str, object]) -> None:
-    named = {"worker": WORKER, "instance": INSTANCE} | wrong
-    answer = await call(world.db, "register_worker", named.pop("worker"), named.pop("instance"), **named)
-    assert answer["code"] == "bad_argument"
-    names = {"worker": "worker_id", "instance": "instance_id", "p_lease_seconds": "lease_seconds"}
-    assert [name for name in names.values() if name in answer["error"]] == [names[next(iter(wrong))]]
+async def test_a_registration_names_the_argument_at_fault(world: World) -> None:
+    right = {"p_worker_id": WORKER, "p_instance_id": INSTANCE}
+    for name, value in (("worker_id", ""), ("instance_id", None), ("lease_seconds", 0)):
+        answer = await call(world.db, "register_worker", **(right | {f"p_{name}": value}))
+        assert answer["code"] == "bad_argument"
+        named = [one for one in ("worker_id", "instance_id", "lease_seconds") if one in answer["error"]]
+        assert named == [name]
+    answer = await call(world.db, "heartbeat", WORKER, INSTANCE, 0)
+    assert (answer["code"], "lease_seconds" in answer["error"]) == ("bad_argument", True)
 
 
 # Heartbeat --------------------------------------------------------------------------------------------------
 
 
-async def test_a_heartbeat_renews_the_worker_and_all_its_leases(world: World) -> None:
+async def test_a_heartbeat_renews_the_worker_and_all_its_leases(world: World, connect: Connect) -> None:
     await register(world.db)
     runs = [await world.claimed(), await world.running()]
     other = await world.claimed(worker="host-b", instance=OTHER_INSTANCE)
@@ -119,142 +114,31 @@ async def test_a_heartbeat_renews_the_worker_and_all_its_leases(world: World) ->
     gained = {run: (await world.expires_at(run) - before[run]).total_seconds() for run in before}
     assert all(99 < gained[run] < 110 for run in runs)
     assert gained[other] == 0
-    expires_in = await world.db.fetchval(
-        "select extract(epoch from expires_at - ops_private.current_time()) from ops_private.workers"
-    )
-    assert 290 < expires_in <= 300
+    left = "select extract(epoch from expires_at - ops_private.current_time()) from ops_private.workers"
+    assert 290 < await world.db.fetchval(left) <= 300
+
+    renewed = await world.expires_at(runs[0])
+    strangers = [(world.db, WORKER, OTHER_INSTANCE), (world.db, "host-c", INSTANCE),
+                 (await connect(role="ops_worker"), WORKER, INSTANCE)]  # fmt: skip
+    for db, worker, instance in strangers:
+        answer = await call(db, "heartbeat", worker, instance)
+        assert answer == {"success": True, "registered": False, "runs": []}
+    assert await world.expires_at(runs[0]) == renewed
 
 
-async def test_a_heartbeat_renews_a_lease_that_ran_out_but_was_not_taken(world: World) -> None:
-    run = await world.running()
+async def test_a_heartbeat_renews_a_lease_that_ran_out_and_not_one_that_ended_or_was_adopted(world: World) -> None:
+    run, ended, adopted = [await world.running() for _ in range(3)]
     await shift_clock(world.db, 10_000)
+    await world.set_status(ended, "failed")
+    await adopt(world, adopted)
     assert [one["run_id"] for one in (await call(world.db, "heartbeat", WORKER, INSTANCE))["runs"]] == [str(run)]
     assert (await reap(world))["failed"] == []
-
-
-@pytest.mark.parametrize(("worker", "instance"), [(WORKER, OTHER_INSTANCE), ("host-b", INSTANCE)])
-async def test_a_heartbeat_of_somebody_else_renews_nothing(world: World, worker: str, instance: uuid.UUID) -> None:
-    run = await world.claimed()
-    before = await world.expires_at(run)
-    answer = await call(world.db, "heartbeat", worker, instance)
-    assert answer == {"success": True, "registered": False, "runs": []}
-    assert await world.expires_at(run) == before
-
-
-async def test_a_heartbeat_from_another_host_renews_nothing(world: World, connect: Connect) -> None:
-    run = await world.claimed()
-    before = await world.expires_at(run)
-    assert (await call(await connect(role="ops_worker"), "heartbeat", WORKER, INSTANCE))["runs"] == []
-    assert await world.expires_at(run) == before
-
-
-async def test_a_run_that_ended_or_was_taken_is_not_listed(world: World) -> None:
-    ended, taken = await world.running(), await world.running()
-    await world.set_status(ended, "failed")
-    await adopt(world, taken)
-    assert (await call(world.db, "heartbeat", WORKER, INSTANCE))["runs"] == []
-
-
-async def test_a_heartbeat_with_a_senseless_lease_is_refused(world: World) -> None:
-    assert (await call(world.db, "heartbeat", WORKER, INSTANCE, 0))["code"] == "bad_argument"
-
-
-# Adoption ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("state", ["claimed", "running"])
-async def test_the_next_instance_of_a_worker_adopts(world: World, state: str) -> None:
-    run = await (world.claimed() if state == "claimed" else world.running())
-    answer = await adopt(world, run)
-    assert (answer["run_id"], answer["status"], answer["claim_count"]) == (str(run), state, 2)
-    row = await world.row(run)
-    assert (row["claimed_by"], row["claimed_instance"]) == (WORKER, OTHER_INSTANCE)
-    assert (await world.events(run, "info"))[-1] == {
-        "actor": "postgres", "worker_id": WORKER, "previous_worker_id": WORKER,
-    }  # fmt: skip
-    for function, old in (("append_run_log", ("info", "late")), ("add_run_event", ("info", "late"))):
-        refused = await call(world.db, function, run, *old, p_worker_id=WORKER, p_instance_id=INSTANCE)
-        assert refused["code"] == "not_owner"
-
-
-async def test_to_adopt_what_one_holds_renews_it_and_counts_nothing(world: World) -> None:
-    await register(world.db, p_lease_seconds=300)
-    run = await world.running()
-    before = await world.expires_at(run)
-    await shift_clock(world.db, 60)
-    answer = await adopt(world, run, instance=INSTANCE)
-    assert (answer["run_id"], answer["claim_count"]) == (str(run), 1)
-    assert await world.expires_at(run) > before
-    assert len(await world.events(run, "info")) == 1
-
-
-async def test_a_live_instance_keeps_its_run(world: World) -> None:
-    await register(world.db)
-    run = await world.running()
-    answer = await adopt(world, run)
-    assert (answer["success"], answer["code"], answer["status"]) == (False, "worker_id_taken", "running")
-    await shift_clock(world.db, 61)  # its registration ran out, the lease did not
-    assert (await adopt(world, run))["run_id"] == str(run)
-
-
-async def test_an_instance_that_was_replaced_does_not_take_back(world: World) -> None:
-    await register(world.db)
-    run = await world.running()
-    await register(world.db, OTHER_INSTANCE, p_takeover=True)
-    assert (await adopt(world, run))["run_id"] == str(run)
-    assert (await adopt(world, run, instance=INSTANCE))["code"] == "worker_id_taken"
-
-
-@pytest.mark.parametrize(
-    ("seconds", "engine", "adopted"), [(299, ENGINE, False), (301, "engine-2", False), (301, ENGINE, True)]
-)
-async def test_a_neighbour_on_the_engine_adopts_once_the_lease_ran_out(
-    world: World, seconds: int, engine: str, *, adopted: bool
-) -> None:
-    run = await world.running()
-    await shift_clock(world.db, seconds)
-    answer = await adopt(world, run, worker="host-b", engine=engine)
-    assert answer["success"] == adopted
-    assert answer.get("code") == (None if adopted else "not_owner")
-
-
-async def test_a_run_of_an_unnamed_instance_is_adopted_only_when_its_lease_ran_out(world: World) -> None:
-    run = await world.running(instance=None)
-    assert (await adopt(world, run))["code"] == "not_owner"
-    await shift_clock(world.db, 301)
-    assert (await adopt(world, run))["run_id"] == str(run)
-
-
-async def test_no_engine_is_not_the_same_engine(world: World) -> None:
-    run = await world.running(engine=None)
-    await shift_clock(world.db, 301)
-    assert (await call(world.db, "adopt_run", run, "host-b", OTHER_INSTANCE, None))["code"] == "not_owner"
-
-
-async def test_another_host_adopts_nothing(world: World, connect: Connect) -> None:
-    run = await world.running()
-    await shift_clock(world.db, 301)
-    other = await connect(role="ops_worker")
-    assert (await call(other, "adopt_run", run, WORKER, OTHER_INSTANCE, ENGINE))["code"] == "not_owner"
-
-
-@pytest.mark.parametrize("state", ["queued", *FINAL])
-async def test_what_nobody_holds_cannot_be_adopted(world: World, state: str) -> None:
-    run = await world.run_in(state)
-    answer = await adopt(world, run)
-    assert (answer["success"], answer["status"]) == (False, state)
-    assert answer["code"] == ("not_claimed" if state == "queued" else "final")
-
-
-async def test_to_adopt_a_run_that_is_not_there(world: World) -> None:
-    answer = await adopt(world, uuid.uuid4())
-    assert (answer["success"], answer["code"], answer["status"]) == (False, "not_found", None)
 
 
 # Reaping ----------------------------------------------------------------------------------------------------
 
 
-async def test_nothing_is_reaped_while_leases_last(world: World) -> None:
+async def test_reap_ends_nothing_while_leases_last(world: World) -> None:
     await world.claimed()
     await world.running()
     await shift_clock(world.db, 299)
@@ -263,13 +147,12 @@ async def test_nothing_is_reaped_while_leases_last(world: World) -> None:
 
 async def test_a_claimed_run_goes_back_to_the_queue(world: World, connect: Connect) -> None:
     run = await world.claimed()
-    woken = asyncio.Event()
-    await (await connect()).add_listener("ops_queue", lambda *_: woken.set())
+    wakes = await heard(connect, "ops_queue")
     await shift_clock(world.db, 301)
     assert (await reap(world))["requeued"] == [str(run)]
     assert await world.status(run) == "queued"
     assert (await world.events(run, "state_change"))[-1]["reason"] == "lease_expired"
-    await asyncio.wait_for(woken.wait(), 10)
+    await next_of(wakes)
     assert (await call(world.db, "start_workflow_run", run, WORKER, INSTANCE))["code"] == "not_claimed"
     assert (await world.claim(worker="host-b"))["run_id"] == str(run)
 
@@ -277,168 +160,19 @@ async def test_a_claimed_run_goes_back_to_the_queue(world: World, connect: Conne
 @pytest.mark.parametrize(
     ("seconds", "engine", "failed"), [(599, ENGINE, False), (601, ENGINE, True), (301, None, True)]
 )
-async def test_a_running_run_fails_when_nobody_can_adopt_it_any_more(
+async def test_a_running_run_fails_when_no_worker_can_adopt_it_any_more(
     world: World, seconds: int, engine: str | None, *, failed: bool
 ) -> None:
     run = await world.running(engine=engine)
     await shift_clock(world.db, seconds)
     assert (await reap(world))["failed"] == ([str(run)] if failed else [])
     row = await world.row(run)
+    assert row["status"] == ("failed" if failed else "running")
     if failed:
-        assert (row["status"], row["reason"], row["exit_code"]) == ("failed", "worker_lost", None)
+        assert (row["reason"], row["exit_code"]) == ("worker_lost", None)
         assert row["error_message"].startswith("worker lost: ")
         (event,) = await world.events(run, "error")
         assert (event["reason"], event["worker_id"]) == ("worker_lost", WORKER)
-    else:
-        assert row["status"] == "running"
-
-
-async def test_a_run_that_keeps_losing_its_worker_is_set_aside(world: World) -> None:
-    run = await world.queue()
-    for n in range(1, 7):
-        assert (await world.claim())["claim_count"] == n
-        await shift_clock(world.db, 301 * n)
-        reaped = await reap(world)
-        assert reaped["requeued"] == ([str(run)] if n < 6 else [])
-    assert reaped["set_aside"] == [str(run)]
-    row = await world.row(run)
-    assert (row["status"], row["reason"]) == ("canceled", "poison")
-    (event,) = await world.events(run, "error")
-    assert event["reason"] == "poison"
-
-
-async def new_holder(world: World, run: uuid.UUID) -> dict[str, Any]:
-    """The holder is killed, and its successor finds the container."""
-    return await adopt(world, run, instance=uuid.uuid4())
-
-
-async def test_a_run_whose_holders_are_lost_one_after_the_other_fails(world: World) -> None:
-    run = await world.running()
-    for _ in range(10):  # all within a minute: something else may be killing them
-        assert (await new_holder(world, run))["run_id"] == str(run)
-    await shift_clock(world.db, 61)
-    assert (await new_holder(world, run))["code"] == "final"
-    row = await world.row(run)
-    assert (row["status"], row["reason"]) == ("failed", "poison")
-    assert "11 workers" in row["error_message"]
-    assert [event["reason"] for event in await world.events(run, "error")] == ["poison"]
-
-
-@pytest.mark.parametrize("sign", ["line", "renewal", "leave"])
-async def test_a_holder_that_made_progress_does_not_count_as_lost(world: World, sign: str) -> None:
-    run = await world.running()
-    if sign == "renewal":
-        await call(world.db, "record_container", run, WORKER, INSTANCE, "c")
-    for n in range(20):
-        await shift_clock(world.db, 30 * n)
-        answer = await new_holder(world, run)
-        assert answer["run_id"] == str(run)
-        instance = (await world.row(run))["claimed_instance"]
-        if sign == "line":
-            line = ([n + 1], ["stdout"], ["info"], ["on it goes"], [datetime.now(UTC)])
-            assert (await call(world.db, "append_run_logs", run, WORKER, instance, *line))["success"]
-        elif sign == "renewal":
-            await call(world.db, "heartbeat", WORKER, instance)
-        else:
-            await call(world.db, "unregister_worker", WORKER, instance)
-
-
-@pytest.mark.parametrize("sign", ["line", "renewal", "leave"])
-async def test_progress_counts_for_the_holder_that_made_it(world: World, sign: str) -> None:
-    run = await world.running()
-    if sign == "line":
-        line = ([1], ["stdout"], ["info"], ["once"], [datetime.now(UTC)])
-        await call(world.db, "append_run_logs", run, WORKER, INSTANCE, *line)
-    elif sign == "leave":
-        await call(world.db, "unregister_worker", WORKER, INSTANCE)
-    else:
-        await call(world.db, "record_container", run, WORKER, INSTANCE, "c")
-        await call(world.db, "heartbeat", WORKER, INSTANCE)
-    for _ in range(6):
-        assert (await new_holder(world, run))["run_id"] == str(run)
-    await shift_clock(world.db, 61)
-    assert (await new_holder(world, run))["code"] == "final"
-
-
-@pytest.mark.parametrize("state", ["claimed", "running"])
-async def test_a_run_that_kills_its_workers_before_its_container_is_created_is_set_aside(
-    world: World, state: str
-) -> None:
-    """Though each of them renews the lease before it dies."""
-    run = await (world.claimed() if state == "claimed" else world.running())
-    for n in range(5):
-        await shift_clock(world.db, 30 * n)
-        assert (await new_holder(world, run))["run_id"] == str(run)
-        await call(world.db, "heartbeat", WORKER, (await world.row(run))["claimed_instance"])
-    await shift_clock(world.db, 150)
-    answer = await new_holder(world, run)
-    final = "canceled" if state == "claimed" else "failed"
-    assert (answer["code"], answer["status"], await world.status(run)) == ("final", final, final)
-    assert (await world.row(run))["reason"] == "poison"
-
-
-async def test_offered_is_what_may_be_adopted(world: World, connect: Connect) -> None:
-    run = await world.running()
-
-    async def offered(worker: str, instance: uuid.UUID, engine: str, db: asyncpg.Connection = world.db) -> bool:
-        return str(run) in (await call(db, "adoptable_runs", worker, instance, engine))["runs"]
-
-    assert not await offered(WORKER, INSTANCE, ENGINE), "its own"
-    assert await offered(WORKER, OTHER_INSTANCE, "engine-2"), "of an earlier instance"
-    assert not await offered("host-b", OTHER_INSTANCE, ENGINE), "a neighbour's that lives"
-    await shift_clock(world.db, 301)
-    assert await offered("host-b", OTHER_INSTANCE, ENGINE)
-    assert not await offered("host-b", OTHER_INSTANCE, "engine-2")
-    assert not await offered(WORKER, OTHER_INSTANCE, ENGINE, await connect(role="ops_worker"))
-
-
-async def test_a_run_belongs_to_the_engine_of_its_holder(world: World) -> None:
-    run = await world.running()
-    assert (await adopt(world, run, engine="engine-2"))["run_id"] == str(run)
-    await shift_clock(world.db, 301)
-    assert (await adopt(world, run, worker="host-b", engine=ENGINE))["code"] == "not_owner"
-    assert (await adopt(world, run, worker="host-b", engine="engine-2"))["run_id"] == str(run)
-
-
-# A copy of the database -------------------------------------------------------------------------------------
-
-
-async def test_a_copy_of_the_database_has_an_identity_of_its_own_and_ends_what_it_does_not_run(world: World) -> None:
-    original = (await register(world.db))["database_id"]
-    claimed, running, queued = await world.claimed(), await world.running(), await world.queue()
-    assert (await register(world.db))["database_id"] == original
-    server_and_database = """select format('%s/%s', s.system_identifier, d.oid)
-        from pg_control_system() as s, pg_database as d where d.datname = current_database()"""
-    assert await world.db.fetchval("select fingerprint from ops_private.control") == await world.db.fetchval(
-        server_and_database
-    )
-    # what a restore elsewhere looks like: the same rows under another server or another database
-    await world.db.execute("update ops_private.control set fingerprint = 'another server/5'")
-    copy = (await register(world.db, OTHER_INSTANCE))["database_id"]
-    assert copy != original
-    assert [await world.status(run) for run in (claimed, running, queued)] == ["canceled", "failed", "queued"]
-    for run in (claimed, running):
-        assert (await world.events(run, "error"))[-1]["reason"] == "database_copied"
-    assert (await register(world.db, OTHER_INSTANCE))["database_id"] == copy
-
-
-async def test_a_dump_that_is_restored_beside_the_original_is_another_database(
-    db_url: str, db: asyncpg.Connection
-) -> None:
-    original = (await register(db))["database_id"]
-    name = f"copy_{uuid.uuid4().hex[:8]}"
-    source = await db.fetchval("select current_database()")
-    server, other = db_url.replace(f"/{source}?", "/postgres?"), db_url.replace(f"/{source}?", f"/{name}?")
-    await db.close()  # nobody may be connected to a template
-    admin = await asyncpg.connect(server)
-    await admin.execute(f"create database {name} template {source}")
-    copy = await asyncpg.connect(other)
-    try:
-        assert (await register(copy, OTHER_INSTANCE))["database_id"] != original
-    finally:
-        await copy.close()
-        await admin.execute(f"drop database {name}")
-        await admin.close()
 
 
 async def test_reaping_wakes_scheduled_runs_that_are_due(world: World) -> None:
@@ -463,10 +197,45 @@ async def test_a_run_is_either_reaped_or_adopted(world: World, connect: Connect)
     run = await world.running()
     await shift_clock(world.db, 601)
     adopter = await connect()
-    transaction = adopter.transaction()
-    await transaction.start()
-    assert (await call(adopter, "adopt_run", run, "host-b", OTHER_INSTANCE, ENGINE))["run_id"]
-    assert (await asyncio.wait_for(reap(world), 10))["failed"] == []  # skipped, not waited for
-    await transaction.commit()
+    async with adopter.transaction():
+        assert (await call(adopter, "adopt_run", run, "host-b", OTHER_INSTANCE, ENGINE))["run_id"]
+        assert (await asyncio.wait_for(reap(world), 10))["failed"] == []  # skipped, not waited for
     assert (await reap(world))["failed"] == []
     assert await world.status(run) == "running"
+
+
+# A copy of the database -------------------------------------------------------------------------------------
+
+
+async def test_a_copy_of_the_database_has_an_identity_of_its_own_and_ends_what_it_does_not_run(world: World) -> None:
+    original = (await register(world.db))["database_id"]
+    claimed, running, queued = await world.claimed(), await world.running(), await world.queue()
+    assert (await register(world.db))["database_id"] == original
+    here = """select format('%s/%s', s.system_identifier, d.oid)
+        from pg_control_system() as s, pg_database as d where d.datname = current_database()"""
+    fingerprint = await world.db.fetchval("select fingerprint from ops_private.control")
+    assert fingerprint == await world.db.fetchval(here)
+    # what a restore elsewhere looks like: the same rows under another server or another database
+    await world.db.execute("update ops_private.control set fingerprint = 'another server/5'")
+    copy = (await register(world.db, OTHER_INSTANCE))["database_id"]
+    assert copy != original
+    assert [await world.status(run) for run in (claimed, running, queued)] == ["canceled", "failed", "queued"]
+    for run in (claimed, running):
+        assert (await world.events(run, "error"))[-1]["reason"] == "database_copied"
+    assert (await register(world.db, OTHER_INSTANCE))["database_id"] == copy
+
+
+async def test_a_dump_that_is_restored_beside_the_original_is_another_database(
+    db_url: str, db: asyncpg.Connection, connect: Connect
+) -> None:
+    original = (await register(db))["database_id"]
+    name = f"copy_{uuid.uuid4().hex[:8]}"
+    source = await db.fetchval("select current_database()")
+    server, other = db_url.replace(f"/{source}?", "/postgres?"), db_url.replace(f"/{source}?", f"/{name}?")
+    await db.close()  # no connection may be open to a template
+    admin = await connect(server)
+    await admin.execute(f"create database {name} template {source}")
+    try:
+        assert (await register(await connect(other), OTHER_INSTANCE))["database_id"] != original
+    finally:
+        await admin.execute(f"drop database {name} with (force)")

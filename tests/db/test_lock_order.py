@@ -11,8 +11,7 @@ import asyncpg
 import pytest
 
 from tests.conftest import Connect
-from tests.db.test_run_life import LIFE
-from tests.db.world import ENGINE, INSTANCE, WORKER, World, call, shift_clock, until_blocked
+from tests.db.world import ENGINE, INSTANCE, LIFE, WORKER, World, blocked, call, shift_clock
 
 RUN_FIRST: dict[str, dict[str, Any]] = {
     **{name: {"p_worker_id": WORKER, "p_instance_id": INSTANCE, **named} for name, named in LIFE.items()},
@@ -27,23 +26,28 @@ async def test_who_waits_for_a_run_does_not_hold_its_lease(world: World, connect
     waiter = await connect()
     async with world.db.transaction():
         await world.db.execute("select from ops.runs where id = $1 for update", run)
-        waiting = asyncio.create_task(call(waiter, function, p_run_id=run, **RUN_FIRST[function]))
-        await until_blocked(world.db, waiter)
+        waiting = await blocked(world.db, waiter, call(waiter, function, p_run_id=run, **RUN_FIRST[function]))
         await world.db.execute("select from ops_private.leases where run_id = $1 for update nowait", run)
     answer = await asyncio.wait_for(waiting, 10)
     assert answer.get("success", True)
 
 
-async def test_queueing_locks_the_project_then_the_counter(world: World, connect: Connect) -> None:
-    await world.queue()
-    waiter = await connect()
-    insert = "insert into ops.runs (project_id, workflow_id) values ($1, $2)"
+@pytest.mark.parametrize("function", ["insert", "enqueue_run", "retry_run"])
+async def test_queueing_locks_the_project_then_the_counter_then_runs(
+    world: World, connect: Connect, function: str
+) -> None:
+    run, waiter = await world.run_in("failed"), await connect()
+    insert = "insert into ops.runs (project_id, workflow_id) values ($1, $2) returning id"
+    queueing = (
+        waiter.fetchval(insert, world.project, world.workflow) if function == "insert"
+        else call(waiter, function, run if function == "retry_run" else world.workflow)
+    )  # fmt: skip
     async with world.db.transaction():
         await world.db.execute("select from ops.projects for update")
-        waiting = asyncio.create_task(waiter.execute(insert, world.project, world.workflow))
-        await until_blocked(world.db, waiter)
+        waiting = await blocked(world.db, waiter, queueing)
         await world.db.execute("select from ops_private.run_counters for update nowait")
-    assert await asyncio.wait_for(waiting, 10) == "INSERT 0 1"
+        await world.db.execute("select from ops.runs for update nowait")
+    assert await asyncio.wait_for(waiting, 10)
 
 
 async def test_a_renewal_locks_the_leases_in_the_order_of_their_runs(world: World, connect: Connect) -> None:
@@ -57,8 +61,7 @@ async def test_a_renewal_locks_the_leases_in_the_order_of_their_runs(world: Worl
     waiter = await connect()
     async with world.db.transaction():
         await world.db.execute("select from ops_private.leases where run_id = $1 for update", first)
-        waiting = asyncio.create_task(call(waiter, "heartbeat", WORKER, INSTANCE))
-        await until_blocked(world.db, waiter)
+        waiting = await blocked(world.db, waiter, call(waiter, "heartbeat", WORKER, INSTANCE))
         await world.db.execute("select from ops_private.leases where run_id = any ($1) for update nowait", others)
     assert len((await asyncio.wait_for(waiting, 10))["runs"]) == 5
 
@@ -122,6 +125,5 @@ async def test_a_lost_lease_stays_lost_for_a_write_that_waited(world: World, con
     async with world.db.transaction():
         assert (await call(world.db, "adopt_run", run, WORKER, uuid.uuid4(), ENGINE))["run_id"]
         late = {"p_worker_id": WORKER, "p_instance_id": INSTANCE}
-        waiting = asyncio.create_task(call(waiter, "append_run_log", run, "info", "late", **late))
-        await until_blocked(world.db, waiter)
+        waiting = await blocked(world.db, waiter, call(waiter, "append_run_log", run, "info", "late", **late))
     assert (await asyncio.wait_for(waiting, 10))["code"] == "not_owner"

@@ -171,33 +171,3 @@ def test_no_argument_does_worse_than_a_refusal(house: House, name: str) -> None:
     holds()
     if name in WRITING:
         assert any(answer and answer["success"] for answer in answers), "no call got far enough"
-
-
-RUN = "00000000-0000-0000-0000-000000000001"
-AT_FAULT = [
-    ("append_run_log", "level", {"run_id": RUN, "level": "loud", "message": "x"}),
-    ("append_run_log", "message", {"run_id": RUN, "level": "info", "message": None}),
-    ("append_run_log", "metadata", {"run_id": RUN, "level": "info", "message": "x", "metadata": "[]"}),
-    ("add_run_event", "event_type", {"run_id": RUN, "event_type": "party", "message": "x"}),
-    ("add_run_event", "message", {"run_id": RUN, "event_type": "info", "message": None}),
-    ("add_run_event", "payload", {"run_id": RUN, "event_type": "info", "message": "x", "payload": "[]"}),
-    ("heartbeat", "lease_seconds", {"worker_id": "w", "instance_id": RUN, "lease_seconds": 0}),
-    ("search_run_logs", "project_id", {"query": "x"}),
-    ("search_run_logs", "query", {"query": "", "run_id": RUN}),
-    ("search_run_logs", "limit", {"query": "x", "run_id": RUN, "limit": 0}),
-    ("search_run_logs", "before_seq", {"query": "x", "run_id": RUN, "before_run_id": RUN}),
-]
-
-
-@pytest.mark.parametrize(("function", "at_fault", "arguments"), AT_FAULT)
-async def test_a_refusal_names_the_argument_at_fault(
-    db: asyncpg.Connection, function: str, at_fault: str, arguments: dict[str, Any]
-) -> None:
-    given = ", ".join(f"p_{name} => ${n}" for n, name in enumerate(arguments, 1))
-    try:
-        answer = await db.fetchval(f"select to_jsonb(f) from ops.{function}({given}) as f", *arguments.values())
-    except asyncpg.InvalidParameterValueError as error:
-        sentence = str(error)
-    else:
-        sentence = json.loads(answer)["error"]
-    assert names_one(sentence, [at_fault]), sentence

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import uuid
 from typing import Any
 
@@ -47,44 +46,39 @@ async def test_a_run_that_failed_is_queued_again_as_a_run_that_names_it(world: W
     assert await retries(world, retry["id"]) == []  # two attempts were asked for
 
 
-@pytest.mark.parametrize(
-    ("reason", "word"),
-    [
-        ("exit_code", "failed"), ("signal", "failed"), ("engine_lost", "failed"), ("image_missing", "failed"),
-        ("timeout", "timeout"), ("out_of_memory", "oom"),
-    ],
-)  # fmt: skip
-async def test_only_what_the_workflow_names_is_retried(world: World, reason: str, word: str) -> None:
-    for on, expected in (([word], 1), ([other for other in EVERYTHING if other != word], 0)):
-        here = await retrying(world, max_attempts=3, on=on)
+WORDS: dict[str, str | None] = {
+    "exit_code": "failed", "signal": "failed", "engine_lost": "failed", "image_missing": "failed",
+    "timeout": "timeout", "out_of_memory": "oom",
+    # what would fail again is not retried
+    "invalid_config": None, "tool_missing": None, "image_not_allowed": None, "workflow_disabled": None,
+}  # fmt: skip
+"""The word of a workflow's ``retry.on`` for a reason."""
+
+
+async def test_only_what_the_workflow_names_is_retried(world: World) -> None:
+    for reason, word in WORDS.items():
+        others = [other for other in EVERYTHING if other != word]
+        for on, expected in ((others, 0), (EVERYTHING, 1 if word else 0), ([word], 1 if word else 0)):
+            here = await retrying(world, max_attempts=3, on=on)
+            run = await here.running()
+            await fail(here, run, reason, 1 if word else None)
+            assert (reason, on, len(await retries(here, run))) == (reason, on, expected)
+            await here.db.execute("delete from ops.runs")
+
+
+NO_RETRIES: list[dict[str, object]] = [
+    {}, {"retry": {}}, {"retry": []}, {"retry": "yes"}, {"retry": {"max_attempts": 3}},
+    {"retry": {"on": ["failed"]}}, {"retry": {"max_attempts": "3", "on": ["failed"]}},
+    {"retry": {"max_attempts": 1, "on": ["failed"]}}, {"retry": {"max_attempts": 3, "on": {}}},
+]  # fmt: skip
+
+
+async def test_a_run_is_retried_only_where_the_configuration_asks_for_it(world: World) -> None:
+    for n, config in enumerate(NO_RETRIES):
+        here = World(world.db, world.project, await new_workflow(world.db, world.project, f"odd {n}", config))
         run = await here.running()
-        await fail(here, run, reason)
-        assert len(await retries(here, run)) == expected
-        await here.db.execute("delete from ops.runs")
-
-
-@pytest.mark.parametrize("reason", ["invalid_config", "tool_missing", "image_not_allowed", "workflow_disabled"])
-async def test_what_would_fail_again_is_not_retried(world: World, reason: str) -> None:
-    world = await retrying(world, max_attempts=3, on=EVERYTHING)
-    run = await world.running()
-    await fail(world, run, reason, None)
-    assert await retries(world, run) == []
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        {}, {"retry": {}}, {"retry": []}, {"retry": "yes"}, {"retry": {"max_attempts": 3}},
-        {"retry": {"on": ["failed"]}}, {"retry": {"max_attempts": "3", "on": ["failed"]}},
-        {"retry": {"max_attempts": 1, "on": ["failed"]}}, {"retry": {"max_attempts": 3, "on": {}}},
-        {"retry": {"max_attempts": 3, "on": ["failed"], "delay_seconds": -5}},
-    ],
-)  # fmt: skip
-async def test_nothing_is_retried_unless_it_is_asked_for(world: World, config: dict[str, object]) -> None:
-    run = await world.running()
-    await world.db.execute("update ops.workflows set config = $1", json.dumps(config))
-    assert (await fail(world, run))["success"]
-    assert await retries(world, run) == []
+        assert (await fail(here, run))["success"]
+        assert (config, await retries(here, run)) == (config, [])
 
 
 async def test_success_cancel_and_what_was_switched_off_are_not_retried(world: World) -> None:
@@ -137,6 +131,16 @@ async def test_the_wait_doubles_up_to_an_hour_and_varies(world: World) -> None:
         assert len(waits) > 1
 
 
+async def test_a_wait_out_of_bounds_is_brought_into_them(world: World) -> None:
+    for delay, most in ((-5, 0), (10**400, 3600)):
+        here = await retrying(world, max_attempts=2, on=EVERYTHING, delay_seconds=delay)
+        run = await here.running()
+        assert (await fail(here, run))["success"]
+        (retry,) = await retries(here, run)
+        assert -1 <= (retry["scheduled_at"] - retry["created_at"]).total_seconds() <= most + 1
+        await here.db.execute("delete from ops.runs")
+
+
 async def test_a_failed_run_does_not_wait_for_a_client_that_keeps_its_transaction_open(
     world: World, connect: Connect
 ) -> None:
@@ -157,25 +161,17 @@ async def test_a_failed_run_does_not_wait_for_a_client_that_keeps_its_transactio
     assert len(await retries(world, run)) == 1
 
 
-async def test_to_reap_does_not_wait_for_a_project_that_is_locked(world: World, connect: Connect) -> None:
-    world = await retrying(world, max_attempts=2, on=EVERYTHING)
-    await world.running()
-    await shift_clock(world.db, 601)
-    client = await connect()
-    async with client.transaction():
-        await client.execute("select from ops.projects for update")
-        assert (await asyncio.wait_for(call(world.db, "reap"), 10))["failed"] == []
-
-
-async def test_to_reap_does_not_wait_for_a_client_that_queues(world: World, connect: Connect) -> None:
+@pytest.mark.parametrize("locking", ["a client that queues", "a project that is locked"])
+async def test_reap_does_not_wait_for_other_transactions(world: World, connect: Connect, locking: str) -> None:
     world = await retrying(world, max_attempts=2, on=EVERYTHING)
     run = await world.running()
     await shift_clock(world.db, 601)
     client = await connect()
-    queueing = client.transaction()
-    await queueing.start()
-    await World(client, world.project, world.workflow).queue()
-    assert (await asyncio.wait_for(call(world.db, "reap"), 10))["failed"] == []  # the next one does it
-    await queueing.commit()
+    async with client.transaction():
+        if locking == "a project that is locked":
+            await client.execute("select from ops.projects for update")
+        else:
+            await World(client, world.project, world.workflow).queue()
+        assert (await asyncio.wait_for(call(world.db, "reap"), 10))["failed"] == []  # the next one does it
     assert (await call(world.db, "reap"))["failed"] == [str(run)]
     assert len(await retries(world, run)) == 1

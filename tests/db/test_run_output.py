@@ -5,20 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import asyncpg
 import pytest
 
 from tests.conftest import Connect
-from tests.db.world import ENGINE, FINAL, INSTANCE, WORKER, World, call, new_project
+from tests.db.world import ENGINE, FINAL, INSTANCE, NOW, WORKER, World, adopt, call, new_project
 from worker.database.queue import Queue
 from worker.model.claim import Artifact, LogLine, WorkerIdentity
 from worker.model.outcome import Outcome, Reason
 
 FIRST = 2**40
-NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 CHECKSUM = "sha256:" + "0123456789abcdef" * 4
 
 
@@ -44,38 +43,35 @@ async def journal(world: World, run: uuid.UUID) -> list[tuple[int, str]]:
 # Log lines --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("level", ["debug", "info", "warn", "error"])
-async def test_one_line(world: World, level: str) -> None:
+async def test_a_line_of_each_level_is_stored(world: World) -> None:
     run = await world.running()
-    answer = await call(world.db, "append_run_log", run, level, "hello", '{"a": 1}')
-    row = await world.db.fetchrow("select *, to_jsonb(timestamp) #>> '{}' as told from ops.run_logs")
-    assert row is not None
-    assert answer == {"success": True, "timestamp": row["told"]}
-    assert (row["run_id"], row["project_id"], row["log_level"]) == (run, world.project, level)
-    assert (row["message"], row["metadata"], row["stream"]) == ("hello", '{"a": 1}', None)
+    for level in ("debug", "info", "warn", "error"):
+        answer = await call(world.db, "append_run_log", run, level, "hello", '{"a": 1}')
+        row = await world.db.fetchrow("select *, to_jsonb(timestamp) #>> '{}' as told from ops.run_logs")
+        assert row is not None
+        assert answer == {"success": True, "timestamp": row["told"]}
+        assert (row["run_id"], row["project_id"], row["log_level"]) == (run, world.project, level)
+        assert (row["message"], row["metadata"], row["stream"]) == ("hello", '{"a": 1}', None)
+        await world.db.execute("delete from ops.run_logs")
 
 
-@pytest.mark.parametrize("level", ["warning", "INFO", "", None])
-async def test_a_level_that_is_none_is_refused(world: World, level: str | None) -> None:
+WRONG_LINES: list[tuple[str | None, str | None, str, str]] = [
+    # level, message, metadata; the argument that is named
+    *((level, "hello", "{}", "level") for level in ("warning", "INFO", "", None)),
+    *(("info", message, "{}", "message") for message in (None, "x" * 65_601, "ä" * 32_801)),
+    ("info", "", "[]", "metadata"),
+]
+
+
+async def test_a_line_with_a_wrong_argument_is_refused_and_the_longest_is_stored(world: World) -> None:
     run = await world.running()
-    answer = await call(world.db, "append_run_log", run, level, "hello")
-    assert (answer["success"], answer["code"]) == (False, "bad_level")
-    assert (await append(world.db, run, 1, 1, p_levels=[level]))["code"] in {"bad_level", "bad_argument"}
+    for level, message, metadata, name in WRONG_LINES:
+        answer = await call(world.db, "append_run_log", run, level, message, metadata)
+        assert (answer["success"], answer["code"]) == (False, "bad_level" if name == "level" else "bad_argument")
+        assert answer["error"].startswith(f"the {name}")
+        if name == "level":
+            assert (await append(world.db, run, 1, 1, p_levels=[level]))["code"] in {"bad_level", "bad_argument"}
     assert await journal(world, run) == []
-
-
-@pytest.mark.parametrize(
-    ("message", "metadata"), [(None, "{}"), ("x" * 65_601, "{}"), ("ä" * 32_801, "{}"), ("", "[]")]
-)
-async def test_a_line_that_cannot_be_stored_is_refused(world: World, message: str | None, metadata: str) -> None:
-    run = await world.running()
-    answer = await call(world.db, "append_run_log", run, "info", message, metadata)
-    assert answer["code"] == "bad_argument"
-    assert answer["error"].startswith("the metadata" if metadata == "[]" else "the message")
-
-
-async def test_the_longest_line_is_stored(world: World) -> None:
-    run = await world.running()
     assert (await call(world.db, "append_run_log", run, "info", "x" * 65_600))["success"]
     assert (await append(world.db, run, 1, 1, p_messages=["y" * 65_600]))["success"]
 
@@ -97,15 +93,10 @@ async def test_a_batch_sent_twice_changes_nothing(world: World) -> None:
     await append(world.db, run, 1, 5)
     before = await world.db.fetch("select * from ops.run_logs order by seq")
     assert await append(world.db, run, 1, 5) == {"success": True, "stored": 0, "position": 5}
+    assert await append(world.db, run, 3, 0) == {"success": True, "stored": 0, "position": 5}
     assert await world.db.fetch("select * from ops.run_logs order by seq") == before
     assert await append(world.db, run, 4, 3) == {"success": True, "stored": 1 + 0, "position": 6}
     assert await journal(world, run) == [(n, f"line {n}") for n in range(1, 7)]
-
-
-async def test_an_empty_batch_tells_the_position(world: World) -> None:
-    run = await world.running()
-    await append(world.db, run, 1, 2)
-    assert await append(world.db, run, 3, 0) == {"success": True, "stored": 0, "position": 2}
 
 
 async def test_single_lines_never_meet_the_journal(world: World) -> None:
@@ -116,42 +107,34 @@ async def test_single_lines_never_meet_the_journal(world: World) -> None:
     lines = await journal(world, run)
     assert [message for _, message in lines] == ["line 1", "line 2", "a remark"]
     assert lines[2][0] >= FIRST
-    await world.set_status(run, "failed")
+    assert (await adopt(world, run, instance=INSTANCE))["log_position"] == 2
 
 
-async def test_who_takes_over_learns_the_position(world: World) -> None:
-    run = await world.running()
-    await append(world.db, run, 1, 7)
-    await call(world.db, "append_run_log", run, "info", "a remark")
-    taken = await call(world.db, "adopt_run", run, WORKER, INSTANCE, "engine-1")
-    assert taken["log_position"] == 7
-
-
-WRONG_BATCHES: list[tuple[dict[str, object], str]] = [
-    ({"p_levels": ["info", "info", "loud"]}, "bad_level"),
-    ({"p_levels": ["info"]}, "bad_argument"),
-    ({"p_messages": ["a", "b"]}, "bad_argument"),
-    ({"p_streams": ["stdout"]}, "bad_argument"),
-    ({"p_messages": None}, "bad_argument"),
-    ({"p_timestamps": []}, "bad_argument"),
-    ({"p_seqs": [1, 2]}, "bad_argument"),
-    ({"p_seqs": None}, "bad_argument"),
-    ({"p_seqs": [0, 1, 2]}, "bad_argument"),
-    ({"p_seqs": [1, 2, FIRST]}, "bad_argument"),
-    ({"p_seqs": [1, 2, None]}, "bad_argument"),
-    ({"p_streams": ["stdout", "stdin", "stdout"]}, "bad_argument"),
-    ({"p_messages": ["a", None, "c"]}, "bad_argument"),
-    ({"p_messages": ["a", "x" * 65_601, "c"]}, "bad_argument"),
-    ({"p_timestamps": [NOW, None, NOW]}, "bad_argument"),
+WRONG_BATCHES: list[tuple[str, object]] = [
+    ("p_levels", ["info", "info", "loud"]),
+    ("p_levels", ["info"]),
+    ("p_messages", ["a", "b"]),
+    ("p_streams", ["stdout"]),
+    ("p_messages", None),
+    ("p_timestamps", []),
+    ("p_seqs", [1, 2]),
+    ("p_seqs", None),
+    ("p_seqs", [0, 1, 2]),
+    ("p_seqs", [1, 2, FIRST]),
+    ("p_seqs", [1, 2, None]),
+    ("p_streams", ["stdout", "stdin", "stdout"]),
+    ("p_messages", ["a", None, "c"]),
+    ("p_messages", ["a", "x" * 65_601, "c"]),
+    ("p_timestamps", [NOW, None, NOW]),
 ]
 
 
-async def test_a_batch_that_is_wrong_is_refused_as_a_whole(world: World) -> None:
+async def test_a_batch_with_a_wrong_line_is_refused_as_a_whole(world: World) -> None:
     run = await world.running()
-    for wrong, code in WRONG_BATCHES:
-        answer = await append(world.db, run, 1, 3, **wrong)
-        assert (wrong, answer["success"], answer.get("code")) == (wrong, False, code)
-        (name, value), *_ = wrong.items()
+    for name, value in WRONG_BATCHES:
+        answer = await append(world.db, run, 1, 3, **{name: value})
+        code = "bad_level" if value == ["info", "info", "loud"] else "bad_argument"
+        assert (name, value, answer["success"], answer.get("code")) == (name, value, False, code)
         field = "streams" if value == [1, 2] else name.removeprefix("p_").removesuffix("s")  # those are too many then
         assert field in answer["error"], answer["error"]
     assert await journal(world, run) == []
@@ -165,20 +148,15 @@ async def test_two_batches_of_one_run_at_once_do_not_wait_for_each_other(world: 
         assert (await asyncio.wait_for(append(two, run, 2, 1), 10))["success"]
 
 
-@pytest.mark.parametrize("stranger", ["service_role", "postgres"])
-async def test_a_plain_insert_gets_its_number_and_project(world: World, connect: Connect, stranger: str) -> None:
-    run = await world.run_in("failed")
-    connection = await connect(role=stranger)
-    await connection.execute(
-        "insert into ops.run_logs (run_id, log_level, message) values ($1, 'info', 'by hand')", run
-    )
-    row = await world.db.fetchrow("select seq, project_id from ops.run_logs")
-    assert row is not None
-    assert (row["seq"] >= FIRST, row["project_id"]) == (True, world.project)
-
-
-async def test_no_row_names_a_project_that_is_not_its_run_s(world: World) -> None:
+async def test_a_plain_insert_gets_its_number_and_the_project_of_its_run(world: World, connect: Connect) -> None:
     run, other = await world.run_in("failed"), await new_project(world.db, "other")
+    for role in ("service_role", "postgres"):
+        connection = await connect(role=role)
+        insert = (
+            "insert into ops.run_logs (run_id, log_level, message) values ($1, 'info', 'x') returning seq, project_id"
+        )
+        row = await connection.fetchrow(insert, run)
+        assert (row["seq"] >= FIRST, row["project_id"]) == (True, world.project)
     for table, columns, values in (
         ("run_artifacts", "artifact_key, artifact_url", "'k', 'u'"),
         ("run_events", "event_type, message", "'info', 'by hand'"),
@@ -204,58 +182,36 @@ async def test_messages_can_be_searched(world: World) -> None:
 # Artifacts --------------------------------------------------------------------------------------------------
 
 
-async def test_an_artifact_is_recorded(world: World) -> None:
+async def test_an_artifact_is_recorded_and_the_same_key_again_updates(world: World) -> None:
     run = await world.running()
-    answer = await call(
-        world.db,
-        "add_run_artifact",
-        run,
-        "out/a.zip",
-        "s3://b/a.zip",
-        "application/zip",
-        3,
-        CHECKSUM,
-        NOW,
-        '{"a": 1}',
-    )
+    given = ("application/zip", 3, CHECKSUM, NOW, '{"a": 1}')
+    first = await call(world.db, "add_run_artifact", run, "out/a.zip", "s3://b/a.zip", *given)
     row = await world.db.fetchrow("select * from ops.run_artifacts")
     assert row is not None
-    assert answer == {"success": True, "artifact_id": str(row["id"])}
+    assert first == {"success": True, "artifact_id": str(row["id"])}
     assert (row["run_id"], row["project_id"], row["artifact_key"]) == (run, world.project, "out/a.zip")
-    assert (row["content_type"], row["size_bytes"], row["checksum"]) == ("application/zip", 3, CHECKSUM)
-    assert (row["expires_at"], row["metadata"]) == (NOW, '{"a": 1}')
-
-
-async def test_the_same_key_again_updates(world: World) -> None:
-    run = await world.running()
-    first = await call(world.db, "add_run_artifact", run, "a", "file:///old", "text/plain", 1, CHECKSUM, NOW)
-    assert await call(world.db, "add_run_artifact", run, "a", "file:///new", p_size_bytes=2) == first
-    row = await world.db.fetchrow("select * from ops.run_artifacts")
-    assert row is not None
+    assert tuple(row[name] for name in ("content_type", "size_bytes", "checksum", "expires_at", "metadata")) == given
+    assert await call(world.db, "add_run_artifact", run, "out/a.zip", "file:///new", p_size_bytes=2) == first
+    (row,) = await world.db.fetch("select * from ops.run_artifacts")
     assert (row["artifact_url"], row["size_bytes"], row["checksum"]) == ("file:///new", 2, None)
-    assert await world.db.fetchval("select count(*) from ops.run_artifacts") == 1
     events = await world.db.fetch("select * from ops.run_events where message like 'Artifact added: %'")
-    assert [(event["event_type"], event["message"]) for event in events] == [("info", "Artifact added: a")]
+    assert [(event["event_type"], event["message"]) for event in events] == [("info", "Artifact added: out/a.zip")]
 
 
-async def test_the_checksum_of_another_client_is_stored_as_given(world: World) -> None:
-    run = await world.running()
-    for checksum in ("sha256:abc123", "md5:1", "0" * 64):
-        answer = await call(world.db, "add_run_artifact", run, "a", "file:///a", p_checksum=checksum)
-        assert answer["success"]
-        assert await world.db.fetchval("select checksum from ops.run_artifacts") == checksum
-
-
-async def test_keys_that_are_allowed(world: World) -> None:
+async def test_keys_and_checksums_of_other_clients_that_are_allowed(world: World) -> None:
     run = await world.running()
     for key in ("a", "a/b.txt", ".hidden", "a..b", "...", "ä ö/ü", "x" * 1024):
         assert (key, await call(world.db, "add_run_artifact", run, key, "file:///x"))[1]["success"]
+    for checksum in ("sha256:abc123", "md5:1", "0" * 64):
+        assert (await call(world.db, "add_run_artifact", run, "a", "file:///a", p_checksum=checksum))["success"]
+        stored = "select checksum from ops.run_artifacts where artifact_key = 'a'"
+        assert await world.db.fetchval(stored) == checksum
 
 
 BAD_KEYS = ("/a", "a/", "a//b", ".", "..", "../a", "a/../b", "a/..", "./a")
 
 
-async def test_an_artifact_that_is_wrong_is_refused(world: World) -> None:
+async def test_an_artifact_with_a_wrong_argument_is_refused(world: World) -> None:
     run = await world.running()
     right: dict[str, object] = {"p_artifact_key": "a", "p_artifact_url": "file:///a"}
     right |= {"p_worker_id": WORKER, "p_instance_id": INSTANCE}
@@ -276,63 +232,42 @@ async def test_an_artifact_that_is_wrong_is_refused(world: World) -> None:
 # Events -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("event_type", ["info", "warning", "error"])
-async def test_an_event_is_added(world: World, event_type: str) -> None:
+async def test_an_event_is_added(world: World) -> None:
     run = await world.claimed()
     payload = {"path": "../x", "nothing": None}
-    answer = await call(world.db, "add_run_event", run, event_type, "skipped", json.dumps(payload))
-    row = await world.db.fetchrow("select * from ops.run_events where message = 'skipped'")
-    assert row is not None
-    assert answer == {"success": True, "event_id": str(row["id"])}
-    assert (row["event_type"], row["project_id"], json.loads(row["payload"])) == (
-        event_type,
-        world.project,
-        payload,
-    )
+    for kind in ("info", "warning", "error"):
+        answer = await call(world.db, "add_run_event", run, kind, "skipped", json.dumps(payload))
+        row = await world.db.fetchrow("select * from ops.run_events where id::text = $1", answer["event_id"])
+        assert (answer["success"], row["message"], row["event_type"]) == (True, "skipped", kind)
+        assert (row["project_id"], json.loads(row["payload"])) == (world.project, payload)
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [{"p_event_type": "state_change"}, {"p_event_type": "note"}, {"p_event_type": None}, {"p_message": None},
-     {"p_payload": "[]"}],
-)  # fmt: skip
-async def test_an_event_that_is_wrong_is_refused(world: World, wrong: dict[str, object]) -> None:
+async def test_an_event_with_a_wrong_argument_is_refused(world: World) -> None:
     run = await world.running()
     right: dict[str, object] = {"p_event_type": "info", "p_message": "hello"}
-    answer = await call(world.db, "add_run_event", p_run_id=run, **(right | wrong))
-    assert answer["code"] == "bad_argument"
-    assert answer["error"].startswith(f"the {next(iter(wrong)).removeprefix('p_')} must ")
+    for name, value in (
+        ("event_type", "state_change"), ("event_type", "note"), ("event_type", None), ("message", None),
+        ("payload", "[]"),
+    ):  # fmt: skip
+        answer = await call(world.db, "add_run_event", p_run_id=run, **(right | {f"p_{name}": value}))
+        assert answer["code"] == "bad_argument"
+        assert answer["error"].startswith(f"the {name} must ")
 
 
-async def test_a_run_has_one_container(world: World) -> None:
-    run = await world.running()
-    mine = (run, WORKER, INSTANCE)
-    details = json.dumps({"image_id": "sha256:1", "container_id": "x"})
-    for _ in range(2):  # the first answer was lost
-        assert await call(world.db, "record_container", *mine, "c", details) == {"success": True}
-    assert (await call(world.db, "record_container", *mine, "d"))["code"] == "other_container"
-    assert await world.events(run, "info") == [
-        {"actor": "postgres"}, {"image_id": "sha256:1", "container_id": "c"},
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "statement",
-    ["update ops.run_events set message = 'x'", "delete from ops.run_events", "truncate ops.run_events",
-     "truncate ops.runs cascade"],
-)  # fmt: skip
-@pytest.mark.parametrize("setting", [None, "on"])
-async def test_events_stay_even_for_the_superuser(
-    world: World, connect: Connect, statement: str, setting: str | None
-) -> None:
+async def test_events_stay_even_for_the_superuser(world: World, connect: Connect) -> None:
     await world.queue()
     await world.db.execute("create role ops_other superuser")
-    connection = await connect(role="ops_other")
-    if setting:
-        await connection.execute(f"set ops.prune_run_events = '{setting}'")
-    with pytest.raises(asyncpg.PostgresError, match="append-only") as refused:
-        await connection.execute(statement)
-    assert refused.value.sqlstate == "OPS02"
+    for setting in ("", "on"):
+        connection = await connect(role="ops_other")
+        if setting:
+            await connection.execute(f"set ops.prune_run_events = '{setting}'")
+        for statement in (
+            "update ops.run_events set message = 'x'", "delete from ops.run_events", "truncate ops.run_events",
+            "truncate ops.runs cascade",
+        ):  # fmt: skip
+            with pytest.raises(asyncpg.PostgresError, match="append-only") as refused:
+                await connection.execute(statement)
+            assert refused.value.sqlstate == "OPS02"
     assert await world.db.fetchval("select count(*) from ops.run_events") == 1
 
 

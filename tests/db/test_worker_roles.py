@@ -10,11 +10,9 @@ from typing import Any
 
 import asyncpg
 import pytest
-import pytest_asyncio
 
 from tests.conftest import Connect
-from tests.db.test_run_life import LIFE
-from tests.db.world import ENGINE, INSTANCE, WORKER, World, call, shift_clock
+from tests.db.world import ENGINE, INSTANCE, LIFE, WORKER, World, call, everything, shift_clock
 from tests.support.command import complaints, ops_worker
 from tests.support.postgres import OUTERMOST, Cluster
 from tests.support.supabase import OWNER, supabase_cluster, supabase_database
@@ -77,49 +75,45 @@ async def test_the_password_may_come_by_standard_input(tcp_cluster: Cluster, con
         await connect(tcp_cluster.url(name, user=NAME, host="127.0.0.1", password=PASSWORD[::-1]))
 
 
-@pytest.mark.parametrize(
-    ("words", "stdin", "complaint"),
-    [
+def test_words_that_will_not_do_are_refused_in_a_line(db_url: str, empty_db_url: str) -> None:
+    for words, stdin, complaint in (
         ((), "", "too few words"),
         ((NAME, "-", "x"), "", "too many words"),
         ((NAME, PASSWORD), "", "standard input"),
         ((NAME, "-"), "", "at least 12"),
         (("Build Host",), "", "a-z"),
-    ],
-)
-def test_what_will_not_do_is_said_in_a_line(db_url: str, words: tuple[str, ...], stdin: str, complaint: str) -> None:
-    done = create_worker(db_url, *words, stdin=stdin)
-    assert done.returncode in (1, 2)
-    (line,) = complaints(done)
-    assert complaint in line
-    assert PASSWORD not in line
-
-
-@pytest.mark.parametrize(
-    ("name", "password", "complaint"),
-    [
-        (NAME, "short", "at least 12"),
-        (NAME, "pässwörd-that-is-long", "printable ASCII"),
-        (NAME, "line-one\nline-two", "printable ASCII"),
-        ("9host", PASSWORD, "a letter first"),
-        ("x" * 64, PASSWORD, "up to 63"),
-        ("pg_worker", PASSWORD, "reserved"),
-        ("postgres", PASSWORD, "not just a worker"),
-        ("ops_worker", PASSWORD, "not just a worker"),
-        ("service_role", PASSWORD, "not just a worker"),
-    ],
-)
-async def test_no_role_is_made_of_this(db: asyncpg.Connection, name: str, password: str, complaint: str) -> None:
-    before = await db.fetch("select * from pg_authid")
-    with pytest.raises(roles.RoleError, match=complaint):
-        await roles.create_worker(db, name, password)
-    assert await db.fetch("select * from pg_authid") == before
-
-
-def test_a_database_without_the_schema_says_so(empty_db_url: str) -> None:
+    ):
+        done = create_worker(db_url, *words, stdin=stdin)
+        assert done.returncode in (1, 2)
+        (line,) = complaints(done)
+        assert complaint in line
+        assert PASSWORD not in line
     done = create_worker(empty_db_url, NAME)
-    assert done.returncode == 1
-    assert "ops-worker db migrate" in done.stderr
+    assert (done.returncode, "ops-worker db migrate" in done.stderr) == (1, True)
+
+
+UNFIT = [
+    (NAME, "short", "at least 12"),
+    (NAME, "pässwörd-that-is-long", "printable ASCII"),
+    (NAME, "line-one\nline-two", "printable ASCII"),
+    ("9host", PASSWORD, "a letter first"),
+    ("x" * 64, PASSWORD, "up to 63"),
+    ("pg_worker", PASSWORD, "reserved"),
+    ("postgres", PASSWORD, "not just a worker"),
+    ("ops_worker", PASSWORD, "not just a worker"),
+    ("service_role", PASSWORD, "not just a worker"),
+    (f"{NAME}_that_got_more", PASSWORD, "not just a worker"),
+]
+
+
+async def test_an_unfit_name_or_password_makes_no_role(db: asyncpg.Connection) -> None:
+    await roles.create_worker(db, UNFIT[-1][0], PASSWORD)
+    await db.execute(f"grant service_role to {UNFIT[-1][0]}")
+    before = await db.fetch("select * from pg_authid")
+    for name, password, complaint in UNFIT:
+        with pytest.raises(roles.RoleError, match=complaint):
+            await roles.create_worker(db, name, password)
+    assert await db.fetch("select * from pg_authid") == before
 
 
 async def test_a_worker_makes_no_workers(db: asyncpg.Connection, connect: Connect) -> None:
@@ -140,13 +134,6 @@ async def test_an_owner_who_may_not_create_roles_is_told_what_it_takes(cluster: 
             await roles.create_worker(db, NAME, PASSWORD)
 
 
-async def test_a_role_that_was_given_more_gets_no_new_password(db: asyncpg.Connection) -> None:
-    await roles.create_worker(db, NAME, PASSWORD)
-    await db.execute(f"grant service_role to {NAME}")
-    with pytest.raises(roles.RoleError, match="not just a worker"):
-        await roles.create_worker(db, NAME, PASSWORD)
-
-
 async def test_the_server_never_sees_the_password(db: asyncpg.Connection) -> None:
     await roles.create_worker(db, NAME, PASSWORD)
     stored = await db.fetchval("select rolpassword from pg_authid where rolname = $1", NAME)
@@ -157,51 +144,32 @@ async def test_the_server_never_sees_the_password(db: asyncpg.Connection) -> Non
 # Kept apart -------------------------------------------------------------------------------------------------
 
 
-@pytest_asyncio.fixture
-async def hosts(world: World, connect: Connect) -> tuple[asyncpg.Connection, asyncpg.Connection]:
-    """Two hosts, each logged in with a role of its own."""
-    for name in ("host_one", "host_two"):
-        await roles.create_worker(world.db, name, PASSWORD)
-    return await connect(user="host_one"), await connect(user="host_two")
-
-
 Hosts = tuple[asyncpg.Connection, asyncpg.Connection]
 MASKS: list[dict[str, Any]] = [
     {"p_worker_id": WORKER, "p_instance_id": INSTANCE},  # what the other one writes
     {"p_worker_id": WORKER, "p_instance_id": None},
+    {"p_worker_id": None, "p_instance_id": None},
     {"p_worker_id": "host-two", "p_instance_id": uuid.uuid4()},
 ]
 
 
-@pytest.mark.parametrize("mask", MASKS, ids=["as the other", "as the other, unnamed", "as itself"])
 @pytest.mark.parametrize("function", [*LIFE, "adopt_run"])
-async def test_a_run_belongs_to_the_host_that_claimed_it(
-    world: World, hosts: Hosts, function: str, mask: dict[str, Any]
-) -> None:
+async def test_a_run_belongs_to_the_host_that_claimed_it(world: World, hosts: Hosts, function: str) -> None:
     one, two = hosts
     run = await world.queue()
     claim = {"p_worker_id": WORKER, "p_instance_id": INSTANCE, "p_engine_id": ENGINE}
     assert (await call(one, "claim_next_run", **claim))["run_id"] == str(run)
     if function not in ("release_run", "start_workflow_run"):
         assert (await call(one, "start_workflow_run", run, WORKER, INSTANCE))["success"]
-    named = {**LIFE.get(function, {"p_engine_id": ENGINE}), **mask}
+    named = LIFE.get(function, {"p_engine_id": ENGINE})
     if function == "adopt_run":
         await shift_clock(world.db, 10_000)  # long after the lease ran out
-    before = await everything(world, run)
-
-    answer = await call(two, function, p_run_id=run, **named)
-    assert answer["code"] in (("not_owner", "bad_argument") if function == "adopt_run" else ("not_owner",))
-    assert await everything(world, run) == before
-
-    own = {**named, "p_worker_id": WORKER, "p_instance_id": INSTANCE}
-    assert (await call(one, function, p_run_id=run, **own)).get("code") is None
-
-
-async def everything(world: World, run: uuid.UUID) -> list[list[tuple[Any, ...]]]:
-    """All that the database holds of a run."""
-    tables = ("ops.run_events", "ops.run_logs", "ops.run_artifacts", "ops_private.leases")
-    rows = [await world.db.fetch(f"select * from {table} where run_id = $1", run) for table in tables]
-    return [[tuple(row) for row in found] for found in [*rows, [await world.row(run)]]]
+    before = await everything(world.db)
+    for mask in MASKS:
+        answer = await call(two, function, p_run_id=run, **(named | mask))
+        assert answer["code"] in (("not_owner", "bad_argument") if function == "adopt_run" else ("not_owner",))
+        assert await everything(world.db) == before
+    assert (await call(one, function, p_run_id=run, **(named | MASKS[0]))).get("code") is None
 
 
 async def test_a_host_neither_renews_nor_takes_nor_gives_up_what_is_the_others(world: World, hosts: Hosts) -> None:
@@ -222,15 +190,6 @@ async def test_a_host_neither_renews_nor_takes_nor_gives_up_what_is_the_others(w
     assert (await call(one, "heartbeat", WORKER, INSTANCE))["registered"]
     assert (await call(two, "reap"))["requeued"] == []
     assert await world.status(run) == "claimed"
-
-
-async def test_what_a_host_claims_under_anothers_name_is_its_own(world: World, hosts: Hosts) -> None:
-    one, two = hosts
-    run = await world.queue()
-    assert (await call(two, "claim_next_run", WORKER, INSTANCE))["run_id"] == str(run)
-    assert (await call(one, "start_workflow_run", run, WORKER, INSTANCE))["code"] == "not_owner"
-    assert (await call(one, "heartbeat", WORKER, INSTANCE))["runs"] == []
-    assert (await call(two, "start_workflow_run", run, WORKER, INSTANCE))["success"]
 
 
 async def test_a_worker_id_stays_its_role_s_while_no_worker_runs_under_it(world: World, hosts: Hosts) -> None:
@@ -289,20 +248,18 @@ async def test_a_host_that_is_shut_out_loses_its_runs_and_ids(
     assert (await call(two, "register_worker", WORKER, uuid.uuid4()))["success"]
 
 
-async def test_service_role_acts_for_any_worker(world: World, hosts: Hosts, connect: Connect) -> None:
-    run = await world.queue()
-    await call(hosts[0], "claim_next_run", WORKER, INSTANCE)
+async def test_service_role_acts_for_any_worker_and_what_it_adopts_is_no_longer_the_host_s(
+    world: World, hosts: Hosts, connect: Connect
+) -> None:
+    run, other = await world.queue(), await world.queue()
+    for _ in range(2):
+        await call(hosts[0], "claim_next_run", WORKER, INSTANCE, p_engine_id=ENGINE)
     service = await connect(role="service_role")
     assert (await call(service, "start_workflow_run", run, WORKER, INSTANCE))["success"]
+    assert (await call(service, "append_run_log", run, "info", "hello"))["success"]
     assert (await call(service, "complete_workflow_run", run, 0))["status"] == "succeeded"
-
-
-async def test_what_service_role_adopted_is_not_its_former_host_s(world: World, hosts: Hosts, connect: Connect) -> None:
-    run = await world.queue()
-    await call(hosts[0], "claim_next_run", WORKER, INSTANCE, p_engine_id=ENGINE)
-    service = await connect(role="service_role")
-    assert (await call(service, "adopt_run", run, WORKER, uuid.uuid4(), ENGINE))["run_id"] == str(run)
-    assert (await call(hosts[0], "start_workflow_run", run, WORKER))["code"] == "not_owner"
+    assert (await call(service, "adopt_run", other, WORKER, uuid.uuid4(), ENGINE))["run_id"] == str(other)
+    assert (await call(hosts[0], "start_workflow_run", other, WORKER))["code"] == "not_owner"
 
 
 async def test_a_dropped_role_is_gone_and_its_runs_go_back(world: World, hosts: Hosts) -> None:

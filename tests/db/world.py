@@ -1,15 +1,18 @@
-"""A small world for the tests of the SQL: one project, one workflow, and short ways to move runs about."""
+"""A small world for the tests of the SQL: one project, one workflow, and short ways to move runs along."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import uuid
+from collections.abc import Coroutine
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import asyncpg
+
+from tests.conftest import Connect
 
 STATES = ("queued", "claimed", "running", "succeeded", "failed", "canceled")
 FINAL = ("succeeded", "failed", "canceled")
@@ -17,6 +20,18 @@ WORKER = "host-a"
 INSTANCE = uuid.UUID("00000000-0000-4000-8000-00000000000a")
 OTHER_INSTANCE = uuid.UUID("00000000-0000-4000-8000-00000000000b")
 ENGINE = "engine-1"
+NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
+LIFE: dict[str, dict[str, Any]] = {
+    "start_workflow_run": {},
+    "complete_workflow_run": {"p_exit_code": 0},
+    "release_run": {},
+    "append_run_log": {"p_level": "info", "p_message": "hello"},
+    "append_run_logs": {"p_seqs": [1], "p_streams": ["stdout"], "p_levels": ["info"], "p_messages": ["hello"],
+                        "p_timestamps": [NOW]},
+    "add_run_artifact": {"p_artifact_key": "a.txt", "p_artifact_url": "file:///a.txt"},
+    "add_run_event": {"p_event_type": "info", "p_message": "hello"},
+}  # fmt: skip
+"""Every function that a worker calls for one run, with arguments that are right."""
 
 _PATHS: dict[str, tuple[str, ...]] = {
     "queued": (),
@@ -26,6 +41,33 @@ _PATHS: dict[str, tuple[str, ...]] = {
     "failed": ("claimed", "running", "failed"),
     "canceled": ("canceled",),
 }
+
+
+AGENT_TABLES = """
+create schema ops;
+create type ops.agent_state as enum ('new', 'done');
+create table ops.runs (
+    id bigserial primary key,
+    agent text not null unique,
+    state ops.agent_state not null default 'new',
+    status text,
+    created_at timestamptz not null default now()
+);
+create index runs_status_idx on ops.runs (status);
+create table ops.run_logs (
+    id uuid primary key default gen_random_uuid(),
+    run_id bigint not null references ops.runs (id) on delete cascade,
+    line text not null check (line <> '')
+);
+create index run_logs_run_id_idx on ops.run_logs (run_id);
+create view ops.latest as
+    select r.agent, l.line from ops.runs as r join ops.run_logs as l on l.run_id = r.id;
+create role agent_reader;
+grant select on ops.runs, ops.run_logs to agent_reader;
+insert into ops.runs (agent, status) select 'agent ' || i, 'ok' from generate_series(1, 50) as i;
+insert into ops.run_logs (run_id, line) select 1 + i % 50, 'line ' || i from generate_series(1, 500) as i;
+"""
+"""A schema ``ops`` of an older program, whose tables have the names of ours."""
 
 
 async def call(db: asyncpg.Connection, function: str, *args: object, **named: object) -> dict[str, Any]:
@@ -54,6 +96,43 @@ async def freeze_clock(db: asyncpg.Connection, at: datetime) -> None:
         "create or replace function ops_private.current_time() returns timestamptz language plpgsql volatile "
         "set search_path = pg_catalog, pg_temp as 'begin return (select c.now from public.clock as c); end'"
     )
+
+
+async def use(
+    db: asyncpg.Connection, function: str, run: uuid.UUID, worker: str | None = WORKER,
+    instance: uuid.UUID | None = INSTANCE, **named: object,
+) -> dict[str, Any]:  # fmt: skip
+    """The answer of a function of ``LIFE``, for that worker."""
+    return await call(db, function, p_run_id=run, p_worker_id=worker, p_instance_id=instance, **LIFE[function] | named)
+
+
+async def everything(db: asyncpg.Connection) -> list[Any]:
+    """All that the database holds of runs."""
+    return [
+        await db.fetch(f"select * from {table} order by 1, 2")
+        for table in ("ops.runs", "ops.run_events", "ops.run_logs", "ops.run_artifacts", "ops_private.leases")
+    ]
+
+
+async def heard(connect: Connect, channel: str) -> asyncio.Queue[str]:
+    """The payloads of the notifications on that channel from now on."""
+    payloads: asyncio.Queue[str] = asyncio.Queue()
+    await (await connect()).add_listener(channel, lambda *args: payloads.put_nowait(args[3]))
+    return payloads
+
+
+async def next_of(payloads: asyncio.Queue[str]) -> str:
+    """The next of them."""
+    return await asyncio.wait_for(payloads.get(), 10)
+
+
+async def blocked(
+    db: asyncpg.Connection, waiting: asyncpg.Connection, calling: Coroutine[Any, Any, Any]
+) -> asyncio.Task[Any]:
+    """The call on the connection ``waiting``, which by now waits for a lock."""
+    task = asyncio.create_task(calling)
+    await until_blocked(db, waiting)
+    return task
 
 
 async def until_blocked(db: asyncpg.Connection, waiting: asyncpg.Connection) -> None:
@@ -166,3 +245,27 @@ class World:
             event_type,
         )
         return [json.loads(row["payload"]) for row in rows]
+
+
+async def adopt(
+    world: World, run: uuid.UUID, worker: str = WORKER, instance: uuid.UUID = OTHER_INSTANCE,
+    engine: str | None = ENGINE,
+) -> dict[str, Any]:  # fmt: skip
+    """The answer of ``adopt_run``, for the next instance of the worker unless another one is named."""
+    return await call(world.db, "adopt_run", run, worker, instance, engine)
+
+
+async def reap(world: World) -> dict[str, Any]:
+    return await call(world.db, "reap")
+
+
+async def sign_in(world: World, connect: Connect, role: str, project: uuid.UUID | None = None) -> asyncpg.Connection:
+    """A connection as a new member of the project."""
+    user = uuid.uuid4()
+    await world.db.execute(
+        "insert into ops.project_memberships (project_id, user_id, role) values ($1, $2, $3)",
+        project or world.project, user, role,
+    )  # fmt: skip
+    connection = await connect(role="authenticated")
+    await connection.execute(f"set request.jwt.claim.sub = '{user}'")
+    return connection

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 
-from tests.support.docker import PATIENCE, ROOT
+from tests.support.docker import PATIENCE, ROOT, WorkerProcess, worker_process
 from tests.support.scripts import environ_of
 
 
@@ -23,3 +26,12 @@ def complaints(done: subprocess.CompletedProcess[str]) -> list[str]:
     lines = done.stderr.splitlines()
     assert all(line.startswith("ops-worker: ") for line in lines), done.stderr
     return [line.removeprefix("ops-worker: ") for line in lines]
+
+
+@asynccontextmanager
+async def started(folder: Path, *argv: str, **environ: str) -> AsyncIterator[WorkerProcess]:
+    """A worker that stays, killed at the end of the block if it still lives."""
+    output = folder / "worker.log"
+    settings = {"OPS_WORKER_ARTIFACT_STORE": (folder / "store").as_uri(), "OPS_WORKER_LOG_FORMAT": "json"}
+    async with worker_process(output, "worker", *argv, env=environ_of(**settings, **environ)) as worker:
+        yield worker
