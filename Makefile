@@ -77,7 +77,7 @@ gate-docs: setup ## the documentation: its files, its links, and docs/coverage.m
 schema: setup ## write what the tests and `db verify` expect of the schema; then review the diff
 	@$(BIN)/python -m tests.support.schema
 
-schema-docs: setup ## write docs/schema.* and docs/types from the live schema; then review the diff
+schema-docs: setup ## write the schema's documents (DBML, ERD, Prisma, types) from the live schema; then review the diff
 	@$(BIN)/python -m tests.support.schema_docs
 
 gate-schema: setup ## the migrations, their check by Supabase's CLI, DBML and ERD

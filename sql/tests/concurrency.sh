@@ -14,8 +14,8 @@
 # Exit codes: 0 all holds, 1 something does not, 2 wrong arguments, 5 runs of others are queued, 6 the database
 # refused, 7 it cannot be reached.
 
-# shellcheck source=deploy/scripts/common.sh
-. "$(dirname "${BASH_SOURCE[0]}")/../../deploy/scripts/common.sh"
+# shellcheck source=scripts/odooops/common.sh
+. "$(dirname "${BASH_SOURCE[0]}")/../../scripts/odooops/common.sh"
 
 runs=200 clients=8 project=''
 

@@ -1,4 +1,4 @@
-"""The documents of the schema under ``docs/``: as ``make schema-docs`` writes them now, and readable."""
+"""The documents of the schema: as ``make schema-docs`` writes them now, and readable."""
 
 from __future__ import annotations
 
@@ -7,12 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.support import npm
-from tests.support.schema_docs import DOCS, NAMES, write
+from tests.support.schema_docs import NAMES, SOURCES, TYPES, write
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("schema-docs")]
-
-
-SOURCES = ("schema.dbml", "schema.mmd", "schema.prisma")
 
 
 @pytest.fixture(scope="module")
@@ -25,26 +22,27 @@ def current(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_document_is_not_stale(current: Path, name: str) -> None:
-    assert (DOCS / name).read_text(encoding="utf-8") == (current / name).read_text(encoding="utf-8"), (
-        f"docs/{name} is stale: run `make schema-docs`, and commit the result"
+    assert (npm.ROOT / name).read_text(encoding="utf-8") == (current / name).read_text(encoding="utf-8"), (
+        f"{name} is stale: run `make schema-docs`, and commit the result"
     )
 
 
 def test_prisma_and_the_others_can_read_their_documents() -> None:
-    npm.run("check.mjs", *(DOCS / name for name in SOURCES))
+    npm.run("check.mjs", *(npm.ROOT / name for name in SOURCES))
 
 
 def test_prisma_and_the_others_would_refuse_a_document_with_a_fault(tmp_path: Path) -> None:
     for name in SOURCES:
-        text = (DOCS / name).read_text(encoding="utf-8")
-        (tmp_path / name).write_text(text.replace("{", "", 1), encoding="utf-8")
+        text = (npm.ROOT / name).read_text(encoding="utf-8")
+        faulty = tmp_path / Path(name).name
+        faulty.write_text(text.replace("{", "", 1), encoding="utf-8")
 
     with pytest.raises(RuntimeError) as refused:
-        npm.run("check.mjs", *(tmp_path / name for name in SOURCES))
+        npm.run("check.mjs", *tmp_path.iterdir())
 
-    assert all(f"{tmp_path / name}: " in str(refused.value) for name in SOURCES)
+    assert all(f"{tmp_path / Path(name).name}: " in str(refused.value) for name in SOURCES)
 
 
 def test_the_types_compile_and_say_what_a_client_relies_on() -> None:
     npm.run("tsc", "--noEmit", "--strict", "--module", "nodenext", "--allowImportingTsExtensions",
-            npm.TOOLS / "types-in-use.ts", DOCS / "types" / "database.types.ts")  # fmt: skip
+            npm.TOOLS / "types-in-use.ts", npm.ROOT / TYPES)  # fmt: skip

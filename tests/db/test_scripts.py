@@ -1,4 +1,4 @@
-"""``deploy/scripts`` on a real database: what they do, what they print where, and their exit codes."""
+"""``scripts/odooops`` on a real database: what they do, what they print where, and their exit codes."""
 
 from __future__ import annotations
 

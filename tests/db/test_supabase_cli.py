@@ -125,4 +125,4 @@ def test_lint_and_advisors_would_see_a_fault_in_ops(server: Cluster, cli: Cli) -
 
 def test_the_types_in_the_repository_are_those_of_a_pushed_database(cli: Cli) -> None:
     pushed(cli)
-    assert cli.types() == (schema_docs.DOCS / "types" / "database.types.ts").read_text(encoding="utf-8")
+    assert cli.types() == (ROOT / schema_docs.TYPES).read_text(encoding="utf-8")

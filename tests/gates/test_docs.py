@@ -16,12 +16,15 @@ from worker.cli.settings import Settings
 from worker.model.outcome import Reason
 from worker.telemetry import Metrics
 
-DOCS = ("guide.md", "architecture.md", "run-lifecycle.md", "security.md", "upgrading-agent-tables.md", "coverage.md")
+DOCS = (
+    "implementation/supabase-ops-setup.md", "guide.md", "upgrading-agent-tables.md", "coverage.md",
+    *(f"odooops-sh/{name}.md" for name in ("ARCHITECTURE", "RUN_LIFECYCLE", "RUNNER", "RELIABILITY", "SECURITY")),
+)  # fmt: skip
 COVERAGE = Document(ROOT / "docs" / "coverage.md")
-ARCHITECTURE = Document(ROOT / "docs" / "architecture.md")
+ARCHITECTURE = Document(ROOT / "docs" / "odooops-sh" / "ARCHITECTURE.md")
 GUIDE = Document(ROOT / "docs" / "guide.md")
-SECURITY = Document(ROOT / "docs" / "security.md")
-LIFECYCLE = Document(ROOT / "docs" / "run-lifecycle.md")
+SECURITY = Document(ROOT / "docs" / "odooops-sh" / "SECURITY.md")
+LIFECYCLE = Document(ROOT / "docs" / "odooops-sh" / "RUN_LIFECYCLE.md")
 FUNCTIONS = (
     "claim_next_run(worker_id)", "start_workflow_run(run_id, worker_id)",
     "complete_workflow_run(run_id, exit_code, error)", "append_run_log(run_id, level, message, metadata)",
@@ -53,7 +56,7 @@ def test_every_link_leads_somewhere(path: Path) -> None:
 
 def test_the_readme_leads_to_every_document() -> None:
     linked = {link.partition("#")[0] for link in Document(ROOT / "README.md").links}
-    assert {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")} <= linked
+    assert {str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md")} <= linked
 
 
 @pytest.mark.parametrize("name", ["docs/coverage.md", "SECURITY.md"])

@@ -126,7 +126,7 @@ def missing(code: list[str]) -> list[str]:
     catalog = (ROOT / "sql" / "catalog.txt").read_text()
     objects = set(re.findall(r"^(?:schema|table|function) ([\w.]+)", catalog, re.MULTILINE))
     objects |= set(re.findall(r"^(?:trigger|column|constraint|index) (\w+\.\w+)\.\w+", catalog, re.MULTILINE))
-    scripts = "".join(path.read_text() for path in (ROOT / "deploy" / "scripts").iterdir())
+    scripts = "".join(path.read_text() for path in (ROOT / "scripts" / "odooops").iterdir())
     flags = {name.replace("_", "-") for name in Settings.model_fields} | set(re.findall(r"--([a-z-]+)", scripts))
     wrong = []
     for span in code:

@@ -2,9 +2,9 @@
 
 All of them are read from one database, which the migrations made, on one fixed version of PostgreSQL:
 
-- ``docs/schema.dbml``, ``docs/schema.mmd`` and its picture ``docs/schema.svg``, ``docs/schema.prisma``, by
-  ``node/write.mjs``;
-- ``docs/types/database.types.ts``, by Supabase's CLI.
+- ``spec/odooops-sh/schema.dbml``, ``spec/odooops-sh/schema.mmd`` and its picture ``docs/schema.svg``, and
+  ``docs/schema.prisma``, by ``node/write.mjs``;
+- ``lib/database.types.ts``, by Supabase's CLI.
 """
 
 from __future__ import annotations
@@ -18,15 +18,17 @@ from tests.support.supabase import Cli
 from worker.database import migrations
 from worker.database.connection import connected
 
-DOCS = npm.ROOT / "docs"
-NAMES = ("schema.dbml", "schema.mmd", "schema.svg", "schema.prisma", "types/database.types.ts")
+TYPES = "lib/database.types.ts"
+SOURCES = ("spec/odooops-sh/schema.dbml", "spec/odooops-sh/schema.mmd", "docs/schema.prisma")
+NAMES = (*SOURCES, "docs/schema.svg", TYPES)
+"""Where each is in the repository."""
 MAJOR = 17
 """What Supabase runs. Versions dump differently, so the documents come from one."""
 
 
 def write(folder: Path) -> None:
-    """Write all documents into a folder, below it under ``NAMES``."""
-    (folder / "types").mkdir(exist_ok=True)
+    """Write all documents below a folder, under ``NAMES``."""
+    (folder / TYPES).parent.mkdir(exist_ok=True)
     with Cluster(MAJOR, listen="127.0.0.1") as cluster, cluster.database() as name:
         run_sync(_migrate, cluster.url(name))
         url = cluster.url(name, host="127.0.0.1")
@@ -35,7 +37,7 @@ def write(folder: Path) -> None:
             dump.write_text(cluster.dump(name, "--table=ops.*", "--table=auth.users"), encoding="utf-8")
             npm.run("write.mjs", url, dump, folder)
             types = Cli.project(Path(scratch, "project"), url, npm.ROOT / "sql" / "migrations").types()
-        (folder / "types" / "database.types.ts").write_text(types, encoding="utf-8")
+        (folder / TYPES).write_text(types, encoding="utf-8")
 
 
 async def _migrate(url: str) -> None:
@@ -46,4 +48,4 @@ async def _migrate(url: str) -> None:
 
 
 if __name__ == "__main__":
-    write(DOCS)
+    write(npm.ROOT)

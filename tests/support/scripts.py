@@ -1,4 +1,4 @@
-"""The shell scripts of ``deploy/scripts`` and ``sql/tests``, run as a user runs them."""
+"""The shell scripts of ``scripts/odooops`` and ``sql/tests``, run as a user runs them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.support.docker import PATIENCE, ROOT
 from tests.support.postgres import client_binaries
 
-SCRIPTS = ROOT / "deploy" / "scripts"
+SCRIPTS = ROOT / "scripts" / "odooops"
 
 
 def environ_of(**environ: str) -> dict[str, str]:
@@ -20,7 +20,7 @@ def environ_of(**environ: str) -> dict[str, str]:
 
 
 def script(path: str | Path, *words: str, cwd: Path = ROOT, **environ: str) -> subprocess.CompletedProcess[str]:
-    """Runs a script of ``deploy/scripts``, or of another folder by its path, to its end."""
+    """Runs a script of ``scripts/odooops``, or of another folder by its path, to its end."""
     return subprocess.run(
         [SCRIPTS / path, *words], cwd=cwd, env=environ_of(**environ), stdin=subprocess.DEVNULL,
         capture_output=True, text=True, timeout=PATIENCE, check=False,

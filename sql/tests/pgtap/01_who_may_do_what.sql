@@ -1,4 +1,4 @@
--- The table "Who may do what" of docs/security.md, cell by cell, with both forms of a JWT's claims.
+-- The table "Who may do what" of docs/odooops-sh/SECURITY.md, cell by cell, with both forms of a JWT's claims.
 --
 -- Run the folder with `supabase test db sql/tests/pgtap`, or with `pg_prove --host HOST --dbname NAME
 -- sql/tests/pgtap/*.sql` after `create extension pgtap`, as the role that migrated or a superuser. Nothing stays in the

@@ -1,6 +1,6 @@
-// What a client relies on in docs/types/database.types.ts; the tests compile it, nobody runs it.
+// What a client relies on in lib/database.types.ts. The tests compile it; it never runs.
 
-import type { Database, Tables, TablesInsert } from '../../../docs/types/database.types.ts'
+import type { Database, Tables, TablesInsert } from '../../../lib/database.types.ts'
 
 type Ops = { schema: 'ops' }
 

@@ -1,12 +1,12 @@
-// Writes schema.dbml, schema.mmd, schema.svg and schema.prisma of a live database:
+// Writes the documents of the schema of a live database, each below FOLDER under its path in the repository:
 //
 //     node write.mjs DATABASE_URL DUMP FOLDER
 //
 // DUMP is what `pg_dump --schema-only` says of its tables. DBML comes from the dump by DBML's own importer, the
 // diagrams from the DBML's model, the Prisma schema from the database by Prisma's own introspection.
 
-import { readFileSync, writeFileSync } from 'node:fs'
-import { join } from 'node:path'
+import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { dirname, join } from 'node:path'
 
 import { instance as graphviz } from '@viz-js/viz'
 
@@ -20,12 +20,15 @@ const made = 'Written by `make schema-docs` from the live schema; do not edit.'
 const sql = readFileSync(dump, 'utf8')
 const model = readModel(sql)
 const files = {
-  'schema.dbml': `// ${made}\n\n${toDbml(model, sql)}`,
-  'schema.mmd': `%% ${made}\n\n${toMermaid(model)}`,
-  'schema.prisma': `// ${made}\n\n${await pull(url, ['auth', 'ops'])}`,
-  'schema.svg': (await graphviz())
+  'spec/odooops-sh/schema.dbml': `// ${made}\n\n${toDbml(model, sql)}`,
+  'spec/odooops-sh/schema.mmd': `%% ${made}\n\n${toMermaid(model)}`,
+  'docs/schema.prisma': `// ${made}\n\n${await pull(url, ['auth', 'ops'])}`,
+  'docs/schema.svg': (await graphviz())
     .renderString(toDot(model), { format: 'svg' })
     // boxes made to fit Courier fit any monospaced font that the viewer has
     .replaceAll(/font-family="Courier[^"]*"/g, 'font-family="Liberation Mono,DejaVu Sans Mono,Menlo,monospace"'),
 }
-for (const [name, text] of Object.entries(files)) writeFileSync(join(folder, name), `${text.trimEnd()}\n`)
+for (const [name, text] of Object.entries(files)) {
+  mkdirSync(dirname(join(folder, name)), { recursive: true })
+  writeFileSync(join(folder, name), `${text.trimEnd()}\n`)
+}

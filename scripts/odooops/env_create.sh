@@ -17,7 +17,7 @@
 # Exit codes: 0 queued, 2 wrong arguments, 5 no such project or workflow or the key is another run's, 6 the
 # database refused, 7 it cannot be reached.
 
-# shellcheck source=deploy/scripts/common.sh
+# shellcheck source=scripts/odooops/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 project='' type='' workflow='' ref='' commit='' key=''

@@ -13,7 +13,7 @@
 # Exit codes: 0 canceled or asked, 2 wrong arguments, 5 no such run or it has already ended, 6 the database
 # refused, 7 it cannot be reached.
 
-# shellcheck source=deploy/scripts/common.sh
+# shellcheck source=scripts/odooops/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 run='' reason=''

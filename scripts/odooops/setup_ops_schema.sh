@@ -17,7 +17,7 @@
 # history has another migration under a version of ours, or the CLI failed, 6 the database refused, 7 it cannot be
 # reached.
 
-# shellcheck source=deploy/scripts/common.sh
+# shellcheck source=scripts/odooops/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 sql=$(cd "$(dirname "${BASH_SOURCE[0]}")/../../sql" && pwd)

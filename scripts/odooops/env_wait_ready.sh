@@ -15,7 +15,7 @@
 # Exit codes: 0 succeeded, 1 failed, 2 wrong arguments, 3 canceled, 4 the time is up, 5 no such run, 6 the
 # database refused, 7 it cannot be reached.
 
-# shellcheck source=deploy/scripts/common.sh
+# shellcheck source=scripts/odooops/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 run='' timeout='' interval=2 lines=1000
