@@ -1,18 +1,19 @@
 # shellcheck shell=bash
-# What these scripts share; each sources it first. The answer of a script goes to stdout, messages to stderr.
+# Functions that the scripts of this folder share; each script sources this file first. A script prints its answer to
+# stdout and messages to stderr.
 #
-# The database is the one in OPS_WORKER_DATABASE_URL, else in DATABASE_URL, else in SUPABASE_URL. Values reach SQL as
-# psql variables only, and the password reaches psql in its environment, where other users of the machine do not see it.
+# The database URL is read from OPS_WORKER_DATABASE_URL, else DATABASE_URL, else SUPABASE_URL. Values are passed to SQL
+# as psql variables only. The password is passed to psql in its environment, which other users cannot read.
 
 set -euo pipefail
 
-# Exit codes. A run's outcome has codes of its own, so that a script can tell a red run from a broken wait.
+# Exit codes. The outcomes of a run have separate codes, so that a caller can distinguish a failed run from a failed wait.
 export EX_NEGATIVE=1 EX_USAGE=2 EX_CANCELED=3 EX_TIMEOUT=4 EX_REFUSED=5 EX_DATABASE=6 EX_UNREACHABLE=7
 
-# Between the columns of a row: a character that no name holds.
+# The separator between the columns of a row: a character that no name contains.
 export US=$'\x1f'
 
-# Names and reasons come from others: they do not reach the terminal with control characters.
+# Names and reasons are user input: control characters are replaced before they reach the terminal.
 say() { printf '%s: %s\n' "${0##*/}" "${*//[[:cntrl:]]/ }" >&2; }
 
 # die CODE MESSAGE
@@ -25,7 +26,7 @@ die() {
 
 usage_error() { die $EX_USAGE "$*; see --help"; }
 
-# The comment at the top of the script.
+# Prints the comment at the top of the script.
 show_help() {
     sed -n '2,/^$/s/^# \{0,1\}//p' "$0"
     exit 0
@@ -35,11 +36,25 @@ need_value() { [ $# -ge 2 ] && [ -n "$2" ] || usage_error "$1 needs a value"; }
 
 need_number() { [[ $2 =~ ^[0-9]{1,9}$ ]] || usage_error "$1 needs a whole number, not '$2'"; }
 
+# need_words COUNT LEAST MOST FORM: FORM says how the script is called.
+need_words() {
+    local plural=s
+    [ "$1" -ne 1 ] || plural=''
+    [ "$1" -ge "$2" ] && [ "$1" -le "$3" ] || usage_error "expected $4, got $1 argument$plural"
+}
+
+# take_word NAME VALUE OPTION: sets the variable of OPTION to VALUE, unless OPTION itself was given too.
+take_word() {
+    [ -n "$2" ] || usage_error "$1 is empty"
+    [ -z "${!3}" ] || usage_error "$1 and --$3 mean the same: give one of them"
+    printf -v "$3" '%s' "$2"
+}
+
 need_run_id() {
     [[ ${1,,} =~ ^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$ ]] || usage_error "'$1' is not the id of a run"
 }
 
-# pass_password VARIABLE PASSWORD: hands a percent-encoded password to psql.
+# pass_password VARIABLE PASSWORD: decodes a percent-encoded password and exports it for psql.
 pass_password() {
     local password=${2//\\/\\\\}
     [[ $password =~ ^([^%]|%[0-9a-fA-F]{2})*$ ]] || die $EX_USAGE "$1: a % of the password must be written %25"
@@ -47,10 +62,10 @@ pass_password() {
     export PGPASSWORD
 }
 
-# find_database: sets url, and PGPASSWORD to the password that it takes out of it. Never prints either.
+# find_database: sets url, and moves the password from it to PGPASSWORD. It never prints either.
 find_database() {
     local name
-    command -v psql > /dev/null || die $EX_USAGE "there is no psql here: install a PostgreSQL client"
+    command -v psql > /dev/null || die $EX_USAGE "psql is not installed: install a PostgreSQL client"
     for name in OPS_WORKER_DATABASE_URL DATABASE_URL SUPABASE_URL; do
         url=${!name:-}
         [ -z "$url" ] || break
@@ -80,8 +95,8 @@ find_database() {
     export PGAPPNAME=${0##*/} PGCLIENTENCODING=UTF8 PGCONNECT_TIMEOUT=${PGCONNECT_TIMEOUT:-10}
 }
 
-# query [PSQL-OPTION...] < SCRIPT: prints the rows, a line each. Where it fails, one line says why, and the code
-# is $EX_UNREACHABLE when there is no connection, else $EX_DATABASE.
+# query [PSQL-OPTION...] < SCRIPT: prints the rows, one per line. If psql fails, it prints one line with the reason and
+# returns $EX_UNREACHABLE when there is no connection, else $EX_DATABASE.
 query() {
     local errors code=0
     { errors=$(psql --no-psqlrc --quiet --tuples-only --no-align --field-separator "$US" \

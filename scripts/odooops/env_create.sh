@@ -2,25 +2,29 @@
 # Queues a run and prints its id.
 #
 #   env_create.sh --project SLUG --type TYPE [--workflow NAME] [--ref REF] [--commit SHA] [--key KEY]
+#   env_create.sh PROJECT TYPE REF SHA [ENVIRONMENT] [--key KEY]
 #
-#   --project SLUG    the project
-#   --type TYPE       build, test, deploy, backup or upgrade
-#   --workflow NAME   which one, where the project has several of that type
-#   --ref REF         branch or tag; default: the workflow's
-#   --commit SHA      7 to 64 hexadecimal digits; default: the workflow's, if no --ref is given
+#   --project SLUG    PROJECT: the project
+#   --type TYPE       TYPE: build, test, deploy, backup or upgrade
+#   --workflow NAME   ENVIRONMENT: the workflow, where the project has several of that type
+#   --ref REF         REF: branch or tag; default: the workflow's
+#   --commit SHA      SHA: 7 to 64 hexadecimal digits; default: the workflow's, if no --ref is given
 #   --key KEY         an idempotency key of the project: the same call again prints the id of the same run
 #
-# The database is in OPS_WORKER_DATABASE_URL, else in DATABASE_URL, else in SUPABASE_URL (postgresql://…, not the
-# https:// address of the API).
-# stdout has the id and nothing else.
+# ENVIRONMENT is the name of a workflow. A project that deploys to staging and to production has one workflow of type
+# deploy for each, because image, secrets and limits belong to the workflow. A run cannot choose them.
 #
-# Exit codes: 0 queued, 2 wrong arguments, 5 no such project or workflow or the key is another run's, 6 the
+# The database URL is read from OPS_WORKER_DATABASE_URL, else DATABASE_URL, else SUPABASE_URL (postgresql://…, not the
+# https:// address of the API).
+# It prints the run's id to stdout and nothing else.
+#
+# Exit codes: 0 queued, 2 wrong arguments, 5 no such project or workflow, or the key belongs to another run, 6 the
 # database refused, 7 it cannot be reached.
 
 # shellcheck source=scripts/odooops/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-project='' type='' workflow='' ref='' commit='' key=''
+project='' type='' workflow='' ref='' commit='' key='' words=()
 
 while [ $# -gt 0 ]; do
     case $1 in
@@ -31,14 +35,23 @@ while [ $# -gt 0 ]; do
             printf -v "${1#--}" '%s' "$2"
             shift 2
             ;;
-        *) usage_error "unknown argument '$1'" ;;
+        -*) usage_error "unknown argument '$1'" ;;
+        *) words+=("$1") && shift ;;
     esac
 done
+if [ ${#words[@]} -gt 0 ]; then
+    need_words ${#words[@]} 4 5 "PROJECT TYPE REF SHA [ENVIRONMENT]"
+    take_word PROJECT "${words[0]}" project
+    take_word TYPE "${words[1]}" type
+    take_word REF "${words[2]}" ref
+    take_word SHA "${words[3]}" commit
+    [ ${#words[@]} -eq 4 ] || take_word ENVIRONMENT "${words[4]}" workflow
+fi
 [ -n "$project" ] || usage_error "--project is missing"
 [[ $type =~ ^(build|test|deploy|backup|upgrade)$ ]] ||
-    usage_error "--type must be build, test, deploy, backup or upgrade"
+    usage_error "--type: expected build, test, deploy, backup or upgrade, got '$type'"
 commit=${commit,,}
-[[ $commit =~ ^([0-9a-f]{7,64})?$ ]] || usage_error "--commit needs 7 to 64 hexadecimal digits, not '$commit'"
+[[ $commit =~ ^([0-9a-f]{7,64})?$ ]] || usage_error "--commit: expected 7 to 64 hexadecimal digits, got '$commit'"
 find_database
 
 found=$(query --set project="$project" --set type="$type" --set workflow="$workflow" << 'SQL'
@@ -55,7 +68,7 @@ IFS=$US read -r state count id names <<< "$found"
 [ -n "$state" ] || die $EX_REFUSED "there is no project $project"
 [ "$state" = active ] || die $EX_REFUSED "project $project is $state"
 [ "$count" != 0 ] || die $EX_REFUSED "project $project has no enabled workflow${workflow:+ $workflow} of type $type"
-[ "$count" = 1 ] || die $EX_REFUSED "project $project has several workflows of type $type: say --workflow, one of: $names"
+[ "$count" = 1 ] || die $EX_REFUSED "project $project has several workflows of type $type: choose one with --workflow: $names"
 
 queued=$(query --set workflow="$id" --set ref="$ref" --set commit="$commit" --set key="$key" << 'SQL'
 select a ->> 'success', a ->> 'run_id', a ->> 'run_number', a ->> 'status', a ->> 'error'

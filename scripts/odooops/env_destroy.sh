@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Cancels a run: at once while it waits, else by asking its worker to stop it.
+# Cancels a run. A waiting run is canceled at once; for a running one, its worker is asked to stop it.
 #
-#   env_destroy.sh RUN_ID [--reason TEXT]
+#   env_destroy.sh RUN [--reason TEXT]
 #
-# What a run has left behind stays: its log, its events, its artifacts. `env_wait_ready.sh RUN_ID` waits until a
-# running one has stopped, and then exits with code 3.
+# RUN is the id that env_create.sh prints. The log, the events and the artifacts of the run are kept.
+# `env_wait_ready.sh RUN` waits until a running one has stopped, and then exits with code 3.
 #
-# The database is in OPS_WORKER_DATABASE_URL, else in DATABASE_URL, else in SUPABASE_URL (postgresql://…, not the
+# The database URL is read from OPS_WORKER_DATABASE_URL, else DATABASE_URL, else SUPABASE_URL (postgresql://…, not the
 # https:// address of the API).
-# stdout has the status: canceled, or running while the worker is asked.
+# It prints the status to stdout: canceled, or running if the worker was asked to stop it.
 #
 # Exit codes: 0 canceled or asked, 2 wrong arguments, 5 no such run or it has already ended, 6 the database
 # refused, 7 it cannot be reached.
@@ -16,7 +16,7 @@
 # shellcheck source=scripts/odooops/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-run='' reason=''
+run='' reason='' words=()
 
 while [ $# -gt 0 ]; do
     case $1 in
@@ -28,12 +28,11 @@ while [ $# -gt 0 ]; do
             shift 2
             ;;
         -*) usage_error "unknown argument '$1'" ;;
-        *)
-            [ -z "$run" ] || usage_error "one run at a time"
-            run=$1 && shift
-            ;;
+        *) words+=("$1") && shift ;;
     esac
 done
+need_words ${#words[@]} 1 1 RUN
+run=${words[0]}
 need_run_id "$run"
 find_database
 

@@ -1,24 +1,26 @@
 #!/usr/bin/env bash
-# Waits until a run has ended, shows its log meanwhile, and prints the URL of its first artifact.
+# Waits until a run has ended, shows its log in the meantime, and prints the URL of its first artifact.
 #
-#   env_wait_ready.sh RUN_ID [--timeout SECONDS] [--interval SECONDS] [--quiet]
+#   env_wait_ready.sh RUN [--timeout SECONDS] [--interval SECONDS] [--quiet]
+#   env_wait_ready.sh RUN [TIMEOUT] [INTERVAL] [--quiet]
 #
-#   --timeout SECONDS    give up waiting then; the run goes on. Default: wait as long as it takes
-#   --interval SECONDS   between two looks, 2 by default
-#   --quiet              without the log
+#   RUN                  the id that env_create.sh prints
+#   --timeout SECONDS    TIMEOUT: stop waiting after this time; the run continues. Default: no limit
+#   --interval SECONDS   INTERVAL: between two queries, 2 by default
+#   --quiet              do not show the log
 #
-# The database is in OPS_WORKER_DATABASE_URL, else in DATABASE_URL, else in SUPABASE_URL (postgresql://…, not the
+# The database URL is read from OPS_WORKER_DATABASE_URL, else DATABASE_URL, else SUPABASE_URL (postgresql://…, not the
 # https:// address of the API).
-# stdout has the URL and nothing else, and is empty when a successful run left no artifact; the log goes to stderr,
-# without escape sequences. A database that goes away while it waits is waited for.
+# It prints the URL to stdout and nothing else; stdout is empty when a successful run has no artifact. The log is printed
+# to stderr, without escape sequences. If the database goes away during the wait, the script waits for it.
 #
-# Exit codes: 0 succeeded, 1 failed, 2 wrong arguments, 3 canceled, 4 the time is up, 5 no such run, 6 the
+# Exit codes: 0 succeeded, 1 failed, 2 wrong arguments, 3 canceled, 4 the time limit passed, 5 no such run, 6 the
 # database refused, 7 it cannot be reached.
 
 # shellcheck source=scripts/odooops/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-run='' timeout='' interval=2 lines=1000
+run='' timeout='' interval='' lines=1000 words=()
 
 while [ $# -gt 0 ]; do
     case $1 in
@@ -26,23 +28,25 @@ while [ $# -gt 0 ]; do
         --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
         --timeout | --interval)
             need_value "$@"
-            need_number "$1" "$2"
             printf -v "${1#--}" '%s' "$2"
             shift 2
             ;;
         --quiet) lines=0 && shift ;;
         -*) usage_error "unknown argument '$1'" ;;
-        *)
-            [ -z "$run" ] || usage_error "one run at a time"
-            run=$1 && shift
-            ;;
+        *) words+=("$1") && shift ;;
     esac
 done
+need_words ${#words[@]} 1 3 "RUN [TIMEOUT] [INTERVAL]"
+run=${words[0]}
+[ ${#words[@]} -lt 2 ] || take_word TIMEOUT "${words[1]}" timeout
+[ ${#words[@]} -lt 3 ] || take_word INTERVAL "${words[2]}" interval
+need_number --timeout "${timeout:-0}"
+need_number --interval "${interval:=2}"
 need_run_id "$run"
 find_database
 
-# The run as it is, and up to $lines new lines of its log, of one moment. Lines that the container printed are
-# numbered from 1, those that a client appended from 2^40 on; both kinds go on side by side.
+# Reads the run and up to $lines new lines of its log in one snapshot. Lines that the container printed are numbered
+# from 1, lines that a client appended from 2^40; both kinds can grow at the same time.
 look() {
     query --set run="$run" --set journal="$journal" --set appended="$appended" --set lines="$lines" << 'SQL'
 begin isolation level repeatable read read only;
@@ -69,7 +73,7 @@ select r.status, r.run_number, r.reason, :'to_more', :'to_journal', :'to_appende
 from ops.runs as r
 where r.id = :'run';
 
--- Who controls the program must not control the terminal: colours go, other control characters show.
+-- A program must not control the reader's terminal: colours are removed, other control characters become �.
 select regexp_replace(
     regexp_replace(l.message, e'\x1b\\[[0-9;]*m|\r$', '', 'g'), e'[\x01-\x08\x0b-\x1f\x7f\u0080-\u009f]', '�', 'g')
 from ops.run_logs as l
@@ -81,7 +85,7 @@ commit;
 SQL
 }
 
-# show: sets what is known of the run, says when its status changed, and shows the lines. Fails as query does.
+# show: sets the variables of the run, prints a message when its status changed, and prints the lines. Fails as query does.
 show() {
     {
         IFS=$US read -r status number reason more journal appended worker message artifact || status=''

@@ -1,20 +1,21 @@
 #!/usr/bin/env bash
-# Applies the migrations of sql/migrations that a database does not have, and verifies the result.
+# Applies the migrations of sql/migrations that a database lacks, and verifies the result.
 #
 #   setup_ops_schema.sh [--verify-only] [--cli [--workdir FOLDER]]
 #
 #   --verify-only       change nothing
-#   --cli               let the Supabase CLI push the migrations; without it, psql applies them
-#   --workdir FOLDER    of your Supabase project, with supabase/ in it: the migrations are copied there and pushed
-#                       with your own. Default: a temporary folder with ours only
+#   --cli               the Supabase CLI pushes the migrations; without this flag, psql applies them
+#   --workdir FOLDER    the folder of your Supabase project, with supabase/ in it: the migrations are copied there and
+#                       pushed with your own. Default: a temporary folder with these migrations only
 #
-# The database is in OPS_WORKER_DATABASE_URL, else in DATABASE_URL, else in SUPABASE_URL (postgresql://…, not the
-# https:// address of the API), with the role that shall own the schema: on Supabase postgres, elsewhere a superuser or one that may create roles and
-# schemas. psql, the CLI and `ops-worker db migrate` keep one history (supabase_migrations.schema_migrations), so each
-# goes on where another stopped. Each migration is one transaction, under the lock that `ops-worker db migrate` takes.
+# The database URL is read from OPS_WORKER_DATABASE_URL, else DATABASE_URL, else SUPABASE_URL (postgresql://…, not the
+# https:// address of the API). Its role will own the schema: on Supabase postgres, elsewhere a superuser or a role that
+# may create roles and schemas. psql, the CLI and `ops-worker db migrate` share one history
+# (supabase_migrations.schema_migrations), so each continues where another stopped. Each migration is one transaction,
+# under the lock that `ops-worker db migrate` takes.
 #
-# Exit codes: 0 the schema is there and as it should be, 1 something is missing or different, 2 wrong arguments, 5 the
-# history has another migration under a version of ours, or the CLI failed, 6 the database refused, 7 it cannot be
+# Exit codes: 0 the schema is complete and as expected, 1 something is missing or different, 2 wrong arguments, 5 the
+# history has another migration under one of these versions, or the CLI failed, 6 the database refused, 7 it cannot be
 # reached.
 
 # shellcheck source=scripts/odooops/common.sh
@@ -40,7 +41,7 @@ done
 [ -z "$workdir" ] || [ -n "$cli" ] || usage_error "--workdir goes with --cli"
 [ -z "$workdir" ] || [ -d "$workdir/supabase" ] || usage_error "$workdir has no folder supabase"
 
-# version<US>name of all that was ever applied; an old or foreign writer may have left out the name.
+# Prints version<US>name of each applied migration. Older or other tools may have left out the name.
 history() {
     query << 'SQL'
 select to_regclass('supabase_migrations.schema_migrations') is not null as there \gset
@@ -50,13 +51,13 @@ select m.version, to_jsonb(m) ->> 'name' from supabase_migrations.schema_migrati
 SQL
 }
 
-# apply FILE VERSION NAME: unless somebody else did meanwhile.
+# apply FILE VERSION NAME: applies one migration, unless another process has applied it in the meantime.
 apply() {
     OPS_MIGRATION=$1 query --set ops_file="$1" --set ops_version="$2" --set ops_name="$3" << 'SQL'
 begin;
 select from pg_advisory_xact_lock(hashtextextended('ops-worker migrations', 0));
 
--- `if not exists` asks for the right to create even where nothing is to be done: hence the looks first.
+-- `if not exists` needs the right to create even if the object exists, so existence is checked first.
 select to_regnamespace('supabase_migrations') is null as schema,
     to_regclass('supabase_migrations.schema_migrations') is null as history \gset no_
 \if :no_schema
@@ -112,7 +113,7 @@ apply_all() {
 
 push() {
     local flag=--db-url
-    command -v supabase > /dev/null || die $EX_USAGE "there is no supabase here: npm install supabase, or leave out --cli"
+    command -v supabase > /dev/null || die $EX_USAGE "supabase is not installed: npm install supabase, or leave out --cli"
     if [ -z "$workdir" ]; then
         workdir=$(mktemp -d)
         trap 'rm -rf "$workdir"' EXIT
@@ -126,7 +127,7 @@ push() {
         die $EX_REFUSED "supabase db push failed"
 }
 
-# A line for each object of the schema, as sql/catalog.txt has it.
+# Prints a line for each object of the schema, in the format of sql/catalog.txt.
 live() {
     query --field-separator=$'\t' --set catalog="$sql/catalog.sql" << 'SQL' | sed 's/\t/ /; s/\t/ = /'
 begin isolation level repeatable read read only;
@@ -159,7 +160,7 @@ verify() {
     if [ -n "$ambiguous" ]; then
         say "ambiguous:"
         printf '%s\n' "$ambiguous" >&2
-        die $EX_NEGATIVE "a call may mean one of these functions instead of ours: rename or drop them"
+        die $EX_NEGATIVE "a call may reach one of these functions instead of the schema's own: rename or drop them"
     fi
     printf 'verified %s objects\n' "$(wc -l <<< "$expected")"
 }

@@ -25,8 +25,9 @@ from worker.database import catalog, migrations
 
 SECRET = "".join(("hun", "ter22"))
 FILES = [path.name for path in sorted((ROOT / "sql" / "migrations").glob("*.sql"))]
+RUN = str(uuid.UUID(int=1))
 NAMES = ("setup_ops_schema.sh", "env_create.sh", "env_wait_ready.sh", "env_destroy.sh")
-WORDS = {"env_create.sh": ["--project=acme", "--type=build"]} | {name: [str(uuid.UUID(int=1))] for name in NAMES[2:]}
+WORDS = {"env_create.sh": ["--project=acme", "--type=build"]} | {name: [RUN] for name in NAMES[2:]}
 
 
 def error(done: subprocess.CompletedProcess[str]) -> str:
@@ -89,14 +90,20 @@ def test_a_database_without_the_schema_is_one_line(name: str, empty_db_url: str)
         ("setup_ops_schema.sh", ["--verify"], "unknown argument '--verify'"),
         ("setup_ops_schema.sh", ["--workdir", "x"], "--workdir goes with --cli"),
         ("env_create.sh", ["--type", "build"], "--project is missing"),
-        ("env_create.sh", ["--project", "acme"], "--type must be"),
-        ("env_create.sh", ["--project", "acme", "--type", "tests"], "--type must be"),
+        ("env_create.sh", ["--project", "acme"], "--type: expected build,"),
+        ("env_create.sh", ["--project", "acme", "--type", "tests"], "or upgrade, got 'tests'"),
         ("env_create.sh", ["--project", "acme", "--type"], "--type needs a value"),
-        ("env_create.sh", ["--project=acme", "--type=test", "--commit=HEAD"], "--commit needs 7 to 64 hexadecimal"),
-        ("env_wait_ready.sh", [], "'' is not the id of a run"),
+        ("env_create.sh", ["--project=acme", "--type=test", "--commit=HEAD"], "--commit: expected 7 to 64 hexadecimal"),
+        ("env_create.sh", ["acme", "build", "main"], "expected PROJECT TYPE REF SHA [ENVIRONMENT], got 3 arguments"),
+        ("env_create.sh", ["acme", "build", "main", "4f2a91c", "build", "x"], "[ENVIRONMENT], got 6 arguments"),
+        ("env_create.sh", ["acme", "build", "main", ""], "SHA is empty"),
+        ("env_create.sh", ["--ref=x", "acme", "build", "main", "4f2a91c"], "REF and --ref mean the same"),
+        ("env_wait_ready.sh", [], "expected RUN [TIMEOUT] [INTERVAL], got 0 arguments"),
+        ("env_wait_ready.sh", [RUN, "9", "2", "x"], "expected RUN [TIMEOUT] [INTERVAL], got 4 arguments"),
+        ("env_wait_ready.sh", [RUN, "9", "soon"], "--interval needs a whole number, not 'soon'"),
         ("env_wait_ready.sh", ["1; drop schema ops"], "is not the id of a run"),
-        ("env_wait_ready.sh", [str(uuid.UUID(int=1)), "--timeout", "soon"], "--timeout needs a whole number"),
-        ("env_destroy.sh", [str(uuid.UUID(int=1)), str(uuid.UUID(int=2))], "one run at a time"),
+        ("env_wait_ready.sh", [RUN, "--timeout", "soon"], "--timeout needs a whole number"),
+        ("env_destroy.sh", [RUN, RUN], "expected RUN, got 2 arguments"),
     ],
 )
 def test_wrong_arguments_are_one_line_and_touch_nothing(name: str, words: list[str], says: str) -> None:
@@ -246,9 +253,9 @@ async def test_verify_only_changes_nothing_and_names_what_differs(
 
 async def test_a_folder_with_a_space_is_one_folder(empty_db_url: str, tmp_path: Path) -> None:
     copy = tmp_path / "a check out"
-    shutil.copytree(SCRIPTS, copy / "deploy" / "scripts")
+    shutil.copytree(SCRIPTS, copy / "scripts" / "odooops")
     shutil.copytree(ROOT / "sql", copy / "sql")
-    done = script(copy / "deploy" / "scripts" / "setup_ops_schema.sh", cwd=tmp_path, DATABASE_URL=empty_db_url)
+    done = script(copy / "scripts" / "odooops" / "setup_ops_schema.sh", cwd=tmp_path, DATABASE_URL=empty_db_url)
     assert done.returncode == 0, done.stderr
 
 
@@ -280,23 +287,19 @@ def test_a_cli_that_is_not_there_is_one_line(empty_db_url: str) -> None:
     path = f"{client_binaries()}:/usr/bin:/bin"
     done = script("setup_ops_schema.sh", "--cli", DATABASE_URL=empty_db_url, PATH=path)
     assert done.returncode == 2
-    assert "there is no supabase here" in error(done)
+    assert "supabase is not installed" in error(done)
 
 
 # --- env_create.sh ----------------------------------------------------------------------------------------------------
 
 
-async def test_create_queues_the_run_and_prints_its_id_only(world: World, db_url: str) -> None:
-    done = script(
-        "env_create.sh",
-        "--project=acme",
-        "--type",
-        "build",
-        "--ref=feature/x",
-        "--commit",
-        "4F2A91C",
-        DATABASE_URL=db_url,
-    )
+FLAGS = ["--project=acme", "--type", "build", "--ref=feature/x", "--commit", "4F2A91C"]
+PLACES = ["acme", "build", "feature/x", "4F2A91C"]
+
+
+@pytest.mark.parametrize("words", [FLAGS, PLACES], ids=["flags", "positions"])
+async def test_create_queues_the_run_and_prints_its_id_only(world: World, db_url: str, words: list[str]) -> None:
+    done = script("env_create.sh", *words, DATABASE_URL=db_url)
     assert done.returncode == 0, done.stderr
     run = await world.row(uuid.UUID(done.stdout.strip()))
     assert (run["project_id"], run["workflow_id"], run["status"]) == (world.project, world.workflow, "queued")
@@ -332,7 +335,10 @@ async def test_create_chooses_among_enabled_workflows_and_never_guesses(world: W
         return script("env_create.sh", *words, DATABASE_URL=db_url)
 
     for words, says in (
-        (["--project=acme", "--type=build"], "several workflows of type build: say --workflow, one of: build, second"),
+        (
+            ["--project=acme", "--type=build"],
+            "workflows of type build: choose one with --workflow: build, second",
+        ),
         (
             ["--project=acme", "--type=build", "--workflow=off"],
             "project acme has no enabled workflow off of type build",
@@ -343,8 +349,9 @@ async def test_create_chooses_among_enabled_workflows_and_never_guesses(world: W
         done = create(*words)
         assert done.returncode == 5
         assert says in error(done)
-    done = create("--project=acme", "--type=build", "--workflow=second")
-    assert (await world.row(uuid.UUID(done.stdout.strip())))["workflow_id"] == second
+    for words in (["--project=acme", "--type=build", "--workflow=second"], [*PLACES, "second"]):
+        done = create(*words)
+        assert (await world.row(uuid.UUID(done.stdout.strip())))["workflow_id"] == second
     await world.db.execute("update ops.projects set status = 'archived'")
     done = create("--project=acme", "--type=build", "--workflow=second")
     assert done.returncode == 5
@@ -397,9 +404,10 @@ async def test_wait_exits_by_the_outcome(world: World, db_url: str) -> None:
     assert quiet.stderr == "env_wait_ready.sh: run #3 succeeded\n"
 
     queued = str(await world.queue())
-    late = wait(queued, "--timeout=0")
-    assert (late.returncode, late.stdout) == (4, "")
-    assert late.stderr.splitlines()[-1] == "env_wait_ready.sh: run #4 is still queued after 0 s"
+    for words in (["--timeout=0"], ["0"], ["1", "1"]):
+        late = wait(queued, *words)
+        assert (late.returncode, late.stdout) == (4, "")
+        assert late.stderr.splitlines()[-1] == f"env_wait_ready.sh: run #4 is still queued after {words[0][-1]} s"
     assert await world.status(uuid.UUID(queued)) == "queued"
 
     gone = script("env_destroy.sh", queued, "--reason=not needed", DATABASE_URL=db_url)

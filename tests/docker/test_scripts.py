@@ -24,12 +24,10 @@ def file_at(url: str) -> str:
 async def test_a_push_is_queued_built_followed_and_its_artifact_found(plane: Plane) -> None:
     said = 'echo "building $OPS_GIT_REF at $OPS_GIT_COMMIT"; sleep 1; echo built; echo "$OPS_GIT_COMMIT" > /artifacts/c'
     await plane.workflow({"command": ["sh", "-c", said]}, name="nightly", git_ref="18.0", git_commit="0123456")
-    created = await call(
-        plane, "env_create.sh", f"--project={plane.name}", "--type=build", "--ref=feature/x", "--commit=4f2a91c"
-    )
+    created = await call(plane, "env_create.sh", plane.name, "build", "feature/x", "4f2a91c", "nightly")
     run_id = created.stdout.strip()
     async with plane.worker():
-        waited = await call(plane, "env_wait_ready.sh", run_id, "--interval=1")
+        waited = await call(plane, "env_wait_ready.sh", run_id, "60", "1")
     assert waited.returncode == 0, waited.stderr
     assert [line for line in waited.stderr.splitlines() if not line.startswith("env_wait_ready.sh: ")] == [
         "building feature/x at 4f2a91c", "built",
