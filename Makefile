@@ -27,17 +27,20 @@ DOCS_TESTS := tests/gates/test_docs.py
 SCHEMA_TESTS := $(addprefix tests/db/test_,$(addsuffix .py,migrations migration_history verify supabase_cli schema_docs))
 GATED := $(SPEC_TESTS) $(DOCS_TESTS) $(SCHEMA_TESTS)
 
-.PHONY: help setup demo test test-matrix coverage faults kills check format gates gate-spec gate-docs schema schema-docs \
+.PHONY: help setup demo demo-picture test test-matrix coverage faults kills check format gates gate-spec gate-docs schema schema-docs \
 	gate-schema gate-prisma bench compare wheel wheelhouse image lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## make .venv with the pinned dependencies and an editable install
 	@scripts/setup
 
 demo: setup ## watch real work run through a real PostgreSQL and a real Docker engine
 	@scripts/engine run deploy/demo/run $(ARGS)
+
+demo-picture: setup ## run the demo in a pseudo-terminal and write its screen to docs/demo.svg
+	@scripts/engine run $(BIN)/python -m deploy.demo.picture
 
 test: check ## the checks, the gates, and all other tests
 	@$(if $(ARGS),,$(MAKE) gates)

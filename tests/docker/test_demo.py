@@ -21,7 +21,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from deploy.demo import cluster, control_plane
+from deploy.demo import cluster, control_plane, picture
 from deploy.demo.__main__ import State
 from tests.support.docker import ROOT, docker
 
@@ -269,3 +269,13 @@ def test_without_an_engine_it_says_so_in_a_line_or_two(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "docker version" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_the_picture_shows_what_a_terminal_has_at_the_end() -> None:
+    left = picture.screen(
+        "one\r\n\x1b[?25ltwo\x1b[2K\x1b[32m2\x1b[0m\r\nthree\x1b[1A\x1b[2K\x1b[1mlast\r\n\x1b[2K\x1b[?25h"
+    )
+    assert left == ["one", "\x1b[1mlast", ""]
+    shown = picture.svg(left)
+    assert ">last<" in shown
+    assert "url(http" not in shown
