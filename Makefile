@@ -1,27 +1,26 @@
-# `make` lists the targets. Each says what it needs itself; on a fresh Debian or Ubuntu, root needs only
-# `make`.
+# `make` lists the targets. Each target installs what it needs; on a fresh Debian or Ubuntu, root needs only git and make.
 
 SHELL := bash
 MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 
-# More words for the program behind a target: make test ARGS="tests/unit -k redact"
+# More arguments for the program of a target: make test ARGS="tests/unit -k redact"
 ARGS ?=
 
-# How much of the random faults
+# The size of the random campaigns
 SEEDS ?= 20
 SEED ?=
 RUNS ?= 100
 LINES ?= 10000
 
-# What bash reads; shellcheck must have nothing to say about it.
+# All bash files; shellcheck must report nothing for them.
 SCRIPTS = $(shell grep -rlI --exclude-dir=node_modules -E '^.(!/usr/bin/env bash| shellcheck shell=bash)$$' .ci deploy scripts sql)
 
-# pytest in parallel, and as `make gate-…` starts it for a part of the tests
+# pytest in parallel, and the form that `make gate-…` uses
 PARALLEL := $(BIN)/pytest -n auto --dist loadgroup
 PYTEST := $(PARALLEL) -q
 
-# What the gates run, so that `make test` runs it once
+# The tests of the gates, so that `make test` runs them once
 SPEC_TESTS := tests/gates/test_spec_kit.py
 DOCS_TESTS := tests/gates/test_docs.py
 SCHEMA_TESTS := $(addprefix tests/db/test_,$(addsuffix .py,migrations migration_history verify supabase_cli schema_docs))
@@ -36,63 +35,63 @@ help: ## list the targets
 setup: ## make .venv with the pinned dependencies and an editable install
 	@scripts/setup
 
-demo: setup ## watch real work run through a real PostgreSQL and a real Docker engine
+demo: setup ## run real workflows with a real PostgreSQL and a real Docker engine
 	@scripts/engine run deploy/demo/run $(ARGS)
 
 demo-picture: setup ## run the demo in a pseudo-terminal and write its screen to docs/demo.svg
 	@scripts/engine run $(BIN)/python -m deploy.demo.picture
 
-test: check ## the checks, the gates, and all other tests
+test: check ## run the checks, the gates, and all other tests
 	@$(if $(ARGS),,$(MAKE) gates)
 	@scripts/engine run $(PARALLEL) $(or $(ARGS),$(GATED:%=--ignore=%))
 
-test-matrix: setup ## the tests on bare Debian machines with other engines, Pythons and PostgreSQLs; needs root
+test-matrix: setup ## run the tests on bare Debian machines with other engines, Pythons and PostgreSQLs; needs root
 	@$(BIN)/python -m tests.matrix $(ARGS)
 
-coverage: setup ## all tests, and which lines of worker/ they ran
+coverage: setup ## run all tests and report which lines of worker/ they executed
 	@scripts/engine run $(PARALLEL) --cov --cov-report term $(ARGS)
 
-faults: setup ## play SEEDS=20 random campaigns of faults; SEED=n plays that one again
+faults: setup ## run SEEDS=20 random fault campaigns; SEED=n repeats one
 	@scripts/engine run $(BIN)/python -m tests.faults.campaign --seeds $(SEEDS) $(if $(SEED),--seed $(SEED))
 
 kills: setup ## kill a worker every second under RUNS=100 runs of LINES=10000 lines
 	@scripts/engine run $(BIN)/python -m tests.faults.campaign --kills $(RUNS) --lines $(LINES)
 
-check: setup ## lint, format, types, import direction, shell scripts
+check: setup ## check lint, format, types, import direction and shell scripts
 	@$(BIN)/ruff check --quiet
 	@$(BIN)/ruff format --check --quiet
 	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/shellcheck --external-sources $(SCRIPTS)
 	@mkdir -p build && { $(BIN)/lint-imports > build/imports.log || { cat build/imports.log; exit 1; }; }
 
-format: setup ## put the Python files into the format that the check wants
+format: setup ## format the Python files and repair what ruff can
 	@$(BIN)/ruff check --quiet --fix
 	@$(BIN)/ruff format --quiet
 
-gates: gate-spec gate-docs gate-schema gate-prisma ## the four of .github/workflows
+gates: gate-spec gate-docs gate-schema gate-prisma ## run the four gates
 
-gate-spec: setup ## the four files of spec/odooops-sh, and that they name only what there is
+gate-spec: setup ## check the four files of spec/odooops-sh, and that they name only what exists
 	@$(BIN)/pytest -n 0 -q $(SPEC_TESTS)
 
-gate-docs: setup ## the documentation: its files, its links, and docs/coverage.md
+gate-docs: setup ## check the documents, their links, and docs/coverage.md
 	@$(BIN)/pytest -n 0 -q $(DOCS_TESTS)
 
-schema: setup ## write what the tests and `db verify` expect of the schema; then review the diff
+schema: setup ## write the schema that the tests and `db verify` expect; then review the diff
 	@$(BIN)/python -m tests.support.schema
 
 schema-docs: setup ## write the schema's documents (DBML, ERD, Prisma, types) from the live schema; then review the diff
 	@$(BIN)/python -m tests.support.schema_docs
 
-gate-schema: setup ## the migrations, their check by Supabase's CLI, DBML and ERD
+gate-schema: setup ## check the migrations, also with the Supabase CLI, and DBML and ERD
 	@$(PYTEST) $(SCHEMA_TESTS) -k "not prisma and not types"
 
-gate-prisma: setup ## the Prisma schema and the TypeScript types
+gate-prisma: setup ## check the Prisma schema and the TypeScript types
 	@$(PYTEST) $(SCHEMA_TESTS) -k "prisma or types"
 
-bench: setup ## measure what a run costs beyond the bare engine, and log lines per second
+bench: setup ## measure the cost of a run beyond the engine's, and log lines per second
 	@scripts/engine run $(BIN)/python -m tests.bench $(ARGS)
 
-compare: setup ## run one job here and on Celery, Prefect, Airflow, Dagster and Buildbot, and break each
+compare: setup ## run one job here and on Celery, Prefect, Airflow, Dagster and Buildbot, with faults
 	@scripts/engine run $(BIN)/python -m tests.bench.compare $(ARGS)
 
 wheel: setup ## build the wheel into dist/
@@ -100,7 +99,7 @@ wheel: setup ## build the wheel into dist/
 	@$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 	@ls dist/*.whl
 
-wheelhouse: setup ## collect in build/wheels what the image installs
+wheelhouse: setup ## collect the wheels for the image in build/wheels
 	@scripts/wheelhouse
 
 image: setup ## build the worker's image: make image BASE=python:3.12-slim ARGS=ops-worker:mine
@@ -109,5 +108,5 @@ image: setup ## build the worker's image: make image BASE=python:3.12-slim ARGS=
 lock: ## pin the newest dependencies into requirements/*.txt
 	@scripts/lock
 
-clean: ## remove what make made here (images stay)
+clean: ## remove the files that make created (not the images)
 	rm -rf .venv build dist .coverage .coverage.* .*_cache .hypothesis

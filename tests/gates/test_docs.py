@@ -1,4 +1,4 @@
-"""The gate ``validate-docs``: the documents are there, their links lead somewhere, and docs/coverage.md is true."""
+"""The gate ``validate-docs``: the documents exist, their links are valid, and docs/coverage.md is true."""
 
 from __future__ import annotations
 
@@ -40,21 +40,21 @@ FILES = (
     "scripts/odooops/env_wait_ready.sh", "scripts/odooops/env_destroy.sh",
     *(f"20260213_{version}" for version in ("000001", "000100", "000200", "000300", "000400")),
 )  # fmt: skip
-"""That the summary names, under its names."""
+"""The files that the summary names."""
 JOBS = ("validate-spec-kit", "validate-schema", "validate-prisma", "validate-docs")
 
 
 @pytest.mark.parametrize("name", DOCS)
-def test_the_document_is_there_and_begins_with_its_title(name: str) -> None:
+def test_the_document_exists_and_begins_with_its_title(name: str) -> None:
     assert re.match(r"# \S", (ROOT / "docs" / name).read_text())
 
 
 @pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_link_leads_somewhere(path: Path) -> None:
+def test_every_link_is_valid(path: Path) -> None:
     assert broken_links(Document(path)) == []
 
 
-def test_the_readme_leads_to_every_document() -> None:
+def test_the_readme_links_to_every_document() -> None:
     linked = {link.partition("#")[0] for link in Document(ROOT / "README.md").links}
     assert {str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md")} <= linked
 
@@ -78,7 +78,7 @@ def test_every_reason_is_defined_and_has_its_advice() -> None:
     queued_again = {"released", "lease_expired", "shut_out"}
     written_by_sql = set(re.findall(r"\breason = '(\w+)'", migrations)) - queued_again
     assert {"poison", "worker_lost", "database_copied"} <= written_by_sql
-    reasons = set(Reason) | written_by_sql | {"failed"}  # a status where nobody gave a reason
+    reasons = set(Reason) | written_by_sql | {"failed"}  # for a status without a reason
     assert first_words(LIFECYCLE.table("reason")) == reasons
     assert first_words(GUIDE.table("reason")) == reasons - {Reason.SUCCEEDED}
 
