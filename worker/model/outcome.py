@@ -116,7 +116,7 @@ def decide(state: ContainerState, terms: RunTerms, facts: ExitFacts, stop: Stop 
     if stop is not None:
         return _stopped(code, terms, facts, stop, details)
     if state.oom_killed:
-        # The kernel may kill a child while the main process goes on to exit 0 (docs/run-lifecycle.md).
+        # The kernel may kill a child while the main process goes on to exit 0 (docs/odooops-sh/RUN_LIFECYCLE.md).
         details["memory_bytes"] = terms.memory_bytes
         limit = f"{terms.memory_bytes / 2**20:.12g} MiB"
         message = f"out of memory: a process was killed at the limit of {limit}; raise resources.memory"
