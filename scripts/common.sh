@@ -1,16 +1,17 @@
 # shellcheck shell=bash
-# What the scripts share; each sources it first. Messages go to stderr, so that stdout is the script's answer.
+# Functions that the scripts of this folder share; each script sources this file first. Messages are printed to stderr, so
+# stdout has only the script's answer.
 
 set -euo pipefail
 
-# A root shell by `su`, or a service's, may lack these.
+# The PATH of a root shell by `su`, or of a service, may lack these folders.
 PATH="${PATH:+$PATH:}/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 export PATH
 
 # shellcheck disable=SC2034  # the scripts use it
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
-# What the worker's SDK uses; it knows no `docker context`, so the command line must not either.
+# The worker's SDK uses DOCKER_HOST and ignores `docker context`, so the command line must use DOCKER_HOST too.
 export DOCKER_HOST="${DOCKER_HOST:-unix:///var/run/docker.sock}"
 
 say() { printf '%s\n' "$*" >&2; }
@@ -26,7 +27,7 @@ is_root() { [ "$(id -u)" = 0 ]; }
 
 has_apt() { have apt-get && have dpkg; }
 
-# Where this user's scripts keep locks and remembered answers; two checkouts share it.
+# state_folder: prints the folder for this user's locks and cached answers; all checkouts share it.
 state_folder() {
     local folder
     if is_root; then
@@ -35,12 +36,12 @@ state_folder() {
         folder=${XDG_RUNTIME_DIR:-${TMPDIR:-/tmp}}/ops-worker-dev-$(id -u)
     fi
     [ -d "$folder" ] || mkdir -m 700 "$folder" 2> /dev/null || true
-    [ -O "$folder" ] || die "$folder belongs to somebody else"
+    [ -O "$folder" ] || die "$folder belongs to another user"
     printf '%s\n' "$folder"
 }
 
-# apt_install PACKAGE...: installs without recommends, and shows what apt said only when it failed.
-# The lists are fetched only where a package is not known or can no longer be downloaded.
+# apt_install PACKAGE...: installs without recommends, and prints apt's output only if it failed. It updates apt's lists only
+# if a package is unknown or can no longer be downloaded.
 apt_install() {
     local log
     log=$(mktemp)
@@ -62,7 +63,7 @@ apt_get() {
         -o DPkg::Lock::Timeout=300 "$@" < /dev/null >> "$log" 2>&1 9>&-
 }
 
-# os_release FIELD: a value of os-release, empty where there is none.
+# os_release FIELD: prints a value of os-release; empty if it does not exist.
 os_release() {
     (
         # shellcheck disable=SC1091
@@ -71,7 +72,7 @@ os_release() {
     )
 }
 
-# apt_site LABEL [SUITE]: where apt takes the main packages of an archive, e.g. Debian, from.
+# apt_site LABEL [SUITE]: prints the site from which apt gets the main packages of an archive, e.g. Debian.
 apt_site() {
     # shellcheck disable=SC2016  # the fields are apt's
     apt_targets() { apt-get indextargets --format '$(CREATED_BY) $(LABEL) $(CODENAME) $(COMPONENT) $(SITE)'; }
@@ -80,7 +81,7 @@ apt_site() {
         '$1 == "Packages" && $2 == label && (suite == "" || $3 == suite) && $4 == "main" { print $5; exit }'
 }
 
-# bootstrap_root SUITE FOLDER SITE [OPTION...]: a minimal root of that release, by debootstrap; says its stages.
+# bootstrap_root SUITE FOLDER SITE [OPTION...]: creates a minimal root of that release with debootstrap; prints its stages.
 bootstrap_root() {
     local suite=$1 folder=$2 site=$3
     shift 3

@@ -1,8 +1,8 @@
 """The version of a build, for hatchling: ``python3 scripts/version.py`` prints it.
 
 A commit that has the tag ``vX.Y.Z`` is ``X.Y.Z``. Any other is ``X.Y.Z.devTIME+gHASH`` of the next release, where TIME
-is the commit's, so that pip takes a later commit for newer, also in a shallow clone. Uncommitted changes add the time
-of the last one. Without git it is the version of the sdist that this file lies in, or ``X.Y.Z.dev0``.
+is the commit's, so pip treats a later commit as newer, also in a shallow clone. Uncommitted changes add the time of
+the last change. Without git it is the version of the sdist that contains this file, or ``X.Y.Z.dev0``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def version(root: Path = ROOT) -> str:
-    """The version of what lies in that folder."""
+    """The version of the project in that folder."""
     information = root / "PKG-INFO"
     if information.exists():
         return information.read_text(encoding="utf-8").partition("\nVersion: ")[2].partition("\n")[0]
@@ -41,7 +41,7 @@ def _stamp(seconds: float) -> str:
 
 
 def _git(root: Path, *words: str) -> str:
-    """What git answers; nothing where there is no git, or no repository that it trusts."""
+    """The output of git; empty without git, or if git does not trust the repository."""
     try:
         done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=False)
     except OSError:

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Lets many clients queue and claim at once, and checks that no run is lost, taken twice or misnumbered.
+# Many clients queue and claim at once; checks that no run is lost, claimed twice or misnumbered.
 #
 #   concurrency.sh [--runs N] [--clients N]
 #
 #   --runs N      how many runs, 200 by default
 #   --clients N   how many connections at once, 8 by default
 #
-# For a database of your own, as the owner of the schema (on Supabase: postgres), by a direct connection or the session
-# pooler; its URL is in OPS_WORKER_DATABASE_URL, else in DATABASE_URL, else in SUPABASE_URL. It makes a project, and
-# deletes it with all its runs at the end. Its runs carry a label that no worker offers, so none executes them. Runs of others must not be waiting: it
-# refuses to begin then.
+# Run it on your own database, as the owner of the schema (on Supabase: postgres), with a direct connection or the session
+# pooler. The URL is read from OPS_WORKER_DATABASE_URL, else DATABASE_URL, else SUPABASE_URL. The script creates a project,
+# and deletes it with all its runs at the end. Its runs have a label that no worker offers, so no worker executes them. It
+# refuses to start while other runs are queued.
 #
-# Exit codes: 0 all holds, 1 something does not, 2 wrong arguments, 5 runs of others are queued, 6 the database
+# Exit codes: 0 every check passed, 1 a check failed, 2 wrong arguments, 5 other runs are queued, 6 the database
 # refused, 7 it cannot be reached.
 
 # shellcheck source=scripts/odooops/common.sh
@@ -34,7 +34,7 @@ while [ $# -gt 0 ]; do
 done
 [ "$runs" -gt 0 ] && [ "$clients" -gt 0 ] || usage_error "--runs and --clients must be at least 1"
 
-# at_once FUNCTION: runs it in as many processes as there are clients, with its number; their output together.
+# at_once FUNCTION: runs FUNCTION with the client's number in one process for each client, and prints all output.
 at_once() {
     local pids=() pid code=0 n
     for ((n = 1; n <= clients; n++)); do
@@ -46,7 +46,7 @@ at_once() {
     for ((n = 1; n <= clients; n++)); do cat "$folder/$n"; done
 }
 
-# Client n queues its share, each run in a transaction of its own.
+# Client n queues its share, each run in a separate transaction.
 queue() {
     local share=$((runs / clients + ($1 <= runs % clients)))
     query --set project="$project" --set workflow="$workflow" --set share="$share" << 'SQL'
@@ -55,7 +55,7 @@ from generate_series(1, :'share'::integer) \gexec
 SQL
 }
 
-# Client n claims until nothing is left, each run in a transaction of its own, and prints their ids.
+# Client n claims until no run is left, each in a separate transaction, and prints their ids.
 claim() {
     query --set worker="$project-$1" --set label="$project" --set tries="$runs" << 'SQL' | sed '/^$/d'
 select format('select ops.claim_next_run(%L, p_labels => array[%L]) ->> %L', :'worker', :'label', 'run_id')
@@ -69,7 +69,7 @@ select ops.claim_next_run(:'worker', p_labels => array[:'label']) ->> 'run_id';
 SQL
 }
 
-# value SQL: the answer of a query about the project.
+# value SQL: prints the answer of a query about the project.
 value() { query --set project="$project" <<< "$1"; }
 
 # expect WHAT FOUND EXPECTED
@@ -85,7 +85,7 @@ clean_up() {
 
 find_database
 others=$(query <<< "select count(*) from ops.runs where status = 'queued' and labels = '{}';")
-[ "$others" = 0 ] || die $EX_REFUSED "$others runs of others are queued: use a database where none waits"
+[ "$others" = 0 ] || die $EX_REFUSED "other runs are queued ($others): use a database without queued runs"
 folder=$(mktemp -d)
 trap clean_up EXIT
 
@@ -104,7 +104,7 @@ expect "$runs runs queued by $clients clients at once are numbered without a gap
         from ops.runs where project_id = :'project';")" "$runs from 1 to $runs"
 
 at_once claim > "$folder/claimed"
-expect "$clients clients that claim at once take every run" "$(sort -u "$folder/claimed" | wc -l)" "$runs"
+expect "$clients clients that claim at once claim every run" "$(sort -u "$folder/claimed" | wc -l)" "$runs"
 expect "and none of them twice" "$(sort "$folder/claimed" | uniq -d | wc -l)" 0
 expect "each run was claimed in one step" "$(value "select count(*) from ops.run_events as e
     where e.project_id = :'project' and e.payload ->> 'new_status' = 'claimed';")" "$runs"

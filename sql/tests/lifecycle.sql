@@ -1,10 +1,10 @@
--- Takes runs through their whole life, and leaves nothing: it is one transaction that is rolled back.
+-- Takes runs through all their states and leaves nothing behind: it is one transaction that is rolled back.
 --
 --     psql "$DATABASE_URL" -f sql/tests/lifecycle.sql
 --
--- As the owner of the schema (on Supabase: postgres). Each line that begins with "ok" is something that holds; the
--- first that does not is an error and ends the script with exit code 3. Workers that are connected do not see these
--- runs, and runs of others are not touched.
+-- Run it as the owner of the schema (on Supabase: postgres). Each line that begins with "ok" is a check that passed; the
+-- first failed check is an error and ends the script with exit code 3. Connected workers do not see these runs, and other
+-- runs are not changed.
 
 \set ON_ERROR_STOP on
 \set QUIET on
@@ -67,7 +67,7 @@ where project_id = :'project';
 select ops.claim_next_run('lifecycle-test') as claim \gset
 select pg_temp.ok('a claim takes the first of them', :'claim'::jsonb ->> 'run_id', :'good');
 select pg_temp.ok('and says of which project and workflow', array[:'claim'::jsonb ->> 'project_id', :'claim'::jsonb ->> 'workflow_id'], array[:'project', :'workflow']);
-select pg_temp.ok('another worker cannot start it', ops.start_workflow_run(:'good', 'somebody-else') ->> 'code', 'not_owner');
+select pg_temp.ok('another worker cannot start it', ops.start_workflow_run(:'good', 'another-worker') ->> 'code', 'not_owner');
 select pg_temp.ok('its worker can', ops.start_workflow_run(:'good', 'lifecycle-test') ->> 'success', 'true');
 select pg_temp.ok('a line of log is stored', ops.append_run_log(:'good', 'info', 'hello', '{"n": 1}') ->> 'success', 'true');
 select pg_temp.ok('a line of no known level is not', ops.append_run_log(:'good', 'loud', 'hello') ->> 'code', 'bad_level');

@@ -1,4 +1,4 @@
-"""``sql/tests``: what a user runs against a database of his own, on every supported PostgreSQL."""
+"""``sql/tests``: what users run against their own database, on every supported PostgreSQL."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ async def test_the_concurrency_script_is_red_where_a_key_admits_two(db: asyncpg.
     assert len(done.stdout.splitlines()) == 4
 
 
-async def test_it_does_not_begin_where_runs_of_others_wait(db: asyncpg.Connection, db_url: str) -> None:
+async def test_it_refuses_to_start_while_other_runs_are_queued(db: asyncpg.Connection, db_url: str) -> None:
     project = await new_project(db, "acme")
     workflow = await new_workflow(db, project)
     await db.execute(
@@ -110,5 +110,5 @@ async def test_it_does_not_begin_where_runs_of_others_wait(db: asyncpg.Connectio
     )
     done = await asyncio.to_thread(script, CONCURRENCY, DATABASE_URL=db_url)
     assert (done.returncode, done.stdout) == (5, "")
-    assert "1 runs of others are queued" in done.stderr
+    assert "other runs are queued (1)" in done.stderr
     assert await db.fetchval("select count(*) from ops.projects") == 1
