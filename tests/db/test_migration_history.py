@@ -42,10 +42,10 @@ async def history(connection: asyncpg.Connection) -> list[tuple[object, ...]]:
     return [tuple(row) for row in await connection.fetch(f"select * from {migrations.HISTORY} order by version")]
 
 
-async def test_the_history_is_written_as_the_supabase_cli_writes_it(db: asyncpg.Connection, small: Path) -> None:
+async def test_the_history_records_each_file_as_one_text(db: asyncpg.Connection, small: Path) -> None:
     await migrations.migrate(db, small)
     assert await history(db) == [
-        (version, [f"-- first; of two\ncreate table {name} (id int)", f"insert into {name} values (1)"], name)
+        (version, [f"-- first; of two\ncreate table {name} (id int);\n\ninsert into {name} values (1);"], name)
         for version, name in (("10", "one"), ("20", "two"), ("30", "three"))
     ]
     columns = await db.fetch(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import uuid
 from typing import Any
 
@@ -58,7 +59,7 @@ WORDS: dict[str, str | None] = {
 async def test_only_what_the_workflow_names_is_retried(world: World) -> None:
     for reason, word in WORDS.items():
         others = [other for other in EVERYTHING if other != word]
-        for on, expected in ((others, 0), (EVERYTHING, 1 if word else 0), ([word], 1 if word else 0)):
+        for on, expected in ((others, 0), (EVERYTHING, 1 if word else 0), *([([word], 1)] if word else [])):
             here = await retrying(world, max_attempts=3, on=on)
             run = await here.running()
             await fail(here, run, reason, 1 if word else None)
@@ -70,15 +71,17 @@ NO_RETRIES: list[dict[str, object]] = [
     {}, {"retry": {}}, {"retry": []}, {"retry": "yes"}, {"retry": {"max_attempts": 3}},
     {"retry": {"on": ["failed"]}}, {"retry": {"max_attempts": "3", "on": ["failed"]}},
     {"retry": {"max_attempts": 1, "on": ["failed"]}}, {"retry": {"max_attempts": 3, "on": {}}},
+    {"retry": {"max_attempts": 3, "on": ["failed"], "delay_seconds": -5}},
 ]  # fmt: skip
 
 
 async def test_a_run_is_retried_only_where_the_configuration_asks_for_it(world: World) -> None:
-    for n, config in enumerate(NO_RETRIES):
-        here = World(world.db, world.project, await new_workflow(world.db, world.project, f"odd {n}", config))
-        run = await here.running()
-        assert (await fail(here, run))["success"]
-        assert (config, await retries(here, run)) == (config, [])
+    for config in NO_RETRIES:
+        run = await world.running()
+        await world.db.execute("update ops.workflows set config = $1", json.dumps(config))  # wrong since it was queued
+        assert (await fail(world, run))["success"]
+        assert (config, await retries(world, run)) == (config, [])
+        await world.db.execute("update ops.workflows set config = '{}'")
 
 
 async def test_success_cancel_and_what_was_switched_off_are_not_retried(world: World) -> None:
@@ -129,16 +132,6 @@ async def test_the_wait_doubles_up_to_an_hour_and_varies(world: World) -> None:
             await world.db.execute("delete from ops.runs")
         assert all(most / 2 - 1 <= wait <= most + 1 for wait in waits)
         assert len(waits) > 1
-
-
-async def test_a_wait_out_of_bounds_is_brought_into_them(world: World) -> None:
-    for delay, most in ((-5, 0), (10**400, 3600)):
-        here = await retrying(world, max_attempts=2, on=EVERYTHING, delay_seconds=delay)
-        run = await here.running()
-        assert (await fail(here, run))["success"]
-        (retry,) = await retries(here, run)
-        assert -1 <= (retry["scheduled_at"] - retry["created_at"]).total_seconds() <= most + 1
-        await here.db.execute("delete from ops.runs")
 
 
 async def test_a_failed_run_does_not_wait_for_a_client_that_keeps_its_transaction_open(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import uuid
 
 import asyncpg
 import pytest
+from pydantic import ValidationError
 
 from tests.conftest import Connect
 from tests.db.world import World, heard, new_project, new_workflow, next_of
+from worker.model.config import MAX_LABEL, MAX_LABELS, WorkflowConfig
 
 INSERT = "insert into ops.runs (project_id, workflow_id, status) values ($1, $2, 'queued')"
 WITH_KEY = "insert into ops.runs (project_id, workflow_id, idempotency_key) values ($1, $2, $3)"
@@ -93,24 +96,51 @@ async def test_a_key_that_is_taken_and_a_foreign_workflow_are_errors(world: Worl
         await world.queue(project_id=uuid.uuid4())
 
 
-CONFIGS: list[tuple[dict[str, object], tuple[object, ...]]] = [
-    ({"priority": 7, "labels": ["gpu", "big"], "concurrency_key": "prod"}, (7, ["gpu", "big"], "prod")),
-    ({"priority": "high", "labels": "gpu", "concurrency_key": 3}, (0, [], None)),
-    ({"priority": None, "labels": {"a": 1}, "concurrency_key": ""}, (0, [], None)),
-    ({"priority": [], "labels": [None], "concurrency_key": None}, (0, [], None)),
-    ({"priority": 10**12}, (2**31 - 1, [], None)),
-    ({"priority": -(10**12)}, (-(2**31), [], None)),
-    ({"priority": 1.5}, (2, [], None)),
-]
-
-
 async def test_the_workflow_says_how_its_runs_queue(world: World) -> None:
-    for n, (config, stored) in enumerate(CONFIGS):
-        workflow = await new_workflow(world.db, world.project, f"w{n}", config)
-        row = await world.row(await world.queue(workflow_id=workflow))
-        assert (config, (row["priority"], row["labels"], row["concurrency_key"])) == (config, stored)
-        row = await world.row(await world.queue(workflow_id=workflow, priority=1, labels=["x"], concurrency_key="y"))
-        assert (row["priority"], row["labels"], row["concurrency_key"]) == (1, ["x"], "y")
+    config = {"priority": 7, "labels": ["gpu", "big"], "concurrency_key": "prod"}
+    workflow = await new_workflow(world.db, world.project, "w", config)
+    row = await world.row(await world.queue(workflow_id=workflow))
+    assert (row["priority"], row["labels"], row["concurrency_key"]) == (7, ["gpu", "big"], "prod")
+    row = await world.row(await world.queue(workflow_id=workflow, priority=1, labels=["x"], concurrency_key="y"))
+    assert (row["priority"], row["labels"], row["concurrency_key"]) == (1, ["x"], "y")
+
+
+QUEUEING: dict[str, list[object]] = {
+    "priority": [0, 2**31 - 1, -(2**31), 2**31, -(2**31) - 1, 10**400, 1.5, 1.0, "high", None, True],
+    "labels": [[], ["gpu"], ["x" * MAX_LABEL] * MAX_LABELS, ["x"] * (MAX_LABELS + 1), ["x" * (MAX_LABEL + 1)], [""],
+               [None], [1], "gpu", {"a": 1}, None],
+    "concurrency_key": ["", "prod", None, "ü" * 200, "x" * 201, 3, ["x"]],
+    "retry": [None, [], "yes", {}],
+}  # fmt: skip
+RETRIES: list[dict[str, object]] = [
+    {}, {"max_attempts": 2}, {"max_attempts": 100}, {"max_attempts": 1}, {"max_attempts": 101}, {"max_attempts": "3"},
+    {"max_attempts": None}, {"on": []}, {"on": ["oom", "oom", "timeout", "worker_lost"]}, {"on": ["poison"]},
+    {"on": "failed"}, {"on": {}}, {"on": [["failed"]]}, {"more": 1}, {"delay_seconds": 0}, {"delay_seconds": 3600.0},
+    {"delay_seconds": 3600.5}, {"delay_seconds": -5}, {"delay_seconds": "x"}, {"delay_seconds": 10**400},
+    {"delay_seconds": None}, {"delay_seconds": True},
+]  # fmt: skip
+QUEUEING["retry"] += [{"max_attempts": 3, "on": ["failed"]} | changed for changed in RETRIES]
+
+
+@pytest.mark.parametrize("field", QUEUEING)
+async def test_a_configuration_that_the_worker_refuses_is_not_queued(world: World, field: str) -> None:
+    workflow = await new_workflow(world.db, world.project, "odd", {})
+    for value in QUEUEING[field]:
+        config = json.dumps({field: value})
+        await world.db.execute("update ops.workflows set config = $2 where id = $1", workflow, config)
+        refused = stored = None
+        try:
+            WorkflowConfig.model_validate({field: value})
+        except ValidationError:
+            refused = f"workflow config, {field}"
+        try:
+            row = await world.row(await world.queue(workflow_id=workflow))
+        except asyncpg.CheckViolationError as error:
+            stored = str(error)[: len(f"workflow config, {field}")]
+        else:
+            if field != "retry":
+                assert row[field] == (value or None if field == "concurrency_key" else value)
+        assert (config[:80], stored) == (config[:80], refused)
 
 
 async def test_a_new_run_has_an_event_and_wakes_a_worker(world: World, connect: Connect) -> None:

@@ -152,5 +152,5 @@ async def test_a_migration_that_fails_is_one_line_that_says_where(
     await db.execute("create schema ops_private; create table ops_private.leases (id int)")
     done = on_empty("migrate")
     assert done.returncode == 1
-    assert re.match(r"ops-worker: \d{14}_\w+\.sql:\d+: ", done.stderr.splitlines()[-1]), done.stderr
+    assert re.match(r"ops-worker: \d{14}_\w+\.sql: relation ", done.stderr.splitlines()[-1]), done.stderr
     assert "Traceback" not in done.stderr
