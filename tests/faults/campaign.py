@@ -36,7 +36,7 @@ PATIENCE = 300.0
 """Seconds after which a seed counts as stuck."""
 
 LIMITS = (
-    "worker.database.connection.CALL_TIMEOUT=5,worker.run.journal.QUIET_SECONDS=1,worker.engine.client.API_TIMEOUT=10"
+    "worker.database.connection.CALL_TIMEOUT=5,worker.run.ports.TIMINGS.quiet=1,worker.engine.client.API_TIMEOUT=10"
 )
 """The worker's own time limits, shorter than usual: half-open connections are common here."""
 

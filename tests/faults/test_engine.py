@@ -88,7 +88,7 @@ def test_a_network_on_which_containers_reach_each_other_is_refused() -> None:
 async def test_connections_that_break_are_made_anew(scene: Scene, what: str) -> None:
     job = await scene.job(5_000, waits=True, pause=0.1)
     async with scene.worker(
-        "--until-idle", OPS_PATIENCE="worker.run.journal.QUIET_SECONDS=1,worker.engine.client.API_TIMEOUT=3"
+        "--until-idle", OPS_PATIENCE="worker.run.ports.TIMINGS.quiet=1,worker.engine.client.API_TIMEOUT=3"
     ) as worker:
         await scene.until_up(job)
         await scene.release(job)

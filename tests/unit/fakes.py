@@ -1,12 +1,14 @@
-"""A scripted engine, queue and store, between which one run is carried out."""
+"""Scripted neighbours: an engine, a queue, a store and a disk for a run or a daemon; connections for the queue."""
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
-from datetime import UTC, datetime
-from typing import Any
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
 
 import anyio
 from anyio import wait_all_tasks_blocked
@@ -14,21 +16,26 @@ from anyio.lowlevel import checkpoint
 
 from tests.unit.claims import make_claim
 from tests.unit.journal import frame
-from worker.errors import EngineUnavailable
-from worker.model.claim import Adoption, Artifact, LogLine
+from worker.daemon import Daemon, DaemonOptions, Timings
+from worker.errors import EngineUnavailable, Refused
+from worker.model.claim import Adoption, Artifact, Claim, Heartbeat, LogLine, NextRun, NotAdopted
 from worker.model.config import ArtifactRule
-from worker.model.container import LABEL_TERMS, ContainerState, Image, Secret
-from worker.model.outcome import Outcome
+from worker.model.container import LABEL_TERMS, ContainerState, Image, Secret, Written
+from worker.model.outcome import Outcome, Stop
 from worker.model.spec import Bound, HostPolicy, RunSpec, resolve
 from worker.run.lifecycle import Run, container_name
-from worker.run.ports import RunContext
+from worker.run.ports import RunContext, RunTimings
+from worker.run.quota import DiskQuota
 from worker.tar import END_MARK
+from worker.telemetry import Metrics
 
 AWAY = EngineUnavailable("cannot be reached")
 RUN_ID = uuid.UUID(int=7)
-NAME = container_name(RUN_ID, uuid.UUID(int=99))
+DATABASE = uuid.UUID(int=99)
+NAME = container_name(RUN_ID, DATABASE)
 CONTAINER = "c0ffee"
 PATIENCE = 30.0
+FOREVER = 3600.0
 LINES = [(1, "one"), (2, "two"), (1, "three"), (1, ""), (2, "fünf"), (1, "six")]
 FRAMES = [frame(stream, f"{text}\n".encode()) for stream, text in LINES]
 JOURNAL = b"".join(FRAMES)
@@ -44,41 +51,22 @@ Step = bytes | Exception | Quiet | anyio.Event
 """What a stream does next; an event is waited for."""
 
 
-def made_with(**config: Any) -> dict[str, str]:
-    """The labels of a container that was made by an earlier worker, as far as the next one reads them."""
-    return {LABEL_TERMS: resolve(make_claim(config=config), HostPolicy()).terms.model_dump_json()}
+async def until(holds: Callable[[], object]) -> None:
+    with anyio.fail_after(PATIENCE):
+        while not holds():
+            await anyio.sleep(0.001)
 
 
-class ScriptedEngine:
-    """An engine with one image and one container, whose program has ended by the first look at it.
+def beat(*runs: uuid.UUID, cancel: tuple[uuid.UUID, ...] = (), registered: bool = True) -> Heartbeat:
+    return Heartbeat(registered, frozenset(runs), frozenset(cancel))
 
-    ``faults`` are raised by the call of that name, one each time, before it does anything. ``readings`` are the
-    log streams to come; beyond them each is the whole journal.
-    """
+
+class Scripted:
+    """Records its calls in ``story``. ``faults`` are raised by the call of that name, one each time."""
 
     def __init__(self, story: list[str]) -> None:
         self.story = story
         self.faults: dict[str, list[Exception]] = {}
-        self.readings: list[list[Step]] = []
-        self.frames = FRAMES
-        self.follows_short = False
-        """Whether a stream that follows ends before the log does, as Podman's for a container that has ended."""
-        self.exit_code = 0
-        self.lasts = False
-        self.restarted = False
-        self.deaf = False
-        """Whether the program lets SIGTERM pass."""
-        self.here = True
-        self.pulls: Callable[[], Awaitable[None]] | None = None
-        self.status: str | None = None
-        self.started_at: datetime | None = None
-        self.finished_at: datetime | None = None
-        self.labels: Mapping[str, str] = made_with()
-        self.follows = 0
-        self.grace_seconds: float | None = None
-        self.created: tuple[Image, RunSpec, tuple[Secret, ...]] | None = None
-        self.held: tuple[Secret, ...] = ()
-        self.changed = anyio.Event()
 
     async def call(self, call: str) -> None:
         await checkpoint()
@@ -89,10 +77,50 @@ class ScriptedEngine:
         if faults := self.faults.get(call):
             raise faults.pop(0)
 
+
+class ScriptedEngine(Scripted):
+    """An engine with one image and one container, whose program has ended by the first look at it.
+
+    ``readings`` are the log streams to come; beyond them each is the whole journal. ``owned`` and ``written`` answer
+    from what the test sets, for any number of runs.
+    """
+
+    def __init__(self, story: list[str]) -> None:
+        super().__init__(story)
+        self.readings: list[list[Step]] = []
+        self.frames = FRAMES
+        self.follows_short = False
+        """Whether a stream that follows ends before the log does, as Podman's for a container that has ended."""
+        self.exit_code = 0
+        self.lasts = False
+        self.restarted = False
+        self.ignores_sigterm = False
+        self.here = True
+        self.pulls: Callable[[], Awaitable[None]] | None = None
+        self.status: str | None = None
+        self.started_at: datetime | None = None
+        self.finished_at: datetime | None = None
+        terms = resolve(make_claim(), HostPolicy()).terms
+        self.labels: Mapping[str, str] = {LABEL_TERMS: terms.model_dump_json()}
+        self.follows = 0
+        self.grace_seconds: float | None = None
+        self.created: tuple[Image, RunSpec, tuple[Secret, ...]] | None = None
+        self.held: tuple[Secret, ...] = ()
+        self.changed = anyio.Event()
+        self.containers: set[uuid.UUID] = set()
+        self.done: list[tuple[str, str]] = []
+        self.written_bytes: dict[str, Written] = {}
+
     def become(self, status: str | None) -> None:
         self.status = status
         self.changed.set()
         self.changed = anyio.Event()
+
+    def earlier(self, status: str = "exited", *, ago: timedelta = timedelta(), **config: Any) -> None:
+        """Makes the container one that an earlier worker created and started so long ago."""
+        self.become(status)
+        self.started_at = datetime.now(UTC) - ago
+        self.labels = {LABEL_TERMS: resolve(make_claim(config=config), HostPolicy()).terms.model_dump_json()}
 
     async def image(self, reference: str) -> Image | None:
         await self.call("image")
@@ -100,9 +128,9 @@ class ScriptedEngine:
 
     async def pull(self, reference: str) -> None:
         await self.call("pull")
+        self.here = True
         if self.pulls is not None:
             await self.pulls()
-        self.here = True
 
     async def create(
         self, name: str, image: Image, spec: RunSpec, labels: Mapping[str, str], secrets: Sequence[Secret]
@@ -119,12 +147,21 @@ class ScriptedEngine:
         await self.call("started_after")
         return self.restarted
 
+    async def owned(self, database_id: uuid.UUID) -> set[uuid.UUID]:
+        await self.call("owned")
+        assert database_id == DATABASE
+        return set(self.containers)
+
+    async def written(self) -> dict[str, Written]:
+        self.reached("written")
+        return self.written_bytes
+
     def container(self, ref: str) -> ScriptedContainer:
         return ScriptedContainer(self, ref)
 
 
 class ScriptedContainer:
-    """The handle of that one container."""
+    """The handle of a container."""
 
     def __init__(self, engine: ScriptedEngine, ref: str) -> None:
         self._engine = engine
@@ -145,15 +182,19 @@ class ScriptedContainer:
 
     async def stop(self, grace_seconds: float) -> None:
         await self._engine.call("stop")
+        self._engine.done.append(("stop", self.ref))
         self._engine.grace_seconds = grace_seconds
-        if self._engine.status == "running" and (grace_seconds == 0 or not self._engine.deaf):
+        if self._engine.status == "running" and (grace_seconds == 0 or not self._engine.ignores_sigterm):
             self._engine.exit_code = 143
             self._engine.become("exited")
 
     async def remove(self) -> None:
         await self._engine.call("remove")
-        assert self.ref == NAME
-        self._engine.become(None)
+        self._engine.done.append(("remove", self.ref))
+        if self.ref == NAME:
+            self._engine.become(None)
+        gone = {run_id for run_id in self._engine.containers if container_name(run_id, DATABASE) == self.ref}
+        self._engine.containers -= gone
 
     async def secrets(self, names: Sequence[str]) -> tuple[Secret, ...]:
         await self._engine.call("secrets")
@@ -204,32 +245,39 @@ class Reading:
         return step
 
 
-class ScriptedQueue:
-    """Takes what a run says; ``faults`` as the engine's."""
+class ScriptedQueue(Scripted):
+    """Takes what a run reports, and gives out what the test queued."""
 
     def __init__(self, story: list[str]) -> None:
-        self.story = story
-        self.faults: dict[str, list[Exception]] = {}
+        super().__init__(story)
         self.lines: list[LogLine] = []
         self.events: list[tuple[str, str, dict[str, Any]]] = []
         self.artifacts: list[Artifact] = []
         self.outcome: Outcome | None = None
         self.storing: Callable[[], Awaitable[None]] | None = None
-
-    async def _call(self, call: str) -> None:
-        await checkpoint()
-        self.story.append(call)
-        if faults := self.faults.get(call):
-            raise faults.pop(0)
-
-    async def adopt(self, run_id: uuid.UUID) -> Adoption:
-        raise NotImplementedError
+        self.queued: list[Claim | Exception] = []
+        self.waiting = False
+        self.adoptions: dict[uuid.UUID, Claim | str | Exception] = {}
+        self.adopted: list[uuid.UUID] = []
+        self.held: set[uuid.UUID] = set()
+        self.beats: list[Heartbeat | Exception] = []
+        self.beating: Callable[[], Awaitable[None]] | None = None
+        self.swept: dict[str, object] | None = {}
+        self.released: list[uuid.UUID] = []
+        self.registered: list[bool] = []
+        self.listening = False
+        self.hears = True
+        self.gate = anyio.Event()
+        self.gate.set()
+        self.subscribing: Callable[[], Awaitable[None]] | None = None
+        self.on_queue: Callable[[], None] = lambda: None
+        self.on_cancel: Callable[[uuid.UUID], None] = lambda _: None
 
     async def start(self, run_id: uuid.UUID) -> None:
-        await self._call("claim→running")
+        await self.call("claim→running")
 
     async def complete(self, run_id: uuid.UUID, outcome: Outcome) -> str:
-        await self._call("complete")
+        await self.call("complete")
         assert self.outcome is None
         self.outcome = outcome
         if outcome.reason == "canceled":
@@ -237,22 +285,71 @@ class ScriptedQueue:
         return "succeeded" if outcome.exit_code == 0 else "failed"
 
     async def record_container(self, run_id: uuid.UUID, container_id: str, details: dict[str, Any]) -> None:
-        await self._call("record_container")
+        await self.call("record_container")
         self.events.append(("info", "container created", {**details, "container_id": container_id}))
 
     async def append_logs(self, run_id: uuid.UUID, lines: Sequence[LogLine]) -> None:
-        await self._call("append_logs")
+        await self.call("append_logs")
         if self.storing is not None:
             await self.storing()
         self.lines += lines
 
     async def add_artifact(self, run_id: uuid.UUID, artifact: Artifact) -> None:
-        await self._call("add_artifact")
+        await self.call("add_artifact")
+        if self.storing is not None:
+            await self.storing()
         self.artifacts.append(artifact)
 
     async def add_event(self, run_id: uuid.UUID, event_type: str, message: str, payload: dict[str, Any]) -> None:
-        await self._call("add_event")
+        await self.call("add_event")
         self.events.append((event_type, message, payload))
+
+    async def claim(self) -> NextRun:
+        self.reached("claim")
+        found = self.queued.pop(0) if self.queued else None
+        await self.gate.wait()
+        if isinstance(found, Exception):
+            raise found
+        return NextRun(found, waiting=found is None and self.waiting)
+
+    async def release(self, run_id: uuid.UUID) -> None:
+        self.reached("release")
+        self.released.append(run_id)
+
+    async def adopt(self, run_id: uuid.UUID) -> Adoption:
+        self.adopted.append(run_id)
+        await self.gate.wait()
+        found = self.adoptions[run_id]
+        if isinstance(found, Exception):
+            raise found
+        return Adoption(found) if isinstance(found, Claim) else Adoption(why_not=NotAdopted(found))
+
+    async def adoptable(self) -> set[uuid.UUID]:
+        return self.held
+
+    async def heartbeat(self) -> Heartbeat:
+        if self.beating is not None:
+            await self.beating()
+        if not self.beats:
+            await anyio.sleep_forever()
+        answer = self.beats.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def register(self, *, takeover: bool) -> uuid.UUID:
+        self.registered.append(takeover)
+        raise Refused("worker_id_taken", "another has it")
+
+    async def reap(self) -> dict[str, object] | None:
+        self.reached("reap")
+        return self.swept
+
+    async def listen(self, on_queue: Callable[[], None], on_cancel: Callable[[uuid.UUID], None]) -> bool:
+        if self.subscribing is not None:
+            await self.subscribing()
+        self.on_queue, self.on_cancel, self.listening = on_queue, on_cancel, self.hears
+        return self.hears
 
 
 class ScriptedStore:
@@ -296,34 +393,31 @@ class World:
         self.engine = ScriptedEngine(self.story)
         self.queue = ScriptedQueue(self.story)
         self.store = ScriptedStore()
-        self.output_bytes = self.log_bytes = 2**30
-        self.pull_seconds = 60.0
+        policy = HostPolicy()
+        self.context = RunContext(
+            self.queue, self.engine, self.store, policy, "host-a", DATABASE, 3, 60.0, 2**30,
+            timings=RunTimings(quiet=0.01, ended_poll=0.0),
+        )  # fmt: skip
+
+    def set(self, **changed: Any) -> None:
+        """Changes fields of the context, or of its timings."""
+        timings = {name: changed.pop(name) for name in RunTimings.__slots__ if name in changed}
+        self.context = replace(self.context, timings=replace(self.context.timings, **timings), **changed)
+
+    def limit_output(self, size: int) -> None:
+        self.set(policy=HostPolicy(output=Bound(size)))
 
     def run(self, **claim: Any) -> Run:
-        return Run(make_claim(RUN_ID, **claim), self.context())
-
-    def context(self) -> RunContext:
-        policy = HostPolicy(output=Bound(self.output_bytes))
-        return RunContext(
-            self.queue,
-            self.engine,
-            self.store,
-            policy,
-            "host-a",
-            uuid.UUID(int=99),
-            3,
-            self.pull_seconds,
-            self.log_bytes,
-        )
+        return Run(make_claim(RUN_ID, **claim), self.context)
 
     async def execute(self, run: Run | None = None, **claim: Any) -> str | None:
         with anyio.fail_after(PATIENCE):
             return await (run or self.run(**claim)).execute()
 
     @asynccontextmanager
-    async def executing(self, run: Run) -> AsyncIterator[list[str | None]]:
-        """Executes while the block goes on; the list gets the status. The block waits for the end."""
-        result: list[str | None] = []
+    async def executing(self, run: Run | None = None, **claim: Any) -> AsyncIterator[tuple[Run, list[str | None]]]:
+        """Executes a run while the block goes on; the list gets the status. The block waits for the end."""
+        run, result = run or self.run(**claim), list[str | None]()
 
         async def execute() -> None:
             result.append(await run.execute())
@@ -332,11 +426,16 @@ class World:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(execute)
                 await wait_all_tasks_blocked()
-                yield result
+                yield run, result
 
     @property
     def said(self) -> list[tuple[int, str]]:
         return [(line.seq, line.message) for line in self.queue.lines]
+
+    @property
+    def warnings(self) -> list[tuple[str, str]]:
+        """The reason and the message of each warning event."""
+        return [(payload["reason"], message) for kind, message, payload in self.queue.events if kind == "warning"]
 
     @property
     def outcome(self) -> tuple[str, int | None]:
@@ -348,6 +447,170 @@ class World:
         assert self.queue.outcome is not None
         return self.queue.outcome.message or ""
 
+    @property
+    def artifacts_error(self) -> str:
+        assert self.queue.outcome is not None
+        return str(self.queue.outcome.details["artifacts_error"])
+
     def did(self, *calls: str) -> list[str]:
         """Those of the calls that were made, in order."""
         return [call for call in self.story if call in calls]
+
+
+class ScriptedRun:
+    """A run that lasts until the test ends it."""
+
+    def __init__(self, claim: Claim) -> None:
+        self.claim = claim
+        self.stops: list[Stop] = []
+        self.quota = DiskQuota(self.stop)
+        self.lost = False
+        self.result: str | Exception | None = "succeeded"
+        self.ended = anyio.Event()
+        self.detached = False
+
+    def stop(self, why: Stop) -> None:
+        self.stops.append(why)
+
+    def lose(self) -> None:
+        self.lost = True
+        self.end(None)
+
+    def end(self, result: str | Exception | None = "succeeded") -> None:
+        self.result = result
+        self.ended.set()
+
+    async def execute(self) -> str | None:
+        try:
+            await self.ended.wait()
+        except BaseException:
+            self.detached = True
+            raise
+        if isinstance(self.result, Exception):
+            raise self.result
+        return self.result
+
+
+class ScriptedDisk:
+    """A disk with ``left`` bytes, which is short below its floor."""
+
+    left, floor, why = 2**62, 1000 * 2**20, "10m left on the disk of /var/lib/docker"
+
+    def shortage(self) -> str | None:
+        return self.why if self.left < self.floor else None
+
+    def short_of(self) -> int | None:
+        return self.left if self.left < self.floor else None
+
+
+class DaemonWorld:
+    """A daemon between scripted neighbours. ``runs`` are the runs that it began."""
+
+    def __init__(self) -> None:
+        neighbours = World()
+        self.story, self.queue, self.engine = neighbours.story, neighbours.queue, neighbours.engine
+        self._context = neighbours.context
+        self.metrics = Metrics()
+        self.disk = ScriptedDisk()
+        self.runs: dict[uuid.UUID, ScriptedRun] = {}
+        self.finished = False
+
+    def begin(self, claim: Claim, _context: RunContext) -> ScriptedRun:
+        """Takes the place of ``Run``."""
+        assert claim.run_id not in self.runs or self.runs[claim.run_id].ended.is_set(), "a run was begun twice"
+        self.runs[claim.run_id] = ScriptedRun(claim)
+        return self.runs[claim.run_id]
+
+    def daemon(self, **changed: Any) -> Daemon:
+        values = {"concurrency": 2, "until_idle": False, "lease": FOREVER, "poll": FOREVER, "drain": None} | changed
+        options = DaemonOptions(**{"timings": Timings(claim=0.1, disk=0.01, hint=0.0), **values})
+        queue, engine = cast("Any", self.queue), cast("Any", self.engine)
+        return Daemon(self._context, queue, engine, self.metrics, options, cast("Any", self.disk))
+
+    @asynccontextmanager
+    async def working(self, **options: Any) -> AsyncIterator[Daemon]:
+        """The daemon at work, until the block ends; ``finished`` tells whether it ended by itself."""
+        daemon = self.daemon(**options)
+
+        async def work() -> None:
+            await daemon.run()
+            self.finished = True
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(work)
+            await wait_all_tasks_blocked()
+            yield daemon
+            tasks.cancel_scope.cancel()
+
+    def push(self, **changed: Any) -> uuid.UUID:
+        """Queues a run."""
+        claim = make_claim(**changed)
+        self.queue.queued.append(claim)
+        return claim.run_id
+
+    def leave(self, status: str = "running") -> uuid.UUID:
+        """Makes a run that this worker may adopt."""
+        claim = make_claim(status=status)
+        self.queue.adoptions[claim.run_id] = claim
+        return claim.run_id
+
+    def metric(self, name: str, **labels: str) -> float | None:
+        return self.metrics.registry.get_sample_value(f"ops_worker_{name}", labels)
+
+    def count(self, status: str) -> float:
+        return self.metric("runs_total", workflow_type="build", status=status) or 0
+
+
+SILENCE = object()
+"""No answer, ever."""
+
+
+class Raw(str):
+    """An answer as it is."""
+
+    __slots__ = ()
+
+
+class ScriptedConnection:
+    """Answers each statement with what the script holds next; an exception is raised."""
+
+    def __init__(self, *script: object) -> None:
+        self.script = list(script)
+        self.statements: list[tuple[str, tuple[object, ...]]] = []
+        self.listeners: dict[str, Callable[..., None]] = {}
+        self.closed = False
+
+    async def fetchval(self, sql: str, *args: object) -> object:
+        self.statements.append((sql, args))
+        answer = self.script.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        if answer is SILENCE:
+            await anyio.sleep_forever()
+        return answer if isinstance(answer, Raw) else json.dumps(answer)
+
+    async def add_listener(self, channel: str, callback: Callable[..., None]) -> None:
+        self.listeners[channel] = callback
+
+    def notify(self, channel: str, payload: str) -> None:
+        self.listeners[channel](self, 1, channel, payload)
+
+    def is_closed(self) -> bool:
+        return self.closed
+
+    def terminate(self) -> None:
+        self.closed = True
+
+
+class ScriptedPool(ScriptedConnection):
+    """A pool whose connections all follow one script; what they notify reaches ``audience``."""
+
+    audience: ScriptedConnection | None = None
+
+    async def execute(self, sql: str, *args: object) -> None:
+        if self.audience is not None:
+            self.audience.notify(cast("str", args[0]), "")
+
+    @asynccontextmanager
+    async def acquire(self, *, timeout: float) -> AsyncIterator[ScriptedConnection]:  # noqa: ASYNC109 - asyncpg's
+        yield self

@@ -1,4 +1,4 @@
-"""Takes over the runs that no worker works on."""
+"""Adopts the runs that no worker works on."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ log = structlog.get_logger()
 
 
 class Adopter:
-    """Takes over runs that no worker works on, and removes the containers of those that have ended elsewhere."""
+    """Adopts runs that no worker works on, and removes the containers of those that have ended elsewhere."""
 
     def __init__(self, context: RunContext) -> None:
         self._context = context
 
     async def adopt(self, run_id: uuid.UUID) -> Claim | None:
-        """The run, if it is this instance's now. The container of a run that has ended is removed."""
+        """Returns the run if this instance owns it now; removes the container of a run that has ended."""
         found = await self._answer(run_id)
         if found.is_over:
             await self._remove_container(run_id)
@@ -32,7 +32,7 @@ class Adopter:
     async def resolve_lost(self, claim: Claim) -> bool:
         """Whether a run whose lease was lost is this instance's again.
 
-        If not, its container is ended, unless another worker on this engine goes on with the run.
+        If not, its container is removed, unless another worker on this engine may continue the run.
         """
         ours_again = await self.adopt(claim.run_id) is not None
         log.warning("lease lost, nothing more is written for this run", **claim.named, ours_again=ours_again)
@@ -41,7 +41,7 @@ class Adopter:
     async def _answer(self, run_id: uuid.UUID) -> Adoption:
         """What the control plane answers; a run that cannot be read is failed, so that it is final.
 
-        An error of the database at one run does not end the others: the next look finds that run again.
+        An error of the database for one run does not affect other runs: the next sweep finds that run again.
         """
         try:
             return await self._context.queue.adopt(run_id)
@@ -56,7 +56,7 @@ class Adopter:
             return Adoption(why_not=NotAdopted.FINAL)
 
     async def _remove_container(self, run_id: uuid.UUID) -> None:
-        """Ends and removes the container of a run, if there is one."""
+        """Stops and removes the container of a run, if there is one."""
         container = self._context.engine.container(container_name(run_id, self._context.database_id))
         try:
             await container.stop(self._context.stop_grace_seconds)

@@ -12,12 +12,6 @@ from worker.run.quota import DiskQuota
 from worker.run.reporter import Reporter
 from worker.run.stopping import StopRequest
 
-COLLECT_SECONDS = 600.0
-"""How long the artifacts of a run may take to be stored, or as long as the run itself may, if that is more."""
-
-CANCELED_COLLECT_SECONDS = 60.0
-"""How long they may still take once a cancel was requested."""
-
 
 class ArtifactCollection:
     """The upload of one run's artifacts. Waiting for a database or an engine that is away does not count."""
@@ -34,12 +28,13 @@ class ArtifactCollection:
     async def run(self, container: RunContainer, terms: RunTerms, quota: DiskQuota) -> str | None:
         """Returns what went wrong, None if nothing did. Uploads nothing of a run that exceeded its quota."""
         problem: str | None = "not collected, since it was too much for the disk"
-        seconds = max(COLLECT_SECONDS, terms.timeout_seconds)
+        timings = self._context.timings
+        seconds = max(timings.collect, terms.timeout_seconds)
         limit = TimeLimit(seconds)
 
         async def shorten() -> None:
             await self._stop.canceled.wait()
-            limit.shorten(CANCELED_COLLECT_SECONDS)
+            limit.shorten(timings.canceled_collect)
 
         async with task_group() as tasks:
             tasks.start_soon(shorten)
@@ -47,7 +42,7 @@ class ArtifactCollection:
                 try:
                     problem = await self._upload(container, terms, limit)
                 except TimeoutError:
-                    canceled = f"the run was canceled, and it took {CANCELED_COLLECT_SECONDS:g} s more"
+                    canceled = f"the run was canceled, and it took {timings.canceled_collect:g} s more"
                     took = canceled if self._stop.canceled.is_set() else f"it took longer than {seconds:g} s"
                     problem = f"the collection was given up: {took}"
             tasks.cancel_scope.cancel()

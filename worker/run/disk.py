@@ -71,14 +71,14 @@ def _left(folder: Path | None) -> int | None:
 
 
 class WritingRun(Protocol):
-    """A run as the guard sees it."""
+    """What the guard needs of a run."""
 
     @property
     def quota(self) -> DiskQuota: ...
 
 
 class DiskEngine(Protocol):
-    """Who knows what was written."""
+    """What the guard needs of the engine."""
 
     async def written(self) -> Mapping[str, Written]:
         """By run id, of all workers' runs on this engine."""
@@ -86,7 +86,7 @@ class DiskEngine(Protocol):
 
 
 class DiskGuard:
-    """Tells this worker's runs what they wrote, and ends the one that wrote the most while the disk is short."""
+    """Records what this worker's runs wrote, and evicts the one that wrote the most while the disk is short."""
 
     def __init__(self, disk: Disk, engine: DiskEngine, runs: Mapping[uuid.UUID, WritingRun]) -> None:
         self._disk = disk
@@ -118,7 +118,7 @@ class DiskGuard:
             self._make_room(written, left)
 
     def _comes_free(self, left: int) -> bool:
-        """Whether room is on its way, with the container of a run that was ended; not if the rest shrinks on."""
+        """Whether the removal of an evicted run's container will free room; not if the free room still shrinks."""
         now = anyio.current_time()
         if any(run.quota.exceeded.is_set() for run in self._runs.values()):
             if now >= self._waits_until:
@@ -127,7 +127,7 @@ class DiskGuard:
         return now < self._waits_until and left > self._left_then - NOTABLE
 
     def _make_room(self, written: Mapping[str, Written], left: int) -> None:
-        """Ends the run that wrote the most, unless that is another worker's, whose business it then is."""
+        """Evicts the run that wrote the most, unless it is another worker's: that worker evicts it."""
         mine = {
             run_id: its.size + run.quota.printed
             for run_id, run in self._runs.items()

@@ -19,18 +19,12 @@ from worker.model.claim import LogLine
 from worker.model.container import ContainerState
 from worker.model.outcome import Stop
 from worker.run.patience import ENGINE_REFUSALS, PatientCalls
-from worker.run.ports import RunContainer, RunEngine, RunQueue
+from worker.run.ports import RunContainer, RunContext
 from worker.run.quota import DiskQuota
 from worker.run.reporter import Reporter
 
-QUIET_SECONDS = 5.0
-"""After this long without a byte of log the container is inspected: a half-open stream never ends by itself."""
-
 STALLED_READINGS = 5
 """How often in a row the log of an ended container is read without coming further, before it is taken as it is."""
-
-ENDED_POLL_SECONDS = 0.2
-"""How often a container that is being killed is inspected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +45,7 @@ class JournalReader:
     def __init__(
         self,
         container: RunContainer,
-        engine: RunEngine,
+        context: RunContext,
         reporter: Reporter,
         quota: DiskQuota,
         calls: PatientCalls,
@@ -62,7 +56,7 @@ class JournalReader:
         self.engine_restarted = False
         """Whether the engine was started again while the container ran."""
         self._container = container
-        self._engine = engine
+        self._context = context
         self._reporter = reporter
         self._quota = quota
         self._stop = stop
@@ -73,11 +67,11 @@ class JournalReader:
         self._ended = False
         self._furthest = self._stalled = self._refused = 0
 
-    async def run(self, queue: RunQueue, run_id: uuid.UUID) -> ContainerState | None:
+    async def run(self, run_id: uuid.UUID) -> ContainerState | None:
         """Returns the state of the ended container; None when the container is gone. Raises ``EngineError``."""
 
         async def store(lines: Sequence[LogLine]) -> None:
-            await queue.append_logs(run_id, lines)
+            await self._context.queue.append_logs(run_id, lines)
 
         skip = self._limits.skip
         async with LogWriter(store).running() as writer:
@@ -114,7 +108,7 @@ class JournalReader:
         async with self._container.follow(ended=self._ended) as journal:
             while True:
                 chunk = None
-                with anyio.move_on_after(QUIET_SECONDS):
+                with anyio.move_on_after(self._context.timings.quiet):
                     chunk = await journal.receive()
                 if chunk != b"":
                     self._heard = datetime.now(UTC)
@@ -139,7 +133,7 @@ class JournalReader:
 
     async def _until_ended(self) -> None:
         while not await self._has_ended():  # noqa: ASYNC110 - the engine has no event that outlasts its restart
-            await anyio.sleep(ENDED_POLL_SECONDS)
+            await anyio.sleep(self._context.timings.ended_poll)
 
     async def _note_restart(self) -> None:
         """Reports when the engine was away because it was started again.
@@ -149,7 +143,7 @@ class JournalReader:
         """
         if not self._calls.engine_was_away or self._heard is None:
             return
-        if await self._calls(self._engine.started_after, self._heard):
+        if await self._calls(self._context.engine.started_after, self._heard):
             self.engine_restarted = True
             await self._report_damage(": the engine was restarted while the container ran")
         self._calls.engine_was_away, self._heard = False, None

@@ -48,9 +48,6 @@ from worker.run.reporter import Reporter
 from worker.run.secrets import changed_values
 from worker.run.stopping import StopRequest
 
-CLEANUP_SECONDS = 30.0
-"""How long a finished run's task may take to remove its container; the next sweep removes what is left over."""
-
 
 def container_name(run_id: uuid.UUID, database_id: uuid.UUID) -> str:
     """The name of a run's container, the same for every attempt to create it, so that it exists at most once.
@@ -122,7 +119,7 @@ class Run:
         return status
 
     async def _remove(self) -> None:
-        with anyio.move_on_after(CLEANUP_SECONDS), suppress(EngineError):
+        with anyio.move_on_after(self._context.timings.cleanup), suppress(EngineError):
             await self._calls(self._engine.container(self.container_name).remove)
 
     # --- outcome ----------------------------------------------------------------------------------------------------
@@ -231,12 +228,12 @@ class Run:
             await self._calls(container.start)
         limits = LogLimits(self.claim.log_position, self._context.max_log_bytes, terms.output_bytes)
         journal = JournalReader(
-            container, self._engine, self._reporter, self.quota, self._calls, self.stop, limits, self._log
+            container, self._context, self._reporter, self.quota, self._calls, self.stop, limits, self._log
         )
         async with task_group() as tasks:
             tasks.start_soon(self._stop_on_request, container, terms.timeout_seconds)
             tasks.start_soon(self._kill_over_quota, container)
-            state = await journal.run(self._queue, self.claim.run_id)
+            state = await journal.run(self.claim.run_id)
             tasks.cancel_scope.cancel()
         if state is None:
             raise _gone()

@@ -85,6 +85,25 @@ class RunStore(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class RunTimings:
+    """Times of a run, in seconds."""
+
+    quiet: float = 5.0
+    """After this long without a byte of log the container is inspected: a half-open stream never ends by itself."""
+    ended_poll: float = 0.2
+    """How often a container that is being killed is inspected."""
+    collect: float = 600.0
+    """How long the upload of artifacts may take; at least as long as the run itself may."""
+    canceled_collect: float = 60.0
+    """How long the upload may still take once a cancel was requested."""
+    cleanup: float = 30.0
+    """How long the removal of a finished run's container may take; the next sweep removes what is left over."""
+
+
+TIMINGS = RunTimings()
+
+
+@dataclass(frozen=True, slots=True)
 class RunContext:
     """What all runs of this worker share; times in seconds."""
 
@@ -98,3 +117,4 @@ class RunContext:
     pull_seconds: float
     max_log_bytes: int
     secrets: SecretsFolder = field(default_factory=SecretsFolder)
+    timings: RunTimings = field(default_factory=lambda: TIMINGS)

@@ -1,4 +1,4 @@
-"""What a run says to the control plane, with its secrets masked."""
+"""What a run reports to the control plane, with its secrets masked."""
 
 from __future__ import annotations
 

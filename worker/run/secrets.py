@@ -20,7 +20,7 @@ _WORKSPACE_KEY = re.compile(r"[a-z0-9_]+", re.ASCII)
 
 
 class SecretsFolder:
-    """Reads at each call, so that a secret that was changed is the new one from the next run on."""
+    """Reads at each call, so that the next run gets a secret that was changed."""
 
     def __init__(self, root: Path | None = None) -> None:
         """Raises ``ConfigurationError`` when there is no such folder."""
@@ -31,7 +31,7 @@ class SecretsFolder:
     def read(self, workspace_key: str, names: Iterable[str], *, required: bool = True) -> tuple[Secret, ...]:
         """These secrets of a project. Blocking: for a thread.
 
-        Raises ``SpecError`` that names the first one that cannot be had, unless they are not ``required``.
+        Raises ``SpecError`` that names the first missing one. Leaves missing ones out if they are not ``required``.
         """
         found = []
         for name in names:

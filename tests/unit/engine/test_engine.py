@@ -1,4 +1,4 @@
-"""What the engine's own facts mean."""
+"""Facts that the engine reports about itself."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from worker.engine.engine import filters_bridges
         ("1.49", {}, False),
     ],
 )
-def test_an_engine_says_whether_its_kernel_filters_bridges(
+def test_kernel_filters_bridges_by_the_facts_of_the_engine(
     api_version: str, facts: dict[str, object], filters: object
 ) -> None:
     assert filters_bridges(api_version, facts) is filters
