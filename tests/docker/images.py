@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests.support.docker import ROOT, base_image
 
-# Named by what the official image does: a password for the superuser, a server for everybody.
+# Named by what the official image does: a password for the superuser, a server on all addresses.
 _POSTGRES = """\
 ARG BASE
 FROM ${BASE}

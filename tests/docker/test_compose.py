@@ -96,7 +96,7 @@ async def test_three_workers_share_the_queue_and_stop_in_order(site: Site, conne
     await asyncio.to_thread(site, "up", "--detach", "--scale", f"worker={WORKERS}")
     db = await connect(site.database_url)
     plane = await new_plane(db, site.database_url, image, Path("unused"))
-    # Nobody stops before all have had their share.
+    # Runs last long enough that each worker gets some.
     workflow = await plane.workflow(
         {"command": ["sh", "-c", "echo $OPS_RUN_NUMBER | tee /artifacts/number; sleep 0.5"]}
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +11,7 @@ import docker.errors
 import pytest
 
 from tests.faults.engine import small_disk
-from tests.support.docker import UNTIL_RELEASED, Plane
+from tests.support.docker import ENGINE_SOCKET, UNTIL_RELEASED, Plane
 from tests.support.engine_29 import Engine29, engine_29
 from worker.engine.engine import Engine
 
@@ -21,8 +20,7 @@ ROOT = Path("/of/containerd")
 
 @pytest.fixture
 def newest(tmp_path: Path) -> Iterator[Engine29]:
-    upstream = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://")
-    with engine_29(upstream, tmp_path) as started:
+    with engine_29(ENGINE_SOCKET, tmp_path) as started:
         yield started
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from urllib.parse import urlsplit
 
-from tests.docker.test_control import cancel
 from tests.support.docker import WAITS, Plane
 from tests.support.pgbouncer import pooler
 from tests.support.postgres import Cluster
@@ -20,15 +18,16 @@ def database(plane: Plane) -> str:
 async def test_through_a_session_pooler_a_notification_wakes_the_worker(plane: Plane, cluster: Cluster) -> None:
     with pooler(cluster, "session", database=database(plane), user=f"{plane.name}_host") as url:
         async with plane.worker("--poll-interval", "3600", OPS_WORKER_DATABASE_URL=url) as worker:
-            await worker.until_said("worker started")
-            await asyncio.sleep(1)  # it has looked once by now, and found nothing
+            first = await plane.shell("true")  # after it the worker finds nothing, and would sleep for an hour
+            await plane.until(first, "succeeded")
+            await plane.until_containers(0)
             run_id = await plane.shell("echo hello")
             await plane.until(run_id, "succeeded")
             assert [line for line in worker.said if line["event"] == POLLING] == []
     assert await plane.messages(run_id) == ["hello"]
 
 
-async def test_through_a_transaction_pooler_the_worker_polls_and_says_so_once(plane: Plane, cluster: Cluster) -> None:
+async def test_through_a_transaction_pooler_the_worker_polls_and_logs_that_once(plane: Plane, cluster: Cluster) -> None:
     user = f"{plane.name}_host"
     # Idle clients are sent away, so the worker connects and subscribes again and again.
     with pooler(cluster, "transaction", database=database(plane), user=user, idle_seconds=1) as url:
@@ -41,6 +40,6 @@ async def test_through_a_transaction_pooler_the_worker_polls_and_says_so_once(pl
                 assert list(await plane.artifacts(run_id)) == ["a.txt"]
             asked = await plane.shell(WAITS)
             await plane.until_logged(asked, "up")
-            await cancel(plane, asked)
+            await plane.cancel(asked)
             await plane.until(asked, "canceled")
             assert len([line for line in worker.said if line["event"] == POLLING]) == 1

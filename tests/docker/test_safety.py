@@ -1,21 +1,37 @@
-"""What a container may do when nobody configured anything."""
+"""What a container may do when nothing is configured."""
 
 from __future__ import annotations
 
 import json
+from typing import Any
 
-import pytest
+from tests.support.docker import FINAL, WAITS, Plane, docker
 
-from tests.support.docker import HOST_PASSWORD, WAITS, Plane, docker
+CAPABILITIES = "grep -E '^(CapEff|CapPrm|CapBnd|NoNewPrivs)' /proc/self/status | tr '\\t' ' '"
+NONE = "0" * 16
+SEEN: dict[str, tuple[dict[str, Any], list[str]]] = {
+    CAPABILITIES: ({}, [f"CapPrm: {NONE}", f"CapEff: {NONE}", f"CapBnd: {NONE}", "NoNewPrivs: 1"]),
+    "ulimit -n; ulimit -c; cat /proc/self/oom_score_adj": ({"resources": {"nofile": 128}}, ["128", "0", "500"]),
+    "ls /sys/class/net": ({"network": "none"}, ["lo"]),
+    "touch /x 2>/dev/null || echo refused; echo t > /tmp/t && echo a > /artifacts/a && echo written": (
+        {"read_only": True},
+        ["refused", "written"],
+    ),
+}
 
 
-async def test_the_container_s_limits_without_any_configuration(plane: Plane) -> None:
-    run_id = await plane.shell(WAITS)
-    async with plane.worker("--until-idle", OPS_WORKER_DEFAULT_MEMORY="2g") as worker:
-        await plane.until_logged(run_id, "up")
-        [facts] = json.loads(docker("inspect", plane.container(run_id)))
-        await plane.release(run_id)
-        assert await worker.wait() == 0
+async def test_a_program_has_no_capability_and_the_limits_of_its_run(served: Plane) -> None:
+    runs = {script: await served.shell(script, **config) for script, (config, _) in SEEN.items()}
+    for script, (_, expected) in SEEN.items():
+        await served.until(runs[script], *FINAL)
+        assert await served.messages(runs[script]) == expected, script
+
+
+async def test_the_container_s_limits_without_any_configuration(served: Plane) -> None:
+    run_id = await served.shell(WAITS)
+    await served.until_logged(run_id, "up")
+    [facts] = json.loads(docker("inspect", served.container(run_id)))
+    await served.release(run_id)
     host = facts["HostConfig"]
     assert host["CapDrop"] == ["ALL"]
     assert host["SecurityOpt"] == ["no-new-privileges"]
@@ -24,7 +40,7 @@ async def test_the_container_s_limits_without_any_configuration(plane: Plane) ->
     assert not host["Binds"]
     assert [mount["Type"] for mount in facts["Mounts"]] == ["volume"]
     assert host["NetworkMode"] == "ops-worker"
-    assert (host["NanoCpus"], host["Memory"], host["PidsLimit"]) == (2_000_000_000, 2 * 2**30, 1024)
+    assert (host["NanoCpus"], host["Memory"], host["PidsLimit"]) == (2_000_000_000, 256 * 2**20, 1024)
     assert host["MemorySwap"] == host["Memory"]
     assert {limit["Name"]: (limit["Soft"], limit["Hard"]) for limit in host["Ulimits"]} == {
         "nofile": (16_384, 16_384),
@@ -35,78 +51,22 @@ async def test_the_container_s_limits_without_any_configuration(plane: Plane) ->
     assert host["RestartPolicy"]["Name"] in ("", "no")
 
 
-async def test_root_in_the_container_has_no_capability(plane: Plane) -> None:
-    run_id = await plane.shell("grep -E '^(CapEff|CapPrm|CapBnd|NoNewPrivs)' /proc/self/status")
-    await plane.work()
-    facts = dict(line.split(":\t") for line in await plane.messages(run_id))
-    assert facts == {"CapPrm": "0" * 16, "CapEff": "0" * 16, "CapBnd": "0" * 16, "NoNewPrivs": "1"}
-
-
-async def test_a_program_s_own_limits_are_those_of_its_run(plane: Plane) -> None:
-    run_id = await plane.shell("ulimit -n; ulimit -c; cat /proc/self/oom_score_adj", resources={"nofile": 128})
-    await plane.work()
-    assert await plane.messages(run_id) == ["128", "0", "500"]
-
-
-async def test_reverse_dns_tells_a_neighbour_no_run_id(plane: Plane) -> None:
-    neighbour = await plane.python(
-        "import socket, pathlib, time\n"
-        "print(socket.gethostbyname(socket.gethostname()), flush=True)\n"
-        "while not pathlib.Path('/tmp/go').exists(): time.sleep(0.1)"
-    )
-    async with plane.worker("--until-idle", "--concurrency", "2") as worker:
-        address = await plane.until_says(neighbour)
-        asker = await plane.python(f"import socket; print(*socket.gethostbyaddr('{address}'))")
-        await plane.until(asker, "succeeded")
-        await plane.release(neighbour)
-        assert await worker.wait() == 0
-    [said] = await plane.messages(asker)
-    assert said.startswith("ops-run-"), "the engine's DNS answers with the name of the container"
-    for secret in (neighbour, plane.identity, plane.project_id):
-        assert str(secret)[:8] not in said
-
-
-async def test_containers_of_two_runs_cannot_reach_each_other(plane: Plane) -> None:
-    server = await plane.python(
+async def test_runs_cannot_reach_each_other_and_reverse_dns_names_no_run(served: Plane) -> None:
+    neighbour = await served.python(
         "import socket, pathlib, time\n"
         "s = socket.create_server(('0.0.0.0', 8000)); print(socket.gethostbyname(socket.gethostname()), flush=True)\n"
         "while not pathlib.Path('/tmp/go').exists(): time.sleep(0.1)"
     )
-    async with plane.worker("--until-idle", "--concurrency", "2") as worker:
-        said = await plane.until_says(server)
-        client = await plane.python(
-            f"import socket\ntry: socket.create_connection(('{said}', 8000), 2); print('open')\n"
-            "except OSError as error: print('closed')"
-        )
-        await plane.until(client, "succeeded")
-        await plane.release(server)
-        assert await worker.wait() == 0
-    assert await plane.messages(client) == ["closed"]
-
-
-async def test_network_none_has_no_network(plane: Plane) -> None:
-    run_id = await plane.shell("ls /sys/class/net", network="none")
-    await plane.work()
-    assert await plane.messages(run_id) == ["lo"]
-
-
-async def test_a_read_only_root_keeps_tmp_and_artifacts(plane: Plane) -> None:
-    script = "touch /x 2>/dev/null || echo refused; echo t > /tmp/t && echo a > /artifacts/a && echo written"
-    run_id = await plane.shell(script, read_only=True)
-    await plane.work()
-    assert await plane.messages(run_id) == ["refused", "written"]
-    assert list(await plane.artifacts(run_id)) == ["a"]
-
-
-@pytest.mark.parametrize(("key", "asked"), [("cpus", 64.0), ("memory", "8g"), ("pids", 9999), ("nofile", 9999)])
-async def test_more_than_the_host_allows_is_refused_not_cut(plane: Plane, key: str, asked: object) -> None:
-    run_id = await plane.shell("true", resources={key: asked})
-    await plane.work("--max-cpus", "4", "--max-memory", "4g", "--max-pids", "2000", "--max-nofile", "2000")
-    run = await plane.run(run_id)
-    assert (run["status"], run["reason"]) == ("failed", "invalid_config")
-    assert f"resources.{key}" in run["error_message"]
-
-
-async def test_no_setting_of_the_worker_is_said_with_its_password(plane: Plane) -> None:
-    worker = await plane.work()
-    assert HOST_PASSWORD not in worker.output.read_text()
+    address = await served.until_says(neighbour)
+    asker = await served.python(
+        f"import socket\nprint(*socket.gethostbyaddr('{address}'))\n"
+        f"try: socket.create_connection(('{address}', 8000), 2); print('open')\n"
+        "except OSError as error: print('closed')"
+    )
+    await served.until(asker, *FINAL)
+    await served.release(neighbour)
+    names, port = await served.messages(asker)
+    assert port == "closed"
+    assert names.startswith("ops-run-"), "the engine's DNS answers with the name of the container"
+    for secret in (neighbour, served.identity, served.project_id):
+        assert str(secret)[:8] not in names

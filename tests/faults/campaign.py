@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import random
 import shutil
 import signal
 import sys
@@ -26,11 +25,12 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from tests.faults.relay import EXECUTED, LOGIN, Fate, http_error
-from tests.faults.relay import fatal as turned_away
+from tests.faults.plan import Fault, Order, Plan, draw
 from tests.faults.scene import DURABLE, LEASE, Job, Scene, new_scene
 from tests.support.docker import FINAL, ROOT, WorkerProcess, base_image
 from tests.support.postgres import Cluster
+from tests.support.relay import EXECUTED, LOGIN, Fate, http_error
+from tests.support.relay import fatal as refused
 
 PATIENCE = 300.0
 """Seconds after which a seed counts as stuck."""
@@ -40,109 +40,12 @@ LIMITS = (
 )
 """The worker's own time limits, shorter than usual: half-open connections are common here."""
 
-TROUBLE_SECONDS = 8.0
-"""How long things keep happening."""
-
-PEACEFUL = (0, -signal.SIGKILL, -signal.SIGTERM)
+EXPECTED_CODES = (0, -signal.SIGKILL, -signal.SIGTERM)
 """How a worker may end here; the last before it listens to signals."""
 
 console = Console(soft_wrap=True, markup=False, highlight=False)
 
 KEPT = ROOT / "build" / "faults"
-
-
-# --- what is drawn --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Order:
-    """A run to be queued."""
-
-    lines: int
-    pause: float
-    exit_code: int
-    big: bool
-    ends: Literal["itself", "canceled", "timeout"]
-    after: float
-    """Seconds until it is queued; for a cancelled one, as many again until the cancel."""
-
-
-@dataclass(frozen=True)
-class Blow:
-    """Something that happens to one of the parts."""
-
-    what: str
-    after: float
-    seconds: float
-    """How long it lasts, where it does."""
-    host: str
-    call: str
-    """The request that is picked out, where one is."""
-
-    def __str__(self) -> str:
-        return f"{self.what}@{self.after:.1f}"
-
-
-@dataclass(frozen=True)
-class Plan:
-    seed: int
-    hosts: tuple[str, ...]
-    orders: tuple[Order, ...]
-    blows: tuple[Blow, ...]
-
-    def __str__(self) -> str:
-        kinds = " ".join(f"{order.ends}:{order.lines}" for order in self.orders)
-        return f"{len(self.hosts)} workers; {kinds}; {' '.join(map(str, self.blows))}"
-
-
-ENGINE_CALLS = (
-    "POST /v[0-9.]+/containers/create",
-    "POST /v[0-9.]+/containers/[^/]+/start",
-    "POST /v[0-9.]+/containers/[^/]+/(stop|kill)",
-    "GET /v[0-9.]+/containers/[^/]+/json",
-    "GET /v[0-9.]+/containers/[^/]+/logs.*follow=1",
-    "GET /v[0-9.]+/containers/[^/]+/logs.*tail=1",
-    "GET /v[0-9.]+/containers/[^/]+/archive",
-    "DELETE /v[0-9.]+/containers/",
-    "GET /v[0-9.]+/containers/json",
-)
-DATABASE_CALLS = (
-    "register_worker", "heartbeat", "reap", "claim_next_run", "adopt_run", "adoptable_runs", "release_run",
-    "start_workflow_run", "append_run_logs", "add_run_artifact", "add_run_event", "record_container",
-    "complete_workflow_run",
-)  # fmt: skip
-
-
-def draw(seed: int) -> Plan:
-    """The same for every call with that seed."""
-    dice = random.Random(seed)
-    hosts = ("a", "b")[: dice.randint(1, 2)]
-    orders = tuple(
-        Order(
-            lines=dice.choice((0, 1, 50, 500, 5_000, 20_000)),
-            pause=dice.choice((0.0, 0.05, 0.3)),
-            exit_code=dice.choice((0, 0, 0, 3)),
-            big=dice.random() < 0.3,
-            ends=dice.choice(("itself", "itself", "itself", "canceled", "timeout")),
-            after=dice.uniform(0, TROUBLE_SECONDS / 2),
-        )
-        for _ in range(dice.randint(2, 5))
-    )
-    names = [name for name, weight in WEIGHTS.items() for _ in range(weight)]
-    drawn = [dice.choice(names) for _ in range(dice.randint(3, 8))]
-    # Every host's lease may run out once in a seed: what is lost again and again is rightly set aside.
-    kinds = [name for n, name in enumerate(drawn) if name != "late" or "late" not in drawn[:n]]
-    blows = tuple(
-        Blow(
-            what=name,
-            after=dice.uniform(0.2, TROUBLE_SECONDS),
-            seconds=dice.uniform(0.2, 4.0),
-            host=dice.choice(hosts),
-            call=dice.choice(DATABASE_CALLS if name == "unheard" else ENGINE_CALLS),
-        )
-        for name in kinds
-    )
-    return Plan(seed, hosts, orders, tuple(sorted(blows, key=lambda blow: blow.after)))
 
 
 # --- carrying it out ------------------------------------------------------------------------------------------------
@@ -167,7 +70,7 @@ class Host:
                     self.signal(signal.SIGTERM)
                 code = await worker.process.wait()
             self.scene.workers.remove(worker)
-            assert code in PEACEFUL, f"worker {self.name} ended with {code}:\n{worker.output.read_text()}"
+            assert code in EXPECTED_CODES, f"worker {self.name} ended with {code}:\n{worker.output.read_text()}"
 
     def signal(self, number: int) -> None:
         if self.process is not None:
@@ -185,17 +88,17 @@ class Host:
 
 
 @dataclass
-class Trouble:
-    """The hands that deal the blows."""
+class Injector:
+    """Injects the faults."""
 
     scene: Scene
     hosts: dict[str, Host]
     straight: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """For the test's own connection, which does one thing at a time and is gone while the server is."""
+    """For the test's own connection: one statement at a time, and none while the server is stopped."""
 
-    async def strike(self, blow: Blow) -> None:
-        await asyncio.sleep(blow.after)
-        await getattr(self, f"_{blow.what}")(blow)
+    async def inject(self, fault: Fault) -> None:
+        await asyncio.sleep(fault.after)
+        await getattr(self, f"_{fault.what}")(fault)
 
     async def cancel(self, job: Job, after: float) -> None:
         await asyncio.sleep(after)
@@ -212,103 +115,94 @@ class Trouble:
 
     # workers
 
-    async def _kill(self, blow: Blow) -> None:
-        self.hosts[blow.host].signal(signal.SIGKILL)
+    async def _kill(self, fault: Fault) -> None:
+        self.hosts[fault.host].signal(signal.SIGKILL)
 
-    async def _pause(self, blow: Blow) -> None:
-        host = self.hosts[blow.host]
+    async def _pause(self, fault: Fault) -> None:
+        host = self.hosts[fault.host]
         host.signal(signal.SIGSTOP)
-        await asyncio.sleep(blow.seconds)
+        await asyncio.sleep(fault.seconds)
         host.signal(signal.SIGCONT)
 
-    async def _drain(self, blow: Blow) -> None:
-        self.hosts[blow.host].signal(signal.SIGTERM)
+    async def _drain(self, fault: Fault) -> None:
+        self.hosts[fault.host].signal(signal.SIGTERM)
 
-    async def _detach(self, blow: Blow) -> None:
+    async def _detach(self, fault: Fault) -> None:
         for _ in range(2):
-            self.hosts[blow.host].signal(signal.SIGTERM)
+            self.hosts[fault.host].signal(signal.SIGTERM)
             await asyncio.sleep(0.1)
 
-    async def _late(self, _blow: Blow) -> None:
+    async def _late(self, _fault: Fault) -> None:
         async with self.straight:
             await self.scene.later(LEASE + 1)
 
     # the database
 
-    async def _cut(self, _blow: Blow) -> None:
+    async def _cut(self, _fault: Fault) -> None:
         self.scene.database.cut()
 
-    async def _frozen(self, _blow: Blow) -> None:
+    async def _frozen(self, _fault: Fault) -> None:
         self.scene.database.freeze()
 
-    async def _stalled(self, blow: Blow) -> None:
+    async def _stalled(self, fault: Fault) -> None:
         self.scene.database.stall()
-        await asyncio.sleep(blow.seconds)
+        await asyncio.sleep(fault.seconds)
         self.scene.database.flow()
 
-    async def _away(self, blow: Blow) -> None:
+    async def _away(self, fault: Fault) -> None:
         self.scene.database.down = True
         self.scene.database.cut()
-        await asyncio.sleep(blow.seconds)
+        await asyncio.sleep(fault.seconds)
         self.scene.database.down = False
 
-    async def _full(self, _blow: Blow) -> None:
-        answer = turned_away("53300", "too many clients already")
+    async def _full(self, _fault: Fault) -> None:
+        answer = refused("53300", "too many clients already")
         self.scene.database.strike(LOGIN, Fate.ANSWERED, answer=answer, times=3)
         self.scene.database.cut()
 
-    async def _unheard(self, blow: Blow) -> None:
-        self.scene.database.strike(rf"ops\.{blow.call}\(", Fate.LOST, mark=EXECUTED)
+    async def _unheard(self, fault: Fault) -> None:
+        self.scene.database.strike(rf"ops\.{fault.call}\(", Fate.LOST, mark=EXECUTED)
 
-    async def _restart(self, blow: Blow) -> None:
+    async def _restart(self, fault: Fault) -> None:
         async with self.straight:
-            mode: Literal["fast", "immediate"] = "fast" if blow.seconds < 2 else "immediate"
+            mode: Literal["fast", "immediate"] = "fast" if fault.seconds < 2 else "immediate"
             await asyncio.to_thread(self.scene.cluster.stop, mode)
-            await asyncio.sleep(blow.seconds / 2)
+            await asyncio.sleep(fault.seconds / 2)
             await asyncio.to_thread(self.scene.cluster.start)
             await self.scene.reconnect()
 
     # the engine
 
-    async def _engine_cut(self, _blow: Blow) -> None:
+    async def _engine_cut(self, _fault: Fault) -> None:
         self.scene.engine.cut()
 
-    async def _engine_frozen(self, _blow: Blow) -> None:
+    async def _engine_frozen(self, _fault: Fault) -> None:
         self.scene.engine.freeze()
 
-    async def _engine_stalled(self, blow: Blow) -> None:
+    async def _engine_stalled(self, fault: Fault) -> None:
         self.scene.engine.stall()
-        await asyncio.sleep(blow.seconds)
+        await asyncio.sleep(fault.seconds)
         self.scene.engine.flow()
 
-    async def _engine_away(self, blow: Blow) -> None:
+    async def _engine_away(self, fault: Fault) -> None:
         self.scene.engine.down = True
         self.scene.engine.cut()
-        await asyncio.sleep(blow.seconds)
+        await asyncio.sleep(fault.seconds)
         self.scene.engine.down = False
 
-    async def _engine_error(self, blow: Blow) -> None:
-        self.scene.engine.strike(blow.call, Fate.ANSWERED, answer=http_error(500, "injected"))
+    async def _engine_error(self, fault: Fault) -> None:
+        self.scene.engine.strike(fault.call, Fate.ANSWERED, answer=http_error(500, "injected"))
 
-    async def _engine_unheard(self, blow: Blow) -> None:
-        self.scene.engine.strike(blow.call, Fate.LOST)
+    async def _engine_unheard(self, fault: Fault) -> None:
+        self.scene.engine.strike(fault.call, Fate.LOST)
 
-    async def _engine_broken(self, blow: Blow) -> None:
-        self.scene.engine.strike(blow.call, Fate.BROKEN, passing=int(blow.seconds * 100))
-
-
-WEIGHTS = {
-    "kill": 5, "pause": 2, "drain": 1, "detach": 1, "late": 1,
-    "cut": 1, "frozen": 1, "stalled": 1, "away": 1, "full": 1, "unheard": 3, "restart": 1,
-    "engine_cut": 1, "engine_frozen": 1, "engine_stalled": 1, "engine_away": 1, "engine_error": 2,
-    "engine_unheard": 2, "engine_broken": 2,
-}  # fmt: skip
-"""The blows, and how likely each is."""
+    async def _engine_broken(self, fault: Fault) -> None:
+        self.scene.engine.strike(fault.call, Fate.BROKEN, passing=int(fault.seconds * 100))
 
 
 @asynccontextmanager
 async def at_work(scene: Scene, names: tuple[str, ...]) -> AsyncIterator[dict[str, Host]]:
-    """Hosts that work until the block ends, and then leave in peace."""
+    """Hosts that work until the block ends, and then drain."""
     hosts = {name: Host(scene, name) for name in names}
     async with asyncio.TaskGroup() as tasks:
         for host in hosts.values():
@@ -319,30 +213,30 @@ async def at_work(scene: Scene, names: tuple[str, ...]) -> AsyncIterator[dict[st
 
 
 async def play(scene: Scene, plan: Plan) -> str:
-    """Deals the blows under the runs, and checks what must hold. Returns a few words on what happened."""
+    """Injects the faults under the runs, and checks what must hold. Returns a summary."""
     jobs: list[tuple[Order, Job]] = []
     async with asyncio.timeout(PATIENCE), at_work(scene, plan.hosts) as hosts:
-        trouble = Trouble(scene, hosts)
+        injector = Injector(scene, hosts)
 
         async def order(wanted: Order) -> None:
             await asyncio.sleep(wanted.after)
             more: dict[str, Any] = {"network": "none"}
             if wanted.ends == "timeout":
                 more |= {"then": "sleep 1000", "timeout_seconds": 5}
-            async with trouble.straight:
+            async with injector.straight:
                 job = await scene.job(
                     wanted.lines, pause=wanted.pause, exit_code=wanted.exit_code, big=wanted.big, **more
                 )
             jobs.append((wanted, job))
             if wanted.ends == "canceled":
-                await trouble.cancel(job, wanted.after)
+                await injector.cancel(job, wanted.after)
 
         async with asyncio.TaskGroup() as tasks:
             for wanted in plan.orders:
                 tasks.create_task(order(wanted))
-            for blow in plan.blows:
-                tasks.create_task(trouble.strike(blow))
-        trouble.repair()
+            for fault in plan.faults:
+                tasks.create_task(injector.inject(fault))
+        injector.repair()
         for _, job in jobs:
             while (await scene.plane.run(job.run_id))["status"] not in FINAL:
                 await asyncio.sleep(0.1)
@@ -365,10 +259,10 @@ async def verify(scene: Scene, wanted: Order, job: Job) -> None:
 
 
 async def kill_every_second(scene: Scene, runs: int, lines: int) -> str:
-    """Every second one of two workers is killed, until all runs have ended; they must be as if it never had been.
+    """Every second one of two workers is killed, until all runs have ended; no run may show it.
 
     It is the turn of the one that has been at work for longer. While neither has come that far (a machine that needs
-    more than a second to start a process) nobody is killed, or nothing would ever be done.
+    more than a second to start a process) no worker is killed, or no run would ever end.
     """
     jobs = [await scene.job(lines, network="none") for _ in range(runs)]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 import pytest_asyncio
 
 from tests.faults.scene import DURABLE, Scene, new_scene
-from tests.support.docker import base_image
+from tests.support.docker import ENGINE_SOCKET, base_image
 from tests.support.postgres import Cluster
 
 
@@ -23,7 +22,7 @@ def image() -> str:
 @pytest.fixture(scope="session")
 def engine_socket() -> str:
     """Where the engine listens that the tests share."""
-    return os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://")
+    return ENGINE_SOCKET
 
 
 @pytest.fixture(scope="session")

@@ -113,7 +113,7 @@ class OwnEngine:
         process.wait()
         while _lives(pid):  # it dies with its parent
             time.sleep(0.01)
-        containerd.unlink()  # where nobody collects dead processes, the next engine would wait for this one
+        containerd.unlink()  # where no init collects dead processes, the next engine would wait for this one
 
     @contextmanager
     def away(self, way: Callable[[OwnEngine], None]) -> Iterator[None]:

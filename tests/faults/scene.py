@@ -20,12 +20,16 @@ from typing import Any
 import asyncpg
 
 from tests.db.world import shift_clock
-from tests.faults.relay import Relay
-from tests.support.docker import FINAL, PATIENCE, Plane, WorkerProcess, new_plane
+from tests.support.docker import FINAL, Plane, WorkerProcess, new_plane, until
 from tests.support.postgres import Cluster
+from tests.support.relay import Relay
 
 LEASE = 15
 """Seconds: the shortest that the worker takes."""
+
+LONG = 300
+LONG_LEASE = ("--lease", str(LONG))
+"""For a run that must stay with a killed worker while other workers start."""
 
 MEMORY_BOUND = 100 << 20
 """Bytes that no worker may ever have resident, whatever happens around it."""
@@ -115,7 +119,7 @@ class Scene:
             yield worker
 
     async def work(self, *flags: str, name: str = "a") -> WorkerProcess:
-        """A worker that carries out what there is, and is expected to leave in peace."""
+        """A worker that works until the queue is empty; expects exit code 0."""
         async with self.worker("--until-idle", *flags, name=name) as worker:
             assert await worker.wait() == 0, worker.output.read_text()
         return worker
@@ -137,8 +141,7 @@ class Scene:
             await self.plane.until(job.run_id, *FINAL)
 
     async def cancel(self, job: Job) -> None:
-        answer = json.loads(await self.plane.db.fetchval("select ops.cancel_run($1)", job.run_id))
-        assert answer["success"], answer
+        await self.plane.cancel(job.run_id)
 
     async def later(self, seconds: float) -> None:
         """Moves the database's clock."""
@@ -151,9 +154,7 @@ class Scene:
 
     async def until_gone(self) -> None:
         """Waits until no container of this database is left."""
-        async with asyncio.timeout(PATIENCE):
-            while await self.plane.containers():
-                await asyncio.sleep(0.05)
+        await self.plane.until_containers(0)
 
     async def adoptions(self, job: Job) -> list[str]:
         """The names of the workers that took the run over, in order."""
@@ -235,10 +236,8 @@ class Scene:
 
     async def _executed(self, job: Job, times: int, most: int) -> None:
         """How often the engine started a container for the run: ``times`` to ``most``."""
-        async with asyncio.timeout(PATIENCE):  # what the engine says may come a little later
-            while (seen := self._starts()[job.container]) < times:
-                await asyncio.sleep(0.02)
-        assert seen <= most
+        await until(lambda: self._starts()[job.container] >= times)  # the engine's events come a little later
+        assert self._starts()[job.container] <= most
 
     def _starts(self) -> Counter[str]:
         return Counter(record["Actor"]["Attributes"]["name"] for record in self._said("container", "start"))

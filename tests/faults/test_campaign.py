@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from tests.faults.campaign import draw, kill_every_second, play
+from tests.faults.campaign import kill_every_second, play
+from tests.faults.plan import draw
 from tests.faults.scene import Scene, new_scene
 from tests.support.postgres import Cluster
 
@@ -21,7 +22,7 @@ async def mortal(mortal_cluster: Cluster, image: str, tmp_path: Path, engine_soc
 
 
 @pytest.mark.parametrize("seed", [1001, 1002, 1003])
-async def test_what_must_hold_holds_under_random_faults(mortal: Scene, seed: int) -> None:
+async def test_random_faults_lose_and_double_nothing(mortal: Scene, seed: int) -> None:
     await play(mortal, draw(seed))
 
 

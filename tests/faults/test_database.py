@@ -1,4 +1,4 @@
-"""PostgreSQL goes away in every way it can: containers run on, nothing is dropped, and no lease runs out by it."""
+"""PostgreSQL fails in every way: containers run on, no line is lost, and no lease expires because of it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import pytest
 import pytest_asyncio
 
 from deploy.demo import cluster
-from tests.faults.relay import EXECUTED, LOGIN, Fate, Relay, fatal
 from tests.faults.scene import DURABLE, LEASE, Job, Scene, new_scene
-from tests.support.docker import PATIENCE, WorkerProcess
+from tests.support.docker import WorkerProcess, until
 from tests.support.postgres import Cluster, client_binaries
+from tests.support.relay import EXECUTED, LOGIN, Fate, Relay, fatal
 
 
 @pytest_asyncio.fixture
@@ -35,50 +35,51 @@ FAILED_INSIDE = "run failed inside the worker"
 
 
 @asynccontextmanager
-async def at_work(scene: Scene, job: Job) -> AsyncIterator[WorkerProcess]:
-    """A worker whose container is up; after the block the run must end as if nothing had happened."""
-    async with scene.worker("--until-idle", OPS_PATIENCE="worker.database.connection.CALL_TIMEOUT=3") as worker:
-        await scene.until_up(job)
+async def at_work(scene: Scene, *jobs: Job) -> AsyncIterator[WorkerProcess]:
+    """A worker whose containers are up; after the block the runs must end as if nothing had happened."""
+    flags = ("--until-idle", "--concurrency", "4")
+    async with scene.worker(*flags, OPS_PATIENCE="worker.database.connection.CALL_TIMEOUT=3") as worker:
+        for job in jobs:
+            await scene.until_up(job)
         yield worker
         assert await worker.wait() == 0, worker.output.read_text()
-    assert not [line for line in worker.said if line["event"] == FAILED_INSIDE], "its run was taken up again"
-    await scene.holds(job)
+    assert not [line for line in worker.said if line["event"] == FAILED_INSIDE], "its run was adopted again"
+    for job in jobs:
+        await scene.holds(job)
 
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
-async def test_a_server_that_restarts_costs_a_delay(mortal: Scene, mode: Literal["fast", "immediate"]) -> None:
+async def test_a_restart_of_the_server_is_waited_for(mortal: Scene, mode: Literal["fast", "immediate"]) -> None:
     job = await mortal.job(5_000, waits=True, big=True)
     async with at_work(mortal, job) as worker:
         mortal.cluster.stop(mode)
         await mortal.release(job)
-        mortal.plane.docker("wait", job.container)  # it runs to its end with nobody to store what it says
-        await until_written(worker, "database unavailable, retrying")
+        mortal.plane.docker("wait", job.container)  # it runs to its end while no line can be stored
+        await worker.until_written("database unavailable, retrying")
         mortal.cluster.start()
         await mortal.reconnect()
 
 
-CONNECTIONS: dict[str, Callable[[Scene], None]] = {
-    "cut": lambda scene: scene.database.cut(),
-    "half-open": lambda scene: scene.database.freeze(),
+def stalled(scene: Scene, job: Job) -> None:
+    scene.database.stall()
+    scene.plane.docker("wait", job.container)
+    scene.database.flow()
+
+
+CONNECTIONS: dict[str, Callable[[Scene, Job], None]] = {
+    "cut": lambda scene, _: scene.database.cut(),
+    "half-open": lambda scene, _: scene.database.freeze(),
+    "accepted and never answered": stalled,
 }
 
 
-@pytest.mark.parametrize("what", CONNECTIONS)
-async def test_connections_that_break_are_made_anew(scene: Scene, what: str) -> None:
-    job = await scene.job(5_000, waits=True, pause=0.1)
-    async with at_work(scene, job):
-        await scene.release(job)
-        await scene.plane.until_logged(job.run_id, job.lines[500])
-        CONNECTIONS[what](scene)
-
-
-async def test_a_server_that_accepts_and_never_answers_is_waited_for(scene: Scene) -> None:
-    job = await scene.job(5_000, waits=True)
-    async with at_work(scene, job):
-        scene.database.stall()
-        await scene.release(job)
-        scene.plane.docker("wait", job.container)
-        scene.database.flow()
+async def test_broken_connections_are_replaced(scene: Scene) -> None:
+    jobs = {fault: await scene.job(5_000, waits=True, pause=0.1) for fault in CONNECTIONS}
+    async with at_work(scene, *jobs.values()):
+        for fault, job in jobs.items():
+            await scene.release(job)
+            await scene.plane.until_logged(job.run_id, job.lines[500])
+            CONNECTIONS[fault](scene, job)
 
 
 async def test_a_server_at_another_address_is_found_after_a_failover(
@@ -103,50 +104,43 @@ async def test_a_server_at_another_address_is_found_after_a_failover(
             scene.cluster = primary
 
 
-async def test_a_connection_that_only_reads_is_left_for_one_that_writes(scene: Scene) -> None:
-    job = await scene.job(2_000, waits=True)
-    async with at_work(scene, job) as worker:
-        await scene.plane.db.execute(f"alter database {scene.name} set default_transaction_read_only = on")
-        await sever(scene)
-        await scene.release(job)
-        await until_written(worker, "read-only transaction")
-        await scene.plane.db.execute(f"alter database {scene.name} reset default_transaction_read_only")
+REFUSALS = {
+    "read-only transaction": (
+        "alter database {name} set default_transaction_read_only = on",
+        "alter database {name} reset default_transaction_read_only",
+    ),
+    "too many connections": ("alter role {role} connection limit 0", "alter role {role} connection limit -1"),
+}
 
 
-async def test_a_server_with_too_many_connections_is_asked_again(scene: Scene) -> None:
-    job = await scene.job(2_000, waits=True)
-    async with at_work(scene, job) as worker:
-        await scene.plane.db.execute(f"alter role {scene.role} connection limit 0")
-        await sever(scene)
-        await scene.release(job)
-        await until_written(worker, "too many connections")
-        await scene.plane.db.execute(f"alter role {scene.role} connection limit -1")
+async def test_what_the_server_refuses_for_a_while_is_retried(scene: Scene) -> None:
+    jobs = {text: await scene.job(1_000, waits=True) for text in (*REFUSALS, "statement timeout", "logins")}
 
+    async def execute(sql: str) -> None:
+        await scene.plane.db.execute(sql.format(name=scene.name, role=scene.role))
 
-async def test_a_server_that_turns_clients_away_for_a_while_is_asked_again(scene: Scene) -> None:
-    job = await scene.job(500, waits=True)
-    codes = ("57P03", "57P01", "53300", "53200", "58030", "08006")
-    async with at_work(scene, job):
+    async with at_work(scene, *jobs.values()) as worker:
+        for text, (begin, end) in REFUSALS.items():
+            await execute(begin)
+            await sever(scene)
+            await scene.release(jobs[text])
+            await worker.until_written(text)
+            await execute(end)
+        await execute("alter role {role} set statement_timeout = '500ms'")
+        async with scene.plane.db.transaction():
+            await execute("lock ops.run_logs in access exclusive mode")
+            scene.database.cut()
+            await scene.release(jobs["statement timeout"])
+            await worker.until_written("statement timeout")
+        await execute("alter role {role} reset statement_timeout")
+        codes = ("57P03", "57P01", "53300", "53200", "58030", "08006")
         refusals = [scene.database.strike(LOGIN, Fate.ANSWERED, answer=fatal(code, "not now")) for code in codes]
         scene.database.cut()
-        await scene.release(job)
+        await scene.release(jobs["logins"])
         await refusals[-1].until_struck()
 
 
-async def test_statements_over_the_time_limit_are_made_again(scene: Scene) -> None:
-    job = await scene.job(2_000, waits=True)
-    async with at_work(scene, job) as worker:
-        await scene.plane.db.execute(f"alter role {scene.role} set statement_timeout = '500ms'")
-        async with scene.plane.db.transaction():
-            await scene.plane.db.execute("lock ops.run_logs in access exclusive mode")
-            scene.database.cut()
-            await scene.release(job)
-            await until_written(worker, "statement timeout")
-        await scene.plane.db.execute(f"alter role {scene.role} reset statement_timeout")
-        scene.database.cut()
-
-
-async def test_serialization_failures_are_made_again(scene: Scene) -> None:
+async def test_serialization_failures_are_retried(scene: Scene) -> None:
     jobs = [await scene.job(500) for _ in range(4)]
     await scene.plane.db.execute(f"alter database {scene.name} set default_transaction_isolation = serializable")
     await scene.plane.db.execute(FAILS_NOW_AND_THEN)
@@ -177,7 +171,7 @@ create trigger t after insert on ops.run_events for each statement execute funct
 """
 
 
-async def test_an_acknowledgement_that_is_lost_after_the_commit_changes_nothing(scene: Scene) -> None:
+async def test_a_lost_reply_after_the_commit_changes_nothing(scene: Scene) -> None:
     job = await scene.job(2_000)
     await scene.killed(points="claimed=kill")
     functions = (
@@ -221,9 +215,11 @@ async def test_no_lease_runs_out_because_the_database_was_away(scene: Scene) -> 
             await scene.later(100 * LEASE)
             assert len(await expired(scene)) == 2
             other.down = False
-            async with asyncio.timeout(PATIENCE):
-                while len(await expired(scene)) == 2:
-                    await asyncio.sleep(0.02)
+
+            async def one_renewed() -> bool:
+                return len(await expired(scene)) < 2
+
+            await until(one_renewed)
             await asyncio.sleep(LEASE / 5)  # less than the third of a lease for which the early one must wait
             scene.database.down = False
             for job in jobs:
@@ -235,7 +231,7 @@ async def test_no_lease_runs_out_because_the_database_was_away(scene: Scene) -> 
         assert await scene.adoptions(job) == []
 
 
-async def test_the_memory_of_a_worker_is_bounded_while_a_run_talks_into_the_void(scene: Scene) -> None:
+async def test_the_worker_s_memory_is_bounded_while_the_database_stores_no_log_lines(scene: Scene) -> None:
     job = await scene.job(120_000, waits=True)
     async with at_work(scene, job) as worker:
         before = worker.peak_memory
@@ -269,21 +265,12 @@ class Standby(Cluster):
 async def until_caught_up(primary: Cluster, standby: Cluster) -> None:
     """Waits until all that is committed is on the other side: what a synchronous standby guarantees."""
     written = primary.execute("select pg_current_wal_lsn()")[0][0]
-    async with asyncio.timeout(PATIENCE):
-        while not standby.execute("select pg_last_wal_replay_lsn() >= $1", written)[0][0]:
-            await asyncio.sleep(0.05)
+    await until(lambda: standby.execute("select pg_last_wal_replay_lsn() >= $1", written)[0][0])
 
 
 async def sever(scene: Scene) -> None:
     """Ends the workers' sessions, as a server does that restarts."""
     await scene.plane.db.fetch("select pg_terminate_backend(pid) from pg_stat_activity where usename = $1", scene.role)
-
-
-async def until_written(worker: WorkerProcess, text: str) -> None:
-    """Waits until the worker's log has that text."""
-    async with asyncio.timeout(PATIENCE):
-        while text not in worker.output.read_text():
-            await asyncio.sleep(0.02)
 
 
 async def expired(scene: Scene) -> list[asyncpg.Record]:

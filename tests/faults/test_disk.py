@@ -15,7 +15,7 @@ FLOOD = "mkdir -p {0}; while :; do head -c 2000000 /dev/zero; sleep 0.02; done >
 """Slow enough that the disk cannot be full before it is looked at."""
 
 
-async def test_who_fills_the_disk_is_ended_and_neither_disk_nor_neighbour_suffers(
+async def test_runs_that_fill_the_disk_are_evicted_and_their_neighbour_continues(
     cluster: Cluster, image: str, tmp_path: Path
 ) -> None:
     with small_disk("360m") as disk, OwnEngine(disk) as engine:
@@ -47,7 +47,7 @@ def free(folder: Path) -> int:
     return disk.f_bavail * disk.f_frsize
 
 
-async def test_a_run_that_writes_more_than_it_may_is_ended_and_its_neighbour_goes_on(scene: Scene) -> None:
+async def test_a_run_over_its_disk_quota_is_ended_and_its_neighbour_continues(scene: Scene) -> None:
     greedy = await scene.plane.shell(FLOOD.format("/artifacts"), resources={"disk": "20m"})
     modest = await scene.job(waits=True, resources={"disk": "20m"})
     async with scene.worker(OPS_PATIENCE="worker.run.disk.ROOMY_PAUSE=0.5,worker.run.disk.ROOMY_SHARE=1"):

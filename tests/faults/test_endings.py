@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from tests.faults.relay import Fate
-from tests.faults.scene import LEASE, UP, Job, Scene
+from tests.faults.scene import LONG, LONG_LEASE, UP, Job, Scene
 from tests.faults.test_engine import CALLS
 from tests.support.docker import PATIENCE
+from tests.support.relay import Fate
 
 DEAF = "trap '' TERM; "
 """Before a script that is to outlive the signal."""
@@ -59,118 +60,105 @@ async def test_a_program_that_forks_or_prints_without_end_is_ended(scene: Scene)
 # --- the worker dies ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("point", "how", "ran"),
-    [
-        ("started", "cancel", False),
-        ("told", "cancel", False),
-        ("up", "cancel", True),
-        ("started", "timeout", True),  # it counts from the start of the container
-        ("up", "timeout", True),
-    ],
-)
-async def test_the_next_worker_ends_what_was_to_end(scene: Scene, point: str, how: str, ran: bool) -> None:  # noqa: FBT001 - a parameter
-    job = await scene.job(waits=True, **limit(how, 1))
-    await scene.killed(points=f"{point}=kill")
-    if how == "cancel":
-        await scene.cancel(job)
-    await scene.work("--stop-grace", "1")
-    await scene.holds(job, *ENDINGS[how], log="begun", ran=ran)
+KILLED = [
+    ("started", "cancel", False),
+    ("told", "cancel", False),
+    ("up", "cancel", True),
+    ("logged", "cancel", True),
+    ("started", "timeout", True),  # it counts from the start of the container
+    ("up", "timeout", True),
+    ("stopped", "cancel", True),
+    ("stopped", "timeout", True),
+    ("completing", "cancel", True),
+    ("completing", "timeout", True),
+]
 
 
-@pytest.mark.parametrize("point", ["stopped", "completing"])
-@pytest.mark.parametrize("how", ENDINGS)
-async def test_a_worker_that_dies_of_the_stop_changes_nothing_of_how_it_ended(
-    scene: Scene, point: str, how: str
-) -> None:
-    job = await scene.job(waits=True, **limit(how, 1))
-    async with scene.worker("--stop-grace", "1", points=f"{point}=kill") as worker:
-        await scene.until_up(job)
-        if how == "cancel":
+async def test_the_worker_that_adopts_a_run_carries_out_its_cancel_or_time_limit(scene: Scene) -> None:
+    """Each host is killed at another point: before, during or after the stop. A neighbour adopts all runs."""
+    jobs = []
+    for point, how, _ in KILLED:
+        jobs.append(job := await scene.job(waits=True, **limit(how, 1)))
+        flags = (*LONG_LEASE, "--stop-grace", "1")
+        async with scene.worker(*flags, points=f"{point}=kill", name=f"{point}{how}") as worker:
+            if point in ("stopped", "completing"):
+                await scene.until_up(job)
+                if how == "cancel":
+                    await scene.cancel(job)
+            assert await worker.wait() == -signal.SIGKILL
+        scene.note_volumes()
+        if how == "cancel" and point not in ("stopped", "completing"):
             await scene.cancel(job)
-        await worker.wait()
-    await scene.work("--stop-grace", "1")
-    await scene.holds(job, *ENDINGS[how], log="begun")
-
-
-async def test_a_cancel_whose_worker_s_host_is_gone_is_carried_out_by_the_neighbour(scene: Scene) -> None:
-    job = await scene.job(waits=True)
-    await scene.killed(points="logged=kill")
-    await scene.cancel(job)
-    await scene.later(LEASE + 1)
-    await scene.work(name="b")
-    await scene.holds(job, "canceled", "canceled", log="begun")
+    await scene.later(LONG + 1)
+    await scene.work("--stop-grace", "1", "--concurrency", "4", name="b")
+    for job, (_, how, ran) in zip(jobs, KILLED, strict=True):
+        await scene.holds(job, *ENDINGS[how], log="begun", ran=ran)
 
 
 # --- the engine -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("call", ["pull", "create", "start"])
-async def test_a_cancel_that_comes_while_the_engine_is_asked_for_the_container(scene: Scene, call: str) -> None:
-    job = await scene.job(waits=True)
-    if call == "pull":
-        await scene.plane.db.execute("update ops.tools set docker_image = 'none.invalid/none:1'")
-    hangs = scene.engine.strike({"pull": "POST /v[0-9.]+/images/create", **CALLS}[call], Fate.MUTE)
-    async with scene.worker("--until-idle", OPS_PATIENCE="worker.engine.client.API_TIMEOUT=3") as worker:
-        await hangs.until_struck()
-        await scene.cancel(job)
-        assert await worker.wait() == 0
-    await scene.holds(job, "canceled", "canceled", log="begun", ran=call == "start")
+async def test_a_cancel_during_pull_create_or_start(scene: Scene) -> None:
+    calls = {"pull": "POST /v[0-9.]+/images/create", "create": CALLS["create"], "start": CALLS["start"]}
+    missing = await scene.plane.tool("none.invalid/none:1")
+    async with scene.worker(OPS_PATIENCE="worker.engine.client.API_TIMEOUT=3"):
+        for call, request in calls.items():
+            hangs = scene.engine.strike(request, Fate.MUTE)
+            config: dict[str, Any] = {"version": missing} if call == "pull" else {}
+            job = await scene.job(waits=True, **config)
+            await hangs.until_struck()
+            await scene.cancel(job)
+            await scene.until_final(job)
+            await scene.until_gone()
+            await scene.holds(job, "canceled", "canceled", log="begun", ran=call == "start")
 
 
-@pytest.mark.parametrize("how", ENDINGS)
-async def test_an_engine_that_was_away_hears_of_it_afterwards(scene: Scene, how: str) -> None:
-    job = await scene.job(waits=True, **limit(how, 3))
-    async with scene.worker("--until-idle", "--stop-grace", "1") as worker:
-        await scene.until_up(job)
+async def test_a_cancel_or_time_limit_is_carried_out_when_the_engine_is_back(scene: Scene) -> None:
+    jobs = {how: await scene.job(waits=True, **limit(how, 3)) for how in ENDINGS}
+    async with scene.worker("--until-idle", "--stop-grace", "1", "--concurrency", "2") as worker:
+        for job in jobs.values():
+            await scene.until_up(job)
         scene.engine.down = True
         scene.engine.cut()
-        if how == "cancel":
-            await scene.cancel(job)
+        await scene.cancel(jobs["cancel"])
         await worker.until_said("engine unavailable, retrying")
-        if how == "timeout":
-            await asyncio.sleep(3)  # it has passed now
+        await asyncio.sleep(3)  # the time limit has passed now
         scene.engine.down = False
         assert await worker.wait() == 0
-    await scene.holds(job, *ENDINGS[how], log="begun")
+    for how, job in jobs.items():
+        await scene.holds(job, *ENDINGS[how], log="begun")
 
 
 # --- the database ---------------------------------------------------------------------------------------------------
 
 
-async def test_a_time_limit_strikes_while_the_database_is_away(scene: Scene) -> None:
-    job = await scene.job(waits=True, timeout_seconds=4)
-    async with scene.worker("--until-idle", "--stop-grace", "1") as worker:
-        await scene.until_up(job)
-        scene.database.down = True
-        scene.database.cut()
-        await until_stopped(scene, job)
-        scene.database.down = False
-        assert await worker.wait() == 0
-    await scene.holds(job, "failed", "timeout", log="begun")
-
-
-@pytest.mark.parametrize("silence", ["turned away", "no answer"])
-async def test_a_cancel_that_the_worker_could_not_hear_of_takes_effect_afterwards(scene: Scene, silence: str) -> None:
-    job = await scene.job(waits=True)
-    async with scene.worker("--until-idle", OPS_PATIENCE="worker.database.connection.CALL_TIMEOUT=3") as worker:
-        await scene.until_up(job)
-        if silence == "turned away":
+@pytest.mark.parametrize("fault", ["turned away", "no answer"])
+async def test_a_time_limit_counts_while_the_database_is_away_and_a_cancel_when_it_is_back(
+    scene: Scene, fault: str
+) -> None:
+    jobs = {"cancel": await scene.job(waits=True), "timeout": await scene.job(waits=True, timeout_seconds=4)}
+    flags = ("--until-idle", "--stop-grace", "1", "--concurrency", "2")
+    async with scene.worker(*flags, OPS_PATIENCE="worker.database.connection.CALL_TIMEOUT=3") as worker:
+        for job in jobs.values():
+            await scene.until_up(job)
+        if fault == "turned away":
             scene.database.down = True
             scene.database.cut()
         else:
             scene.database.freeze()
             scene.database.stall()
-        await scene.cancel(job)
+        await scene.cancel(jobs["cancel"])
         await worker.until_said("background task failed, trying again")
-        assert (await scene.plane.run(job.run_id))["status"] == "running"
+        await until_stopped(scene, jobs["timeout"])
+        assert (await scene.plane.run(jobs["cancel"].run_id))["status"] == "running"
         scene.database.down = False
         scene.database.flow()
         assert await worker.wait() == 0
-    await scene.holds(job, "canceled", "canceled", log="begun")
+    for how, job in jobs.items():
+        await scene.holds(job, *ENDINGS[how], log="begun")
 
 
-async def test_a_log_that_the_engine_never_begins_to_give_is_asked_for_again(scene: Scene) -> None:
+async def test_a_log_stream_that_never_begins_is_requested_again(scene: Scene) -> None:
     hangs = [scene.engine.strike(CALLS[call], Fate.MUTE) for call in ("follow", "last")]
     job = await scene.job(waits=True)
     async with scene.worker("--until-idle", OPS_PATIENCE="worker.engine.client.API_TIMEOUT=3") as worker:

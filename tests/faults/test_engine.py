@@ -1,4 +1,4 @@
-"""Docker goes away in every way it can: what survived is picked up again, what did not says so."""
+"""The engine fails in every way: a container that survived is followed again, another fails its run."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ import docker
 import pytest
 
 from tests.faults.engine import IMAGE, OwnEngine, small_disk
-from tests.faults.relay import Fate, http_error
 from tests.faults.scene import Scene, new_scene
 from tests.support.postgres import Cluster
+from tests.support.relay import Fate, http_error
 from worker.engine.create import NETWORK, ensure_network
 from worker.errors import EngineError
 
 # --- an engine of our own, filled up --------------------------------------------------------------------------------
 
 
-async def test_a_full_disk_of_the_engine_ends_runs_saying_so_and_one_that_is_nearly_full_takes_none(
+async def test_a_full_disk_fails_runs_and_a_nearly_full_one_stops_claims(
     cluster: Cluster, image: str, tmp_path: Path
 ) -> None:
     with small_disk("40m") as disk, OwnEngine(disk) as engine:
@@ -56,7 +56,7 @@ def fill(file: Path) -> None:
             sink.write(bytes(1 << 16))
 
 
-def test_workers_that_begin_at_once_on_a_new_engine_make_one_network() -> None:
+def test_workers_that_start_together_make_one_network() -> None:
     workers = 8
     with OwnEngine() as engine:
         together = threading.Barrier(workers)
@@ -84,25 +84,25 @@ def test_a_network_on_which_containers_reach_each_other_is_refused() -> None:
 # --- the connection to it -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("what", ["cut", "half-open", "stalled"])
-async def test_connections_that_break_are_made_anew(scene: Scene, what: str) -> None:
-    job = await scene.job(5_000, waits=True, pause=0.1)
-    async with scene.worker(
-        "--until-idle", OPS_PATIENCE="worker.run.ports.TIMINGS.quiet=1,worker.engine.client.API_TIMEOUT=3"
-    ) as worker:
-        await scene.until_up(job)
-        await scene.release(job)
-        await scene.plane.until_logged(job.run_id, job.lines[500])
-        if what == "cut":
-            scene.engine.cut()
-        elif what == "half-open":
-            scene.engine.freeze()
-        else:
-            scene.engine.stall()
-            scene.plane.docker("wait", job.container)
-            scene.engine.flow()
+async def test_broken_connections_are_replaced(scene: Scene) -> None:
+    jobs = {fault: await scene.job(5_000, waits=True, pause=0.1) for fault in ("cut", "half-open", "stalled")}
+    patience = "worker.run.journal.QUIET_SECONDS=1,worker.engine.client.API_TIMEOUT=3"
+    async with scene.worker("--until-idle", "--concurrency", "3", OPS_PATIENCE=patience) as worker:
+        for fault, job in jobs.items():
+            await scene.until_up(job)
+            await scene.release(job)
+            await scene.plane.until_logged(job.run_id, job.lines[500])
+            if fault == "cut":
+                scene.engine.cut()
+            elif fault == "half-open":
+                scene.engine.freeze()
+            else:
+                scene.engine.stall()
+                scene.plane.docker("wait", job.container)
+                scene.engine.flow()
         assert await worker.wait() == 0
-    await scene.holds(job)
+    for job in jobs.values():
+        await scene.holds(job)
 
 
 CALLS = {
@@ -126,7 +126,7 @@ SORTS = ["cut", "lost", "answered", "broken", "mute"]
 async def test_every_call_may_fail_once(scene: Scene, sort: str) -> None:
     job = await scene.job(2_000, big=True)
     sorts: dict[str, dict[str, Any]] = {"answered": {"answer": http_error(500, "injected")}, "broken": {"passing": 60}}
-    # Each way to call has its own time limit; but of a log that is followed nobody expects an answer within any.
+    # Each way to call has its own time limit; a followed log has none.
     mute = sort == "mute"
     calls = {name: CALLS[name] for name in ("inspect", "last", "archive")} if mute else CALLS
     patience = {"OPS_PATIENCE": "worker.engine.client.API_TIMEOUT=3"} if mute else {}
@@ -159,25 +159,30 @@ CALLS_OF_A_CANCEL = {
 """What is asked for beside ``CALLS`` when a run has secrets and is canceled."""
 
 
-@pytest.mark.parametrize("sort", ["cut", "lost", "answered"])
-async def test_every_call_of_a_run_that_is_canceled_may_fail_once(scene: Scene, secrets: Path, sort: str) -> None:
-    job = await scene.job(waits=True, secrets=["token"])
-    answer = {"answer": http_error(500, "injected")} if sort == "answered" else {}
-    rules = [scene.engine.strike(request, Fate(sort), **answer) for request in CALLS_OF_A_CANCEL.values()]
-    flags = ("--until-idle", "--stop-grace", "1", "--secrets-dir", str(secrets))
+async def test_every_call_of_a_run_that_is_canceled_may_fail_once(scene: Scene, secrets: Path) -> None:
+    flags = ("--stop-grace", "1", "--secrets-dir", str(secrets))
+    jobs = []
     async with scene.worker(
         *flags, OPS_PATIENCE="worker.run.disk.ROOMY_PAUSE=0.5,worker.run.disk.ROOMY_SHARE=1"
     ) as worker:
-        await scene.until_up(job)
-        await rules[1].until_struck()
-        await scene.cancel(job)
-        assert await worker.wait() == 0
-    await scene.holds(job, "canceled", "canceled", log="begun")
-    missed = [name for name, rule in zip(CALLS_OF_A_CANCEL, rules, strict=True) if not rule.struck]
-    assert missed == []
+        await worker.until_said("worker started")
+        for sort in ("cut", "lost", "answered"):
+            answer = {"answer": http_error(500, "injected")} if sort == "answered" else {}
+            rules = {
+                call: scene.engine.strike(request, Fate(sort), **answer) for call, request in CALLS_OF_A_CANCEL.items()
+            }
+            jobs.append(job := await scene.job(waits=True, secrets=["token"]))
+            await scene.until_up(job)
+            await rules["usage"].until_struck()
+            await scene.cancel(job)
+            await scene.until_final(job)
+            await scene.until_gone()
+            assert [call for call, rule in rules.items() if not rule.struck] == [], sort
+    for job in jobs:
+        await scene.holds(job, "canceled", "canceled", log="begun")
 
 
-async def test_an_engine_that_says_only_in_part_who_a_user_is_is_asked_again(scene: Scene, secrets: Path) -> None:
+async def test_a_truncated_passwd_archive_is_requested_again(scene: Scene, secrets: Path) -> None:
     job = await scene.job(secrets=["token"], user="nobody")
     asked = scene.engine.strike(CALLS["archive"], Fate.BROKEN, passing=60)
     await scene.work("--secrets-dir", str(secrets))
@@ -185,10 +190,13 @@ async def test_an_engine_that_says_only_in_part_who_a_user_is_is_asked_again(sce
     await scene.holds(job)
 
 
-@pytest.mark.parametrize("call", ["create", "start"])
-async def test_an_engine_that_keeps_refusing_ends_the_run_with_its_words(scene: Scene, call: str) -> None:
-    job = await scene.job()
-    scene.engine.strike(CALLS[call], Fate.ANSWERED, answer=http_error(500, "no luck today"), times=100)
-    await scene.work()
-    await scene.holds(job, "failed", "engine_error", log="begun", ran=False)
-    assert "no luck today" in (await scene.plane.run(job.run_id))["error_message"]
+async def test_an_engine_that_keeps_refusing_fails_the_run_with_its_message(scene: Scene) -> None:
+    async with scene.worker():
+        for call in ("create", "start"):
+            refusal = scene.engine.strike(CALLS[call], Fate.ANSWERED, answer=http_error(500, f"no {call}"), times=100)
+            job = await scene.job()
+            await scene.until_final(job)
+            refusal.times = 0
+            await scene.until_gone()
+            await scene.holds(job, "failed", "engine_error", log="begun", ran=False)
+            assert f"no {call}" in (await scene.plane.run(job.run_id))["error_message"]

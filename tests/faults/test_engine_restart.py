@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -15,7 +14,7 @@ import pytest_asyncio
 
 from tests.faults.engine import IMAGE, OwnEngine
 from tests.faults.scene import Job, Scene, new_scene
-from tests.support.docker import PATIENCE
+from tests.support.docker import until
 from tests.support.postgres import Cluster
 
 pytestmark = pytest.mark.xdist_group("engine restarts")  # one process starts the engines
@@ -43,17 +42,18 @@ async def scene(cluster: Cluster, tmp_path: Path, engine: OwnEngine) -> AsyncIte
 
 @pytest.mark.parametrize("engine", [LIVE], indirect=True)
 @pytest.mark.parametrize("way", WAYS)
-async def test_a_container_that_survives_is_picked_up_with_all_it_said_meanwhile(
+async def test_a_container_that_survives_is_followed_again_with_all_its_lines(
     scene: Scene, engine: OwnEngine, way: str
 ) -> None:
-    async with between_create_and_start(scene) as (made, go_on), scene.worker() as worker:
-        printing = await scene.job(20_000, waits=True, network="none")  # more than its pipe holds while nobody reads
+    async with between_create_and_start(scene) as (made, resume), scene.worker() as worker:
+        # more lines than its pipe holds while the engine does not read
+        printing = await scene.job(20_000, waits=True, network="none")
         await scene.until_up(printing)
-        go_on_printing = gate(scene, printing)
+        its_gate = gate(scene, printing)
         with engine.away(WAYS[way]):
-            go_on_printing.mkdir(parents=True)
+            its_gate.mkdir(parents=True)
             await until(lambda: any(line["level"] == "warning" for line in worker.said))
-        go_on()
+        resume()
         await scene.until_final(printing, made)
         await scene.until_gone()
     await scene.holds(printing)
@@ -63,7 +63,7 @@ async def test_a_container_that_survives_is_picked_up_with_all_it_said_meanwhile
 
 
 @pytest.mark.parametrize("engine", [LIVE], indirect=True)
-async def test_what_a_container_says_last_while_the_engine_is_away_is_lost_and_its_run_says_so(
+async def test_last_lines_printed_while_the_engine_is_away_are_lost_with_a_warning(
     scene: Scene, engine: OwnEngine
 ) -> None:
     job = await scene.job(100, waits=True, network="none")
@@ -85,17 +85,17 @@ async def test_what_a_container_says_last_while_the_engine_is_away_is_lost_and_i
 
 @pytest.mark.parametrize("engine", [PLAIN], indirect=True)
 @pytest.mark.parametrize("way", WAYS)
-async def test_a_container_that_does_not_survive_ends_its_run_saying_so(
+async def test_a_container_that_does_not_survive_fails_its_run_as_engine_lost(
     scene: Scene, engine: OwnEngine, way: str
 ) -> None:
-    async with between_create_and_start(scene) as (made, go_on), scene.worker() as worker:
+    async with between_create_and_start(scene) as (made, resume), scene.worker() as worker:
         willing = await scene.job(network="none", then="trap 'exit 0' TERM; while :; do sleep 0.05; done")
         await scene.plane.until_logged(willing.run_id, willing.lines[-2])
         printing = await scene.job(100, pause=0.5, network="none")
         await scene.plane.until_logged(printing.run_id, printing.lines[30])
         with engine.away(WAYS[way]):
             await until(lambda: any(line["level"] == "warning" for line in worker.said))
-        go_on()
+        resume()
         await scene.until_final(printing, willing, made)
         await scene.until_gone()
     await scene.holds(made)
@@ -107,18 +107,12 @@ async def test_a_container_that_does_not_survive_ends_its_run_saying_so(
 
 @asynccontextmanager
 async def between_create_and_start(scene: Scene) -> AsyncIterator[tuple[Job, Callable[[], None]]]:
-    """A run whose container is made and not started, while its worker stands still; and what lets that go on."""
+    """A run whose container is created and not started, its worker stopped; and the call that continues it."""
     job = await scene.job(network="none")
     flags = ("--concurrency", "1", "--lease", "300")
     async with scene.worker(*flags, name="b", points="created=stop") as worker:
-        await until(lambda: worker.stands_still)
+        await until(lambda: worker.is_stopped)
         yield job, partial(worker.signal, signal.SIGCONT)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while not condition():
-            await asyncio.sleep(0.02)
 
 
 def gate(scene: Scene, job: Job) -> Path:

@@ -1,8 +1,7 @@
-"""Mistaken identity: nobody takes, stops or removes what is not his, though ids, runs and engine are the same."""
+"""Same ids, runs and engine: no worker adopts, stops or removes what belongs to another worker or database."""
 
 from __future__ import annotations
 
-import asyncio
 import signal
 import uuid
 from collections.abc import AsyncIterator
@@ -13,7 +12,7 @@ import asyncpg
 import pytest
 
 from tests.faults.scene import LEASE, Job, Scene, new_scene
-from tests.support.docker import PATIENCE
+from tests.support.docker import until
 from tests.support.postgres import Cluster
 from worker.run.lifecycle import container_name
 
@@ -28,7 +27,7 @@ def state(scene: Scene, container: str) -> str:
 # --- one worker id twice --------------------------------------------------------------------------------------------
 
 
-async def test_of_two_with_one_id_the_second_takes_over_when_the_first_is_killed(scene: Scene) -> None:
+async def test_of_two_workers_with_one_id_the_second_adopts_when_the_first_is_killed(scene: Scene) -> None:
     running, waiting = await scene.job(2_000, waits=True), await scene.job(waits=True)
     async with AsyncExitStack() as stack:
         first = await stack.enter_async_context(scene.worker("--concurrency", "1"))
@@ -49,7 +48,7 @@ async def test_of_two_with_one_id_the_second_takes_over_when_the_first_is_killed
     assert (await scene.adoptions(running), await scene.adoptions(waiting)) == (["a"], [])
 
 
-async def test_of_two_with_one_id_the_one_that_stood_still_leaves_the_other_alone(scene: Scene) -> None:
+async def test_of_two_workers_with_one_id_the_one_that_was_stopped_detaches(scene: Scene) -> None:
     job = await scene.job(2_000, waits=True)
     async with AsyncExitStack() as stack:
         first = await stack.enter_async_context(scene.worker())
@@ -120,14 +119,12 @@ async def test_two_databases_on_one_engine_touch_only_their_own(
 
 
 async def until_alone(cluster: Cluster, name: str) -> None:
-    """Waits until nobody is connected to a database, which may then be copied."""
-    async with asyncio.timeout(PATIENCE):
-        while cluster.execute("select from pg_stat_activity where datname = $1", name):
-            await asyncio.sleep(0.02)
+    """Waits until no session is connected to a database, which may then be copied."""
+    await until(lambda: not cluster.execute("select from pg_stat_activity where datname = $1", name))
 
 
 @pytest.mark.parametrize("when", ["running", "queued"])
-async def test_a_worker_on_a_copy_takes_nothing_of_the_original_s(
+async def test_a_worker_on_a_copy_of_the_database_leaves_the_original_s_containers(
     scene: Scene, cluster: Cluster, image: str, when: str
 ) -> None:
     """Both workers have one id and one engine, and the runs have one id too."""
@@ -167,9 +164,7 @@ async def copied(scene: Scene, cluster: Cluster) -> AsyncIterator[str]:
 
 async def released(scene: Scene, there: asyncpg.Connection, job: Job) -> None:
     """Lets the copy's container of that run go on once it is up."""
-    async with asyncio.timeout(PATIENCE):
-        while not await there.fetchval("select count(*) from ops.run_logs"):
-            await asyncio.sleep(0.02)
+    await until(lambda: there.fetchval("select count(*) from ops.run_logs"))
     identity = await there.fetchval("select database_id from ops_private.control")
     assert identity != scene.plane.identity
     scene.plane.docker("exec", container_name(job.run_id, identity), "touch", "/tmp/go")  # noqa: S108

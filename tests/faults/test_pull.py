@@ -13,21 +13,16 @@ import pytest
 import pytest_asyncio
 
 from tests.faults.scene import Job, Scene
-from tests.support.docker import PATIENCE, docker
-from tests.support.registry import Registry, client_config, serving
+from tests.support.docker import PATIENCE
+from tests.support.registry import INIT, Registry, client_config, registry_with_images_removed
 
 PASSWORD = "-".join(["of", "the", "registry"])
-INIT = ["/sbin/docker-init", "--version"]
-"""The image has no program; the init that the engine brings is one, and static."""
 
 
 @pytest.fixture
 def registry() -> Iterator[Registry]:
-    with serving(Registry("builder", PASSWORD)) as started:
+    with registry_with_images_removed(PASSWORD) as started:
         yield started
-        images = docker("images", "-q", "--filter", f"reference={started.address}/*/*").split()
-        if images:
-            docker("rmi", "-f", *images)
 
 
 @pytest_asyncio.fixture
@@ -58,7 +53,7 @@ class Pulling:
         await self.scene.holds(replace(self.job, lines=[said]))
 
 
-async def test_a_layer_that_breaks_off_once_is_fetched_again(pulling: Pulling) -> None:
+async def test_a_pull_that_breaks_off_is_retried(pulling: Pulling) -> None:
     pulling.registry.breaking = 1
     async with pulling.scene.worker("--until-idle", **pulling.environ) as worker:
         assert await worker.wait() == 0
@@ -66,7 +61,7 @@ async def test_a_layer_that_breaks_off_once_is_fetched_again(pulling: Pulling) -
     await pulling.succeeded()
 
 
-async def test_a_layer_that_is_not_to_be_had_ends_the_run_with_the_registry_s_words(pulling: Pulling) -> None:
+async def test_a_missing_layer_fails_the_run_with_the_registry_s_message(pulling: Pulling) -> None:
     [layer] = pulling.registry.layers
     del pulling.registry.blobs[layer]
     async with pulling.scene.worker("--until-idle", **pulling.environ) as worker:
@@ -76,7 +71,7 @@ async def test_a_layer_that_is_not_to_be_had_ends_the_run_with_the_registry_s_wo
     assert re.search("unknown|not found", (await pulling.scene.plane.run(pulling.job.run_id))["error_message"])
 
 
-async def test_a_run_that_is_canceled_while_its_image_is_pulled_ends_at_once(pulling: Pulling) -> None:
+async def test_a_cancel_during_a_pull_ends_the_run_at_once(pulling: Pulling) -> None:
     pulling.registry.flowing.clear()
     async with pulling.scene.worker("--until-idle", **pulling.environ) as worker:
         await pulling.until_halfway()
@@ -88,7 +83,7 @@ async def test_a_run_that_is_canceled_while_its_image_is_pulled_ends_at_once(pul
 
 
 @pytest.mark.parametrize("ending", ["canceled", "failed"])
-async def test_a_registry_that_drips_bytes_holds_no_slot_and_the_engine_hangs_up(pulling: Pulling, ending: str) -> None:
+async def test_a_pull_that_drips_bytes_frees_its_slot_and_is_aborted(pulling: Pulling, ending: str) -> None:
     pulling.registry.dripping = True
     pulling.registry.flowing.clear()
     limit = {"canceled": "3600", "failed": "2"}[ending]
@@ -102,7 +97,7 @@ async def test_a_registry_that_drips_bytes_holds_no_slot_and_the_engine_hangs_up
     await pulling.scene.holds(pulling.job, ending, reason, ran=False)
 
 
-async def test_the_next_worker_pulls_what_a_killed_one_did_not_get(pulling: Pulling) -> None:
+async def test_the_next_worker_repeats_the_pull_of_a_killed_one(pulling: Pulling) -> None:
     pulling.registry.flowing.clear()
     async with pulling.scene.worker(**pulling.environ):
         await pulling.until_halfway()

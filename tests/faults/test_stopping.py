@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.relay import EXECUTED, Fate
 from tests.faults.scene import Scene
 from tests.support.docker import ROOT, WorkerProcess
+from tests.support.relay import EXECUTED, Fate
 
 DRAINS = "stopping: no more claims, waiting for the runs; once more to leave them to the next worker"
 DETACHES = "detaching: the containers run on"
@@ -40,7 +40,7 @@ def repair(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-async def test_a_drain_waits_for_what_is_away_and_then_completes(scene: Scene, fault: str) -> None:
+async def test_sigterm_drains_and_waits_for_a_database_or_engine_that_is_away(scene: Scene, fault: str) -> None:
     job = await scene.job(2_000, waits=True)
     late = await scene.job()
     async with scene.worker("--concurrency", "1") as worker:
@@ -59,12 +59,12 @@ async def test_a_drain_waits_for_what_is_away_and_then_completes(scene: Scene, f
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-async def test_a_second_signal_waits_for_nobody_and_a_new_version_goes_on(scene: Scene, fault: str) -> None:
+async def test_a_second_signal_detaches_and_a_new_version_adopts(scene: Scene, fault: str) -> None:
     job = await scene.job(2_000, waits=True)
     async with scene.worker() as worker:
         await scene.until_up(job)
         FAULTS[fault](scene)
-        worker.signal(signal.SIGTERM)
+        worker.signal(signal.SIGINT)
         await worker.until_said(DRAINS)
         worker.signal(signal.SIGTERM)
         await worker.until_said(DETACHES)
@@ -79,7 +79,7 @@ async def test_a_second_signal_waits_for_nobody_and_a_new_version_goes_on(scene:
     assert await scene.adoptions(job) == ["a"]
 
 
-async def test_a_worker_that_is_killed_while_it_drains_costs_nothing(scene: Scene) -> None:
+async def test_a_worker_killed_while_it_drains_loses_nothing(scene: Scene) -> None:
     job = await scene.job(2_000, waits=True)
     async with scene.worker() as worker:
         await scene.until_up(job)
@@ -92,7 +92,7 @@ async def test_a_worker_that_is_killed_while_it_drains_costs_nothing(scene: Scen
     await scene.holds(job)
 
 
-async def test_a_claim_whose_answer_was_lost_while_the_worker_stops_goes_to_the_next_one(scene: Scene) -> None:
+async def test_a_claim_with_lost_reply_of_a_draining_worker_goes_to_the_next(scene: Scene) -> None:
     lost = scene.database.strike(r"ops\.claim_next_run\(", Fate.LOST, mark=EXECUTED, times=1000)
     job = await scene.job()
     async with scene.worker() as worker:
@@ -139,7 +139,7 @@ async def stop_as_systemd_does(worker: WorkerProcess, seconds: float) -> None:
     await worker.wait()
 
 
-def test_the_unit_gives_the_worker_the_time_to_leave_by_itself() -> None:
+def test_the_unit_stops_the_worker_later_than_its_drain_timeout() -> None:
     service = unit()
     assert service["KillMode"] == "mixed"
     assert service["KillSignal"] == "SIGTERM"
@@ -148,7 +148,7 @@ def test_the_unit_gives_the_worker_the_time_to_leave_by_itself() -> None:
 
 
 @pytest.mark.parametrize("fault", [None, *FAULTS])
-async def test_systemctl_restart_kills_no_job(scene: Scene, fault: str | None) -> None:
+async def test_systemctl_restart_detaches_at_the_drain_timeout(scene: Scene, fault: str | None) -> None:
     """The unit's times, forty times shorter."""
     job = await scene.job(2_000, waits=True)
     async with scene.worker(OPS_WORKER_DRAIN_TIMEOUT=str(drain_seconds() / 40)) as worker:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import os
 import shlex
@@ -10,14 +11,15 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 
+from tests.support.postgres import run_sync
 from worker.database import roles
 from worker.run.lifecycle import container_name
 
@@ -29,6 +31,20 @@ PATIENCE = 120.0
 UNTIL_RELEASED = "while [ ! -e /tmp/go ]; do sleep 0.1; done"
 """Shell in a container: waits for ``Plane.release``."""
 WAITS = f"echo up; {UNTIL_RELEASED}; echo down"
+ENGINE_SOCKET = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://")
+"""Where the engine listens that the tests share."""
+
+
+async def until(condition: Callable[[], Any], pause: float = 0.05) -> Any:
+    """Waits until the condition, which may be a coroutine function, answers something true; returns that."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            answer = condition()
+            if inspect.isawaitable(answer):
+                answer = await answer
+            if answer:
+                return answer
+            await asyncio.sleep(pause)
 
 
 @dataclass
@@ -39,7 +55,7 @@ class WorkerProcess:
     output: Path
 
     def signal(self, number: int) -> None:
-        """Not by way of the process object, which would take the exit status from whoever waits for it."""
+        """Not by the process object, which would take the exit status from the task that waits for it."""
         if self.process.returncode is None:
             os.kill(self.process.pid, number)
 
@@ -47,11 +63,9 @@ class WorkerProcess:
         async with asyncio.timeout(PATIENCE):
             return await self.process.wait()
 
-    async def go_on(self) -> None:
-        """Waits until the process stands still, then continues it: a SIGCONT before its SIGSTOP would be lost."""
-        async with asyncio.timeout(PATIENCE):
-            while not self.stands_still:
-                await asyncio.sleep(0.02)
+    async def resume(self) -> None:
+        """Waits until the process is stopped, then continues it: a SIGCONT before its SIGSTOP would be lost."""
+        await until(lambda: self.is_stopped)
         self.signal(signal.SIGCONT)
 
     @property
@@ -62,17 +76,22 @@ class WorkerProcess:
 
     async def until_said(self, event: str, *, error: str = "") -> dict[str, Any]:
         """Waits for a log line with that event, and with that text in its error."""
-        async with asyncio.timeout(PATIENCE):
-            while True:
-                for line in self.said:
-                    if line["event"] == event and error in line.get("error", ""):
-                        return line
-                if self.process.returncode is not None:
-                    raise AssertionError(f"worker exited without saying {event!r}:\n{self.output.read_text()}")
-                await asyncio.sleep(0.02)
+
+        def found() -> dict[str, Any] | None:
+            lines = [line for line in self.said if line["event"] == event and error in line.get("error", "")]
+            if not lines and self.process.returncode is not None:
+                raise AssertionError(f"worker exited without logging {event!r}:\n{self.output.read_text()}")
+            return lines[0] if lines else None
+
+        line: dict[str, Any] = await until(found)
+        return line
+
+    async def until_written(self, text: str) -> None:
+        """Waits until the worker's log has that text."""
+        await until(lambda: text in self.output.read_text())
 
     @property
-    def stands_still(self) -> bool:
+    def is_stopped(self) -> bool:
         """Whether a SIGSTOP has taken effect."""
         return "\nState:\tT" in Path(f"/proc/{self.process.pid}/status").read_text()
 
@@ -125,6 +144,11 @@ class Plane:
         return docker(*(() if self.engine is None else ("--host", self.engine)), *words)
 
     @property
+    def shared_log(self) -> Path:
+        """What the shared worker wrote."""
+        return self.folder / "worker.log"
+
+    @property
     def store(self) -> Path:
         return self.folder / "store"
 
@@ -169,7 +193,14 @@ class Plane:
     async def worker(self, *flags: str, **environ: str) -> AsyncIterator[WorkerProcess]:
         """A worker process, killed at the end of the block if it still lives."""
         output = self.folder / f"worker-{uuid.uuid4().hex[:8]}.log"
-        settings = {
+        async with worker_process(output, self.program, *flags, env={**self.environ, **environ}) as worker:
+            yield worker
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """The environment of a worker process, with its settings."""
+        return {
+            **os.environ,
             "OPS_WORKER_DATABASE_URL": self.login(self.url),
             "OPS_WORKER_WORKER_ID": f"{self.name}-worker",
             "OPS_WORKER_ARTIFACT_STORE": self.store.as_uri(),
@@ -178,38 +209,51 @@ class Plane:
             "OPS_WORKER_POLL_INTERVAL": "0.5",
             "OPS_WORKER_STOP_GRACE": "2",
         }
-        async with worker_process(output, self.program, *flags, env={**os.environ, **settings, **environ}) as worker:
-            yield worker
 
     async def work(self, *flags: str, **environ: str) -> WorkerProcess:
-        """Runs a worker until the queue is empty, and expects it to leave in peace."""
+        """Runs a worker until the queue is empty, and expects exit code 0."""
         async with self.worker("--until-idle", *flags, **environ) as worker:
             assert await worker.wait() == 0, worker.output.read_text()
         return worker
+
+    async def tool(self, image: str, config: Mapping[str, Any] | None = None) -> str:
+        """A new version of the tool with that image; workflows ask for it as ``version``."""
+        version = uuid.uuid4().hex[:8]
+        sql = "insert into ops.tools (tool_name, version, docker_image, config) values ('odoo', $1, $2, $3)"
+        await self.db.execute(sql, version, image, json.dumps(config or {}))
+        return version
+
+    async def cancel(self, run_id: uuid.UUID) -> str:
+        """Asks for a cancel; returns the run's status."""
+        answer = json.loads(await self.db.fetchval("select ops.cancel_run($1)", run_id))
+        assert answer["success"], answer
+        return str(answer["status"])
 
     async def run(self, run_id: uuid.UUID) -> asyncpg.Record:
         return await self.db.fetchrow("select * from ops.runs where id = $1", run_id)
 
     async def until(self, run_id: uuid.UUID, *statuses: str) -> asyncpg.Record:
         """Waits for one of these states."""
-        async with asyncio.timeout(PATIENCE):
-            while (run := await self.run(run_id))["status"] not in statuses:
-                await asyncio.sleep(0.02)
-        return run
+
+        async def reached() -> asyncpg.Record | None:
+            run = await self.run(run_id)
+            return run if run["status"] in statuses else None
+
+        return await until(reached)
+
+    async def finished(self, script: str, **config: Any) -> asyncpg.Record:
+        """The run of a shell script, after a worker under way has completed it."""
+        return await self.until(await self.shell(script, **config), *FINAL)
 
     async def until_logged(self, run_id: uuid.UUID, message: str) -> None:
         """Waits for a log line of exactly that text."""
         sql = "select exists (select from ops.run_logs where run_id = $1 and message = $2)"
-        async with asyncio.timeout(PATIENCE):
-            while not await self.db.fetchval(sql, run_id, message):
-                await asyncio.sleep(0.02)
+        await until(lambda: self.db.fetchval(sql, run_id, message))
 
     async def until_says(self, run_id: uuid.UUID) -> str:
         """Waits for the first log line and returns its text."""
-        async with asyncio.timeout(PATIENCE):
-            while not (said := await self.messages(run_id)):
-                await asyncio.sleep(0.02)
-        return said[0]
+        lines: list[str] = await until(lambda: self.messages(run_id))
+        return lines[0]
 
     async def log(self, run_id: uuid.UUID) -> list[asyncpg.Record]:
         rows: list[asyncpg.Record] = await self.db.fetch(
@@ -244,6 +288,14 @@ class Plane:
         """The containers of this database's runs, in any state."""
         return self.docker("ps", "-aq", "--filter", f"label=ops-worker.database-id={self.identity}").split()
 
+    async def until_containers(self, left: int) -> None:
+        """Waits until that many containers of this database are left."""
+
+        async def reached() -> bool:
+            return len(await self.containers()) == left
+
+        await until(reached)
+
     def container(self, run_id: uuid.UUID) -> str:
         """The name of that run's container."""
         return container_name(run_id, self.identity)
@@ -262,14 +314,55 @@ def base_image(*packages: str) -> str:
     return done.stdout.strip()
 
 
-async def new_plane(db: asyncpg.Connection, url: str, image: str, folder: Path, tool: Sequence[str] = ()) -> Plane:
-    """Registers a project, its tool, and a build host in an empty control plane."""
-    name = f"t{uuid.uuid4().hex[:10]}"
-    await roles.create_worker(db, f"{name}_host", HOST_PASSWORD)
-    project_id = await db.fetchval(
-        "insert into ops.projects (workspace_key, slug, name, odoo_version) values ($1, $1, $1, '19.0') returning id",
-        name,
-    )
+async def new_plane(db: asyncpg.Connection, url: str, image: str, folder: Path) -> Plane:
+    """Registers a build host, a tool, and a project in an empty control plane."""
+    host = f"t{uuid.uuid4().hex[:10]}"
+    await roles.create_worker(db, f"{host}_host", HOST_PASSWORD)
     await db.execute("insert into ops.tools (tool_name, version, docker_image) values ('odoo', '19.0', $1)", image)
     identity = await db.fetchval("select ops_private.database_identity()")
-    return Plane(db, url, image, folder, project_id, name, identity)
+    return Plane(db, url, image, folder, await new_project(db, host), host, identity)
+
+
+async def new_project(db: asyncpg.Connection, name: str) -> uuid.UUID:
+    sql = "insert into ops.projects (workspace_key, slug, name, odoo_version) values ($1, $1, $1, '19.0') returning id"
+    project_id: uuid.UUID = await db.fetchval(sql, name)
+    return project_id
+
+
+@contextmanager
+def shared_worker(url: str, image: str, folder: Path) -> Iterator[Plane]:
+    """A plane on that database, and a worker on it as long as the block lasts; it must leave with exit code 0.
+
+    ``Plane.db`` is closed: each test connects anew, in its own event loop.
+    """
+
+    async def prepared() -> Plane:
+        db = await asyncpg.connect(url)
+        try:
+            return await new_plane(db, url, image, folder)
+        finally:
+            await db.close()
+
+    plane = run_sync(prepared)
+    (folder / "secrets").mkdir()
+    words = [sys.executable, "-m", plane.program, "--concurrency", "6", "--secrets-dir", str(folder / "secrets")]
+    with (
+        plane.shared_log.open("wb") as sink,
+        subprocess.Popen(
+            words, cwd=ROOT, env=plane.environ | {"SECRET_OF_THE_HOST": HOST_PASSWORD}, stdout=sink, stderr=sink
+        ) as process,
+    ):
+        try:
+            yield plane
+            process.terminate()
+            log = plane.shared_log.read_text
+            assert process.wait(PATIENCE) == 0, log()
+            assert HOST_PASSWORD not in log(), "no setting is logged with its password"
+        finally:
+            process.kill()
+
+
+async def new_tenant(plane: Plane, db: asyncpg.Connection) -> Plane:
+    """A project of its own on a shared worker's plane."""
+    name = f"t{uuid.uuid4().hex[:10]}"
+    return replace(plane, db=db, project_id=await new_project(db, name), name=name)

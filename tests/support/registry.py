@@ -17,15 +17,19 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from tests.support.docker import docker
+
 MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 CONFIG = "application/vnd.docker.container.image.v1+json"
 LAYER = "application/vnd.docker.image.rootfs.diff.tar.gzip"
+INIT = ["/sbin/docker-init", "--version"]
+"""The command of a run: the images have no program, and this one is the engine's, and static."""
 _MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
 @dataclass
 class Registry:
-    """What it has, and who asked; an image has one layer with one file, and no program."""
+    """Its images and the requests it got; an image has one layer with one file, and no program."""
 
     user: str
     password: str
@@ -40,7 +44,7 @@ class Registry:
     halfway: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     """Released by each download of a layer that has come to its middle."""
     flowing: threading.Event = field(default_factory=threading.Event)
-    """While it is not set, downloads of layers stand still in their middle, or drip."""
+    """While it is not set, downloads of layers stop in their middle, or drip."""
     dripping: bool = False
     """Whether layers come byte by byte."""
     abandoned: threading.Event = field(default_factory=threading.Event)
@@ -97,7 +101,7 @@ class Registry:
         media_type = MANIFEST if kind == "manifests" else "application/octet-stream"
         return HTTPStatus.OK, self.blobs[digest], {"Content-Type": media_type, "Docker-Content-Digest": digest}
 
-    def may_go_on(self) -> bool:
+    def may_resume(self) -> bool:
         """Asked in the middle of a layer."""
         self.halfway.release()
         self.flowing.wait()
@@ -156,7 +160,7 @@ def serving(registry: Registry) -> Iterator[Registry]:
                 return
             with suppress(ConnectionError):  # the engine may have given up
                 self.wfile.write(body[:middle])
-                if registry.may_go_on():
+                if registry.may_resume():
                     self.wfile.write(body[middle:])
                     self.close_connection = False
 
@@ -175,6 +179,16 @@ def serving(registry: Registry) -> Iterator[Registry]:
             registry.flowing.set()
             server.shutdown()
             thread.join()
+
+
+@contextmanager
+def registry_with_images_removed(password: str) -> Iterator[Registry]:
+    """A registry for the user ``builder``; what the engine pulled from it is removed at the end."""
+    with serving(Registry("builder", password)) as started:
+        yield started
+        images = docker("images", "-q", "--filter", f"reference={started.address}/*/*").split()
+        if images:
+            docker("rmi", "-f", *images)
 
 
 def _digest(data: bytes) -> str:
