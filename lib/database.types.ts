@@ -1,664 +1,647 @@
 export type Json = string | number | boolean | null | { [key: string]: Json | undefined } | Json[];
 
 export type Database = {
-    ops: {
-        Tables: {
-            project_memberships: {
-                Row: {
-                    created_at: string;
-                    given_by: string | null;
-                    id: string;
-                    project_id: string;
-                    role: string;
-                    updated_at: string;
-                    user_id: string;
-                };
-                ComputedFields: never;
-                Insert: {
-                    created_at?: string;
-                    given_by?: string | null;
-                    id?: string;
-                    project_id: string;
-                    role: string;
-                    updated_at?: string;
-                    user_id: string;
-                };
-                Update: {
-                    created_at?: string;
-                    given_by?: string | null;
-                    id?: string;
-                    project_id?: string;
-                    role?: string;
-                    updated_at?: string;
-                    user_id?: string;
-                };
-                Relationships: [
-                    {
-                        foreignKeyName: "project_memberships_project_id_fkey";
-                        columns: ["project_id"];
-                        isOneToOne: false;
-                        referencedRelation: "projects";
-                        referencedColumns: ["id"];
-                    },
-                ];
-            };
-            projects: {
-                Row: {
-                    config: NonNullable<Json>;
-                    created_at: string;
-                    description: string | null;
-                    id: string;
-                    name: string;
-                    odoo_version: string;
-                    slug: string;
-                    status: string;
-                    updated_at: string;
-                    workspace_key: string;
-                };
-                ComputedFields: never;
-                Insert: {
-                    config?: NonNullable<Json>;
-                    created_at?: string;
-                    description?: string | null;
-                    id?: string;
-                    name: string;
-                    odoo_version: string;
-                    slug: string;
-                    status?: string;
-                    updated_at?: string;
-                    workspace_key: string;
-                };
-                Update: {
-                    config?: NonNullable<Json>;
-                    created_at?: string;
-                    description?: string | null;
-                    id?: string;
-                    name?: string;
-                    odoo_version?: string;
-                    slug?: string;
-                    status?: string;
-                    updated_at?: string;
-                    workspace_key?: string;
-                };
-                Relationships: [];
-            };
-            run_artifacts: {
-                Row: {
-                    artifact_key: string;
-                    artifact_url: string;
-                    checksum: string | null;
-                    content_type: string | null;
-                    created_at: string;
-                    expires_at: string | null;
-                    id: string;
-                    metadata: NonNullable<Json>;
-                    project_id: string;
-                    run_id: string;
-                    size_bytes: number | null;
-                };
-                ComputedFields: never;
-                Insert: {
-                    artifact_key: string;
-                    artifact_url: string;
-                    checksum?: string | null;
-                    content_type?: string | null;
-                    created_at?: string;
-                    expires_at?: string | null;
-                    id?: string;
-                    metadata?: NonNullable<Json>;
-                    project_id: string;
-                    run_id: string;
-                    size_bytes?: number | null;
-                };
-                Update: {
-                    artifact_key?: string;
-                    artifact_url?: string;
-                    checksum?: string | null;
-                    content_type?: string | null;
-                    created_at?: string;
-                    expires_at?: string | null;
-                    id?: string;
-                    metadata?: NonNullable<Json>;
-                    project_id?: string;
-                    run_id?: string;
-                    size_bytes?: number | null;
-                };
-                Relationships: [
-                    {
-                        foreignKeyName: "run_artifacts_run_id_fkey";
-                        columns: ["run_id"];
-                        isOneToOne: false;
-                        referencedRelation: "runs";
-                        referencedColumns: ["id"];
-                    },
-                ];
-            };
-            run_events: {
-                Row: {
-                    created_at: string;
-                    event_type: string;
-                    id: string;
-                    message: string;
-                    payload: NonNullable<Json>;
-                    project_id: string;
-                    run_id: string;
-                    seq: number;
-                };
-                ComputedFields: never;
-                Insert: {
-                    created_at?: string;
-                    event_type: string;
-                    id?: string;
-                    message: string;
-                    payload?: NonNullable<Json>;
-                    project_id: string;
-                    run_id: string;
-                    seq?: never;
-                };
-                Update: {
-                    created_at?: string;
-                    event_type?: string;
-                    id?: string;
-                    message?: string;
-                    payload?: NonNullable<Json>;
-                    project_id?: string;
-                    run_id?: string;
-                    seq?: never;
-                };
-                Relationships: [
-                    {
-                        foreignKeyName: "run_events_run_id_fkey";
-                        columns: ["run_id"];
-                        isOneToOne: false;
-                        referencedRelation: "runs";
-                        referencedColumns: ["id"];
-                    },
-                ];
-            };
-            run_logs: {
-                Row: {
-                    created_at: string;
-                    log_level: string;
-                    message: string;
-                    metadata: NonNullable<Json>;
-                    project_id: string;
-                    run_id: string;
-                    seq: number;
-                    stream: string | null;
-                    timestamp: string;
-                };
-                ComputedFields: never;
-                Insert: {
-                    created_at?: string;
-                    log_level: string;
-                    message: string;
-                    metadata?: NonNullable<Json>;
-                    project_id: string;
-                    run_id: string;
-                    seq?: number;
-                    stream?: string | null;
-                    timestamp?: string;
-                };
-                Update: {
-                    created_at?: string;
-                    log_level?: string;
-                    message?: string;
-                    metadata?: NonNullable<Json>;
-                    project_id?: string;
-                    run_id?: string;
-                    seq?: number;
-                    stream?: string | null;
-                    timestamp?: string;
-                };
-                Relationships: [
-                    {
-                        foreignKeyName: "run_logs_run_id_fkey";
-                        columns: ["run_id"];
-                        isOneToOne: false;
-                        referencedRelation: "runs";
-                        referencedColumns: ["id"];
-                    },
-                ];
-            };
-            runs: {
-                Row: {
-                    attempt: number;
-                    cancel_requested_at: string | null;
-                    claim_count: number;
-                    claimed_at: string | null;
-                    claimed_by: string | null;
-                    claimed_instance: string | null;
-                    concurrency_key: string | null;
-                    container_id: string | null;
-                    created_at: string;
-                    created_by: string | null;
-                    error_message: string | null;
-                    exit_code: number | null;
-                    finished_at: string | null;
-                    id: string;
-                    idempotency_key: string | null;
-                    labels: string[];
-                    metadata: NonNullable<Json>;
-                    priority: number;
-                    project_id: string;
-                    reason: string | null;
-                    retry_of: string | null;
-                    run_number: number;
-                    scheduled_at: string | null;
-                    started_at: string | null;
-                    status: string;
-                    updated_at: string;
-                    workflow_id: string;
-                };
-                ComputedFields: never;
-                Insert: {
-                    attempt?: number;
-                    cancel_requested_at?: string | null;
-                    claim_count?: number;
-                    claimed_at?: string | null;
-                    claimed_by?: string | null;
-                    claimed_instance?: string | null;
-                    concurrency_key?: string | null;
-                    container_id?: string | null;
-                    created_at?: string;
-                    created_by?: string | null;
-                    error_message?: string | null;
-                    exit_code?: number | null;
-                    finished_at?: string | null;
-                    id?: string;
-                    idempotency_key?: string | null;
-                    labels?: string[];
-                    metadata?: NonNullable<Json>;
-                    priority?: number;
-                    project_id: string;
-                    reason?: string | null;
-                    retry_of?: string | null;
-                    run_number: number;
-                    scheduled_at?: string | null;
-                    started_at?: string | null;
-                    status?: string;
-                    updated_at?: string;
-                    workflow_id: string;
-                };
-                Update: {
-                    attempt?: number;
-                    cancel_requested_at?: string | null;
-                    claim_count?: number;
-                    claimed_at?: string | null;
-                    claimed_by?: string | null;
-                    claimed_instance?: string | null;
-                    concurrency_key?: string | null;
-                    container_id?: string | null;
-                    created_at?: string;
-                    created_by?: string | null;
-                    error_message?: string | null;
-                    exit_code?: number | null;
-                    finished_at?: string | null;
-                    id?: string;
-                    idempotency_key?: string | null;
-                    labels?: string[];
-                    metadata?: NonNullable<Json>;
-                    priority?: number;
-                    project_id?: string;
-                    reason?: string | null;
-                    retry_of?: string | null;
-                    run_number?: number;
-                    scheduled_at?: string | null;
-                    started_at?: string | null;
-                    status?: string;
-                    updated_at?: string;
-                    workflow_id?: string;
-                };
-                Relationships: [
-                    {
-                        foreignKeyName: "runs_project_id_fkey";
-                        columns: ["project_id"];
-                        isOneToOne: false;
-                        referencedRelation: "projects";
-                        referencedColumns: ["id"];
-                    },
-                    {
-                        foreignKeyName: "runs_retry_of_fkey";
-                        columns: ["retry_of"];
-                        isOneToOne: false;
-                        referencedRelation: "runs";
-                        referencedColumns: ["id"];
-                    },
-                    {
-                        foreignKeyName: "runs_workflow_of_project_fkey";
-                        columns: ["project_id", "workflow_id"];
-                        isOneToOne: false;
-                        referencedRelation: "workflows";
-                        referencedColumns: ["project_id", "id"];
-                    },
-                ];
-            };
-            tools: {
-                Row: {
-                    config: NonNullable<Json>;
-                    created_at: string;
-                    docker_image: string;
-                    id: string;
-                    tool_name: string;
-                    updated_at: string;
-                    version: string;
-                };
-                ComputedFields: never;
-                Insert: {
-                    config?: NonNullable<Json>;
-                    created_at?: string;
-                    docker_image: string;
-                    id?: string;
-                    tool_name: string;
-                    updated_at?: string;
-                    version: string;
-                };
-                Update: {
-                    config?: NonNullable<Json>;
-                    created_at?: string;
-                    docker_image?: string;
-                    id?: string;
-                    tool_name?: string;
-                    updated_at?: string;
-                    version?: string;
-                };
-                Relationships: [];
-            };
-            upgrade_advisories: {
-                Row: {
-                    affects_modules: string[];
-                    created_at: string;
-                    description: string | null;
-                    from_version: string;
-                    id: string;
-                    migration_guide: string | null;
-                    severity: string;
-                    title: string;
-                    to_version: string;
-                    updated_at: string;
-                };
-                ComputedFields: never;
-                Insert: {
-                    affects_modules?: string[];
-                    created_at?: string;
-                    description?: string | null;
-                    from_version: string;
-                    id?: string;
-                    migration_guide?: string | null;
-                    severity: string;
-                    title: string;
-                    to_version: string;
-                    updated_at?: string;
-                };
-                Update: {
-                    affects_modules?: string[];
-                    created_at?: string;
-                    description?: string | null;
-                    from_version?: string;
-                    id?: string;
-                    migration_guide?: string | null;
-                    severity?: string;
-                    title?: string;
-                    to_version?: string;
-                    updated_at?: string;
-                };
-                Relationships: [];
-            };
-            workflows: {
-                Row: {
-                    config: NonNullable<Json>;
-                    created_at: string;
-                    description: string | null;
-                    enabled: boolean;
-                    git_commit: string | null;
-                    git_ref: string | null;
-                    id: string;
-                    name: string;
-                    project_id: string;
-                    updated_at: string;
-                    workflow_type: string;
-                };
-                ComputedFields: never;
-                Insert: {
-                    config?: NonNullable<Json>;
-                    created_at?: string;
-                    description?: string | null;
-                    enabled?: boolean;
-                    git_commit?: string | null;
-                    git_ref?: string | null;
-                    id?: string;
-                    name: string;
-                    project_id: string;
-                    updated_at?: string;
-                    workflow_type: string;
-                };
-                Update: {
-                    config?: NonNullable<Json>;
-                    created_at?: string;
-                    description?: string | null;
-                    enabled?: boolean;
-                    git_commit?: string | null;
-                    git_ref?: string | null;
-                    id?: string;
-                    name?: string;
-                    project_id?: string;
-                    updated_at?: string;
-                    workflow_type?: string;
-                };
-                Relationships: [
-                    {
-                        foreignKeyName: "workflows_project_id_fkey";
-                        columns: ["project_id"];
-                        isOneToOne: false;
-                        referencedRelation: "projects";
-                        referencedColumns: ["id"];
-                    },
-                ];
-            };
+  ops: {
+    Tables: {
+      project_memberships: {
+        Row: {
+          created_at: string;
+          given_by: string | null;
+          id: string;
+          project_id: string;
+          role: string;
+          updated_at: string;
+          user_id: string;
         };
-        Views: {
-            [_ in never]: never;
+        ComputedFields: never;
+        Insert: {
+          created_at?: string;
+          given_by?: string | null;
+          id?: string;
+          project_id: string;
+          role: string;
+          updated_at?: string;
+          user_id: string;
         };
-        Functions: {
-            add_run_artifact: {
-                Args: {
-                    p_artifact_key: string;
-                    p_artifact_url: string;
-                    p_checksum?: string;
-                    p_content_type?: string;
-                    p_expires_at?: string;
-                    p_instance_id?: string;
-                    p_metadata?: Json;
-                    p_run_id: string;
-                    p_size_bytes?: number;
-                    p_worker_id?: string;
-                };
-                Returns: Json;
-            };
-            add_run_event: {
-                Args: {
-                    p_event_type: string;
-                    p_instance_id?: string;
-                    p_message: string;
-                    p_payload?: Json;
-                    p_run_id: string;
-                    p_worker_id?: string;
-                };
-                Returns: Json;
-            };
-            adopt_run: {
-                Args: {
-                    p_engine_id: string;
-                    p_instance_id: string;
-                    p_lease_seconds?: number;
-                    p_run_id: string;
-                    p_worker_id: string;
-                };
-                Returns: Json;
-            };
-            adoptable_runs: {
-                Args: { p_engine_id: string; p_instance_id: string; p_worker_id: string };
-                Returns: Json;
-            };
-            append_run_log: {
-                Args: {
-                    p_instance_id?: string;
-                    p_level: string;
-                    p_message: string;
-                    p_metadata?: Json;
-                    p_run_id: string;
-                    p_worker_id?: string;
-                };
-                Returns: Json;
-            };
-            append_run_logs: {
-                Args: {
-                    p_instance_id: string;
-                    p_levels: string[];
-                    p_messages: string[];
-                    p_run_id: string;
-                    p_seqs: number[];
-                    p_streams: string[];
-                    p_timestamps: string[];
-                    p_worker_id: string;
-                };
-                Returns: Json;
-            };
-            applicable_advisories: {
-                Args: { p_from: string; p_to: string };
-                Returns: {
-                    affects_modules: string[];
-                    created_at: string;
-                    description: string | null;
-                    from_version: string;
-                    id: string;
-                    migration_guide: string | null;
-                    severity: string;
-                    title: string;
-                    to_version: string;
-                    updated_at: string;
-                }[];
-                SetofOptions: {
-                    from: "*";
-                    to: "upgrade_advisories";
-                    isOneToOne: false;
-                    isSetofReturn: true;
-                };
-            };
-            cancel_run: { Args: { p_reason?: string; p_run_id: string }; Returns: Json };
-            claim_next_run: {
-                Args: {
-                    p_engine_id?: string;
-                    p_instance_id?: string;
-                    p_labels?: string[];
-                    p_lease_seconds?: number;
-                    p_worker_id: string;
-                };
-                Returns: Json;
-            };
-            complete_workflow_run: {
-                Args: {
-                    p_details?: Json;
-                    p_error_message?: string;
-                    p_exit_code: number;
-                    p_instance_id?: string;
-                    p_reason?: string;
-                    p_run_id: string;
-                    p_worker_id?: string;
-                };
-                Returns: Json;
-            };
-            current_user_id: { Args: Record<PropertyKey, never>; Returns: string };
-            current_user_role: { Args: { p_project_id: string }; Returns: string };
-            enqueue_run: {
-                Args: {
-                    p_idempotency_key?: string;
-                    p_metadata?: Json;
-                    p_scheduled_at?: string;
-                    p_workflow_id: string;
-                };
-                Returns: Json;
-            };
-            heartbeat: {
-                Args: { p_instance_id: string; p_lease_seconds?: number; p_worker_id: string };
-                Returns: Json;
-            };
-            list_queued_runs: {
-                Args: Record<PropertyKey, never>;
-                Returns: {
-                    claimed_at: string;
-                    claimed_by: string;
-                    created_at: string;
-                    project_id: string;
-                    run_id: string;
-                    run_number: number;
-                    status: string;
-                    workflow_id: string;
-                }[];
-            };
-            reap: { Args: Record<PropertyKey, never>; Returns: Json };
-            record_container: {
-                Args: {
-                    p_container_id: string;
-                    p_details?: Json;
-                    p_instance_id: string;
-                    p_run_id: string;
-                    p_worker_id: string;
-                };
-                Returns: Json;
-            };
-            register_worker: {
-                Args: {
-                    p_engine_id?: string;
-                    p_host_id?: string;
-                    p_instance_id: string;
-                    p_labels?: string[];
-                    p_lease_seconds?: number;
-                    p_takeover?: boolean;
-                    p_version?: string;
-                    p_worker_id: string;
-                };
-                Returns: Json;
-            };
-            release_run: {
-                Args: { p_instance_id: string; p_run_id: string; p_worker_id: string };
-                Returns: Json;
-            };
-            retry_run: { Args: { p_run_id: string }; Returns: Json };
-            search_run_logs: {
-                Args: {
-                    p_before?: string;
-                    p_before_run_id?: string;
-                    p_before_seq?: number;
-                    p_limit?: number;
-                    p_project_id?: string;
-                    p_query: string;
-                    p_run_id?: string;
-                };
-                Returns: {
-                    log_level: string;
-                    message: string;
-                    run_id: string;
-                    run_number: number;
-                    seq: number;
-                    timestamp: string;
-                }[];
-            };
-            shut_out_worker: { Args: { p_name: string }; Returns: Json };
-            start_workflow_run: {
-                Args: { p_instance_id?: string; p_run_id: string; p_worker_id: string };
-                Returns: Json;
-            };
-            unclaimable_runs: { Args: { p_labels?: string[] }; Returns: Json };
-            unregister_worker: { Args: { p_instance_id: string; p_worker_id: string }; Returns: Json };
+        Update: {
+          created_at?: string;
+          given_by?: string | null;
+          id?: string;
+          project_id?: string;
+          role?: string;
+          updated_at?: string;
+          user_id?: string;
         };
-        Enums: {
-            [_ in never]: never;
+        Relationships: [
+          {
+            foreignKeyName: "project_memberships_project_id_fkey";
+            columns: ["project_id"];
+            isOneToOne: false;
+            referencedRelation: "projects";
+            referencedColumns: ["id"];
+          },
+        ];
+      };
+      projects: {
+        Row: {
+          config: NonNullable<Json>;
+          created_at: string;
+          description: string | null;
+          id: string;
+          name: string;
+          odoo_version: string;
+          slug: string;
+          status: string;
+          updated_at: string;
+          workspace_key: string;
         };
-        CompositeTypes: {
-            [_ in never]: never;
+        ComputedFields: never;
+        Insert: {
+          config?: NonNullable<Json>;
+          created_at?: string;
+          description?: string | null;
+          id?: string;
+          name: string;
+          odoo_version: string;
+          slug: string;
+          status?: string;
+          updated_at?: string;
+          workspace_key: string;
         };
+        Update: {
+          config?: NonNullable<Json>;
+          created_at?: string;
+          description?: string | null;
+          id?: string;
+          name?: string;
+          odoo_version?: string;
+          slug?: string;
+          status?: string;
+          updated_at?: string;
+          workspace_key?: string;
+        };
+        Relationships: [];
+      };
+      run_artifacts: {
+        Row: {
+          artifact_key: string;
+          artifact_url: string;
+          checksum: string | null;
+          content_type: string | null;
+          created_at: string;
+          expires_at: string | null;
+          id: string;
+          metadata: NonNullable<Json>;
+          project_id: string;
+          run_id: string;
+          size_bytes: number | null;
+        };
+        ComputedFields: never;
+        Insert: {
+          artifact_key: string;
+          artifact_url: string;
+          checksum?: string | null;
+          content_type?: string | null;
+          created_at?: string;
+          expires_at?: string | null;
+          id?: string;
+          metadata?: NonNullable<Json>;
+          project_id: string;
+          run_id: string;
+          size_bytes?: number | null;
+        };
+        Update: {
+          artifact_key?: string;
+          artifact_url?: string;
+          checksum?: string | null;
+          content_type?: string | null;
+          created_at?: string;
+          expires_at?: string | null;
+          id?: string;
+          metadata?: NonNullable<Json>;
+          project_id?: string;
+          run_id?: string;
+          size_bytes?: number | null;
+        };
+        Relationships: [
+          {
+            foreignKeyName: "run_artifacts_run_id_fkey";
+            columns: ["run_id"];
+            isOneToOne: false;
+            referencedRelation: "runs";
+            referencedColumns: ["id"];
+          },
+        ];
+      };
+      run_events: {
+        Row: {
+          created_at: string;
+          event_type: string;
+          id: string;
+          message: string;
+          payload: NonNullable<Json>;
+          project_id: string;
+          run_id: string;
+          seq: number;
+        };
+        ComputedFields: never;
+        Insert: {
+          created_at?: string;
+          event_type: string;
+          id?: string;
+          message: string;
+          payload?: NonNullable<Json>;
+          project_id: string;
+          run_id: string;
+          seq?: never;
+        };
+        Update: {
+          created_at?: string;
+          event_type?: string;
+          id?: string;
+          message?: string;
+          payload?: NonNullable<Json>;
+          project_id?: string;
+          run_id?: string;
+          seq?: never;
+        };
+        Relationships: [
+          {
+            foreignKeyName: "run_events_run_id_fkey";
+            columns: ["run_id"];
+            isOneToOne: false;
+            referencedRelation: "runs";
+            referencedColumns: ["id"];
+          },
+        ];
+      };
+      run_logs: {
+        Row: {
+          created_at: string;
+          log_level: string;
+          message: string;
+          metadata: NonNullable<Json>;
+          project_id: string;
+          run_id: string;
+          seq: number;
+          stream: string | null;
+          timestamp: string;
+        };
+        ComputedFields: never;
+        Insert: {
+          created_at?: string;
+          log_level: string;
+          message: string;
+          metadata?: NonNullable<Json>;
+          project_id: string;
+          run_id: string;
+          seq?: number;
+          stream?: string | null;
+          timestamp?: string;
+        };
+        Update: {
+          created_at?: string;
+          log_level?: string;
+          message?: string;
+          metadata?: NonNullable<Json>;
+          project_id?: string;
+          run_id?: string;
+          seq?: number;
+          stream?: string | null;
+          timestamp?: string;
+        };
+        Relationships: [
+          {
+            foreignKeyName: "run_logs_run_id_fkey";
+            columns: ["run_id"];
+            isOneToOne: false;
+            referencedRelation: "runs";
+            referencedColumns: ["id"];
+          },
+        ];
+      };
+      runs: {
+        Row: {
+          attempt: number;
+          cancel_requested_at: string | null;
+          claim_count: number;
+          claimed_at: string | null;
+          claimed_by: string | null;
+          claimed_instance: string | null;
+          concurrency_key: string | null;
+          container_id: string | null;
+          created_at: string;
+          created_by: string | null;
+          error_message: string | null;
+          exit_code: number | null;
+          finished_at: string | null;
+          id: string;
+          idempotency_key: string | null;
+          labels: string[];
+          metadata: NonNullable<Json>;
+          priority: number;
+          project_id: string;
+          reason: string | null;
+          retry_of: string | null;
+          run_number: number;
+          scheduled_at: string | null;
+          started_at: string | null;
+          status: string;
+          updated_at: string;
+          workflow_id: string;
+        };
+        ComputedFields: never;
+        Insert: {
+          attempt?: number;
+          cancel_requested_at?: string | null;
+          claim_count?: number;
+          claimed_at?: string | null;
+          claimed_by?: string | null;
+          claimed_instance?: string | null;
+          concurrency_key?: string | null;
+          container_id?: string | null;
+          created_at?: string;
+          created_by?: string | null;
+          error_message?: string | null;
+          exit_code?: number | null;
+          finished_at?: string | null;
+          id?: string;
+          idempotency_key?: string | null;
+          labels?: string[];
+          metadata?: NonNullable<Json>;
+          priority?: number;
+          project_id: string;
+          reason?: string | null;
+          retry_of?: string | null;
+          run_number: number;
+          scheduled_at?: string | null;
+          started_at?: string | null;
+          status?: string;
+          updated_at?: string;
+          workflow_id: string;
+        };
+        Update: {
+          attempt?: number;
+          cancel_requested_at?: string | null;
+          claim_count?: number;
+          claimed_at?: string | null;
+          claimed_by?: string | null;
+          claimed_instance?: string | null;
+          concurrency_key?: string | null;
+          container_id?: string | null;
+          created_at?: string;
+          created_by?: string | null;
+          error_message?: string | null;
+          exit_code?: number | null;
+          finished_at?: string | null;
+          id?: string;
+          idempotency_key?: string | null;
+          labels?: string[];
+          metadata?: NonNullable<Json>;
+          priority?: number;
+          project_id?: string;
+          reason?: string | null;
+          retry_of?: string | null;
+          run_number?: number;
+          scheduled_at?: string | null;
+          started_at?: string | null;
+          status?: string;
+          updated_at?: string;
+          workflow_id?: string;
+        };
+        Relationships: [
+          {
+            foreignKeyName: "runs_project_id_fkey";
+            columns: ["project_id"];
+            isOneToOne: false;
+            referencedRelation: "projects";
+            referencedColumns: ["id"];
+          },
+          {
+            foreignKeyName: "runs_retry_of_fkey";
+            columns: ["retry_of"];
+            isOneToOne: false;
+            referencedRelation: "runs";
+            referencedColumns: ["id"];
+          },
+          {
+            foreignKeyName: "runs_workflow_of_project_fkey";
+            columns: ["project_id", "workflow_id"];
+            isOneToOne: false;
+            referencedRelation: "workflows";
+            referencedColumns: ["project_id", "id"];
+          },
+        ];
+      };
+      tools: {
+        Row: {
+          config: NonNullable<Json>;
+          created_at: string;
+          docker_image: string;
+          id: string;
+          tool_name: string;
+          updated_at: string;
+          version: string;
+        };
+        ComputedFields: never;
+        Insert: {
+          config?: NonNullable<Json>;
+          created_at?: string;
+          docker_image: string;
+          id?: string;
+          tool_name: string;
+          updated_at?: string;
+          version: string;
+        };
+        Update: {
+          config?: NonNullable<Json>;
+          created_at?: string;
+          docker_image?: string;
+          id?: string;
+          tool_name?: string;
+          updated_at?: string;
+          version?: string;
+        };
+        Relationships: [];
+      };
+      upgrade_advisories: {
+        Row: {
+          affects_modules: string[];
+          created_at: string;
+          description: string | null;
+          from_version: string;
+          id: string;
+          migration_guide: string | null;
+          severity: string;
+          title: string;
+          to_version: string;
+          updated_at: string;
+        };
+        ComputedFields: never;
+        Insert: {
+          affects_modules?: string[];
+          created_at?: string;
+          description?: string | null;
+          from_version: string;
+          id?: string;
+          migration_guide?: string | null;
+          severity: string;
+          title: string;
+          to_version: string;
+          updated_at?: string;
+        };
+        Update: {
+          affects_modules?: string[];
+          created_at?: string;
+          description?: string | null;
+          from_version?: string;
+          id?: string;
+          migration_guide?: string | null;
+          severity?: string;
+          title?: string;
+          to_version?: string;
+          updated_at?: string;
+        };
+        Relationships: [];
+      };
+      workflows: {
+        Row: {
+          config: NonNullable<Json>;
+          created_at: string;
+          description: string | null;
+          enabled: boolean;
+          git_commit: string | null;
+          git_ref: string | null;
+          id: string;
+          name: string;
+          project_id: string;
+          updated_at: string;
+          workflow_type: string;
+        };
+        ComputedFields: never;
+        Insert: {
+          config?: NonNullable<Json>;
+          created_at?: string;
+          description?: string | null;
+          enabled?: boolean;
+          git_commit?: string | null;
+          git_ref?: string | null;
+          id?: string;
+          name: string;
+          project_id: string;
+          updated_at?: string;
+          workflow_type: string;
+        };
+        Update: {
+          config?: NonNullable<Json>;
+          created_at?: string;
+          description?: string | null;
+          enabled?: boolean;
+          git_commit?: string | null;
+          git_ref?: string | null;
+          id?: string;
+          name?: string;
+          project_id?: string;
+          updated_at?: string;
+          workflow_type?: string;
+        };
+        Relationships: [
+          {
+            foreignKeyName: "workflows_project_id_fkey";
+            columns: ["project_id"];
+            isOneToOne: false;
+            referencedRelation: "projects";
+            referencedColumns: ["id"];
+          },
+        ];
+      };
     };
+    Views: {
+      [_ in never]: never;
+    };
+    Functions: {
+      add_run_artifact: {
+        Args: {
+          p_artifact_key: string;
+          p_artifact_url: string;
+          p_checksum?: string;
+          p_content_type?: string;
+          p_expires_at?: string;
+          p_instance_id?: string;
+          p_metadata?: Json;
+          p_run_id: string;
+          p_size_bytes?: number;
+          p_worker_id?: string;
+        };
+        Returns: Json;
+      };
+      add_run_event: {
+        Args: {
+          p_event_type: string;
+          p_instance_id?: string;
+          p_message: string;
+          p_payload?: Json;
+          p_run_id: string;
+          p_worker_id?: string;
+        };
+        Returns: Json;
+      };
+      adopt_run: {
+        Args: {
+          p_engine_id: string;
+          p_instance_id: string;
+          p_lease_seconds?: number;
+          p_run_id: string;
+          p_worker_id: string;
+        };
+        Returns: Json;
+      };
+      adoptable_runs: { Args: { p_engine_id: string; p_instance_id: string; p_worker_id: string }; Returns: Json };
+      append_run_log: {
+        Args: {
+          p_instance_id?: string;
+          p_level: string;
+          p_message: string;
+          p_metadata?: Json;
+          p_run_id: string;
+          p_worker_id?: string;
+        };
+        Returns: Json;
+      };
+      append_run_logs: {
+        Args: {
+          p_instance_id: string;
+          p_levels: string[];
+          p_messages: string[];
+          p_run_id: string;
+          p_seqs: number[];
+          p_streams: string[];
+          p_timestamps: string[];
+          p_worker_id: string;
+        };
+        Returns: Json;
+      };
+      applicable_advisories: {
+        Args: { p_from: string; p_to: string };
+        Returns: {
+          affects_modules: string[];
+          created_at: string;
+          description: string | null;
+          from_version: string;
+          id: string;
+          migration_guide: string | null;
+          severity: string;
+          title: string;
+          to_version: string;
+          updated_at: string;
+        }[];
+        SetofOptions: {
+          from: "*";
+          to: "upgrade_advisories";
+          isOneToOne: false;
+          isSetofReturn: true;
+        };
+      };
+      cancel_run: { Args: { p_reason?: string; p_run_id: string }; Returns: Json };
+      claim_next_run: {
+        Args: {
+          p_engine_id?: string;
+          p_instance_id?: string;
+          p_labels?: string[];
+          p_lease_seconds?: number;
+          p_worker_id: string;
+        };
+        Returns: Json;
+      };
+      complete_workflow_run: {
+        Args: {
+          p_details?: Json;
+          p_error_message?: string;
+          p_exit_code: number;
+          p_instance_id?: string;
+          p_reason?: string;
+          p_run_id: string;
+          p_worker_id?: string;
+        };
+        Returns: Json;
+      };
+      current_user_id: { Args: Record<PropertyKey, never>; Returns: string };
+      current_user_role: { Args: { p_project_id: string }; Returns: string };
+      enqueue_run: {
+        Args: { p_idempotency_key?: string; p_metadata?: Json; p_scheduled_at?: string; p_workflow_id: string };
+        Returns: Json;
+      };
+      heartbeat: { Args: { p_instance_id: string; p_lease_seconds?: number; p_worker_id: string }; Returns: Json };
+      list_queued_runs: {
+        Args: Record<PropertyKey, never>;
+        Returns: {
+          claimed_at: string;
+          claimed_by: string;
+          created_at: string;
+          project_id: string;
+          run_id: string;
+          run_number: number;
+          status: string;
+          workflow_id: string;
+        }[];
+      };
+      reap: { Args: Record<PropertyKey, never>; Returns: Json };
+      record_container: {
+        Args: {
+          p_container_id: string;
+          p_details?: Json;
+          p_instance_id: string;
+          p_run_id: string;
+          p_worker_id: string;
+        };
+        Returns: Json;
+      };
+      register_worker: {
+        Args: {
+          p_engine_id?: string;
+          p_host_id?: string;
+          p_instance_id: string;
+          p_labels?: string[];
+          p_lease_seconds?: number;
+          p_takeover?: boolean;
+          p_version?: string;
+          p_worker_id: string;
+        };
+        Returns: Json;
+      };
+      release_run: { Args: { p_instance_id: string; p_run_id: string; p_worker_id: string }; Returns: Json };
+      retry_run: { Args: { p_run_id: string }; Returns: Json };
+      search_run_logs: {
+        Args: {
+          p_before?: string;
+          p_before_run_id?: string;
+          p_before_seq?: number;
+          p_limit?: number;
+          p_project_id?: string;
+          p_query: string;
+          p_run_id?: string;
+        };
+        Returns: {
+          log_level: string;
+          message: string;
+          run_id: string;
+          run_number: number;
+          seq: number;
+          timestamp: string;
+        }[];
+      };
+      shut_out_worker: { Args: { p_name: string }; Returns: Json };
+      start_workflow_run: { Args: { p_instance_id?: string; p_run_id: string; p_worker_id: string }; Returns: Json };
+      unclaimable_runs: { Args: { p_labels?: string[] }; Returns: Json };
+      unregister_worker: { Args: { p_instance_id: string; p_worker_id: string }; Returns: Json };
+    };
+    Enums: {
+      [_ in never]: never;
+    };
+    CompositeTypes: {
+      [_ in never]: never;
+    };
+  };
 };
 
 type DatabaseWithoutInternals = Omit<Database, "__InternalSupabase">;
@@ -666,108 +649,102 @@ type DatabaseWithoutInternals = Omit<Database, "__InternalSupabase">;
 type DefaultSchema = DatabaseWithoutInternals[Extract<keyof Database, "ops">];
 
 export type Tables<
-    DefaultSchemaTableNameOrOptions extends
-        | keyof (DefaultSchema["Tables"] & DefaultSchema["Views"])
-        | { schema: keyof DatabaseWithoutInternals },
-    TableName extends (DefaultSchemaTableNameOrOptions extends {
-        schema: keyof DatabaseWithoutInternals;
-    }
-        ? keyof (DatabaseWithoutInternals[DefaultSchemaTableNameOrOptions["schema"]]["Tables"] &
-              DatabaseWithoutInternals[DefaultSchemaTableNameOrOptions["schema"]]["Views"])
-        : never) = never,
+  DefaultSchemaTableNameOrOptions extends
+    | keyof (DefaultSchema["Tables"] & DefaultSchema["Views"])
+    | { schema: keyof DatabaseWithoutInternals },
+  TableName extends (DefaultSchemaTableNameOrOptions extends {
+    schema: keyof DatabaseWithoutInternals;
+  }
+    ? keyof (DatabaseWithoutInternals[DefaultSchemaTableNameOrOptions["schema"]]["Tables"] &
+        DatabaseWithoutInternals[DefaultSchemaTableNameOrOptions["schema"]]["Views"])
+    : never) = never,
 > = DefaultSchemaTableNameOrOptions extends { schema: keyof DatabaseWithoutInternals }
-    ? (DatabaseWithoutInternals[DefaultSchemaTableNameOrOptions["schema"]]["Tables"] &
-          DatabaseWithoutInternals[DefaultSchemaTableNameOrOptions["schema"]]["Views"])[TableName] extends {
-          Row: infer R;
+  ? (DatabaseWithoutInternals[DefaultSchemaTableNameOrOptions["schema"]]["Tables"] &
+      DatabaseWithoutInternals[DefaultSchemaTableNameOrOptions["schema"]]["Views"])[TableName] extends {
+      Row: infer R;
+    }
+    ? R
+    : never
+  : DefaultSchemaTableNameOrOptions extends keyof (DefaultSchema["Tables"] & DefaultSchema["Views"])
+    ? (DefaultSchema["Tables"] & DefaultSchema["Views"])[DefaultSchemaTableNameOrOptions] extends {
+        Row: infer R;
       }
-        ? R
-        : never
-    : DefaultSchemaTableNameOrOptions extends keyof (DefaultSchema["Tables"] & DefaultSchema["Views"])
-      ? (DefaultSchema["Tables"] & DefaultSchema["Views"])[DefaultSchemaTableNameOrOptions] extends {
-            Row: infer R;
-        }
-          ? R
-          : never
-      : never;
+      ? R
+      : never
+    : never;
 
 export type TablesInsert<
-    DefaultSchemaTableNameOrOptions extends
-        | keyof DefaultSchema["Tables"]
-        | { schema: keyof DatabaseWithoutInternals },
-    TableName extends (DefaultSchemaTableNameOrOptions extends {
-        schema: keyof DatabaseWithoutInternals;
-    }
-        ? keyof DatabaseWithoutInternals[DefaultSchemaTableNameOrOptions["schema"]]["Tables"]
-        : never) = never,
+  DefaultSchemaTableNameOrOptions extends keyof DefaultSchema["Tables"] | { schema: keyof DatabaseWithoutInternals },
+  TableName extends (DefaultSchemaTableNameOrOptions extends {
+    schema: keyof DatabaseWithoutInternals;
+  }
+    ? keyof DatabaseWithoutInternals[DefaultSchemaTableNameOrOptions["schema"]]["Tables"]
+    : never) = never,
 > = DefaultSchemaTableNameOrOptions extends { schema: keyof DatabaseWithoutInternals }
-    ? DatabaseWithoutInternals[DefaultSchemaTableNameOrOptions["schema"]]["Tables"][TableName] extends {
-          Insert: infer I;
+  ? DatabaseWithoutInternals[DefaultSchemaTableNameOrOptions["schema"]]["Tables"][TableName] extends {
+      Insert: infer I;
+    }
+    ? I
+    : never
+  : DefaultSchemaTableNameOrOptions extends keyof DefaultSchema["Tables"]
+    ? DefaultSchema["Tables"][DefaultSchemaTableNameOrOptions] extends {
+        Insert: infer I;
       }
-        ? I
-        : never
-    : DefaultSchemaTableNameOrOptions extends keyof DefaultSchema["Tables"]
-      ? DefaultSchema["Tables"][DefaultSchemaTableNameOrOptions] extends {
-            Insert: infer I;
-        }
-          ? I
-          : never
-      : never;
+      ? I
+      : never
+    : never;
 
 export type TablesUpdate<
-    DefaultSchemaTableNameOrOptions extends
-        | keyof DefaultSchema["Tables"]
-        | { schema: keyof DatabaseWithoutInternals },
-    TableName extends (DefaultSchemaTableNameOrOptions extends {
-        schema: keyof DatabaseWithoutInternals;
-    }
-        ? keyof DatabaseWithoutInternals[DefaultSchemaTableNameOrOptions["schema"]]["Tables"]
-        : never) = never,
+  DefaultSchemaTableNameOrOptions extends keyof DefaultSchema["Tables"] | { schema: keyof DatabaseWithoutInternals },
+  TableName extends (DefaultSchemaTableNameOrOptions extends {
+    schema: keyof DatabaseWithoutInternals;
+  }
+    ? keyof DatabaseWithoutInternals[DefaultSchemaTableNameOrOptions["schema"]]["Tables"]
+    : never) = never,
 > = DefaultSchemaTableNameOrOptions extends { schema: keyof DatabaseWithoutInternals }
-    ? DatabaseWithoutInternals[DefaultSchemaTableNameOrOptions["schema"]]["Tables"][TableName] extends {
-          Update: infer U;
+  ? DatabaseWithoutInternals[DefaultSchemaTableNameOrOptions["schema"]]["Tables"][TableName] extends {
+      Update: infer U;
+    }
+    ? U
+    : never
+  : DefaultSchemaTableNameOrOptions extends keyof DefaultSchema["Tables"]
+    ? DefaultSchema["Tables"][DefaultSchemaTableNameOrOptions] extends {
+        Update: infer U;
       }
-        ? U
-        : never
-    : DefaultSchemaTableNameOrOptions extends keyof DefaultSchema["Tables"]
-      ? DefaultSchema["Tables"][DefaultSchemaTableNameOrOptions] extends {
-            Update: infer U;
-        }
-          ? U
-          : never
-      : never;
+      ? U
+      : never
+    : never;
 
 export type Enums<
-    DefaultSchemaEnumNameOrOptions extends
-        | keyof DefaultSchema["Enums"]
-        | { schema: keyof DatabaseWithoutInternals },
-    EnumName extends (DefaultSchemaEnumNameOrOptions extends {
-        schema: keyof DatabaseWithoutInternals;
-    }
-        ? keyof DatabaseWithoutInternals[DefaultSchemaEnumNameOrOptions["schema"]]["Enums"]
-        : never) = never,
+  DefaultSchemaEnumNameOrOptions extends keyof DefaultSchema["Enums"] | { schema: keyof DatabaseWithoutInternals },
+  EnumName extends (DefaultSchemaEnumNameOrOptions extends {
+    schema: keyof DatabaseWithoutInternals;
+  }
+    ? keyof DatabaseWithoutInternals[DefaultSchemaEnumNameOrOptions["schema"]]["Enums"]
+    : never) = never,
 > = DefaultSchemaEnumNameOrOptions extends { schema: keyof DatabaseWithoutInternals }
-    ? DatabaseWithoutInternals[DefaultSchemaEnumNameOrOptions["schema"]]["Enums"][EnumName]
-    : DefaultSchemaEnumNameOrOptions extends keyof DefaultSchema["Enums"]
-      ? DefaultSchema["Enums"][DefaultSchemaEnumNameOrOptions]
-      : never;
+  ? DatabaseWithoutInternals[DefaultSchemaEnumNameOrOptions["schema"]]["Enums"][EnumName]
+  : DefaultSchemaEnumNameOrOptions extends keyof DefaultSchema["Enums"]
+    ? DefaultSchema["Enums"][DefaultSchemaEnumNameOrOptions]
+    : never;
 
 export type CompositeTypes<
-    PublicCompositeTypeNameOrOptions extends
-        | keyof DefaultSchema["CompositeTypes"]
-        | { schema: keyof DatabaseWithoutInternals },
-    CompositeTypeName extends (PublicCompositeTypeNameOrOptions extends {
-        schema: keyof DatabaseWithoutInternals;
-    }
-        ? keyof DatabaseWithoutInternals[PublicCompositeTypeNameOrOptions["schema"]]["CompositeTypes"]
-        : never) = never,
+  PublicCompositeTypeNameOrOptions extends
+    | keyof DefaultSchema["CompositeTypes"]
+    | { schema: keyof DatabaseWithoutInternals },
+  CompositeTypeName extends (PublicCompositeTypeNameOrOptions extends {
+    schema: keyof DatabaseWithoutInternals;
+  }
+    ? keyof DatabaseWithoutInternals[PublicCompositeTypeNameOrOptions["schema"]]["CompositeTypes"]
+    : never) = never,
 > = PublicCompositeTypeNameOrOptions extends { schema: keyof DatabaseWithoutInternals }
-    ? DatabaseWithoutInternals[PublicCompositeTypeNameOrOptions["schema"]]["CompositeTypes"][CompositeTypeName]
-    : PublicCompositeTypeNameOrOptions extends keyof DefaultSchema["CompositeTypes"]
-      ? DefaultSchema["CompositeTypes"][PublicCompositeTypeNameOrOptions]
-      : never;
+  ? DatabaseWithoutInternals[PublicCompositeTypeNameOrOptions["schema"]]["CompositeTypes"][CompositeTypeName]
+  : PublicCompositeTypeNameOrOptions extends keyof DefaultSchema["CompositeTypes"]
+    ? DefaultSchema["CompositeTypes"][PublicCompositeTypeNameOrOptions]
+    : never;
 
 export const Constants = {
-    ops: {
-        Enums: {},
-    },
+  ops: {
+    Enums: {},
+  },
 } as const;

@@ -122,7 +122,7 @@ def _host_config(client: docker.APIClient, spec: RunSpec) -> dict[str, Any]:
         ],
         oom_score_adj=OOM_SCORE_ADJ,
         init=True,  # forwards SIGTERM to programs that would ignore it as process 1, and reaps zombies
-        # The journal of the run: blocking and never rotated, or lines are lost (docs/odooops-sh/RUN_LIFECYCLE.md).
+        # The journal of the run: blocking and never rotated, or lines are lost (docs/odooops-sh/RUNNER.md).
         log_config=LogConfig(type="json-file", config=_JOURNAL),
     )
     return host
