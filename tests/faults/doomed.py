@@ -2,7 +2,7 @@
 
 The worker itself knows nothing of this: each point is the edge of one of its methods, wrapped here before it
 starts. What is not named in the variable is not wrapped. ``@3`` is the third time; ``kill`` is SIGKILL to
-itself, ``stop`` SIGSTOP, ``block=SECONDS`` an event loop that does not turn for so long.
+itself, ``stop`` SIGSTOP, ``block=FILE`` an event loop that does not turn until that file exists.
 
 ``OPS_PATIENCE="worker.database.connection.CALL_TIMEOUT=3"`` makes one of the worker's time limits shorter,
 ``OPS_VERSION`` makes it say that it is of another version.
@@ -18,6 +18,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import worker.__main__ as program
@@ -49,9 +50,10 @@ POINTS: dict[str, tuple[type, str, str]] = {
 
 
 def happen(action: str) -> None:
-    kind, _, seconds = action.partition("=")
+    kind, _, file = action.partition("=")
     if kind == "block":
-        time.sleep(float(seconds))
+        while not Path(file).exists():
+            time.sleep(0.05)
     else:
         os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}[kind])
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.faults.scene import LEASE, LONG, LONG_LEASE, Scene
@@ -84,14 +86,6 @@ async def test_an_adopted_run_keeps_its_terms_though_its_configuration_is_refuse
     await scene.holds(job)
 
 
-async def test_a_container_that_is_gone_is_not_executed_again(scene: Scene) -> None:
-    job = await scene.job()
-    await scene.killed(points="logged=kill")
-    scene.plane.docker("rm", "-fv", job.container)
-    await scene.work()
-    await scene.holds(job, "failed", "engine_lost", log="begun")
-
-
 async def test_a_worker_stopped_beyond_its_lease_writes_nothing_to_a_lost_run(scene: Scene) -> None:
     job = await scene.job(2_000, waits=True)
     async with scene.worker(points="logged=stop") as sleeper:
@@ -118,15 +112,17 @@ async def test_a_worker_stopped_beyond_its_lease_continues_a_run_that_was_not_ad
     await scene.holds(job)
 
 
-async def test_a_blocked_event_loop_does_not_keep_an_adopted_run(scene: Scene) -> None:
+async def test_a_blocked_event_loop_does_not_keep_an_adopted_run(scene: Scene, tmp_path: Path) -> None:
+    unblocks = tmp_path / "unblocks"
     job = await scene.job(2_000, waits=True)
-    async with scene.worker(points="logged=block=8") as starved:
+    async with scene.worker(points=f"logged=block={unblocks}") as starved:
         await scene.until_up(job)
         await scene.later(LEASE + 1)
         async with scene.worker("--until-idle", name="b") as other:
             await other.until_said("run adopted")
             await scene.release(job)
             assert await other.wait() == 0
+        unblocks.touch()
         await starved.until_said("lease lost, nothing more is written for this run")
     await scene.holds(job)
     assert await scene.adoptions(job) == ["b"]
