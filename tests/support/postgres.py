@@ -141,6 +141,7 @@ class Cluster:
         self._process: subprocess.Popen[bytes] | None = None
         self._template: str | None = None
         self._databases = 0
+        self._open: dict[str, set[str]] = {}  # the roles at the time when each was made, in that order
         where = None if settings or extension else memory()
         self.directory = Path(tempfile.mkdtemp(prefix=f"ops-pg{major}-", dir=where))
         try:
@@ -224,11 +225,11 @@ class Cluster:
         options = (f" template {template} strategy file_copy" if template else "") + (
             f" owner {owner}" if owner else ""
         )
-        roles = run_sync(self._create, f"create database {name}{options}")
+        self._open[name] = run_sync(self._create, f"create database {name}{options}")
         try:
             yield name
         finally:
-            run_sync(self._drop, name, roles)
+            run_sync(self._drop, name)
 
     async def _create(self, statement: str) -> set[str]:
         """Make a database; returns the roles that there are."""
@@ -236,11 +237,14 @@ class Cluster:
             await connection.execute(statement)
             return await _roles(connection)
 
-    async def _drop(self, name: str, roles: set[str]) -> None:
-        """Drop a database and all but these roles."""
+    async def _drop(self, name: str) -> None:
+        """Drop a database and the roles that came up since, but for those that may be of one that was made later."""
+        later = list(self._open)[list(self._open).index(name) + 1 :]
+        before = self._open.pop(name)
         async with self._connection() as connection:
             await connection.execute(f"drop database {name} with (force)")
-            for role in await _roles(connection) - roles:
+            roles = await _roles(connection)
+            for role in roles - before - {role for made in later for role in roles - self._open[made]}:
                 # one that another test database uses goes with that
                 with suppress(asyncpg.DependentObjectsStillExistError):
                     await connection.execute(f'drop role "{role}"')
