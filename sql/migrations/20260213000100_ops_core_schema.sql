@@ -187,7 +187,7 @@ create table ops_private.control (
 );
 
 comment on column ops_private.control.max_lost_leases is
-    'A run is set aside when more workers than this were lost with it, one after the other, over a minute or more.';
+    'A run is quarantined when more workers than this were lost with it, one after the other, over a minute or more.';
 comment on column ops_private.control.max_queued_runs is
     'How many runs of one project may be queued at once. Retries by the database are not refused, but they count.';
 

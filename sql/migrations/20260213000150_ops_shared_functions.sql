@@ -408,7 +408,7 @@ $$;
 -- Retry -----------------------------------------------------------------------------------------------------
 
 -- Which word of a workflow's retry.on stands for a run that failed for that reason. Null: it would fail again, as with
--- a configuration that is wrong, or it has been set aside.
+-- a configuration that is wrong, or it has been quarantined.
 create function ops_private.retry_class(p_reason text) returns text
 language plpgsql immutable set search_path = pg_catalog, pg_temp
 as $$

@@ -3,7 +3,7 @@
 -- A worker registers its worker id for one instance, learns which database this is, and renews its registration and all
 -- its leases with one heartbeat. When a worker stops, its next instance adopts its runs at once; when it does not come
 -- back, another worker on its engine adopts them once their leases ran out. reap ends what no worker adopted: it
--- returns claimed runs to the queue and fails running ones. A run that keeps losing its workers is set aside.
+-- returns claimed runs to the queue and fails running ones. A run that keeps losing its workers is quarantined.
 -- shut_out_worker takes everything from a host that is not trusted any more.
 
 -- Registration ----------------------------------------------------------------------------------------------
@@ -164,14 +164,14 @@ $$;
 -- Adoption --------------------------------------------------------------------------------------------------
 
 -- Ends a run with which too many workers were lost.
-create function ops_private.set_aside(
+create function ops_private.quarantine(
     p_run_id uuid, p_status text, p_lost integer, p_lease ops_private.leases
 ) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_error constant text := format(
-        'set aside: %s workers in a row were lost with this run, the last one %s', p_lost, p_lease.worker_id);
+        'quarantined: %s workers in a row were lost with this run, the last one %s', p_lost, p_lease.worker_id);
 begin
     update ops.runs as r set status = p_status, reason = 'poison', error_message = v_error where r.id = p_run_id;
     perform ops_private.add_event(p_run_id, 'error', v_error, jsonb_build_object(
@@ -239,7 +239,7 @@ begin
 end
 $$;
 
--- Whether a run whose holders are lost one after the other is to be set aside; not within a minute, in which something
+-- Whether to quarantine a run whose holders are lost one after the other; not within a minute, in which something
 -- else may be killing the workers faster than any of them can show progress.
 create function ops_private.loses_its_workers(p_lease ops_private.leases) returns boolean
 language plpgsql volatile set search_path = pg_catalog, pg_temp
@@ -307,8 +307,8 @@ begin
         v_lease := ops_private.inherited(v_lease);
         if ops_private.loses_its_workers(v_lease) then
             v_status := case v_status when 'running' then 'failed' else 'canceled' end;
-            perform ops_private.set_aside(p_run_id, v_status, v_lease.lost, v_lease);
-            return ops_private.refusal('final', 'the run is set aside') || jsonb_build_object('status', v_status);
+            perform ops_private.quarantine(p_run_id, v_status, v_lease.lost, v_lease);
+            return ops_private.refusal('final', 'the run is quarantined') || jsonb_build_object('status', v_status);
         end if;
     end if;
     perform ops_private.hand_over(v_lease, p_worker_id, p_instance_id, p_engine_id, p_lease_seconds);
@@ -352,7 +352,7 @@ end
 $$;
 
 -- Ends what nobody holds any more. Harmless when all workers call it at once: each skips what another has
--- locked. A claimed run goes back to the queue, or is set aside when too many claims of it were lost.
+-- locked. A claimed run goes back to the queue, or is quarantined when too many claims of it were lost.
 -- A running one stays adoptable for the length of another lease, if a worker on its engine could come back,
 -- fails after that, and is queued again where its workflow says so.
 create function ops.reap() returns jsonb
@@ -365,7 +365,7 @@ declare
     v_run_id uuid;
     v_requeued uuid[] := '{}'::uuid[];
     v_failed uuid[] := '{}'::uuid[];
-    v_set_aside uuid[] := '{}'::uuid[];
+    v_quarantined uuid[] := '{}'::uuid[];
 begin
     perform ops_private.calling_worker();
     for v_lost in
@@ -382,8 +382,8 @@ begin
             update ops.runs as r set status = 'queued', reason = 'lease_expired' where r.id = v_lost.id;
             v_requeued := v_requeued || v_lost.id;
         elsif v_lost.status = 'claimed' then
-            perform ops_private.set_aside(v_lost.id, 'canceled', v_lost.claim_count, v_lost.lease);
-            v_set_aside := v_set_aside || v_lost.id;
+            perform ops_private.quarantine(v_lost.id, 'canceled', v_lost.claim_count, v_lost.lease);
+            v_quarantined := v_quarantined || v_lost.id;
         elsif ops_private.lock_for_retry(v_lost.id, p_wait => false) then
             perform ops_private.fail_lost(v_lost.id, v_lost.lease, format(
                 'worker lost: the lease of worker %s ran out and no worker took the run over',
@@ -400,7 +400,7 @@ begin
         end if;
     end loop;
     return jsonb_build_object(
-        'requeued', v_requeued, 'failed', v_failed, 'set_aside', v_set_aside,
+        'requeued', v_requeued, 'failed', v_failed, 'quarantined', v_quarantined,
         'woken', ops_private.wake_scheduled_runs());
 end
 $$;

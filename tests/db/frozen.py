@@ -78,7 +78,7 @@ def plain(value: Any, key: str = "") -> Any:
         return sorted(listed, key=lambda run: run["run_id"]) if key == "runs" else listed
     if key.endswith("_at") or key == "timestamp":
         return seconds_of(value)
-    if value is not None and key in ("run_id", "requeued", "failed", "set_aside"):
+    if value is not None and key in ("run_id", "requeued", "failed", "quarantined"):
         return uuid.UUID(value)
     return value
 

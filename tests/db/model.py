@@ -23,7 +23,7 @@ TRANSITIONS = {
 }  # fmt: skip
 TRUSTED = ("postgres", "service_role")
 LEVELS = ("debug", "info", "warn", "error")
-MAX_LOST = 5  # with more lost workers than this a run is set aside
+MAX_LOST = 5  # with more lost workers than this a run is quarantined
 LOST_SECONDS = 60  # once the first was lost so long ago
 DIRECT_LEASE = 300  # seconds, for a run that somebody claims by an update
 
@@ -348,7 +348,7 @@ class Contract:
             lost = 0 if progress else old.lost + 1
             since = {0: None, 1: self.now}.get(lost, old.lost_since)
             if lost > MAX_LOST and since is not None and self.now - since >= LOST_SECONDS:
-                self._set_aside(run, "failed" if run.status == "running" else "canceled", who, old)
+                self._quarantine(run, "failed" if run.status == "running" else "canceled", who, old)
                 raise Refused("final")
             run.lease = replace(
                 run.lease, renewed=False, handed_over=False, position=run.position, lost=lost, lost_since=since
@@ -373,7 +373,7 @@ class Contract:
         )  # fmt: skip
 
     def reap(self, who: Caller) -> Answer:
-        requeued, failed, set_aside = [], [], []
+        requeued, failed, quarantined = [], [], []
         for run, lease in self._leases():
             grace = 0 if run.status == "claimed" or lease.holder.engine is None else lease.seconds
             if lease.expires_at + grace > self.now:
@@ -383,14 +383,14 @@ class Contract:
                 self._tell(run.id, "error", reason="worker_lost", worker_id=lease.holder.worker)
                 failed.append(run.id)
             elif run.claim_count > MAX_LOST:
-                self._set_aside(run, "canceled", who, lease)
-                set_aside.append(run.id)
+                self._quarantine(run, "canceled", who, lease)
+                quarantined.append(run.id)
             else:
                 self._change(run, "queued", who, "lease_expired")
                 requeued.append(run.id)
-        return {"requeued": requeued, "failed": failed, "set_aside": set_aside, "woken": self._wake()}
+        return {"requeued": requeued, "failed": failed, "quarantined": quarantined, "woken": self._wake()}
 
-    def _set_aside(self, run: Run, status: str, who: Caller, lease: Lease) -> None:
+    def _quarantine(self, run: Run, status: str, who: Caller, lease: Lease) -> None:
         self._change(run, status, who, "poison")
         self._tell(run.id, "error", reason="poison", worker_id=lease.holder.worker)
 

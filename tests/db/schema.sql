@@ -98,8 +98,8 @@ begin
         v_lease := ops_private.inherited(v_lease);
         if ops_private.loses_its_workers(v_lease) then
             v_status := case v_status when 'running' then 'failed' else 'canceled' end;
-            perform ops_private.set_aside(p_run_id, v_status, v_lease.lost, v_lease);
-            return ops_private.refusal('final', 'the run is set aside') || jsonb_build_object('status', v_status);
+            perform ops_private.quarantine(p_run_id, v_status, v_lease.lost, v_lease);
+            return ops_private.refusal('final', 'the run is quarantined') || jsonb_build_object('status', v_status);
         end if;
     end if;
     perform ops_private.hand_over(v_lease, p_worker_id, p_instance_id, p_engine_id, p_lease_seconds);
@@ -559,7 +559,7 @@ declare
     v_run_id uuid;
     v_requeued uuid[] := '{}'::uuid[];
     v_failed uuid[] := '{}'::uuid[];
-    v_set_aside uuid[] := '{}'::uuid[];
+    v_quarantined uuid[] := '{}'::uuid[];
 begin
     perform ops_private.calling_worker();
     for v_lost in
@@ -576,8 +576,8 @@ begin
             update ops.runs as r set status = 'queued', reason = 'lease_expired' where r.id = v_lost.id;
             v_requeued := v_requeued || v_lost.id;
         elsif v_lost.status = 'claimed' then
-            perform ops_private.set_aside(v_lost.id, 'canceled', v_lost.claim_count, v_lost.lease);
-            v_set_aside := v_set_aside || v_lost.id;
+            perform ops_private.quarantine(v_lost.id, 'canceled', v_lost.claim_count, v_lost.lease);
+            v_quarantined := v_quarantined || v_lost.id;
         elsif ops_private.lock_for_retry(v_lost.id, p_wait => false) then
             perform ops_private.fail_lost(v_lost.id, v_lost.lease, format(
                 'worker lost: the lease of worker %s ran out and no worker took the run over',
@@ -594,7 +594,7 @@ begin
         end if;
     end loop;
     return jsonb_build_object(
-        'requeued', v_requeued, 'failed', v_failed, 'set_aside', v_set_aside,
+        'requeued', v_requeued, 'failed', v_failed, 'quarantined', v_quarantined,
         'woken', ops_private.wake_scheduled_runs());
 end
 $$;
@@ -1760,6 +1760,20 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.quarantine(p_run_id uuid, p_status text, p_lost integer, p_lease ops_private.leases) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_error constant text := format(
+        'quarantined: %s workers in a row were lost with this run, the last one %s', p_lost, p_lease.worker_id);
+begin
+    update ops.runs as r set status = p_status, reason = 'poison', error_message = v_error where r.id = p_run_id;
+    perform ops_private.add_event(p_run_id, 'error', v_error, jsonb_build_object(
+        'reason', 'poison', 'worker_id', p_lease.worker_id, 'lease_expired_at', p_lease.expires_at));
+end
+$$;
+
 CREATE FUNCTION ops_private.queue_is_full(p_project_id uuid, p_more integer DEFAULT 0) RETURNS boolean
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -2086,20 +2100,6 @@ exception when others then
 end
 $$;
 
-CREATE FUNCTION ops_private.set_aside(p_run_id uuid, p_status text, p_lost integer, p_lease ops_private.leases) RETURNS void
-    LANGUAGE plpgsql
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$
-declare
-    v_error constant text := format(
-        'set aside: %s workers in a row were lost with this run, the last one %s', p_lost, p_lease.worker_id);
-begin
-    update ops.runs as r set status = p_status, reason = 'poison', error_message = v_error where r.id = p_run_id;
-    perform ops_private.add_event(p_run_id, 'error', v_error, jsonb_build_object(
-        'reason', 'poison', 'worker_id', p_lease.worker_id, 'lease_expired_at', p_lease.expires_at));
-end
-$$;
-
 CREATE FUNCTION ops_private.set_giver() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -2349,7 +2349,7 @@ CREATE TABLE ops_private.control (
     CONSTRAINT control_singleton_check CHECK (singleton)
 );
 
-COMMENT ON COLUMN ops_private.control.max_lost_leases IS 'A run is set aside when more workers than this were lost with it, one after the other, over a minute or more.';
+COMMENT ON COLUMN ops_private.control.max_lost_leases IS 'A run is quarantined when more workers than this were lost with it, one after the other, over a minute or more.';
 
 COMMENT ON COLUMN ops_private.control.max_queued_runs IS 'How many runs of one project may be queued at once. Retries by the database are not refused, but they count.';
 
@@ -2870,6 +2870,8 @@ GRANT ALL ON FUNCTION ops_private.prune_run_events(p_before timestamp with time 
 REVOKE ALL ON FUNCTION ops_private.prune_run_logs(p_before timestamp with time zone, p_runs integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops_private.prune_run_logs(p_before timestamp with time zone, p_runs integer) TO service_role;
 
+REVOKE ALL ON FUNCTION ops_private.quarantine(p_run_id uuid, p_status text, p_lost integer, p_lease ops_private.leases) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.queue_is_full(p_project_id uuid, p_more integer) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.queue_retry(p_run_id uuid, p_delay interval) FROM PUBLIC;
@@ -2905,8 +2907,6 @@ REVOKE ALL ON FUNCTION ops_private.retry_class(p_reason text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION ops_private.retry_if_asked(p_run_id uuid) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.run_payload(p_run_id uuid) FROM PUBLIC;
-
-REVOKE ALL ON FUNCTION ops_private.set_aside(p_run_id uuid, p_status text, p_lost integer, p_lease ops_private.leases) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.set_giver() FROM PUBLIC;
 

@@ -1,4 +1,4 @@
-"""Which worker adopts a run that another one holds, and when a run that keeps losing its workers is set aside."""
+"""Which worker adopts a run that another one holds, and when a run that keeps losing its workers is quarantined."""
 
 from __future__ import annotations
 
@@ -115,17 +115,17 @@ async def test_offered_is_what_may_be_adopted(world: World, connect: Connect) ->
     assert not await offered(WORKER, OTHER_INSTANCE, ENGINE, await connect(role="ops_worker"))
 
 
-# Set aside --------------------------------------------------------------------------------------------------
+# Quarantine -------------------------------------------------------------------------------------------------
 
 
-async def test_a_run_that_keeps_losing_its_worker_is_set_aside(world: World) -> None:
+async def test_a_run_that_keeps_losing_its_worker_is_quarantined(world: World) -> None:
     run = await world.queue()
     for n in range(1, 7):
         assert (await world.claim())["claim_count"] == n
         await shift_clock(world.db, 301 * n)
         reaped = await reap(world)
         assert reaped["requeued"] == ([str(run)] if n < 6 else [])
-    assert reaped["set_aside"] == [str(run)]
+    assert reaped["quarantined"] == [str(run)]
     row = await world.row(run)
     assert (row["status"], row["reason"]) == ("canceled", "poison")
     assert [event["reason"] for event in await world.events(run, "error")] == ["poison"]
@@ -177,7 +177,7 @@ async def test_a_holder_that_made_progress_does_not_count_as_lost(world: World, 
 
 
 @pytest.mark.parametrize("state", ["claimed", "running"])
-async def test_a_run_that_kills_its_workers_before_its_container_is_created_is_set_aside(
+async def test_a_run_that_kills_its_workers_before_its_container_is_created_is_quarantined(
     world: World, state: str
 ) -> None:
     """Though each of them renews the lease before it dies."""

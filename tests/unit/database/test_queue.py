@@ -232,7 +232,7 @@ async def test_unreadable_run_is_an_error_with_a_reason(method: str, answer: obj
 # --- the control connection -----------------------------------------------------------------------------------------
 
 ALIVE = {"success": True, "registered": True, "runs": []}
-SWEPT: dict[str, Any] = {"requeued": [], "failed": [], "set_aside": [], "woken": 0}
+SWEPT: dict[str, Any] = {"requeued": [], "failed": [], "quarantined": [], "woken": 0}
 
 
 async def test_heartbeat_is_tried_once_on_the_control_connection(control: list[ScriptedConnection]) -> None:
