@@ -12,6 +12,7 @@ import pytest
 
 from tests.conftest import Connect
 from tests.db.world import WORKER, World, call, new_workflow, shift_clock
+from worker.model.outcome import HOST_FAULTS, Reason
 
 EVERYTHING = ["worker_lost", "failed", "timeout", "oom"]
 
@@ -47,24 +48,40 @@ async def test_a_run_that_failed_is_queued_again_as_a_run_that_names_it(world: W
     assert await retries(world, retry["id"]) == []  # two attempts were asked for
 
 
-WORDS: dict[str, str | None] = {
-    "exit_code": "failed", "signal": "failed", "engine_lost": "failed", "image_missing": "failed",
-    "timeout": "timeout", "out_of_memory": "oom",
-    # what would fail again is not retried
-    "invalid_config": None, "tool_missing": None, "image_not_allowed": None, "workflow_disabled": None,
+RETRIED_AS: dict[str, str | None] = {
+    Reason.EXIT_CODE: "failed", Reason.SIGNAL: "failed", Reason.IMAGE_MISSING: "failed",
+    Reason.ARTIFACTS_FAILED: "failed", Reason.DISK_FULL: "failed",
+    Reason.ENGINE_ERROR: "failed", Reason.ENGINE_LOST: "failed",
+    Reason.TIMEOUT: "timeout", Reason.OUT_OF_MEMORY: "oom", "worker_lost": "worker_lost",
+    # the next attempt would end in the same way
+    Reason.OUTPUT_LIMIT: None, Reason.DISK_LIMIT: None, Reason.WORKFLOW_DISABLED: None, Reason.PROJECT_ARCHIVED: None,
+    Reason.TOOL_MISSING: None, Reason.INVALID_CONFIG: None, Reason.SECRET_MISSING: None,
+    Reason.IMAGE_NOT_ALLOWED: None, Reason.WORKER_ERROR: None, "poison": None, "database_copied": None,
+    Reason.SUCCEEDED: None, Reason.CANCELED: None,
 }  # fmt: skip
-"""The word of a workflow's ``retry.on`` for a reason."""
+"""The word of a workflow's ``retry.on`` for each reason of the worker and of the database; None: never retried."""
 
 
-async def test_only_what_the_workflow_names_is_retried(world: World) -> None:
-    for reason, word in WORDS.items():
-        others = [other for other in EVERYTHING if other != word]
-        for on, expected in ((others, 0), (EVERYTHING, 1 if word else 0), *([([word], 1)] if word else [])):
-            here = await retrying(world, max_attempts=3, on=on)
-            run = await here.running()
-            await fail(here, run, reason, 1 if word else None)
-            assert (reason, on, len(await retries(here, run))) == (reason, on, expected)
-            await here.db.execute("delete from ops.runs")
+async def test_every_reason_is_retried_or_not_as_the_table_says(world: World) -> None:
+    assert set(RETRIED_AS) == {*Reason, "worker_lost", "poison", "database_copied"}
+    classes = {reason: await world.db.fetchval("select ops_private.retry_class($1)", reason) for reason in RETRIED_AS}
+    assert classes == RETRIED_AS
+
+
+def test_faults_of_the_host_are_retried_but_errors_of_the_worker_are_not() -> None:
+    assert {reason for reason in HOST_FAULTS if RETRIED_AS[reason] != "failed"} == {Reason.WORKER_ERROR}
+
+
+@pytest.mark.parametrize("reason", ["exit_code", "timeout", "out_of_memory", "invalid_config"])
+async def test_only_what_the_workflow_names_is_retried(world: World, reason: str) -> None:
+    word = RETRIED_AS[reason]
+    others = [other for other in EVERYTHING if other != word]
+    for on, expected in ((others, 0), (EVERYTHING, 1 if word else 0), *([([word], 1)] if word else [])):
+        here = await retrying(world, max_attempts=3, on=on)
+        run = await here.running()
+        await fail(here, run, reason, 1 if word else None)
+        assert (on, len(await retries(here, run))) == (on, expected)
+        await here.db.execute("delete from ops.runs")
 
 
 NO_RETRIES: list[dict[str, object]] = [
