@@ -1,9 +1,8 @@
--- What `ops-worker db verify` compares: one row (kind, name, definition) for each object of our schemas.
+-- Lists what `ops-worker db verify` compares: one row (kind, name, definition) for each object of our schemas.
 --
--- The definitions are the server's own rendering with an empty search_path, so that every name is qualified.
--- They leave out what differs between PostgreSQL 15 and 18 (NOT NULL as a constraint, the privilege
--- MAINTAIN), what belongs to an installation (owners, other roles' grants), and partitions, which come and
--- go.
+-- The server writes the definitions, with an empty search_path, so that every name is qualified. The list omits what
+-- differs between PostgreSQL 15 and 18 (NOT NULL as a constraint, the privilege MAINTAIN), what differs between
+-- installations (owners, the grants of other roles), and partitions, which are added and dropped at any time.
 
 with schemas as (
     select n.oid, n.nspname from pg_catalog.pg_namespace as n where n.nspname in ('ops', 'ops_private')
@@ -134,7 +133,7 @@ objects (kind, name, definition) as (
     join pg_catalog.pg_policy as p on p.polrelid = r.oid
 
     union all
-    -- named by its argument types, so that a renamed argument is a difference of the same function
+    -- the name has the argument types only, so that a renamed argument is a difference of the same function
     select 'function',
         s.nspname || '.' || p.proname || '(' || pg_catalog.oidvectortypes(p.proargtypes) || ')',
         '(' || pg_catalog.pg_get_function_arguments(p.oid) || ')'

@@ -1,14 +1,14 @@
--- Frees the names that this project needs where an older schema ops has them.
+-- Frees the names that this project needs, if an older schema ops uses them.
 --
--- The later files make nine tables and their functions in the schema ops. Whatever has one of these names before them
--- is renamed: a table, a view or a type; an index, a sequence or a constraint whose name begins with one of the nine;
--- a function with the name of one of ours, which would win calls that are meant for ours. The tables of the
--- agents become agent_runs, agent_events, agent_run_logs and agent_artifacts; everything else gets the prefix old_.
--- PostgreSQL finds tables by their identity, so rows, keys, triggers, policies, views and grants stay as they are.
--- The body of a function is text: where it says ops.runs, it says the new name afterwards.
+-- The later files create nine tables and their functions in the schema ops. This file renames every older object that
+-- has one of these names: a table, a view or a type; an index, a sequence or a constraint whose name begins with the
+-- name of a table; a function with the name of one of ours, since PostgreSQL could call it instead of ours. The tables
+-- of the agents become agent_runs, agent_events, agent_run_logs and agent_artifacts; all other objects get the prefix
+-- old_. PostgreSQL refers to tables by their identity, so rows, keys, triggers, policies, views and grants stay valid.
+-- The body of a function is text, so this file replaces the former names in it by the new ones.
 --
--- ops_private.renamed records each change, and the rollback undoes them. On a fresh database, and where our own tables
--- are, nothing happens.
+-- ops_private.renamed records each change, and the rollback undoes them. On a fresh database, and on one that has our
+-- tables already, nothing changes.
 
 do $$
 declare
@@ -40,7 +40,7 @@ begin
     perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
     perform pg_catalog.set_config('check_function_bodies', 'off', true);
 
-    -- Runs of agents belong to no project. Where one of the agents' new names is taken, all get the other prefix.
+    -- Runs of agents belong to no project. If one of the agents' new names is in use, all get the prefix old_.
     v_agents := not exists (
         select from pg_attribute as a
         where a.attrelid = to_regclass('ops.runs') and a.attname = 'project_id' and not a.attisdropped
@@ -49,8 +49,8 @@ begin
         where c.relnamespace = v_ops
             and c.relname in ('agent_runs', 'agent_events', 'agent_run_logs', 'agent_run_artifacts', 'agent_artifacts'));
 
-    -- All tables or none: writers lock them in any order (the check of a foreign key follows the insert), so a
-    -- transaction that waits for one of them must not hold another.
+    -- Locks all tables or none. Writers lock them in any order (the check of a foreign key follows the insert), so
+    -- this transaction must not hold one table while it waits for another.
     v_lock := array(
         select c.oid::regclass::text
         from pg_class as c
@@ -82,7 +82,7 @@ begin
         former text
     );
     comment on table ops_private.renamed is
-        'What the first migration renamed, in this order, bodies of functions and grants that are older than ours.';
+        'What the first migration renamed, in this order; bodies of functions; and grants that are older than ours.';
     insert into ops_private.renamed (kind, former)
     select distinct 'grant', g.rolname::text
     from pg_namespace as n
@@ -105,7 +105,7 @@ begin
                 from pg_class as c
                 where c.relnamespace = v_ops and (
                     c.relname = any (v_tables)
-                    -- not a name of ours, but one of the three tables of the agents
+                    -- not one of our names, but one of the agents' tables
                     or (c.relname = 'artifacts' and v_agents and to_regclass('ops.runs') is not null and exists (
                         select from pg_attribute as a where a.attrelid = c.oid and a.attname = 'run_id')))
                 union all
@@ -123,7 +123,7 @@ begin
                 left join pg_class as t on t.oid = coalesce(i.indrelid, d.refobjid)
                 where c.relnamespace = v_ops and c.relkind in ('i', 'I', 'S') and c.relname ~ v_parts
                 union all
-                -- the server makes names of constraints so that no two in a schema are alike
+                -- the server gives each constraint a name that is unique in the schema
                 select 'constraint', k.conname::text, t.relname::text, t.relname::text, false
                 from pg_constraint as k
                 join pg_class as t on t.oid = k.conrelid
@@ -167,8 +167,9 @@ begin
         end loop;
     end loop;
 
-    -- A name without its schema may mean something else, so this file does not change it: where the search path makes
-    -- it mean a table, or where it is short for a table that has its schema elsewhere in the same function.
+    -- This file does not change a name without its schema, since it may mean another object. It refuses to go on if
+    -- such a name can mean a renamed object: the search path has ops, or the same function also names the table with
+    -- its schema.
     select string_agg(distinct format('%s names %s', p.oid::regprocedure, r.former), ', ')
     into v_unclear
     from pg_proc as p
@@ -196,7 +197,7 @@ begin
             using hint = 'Write ops. before these names, or drop the functions, and migrate again.';
     end if;
 
-    -- A function in ops that still says ops.runs after the user renamed that to agent_runs means the latter.
+    -- If the user renamed ops.runs to agent_runs, a function in ops that still says ops.runs means agent_runs.
     for v_routine in
         select p.oid, p.prosrc, p.pronamespace = v_ops as of_ops
         from pg_proc as p
@@ -230,7 +231,7 @@ begin
         end if;
     end loop;
 
-    -- Reports can move to these views before anything writes under the new names.
+    -- Reports can use these views before any program writes under the new names.
     for v_item in
         select r.name, r.name || '_v' as view
         from ops_private.renamed as r

@@ -1,10 +1,10 @@
 -- The nine tables of the control plane, and the machinery behind them.
 --
--- A project has workflows; queueing a workflow makes a run, and one run is one attempt. Whatever a run tells
--- goes into three tables of its own: run_events (what happened to it), run_logs (what its container printed),
--- run_artifacts (what it left). tools says which image a workflow runs in, upgrade_advisories what to mind
--- between two versions, project_memberships who may see and do what. The schema ops holds exactly these nine
--- tables; counters, leases and the registry of workers live in ops_private, which no API exposes.
+-- A project has workflows. Queueing a workflow creates a run, and one run is one attempt. Three tables hold the output
+-- of a run: run_events (its history), run_logs (what its container printed), run_artifacts (the files that it stored).
+-- tools names the image that a workflow runs in, upgrade_advisories lists known problems between two versions, and
+-- project_memberships gives each user a role in a project. The schema ops holds exactly these nine tables. Counters,
+-- leases and the registry of workers are in ops_private, which no API exposes.
 
 create schema if not exists ops;
 create schema if not exists ops_private;
@@ -73,13 +73,13 @@ create table ops.runs (
 );
 
 comment on column ops.runs.run_number is 'Counts 1, 2, 3 and so on within the project, without gaps.';
-comment on column ops.runs.scheduled_at is 'Not before this time; null: due now. What is due is set to null.';
-comment on column ops.runs.claim_count is 'How often the run was claimed or adopted and not released.';
-comment on column ops.runs.created_by is 'The signed-in user who queued the run; null for machines.';
-comment on column ops.runs.reason is 'One word: why the last change of status happened.';
-comment on column ops.runs.container_id is 'The container that was created for the run; it is created only once.';
+comment on column ops.runs.scheduled_at is 'The earliest time of a claim; null when the run is due.';
+comment on column ops.runs.claim_count is 'How many claims and adoptions the run had; a released claim does not count.';
+comment on column ops.runs.created_by is 'The signed-in user who queued the run; null for other callers.';
+comment on column ops.runs.reason is 'The reason of the last change of status, in one word.';
+comment on column ops.runs.container_id is 'The container of the run; a run has at most one.';
 
--- project_id repeats what the run says, so that row policies need no join; a trigger fills it.
+-- project_id repeats the project of the run, so that row policies need no join; a trigger fills it.
 create table ops.run_events (
     id uuid primary key default gen_random_uuid(),
     run_id uuid not null references ops.runs (id) on delete cascade,
@@ -106,8 +106,8 @@ create table ops.run_artifacts (
     unique (run_id, artifact_key)
 );
 
--- Lines of the container's journal are numbered from 1; lines that carry no number of their own take one from
--- this sequence, whose first value no journal reaches (2^40).
+-- Lines of the container's journal have numbers from 1. A line without a number gets one from this sequence. Its first
+-- value is 2^40, which no journal reaches.
 create sequence ops_private.run_log_seq as bigint start with 1099511627776 minvalue 1099511627776;
 
 create table ops.run_logs (
@@ -123,9 +123,9 @@ create table ops.run_logs (
     primary key (run_id, seq)
 );
 
-comment on column ops.run_logs."timestamp" is 'When the line was written, not when it was stored.';
+comment on column ops.run_logs."timestamp" is 'The time at which the line was written, not stored.';
 comment on column ops.run_logs.seq is
-    'Number of the line in the container''s journal; from 2^40 on: of none.';
+    'The number of the line in the container''s journal; a line that is not from the journal has 2^40 or more.';
 
 create table ops.tools (
     id uuid primary key default gen_random_uuid(),
@@ -163,7 +163,7 @@ create table ops.project_memberships (
 );
 
 comment on column ops.project_memberships.given_by is
-    'The signed-in user who gave this role; null for machines. The last owner may leave if another user gave it.';
+    'The signed-in user who gave this role; null for other callers. The last owner may leave if another user gave it.';
 
 -- A plain PostgreSQL has no auth.users.
 do $$
@@ -176,8 +176,9 @@ begin
 end
 $$;
 
--- One row: which database this is, so that containers can be told apart on a shared engine. It gets its identity when
--- its first worker registers; a copy of it has another fingerprint, and gets an identity of its own in the same way.
+-- One row: the identity of this database. Containers carry it, because databases may share an engine. The database gets
+-- its identity when its first worker registers. A copy of it has another fingerprint, and gets a new identity when a
+-- worker registers there.
 create table ops_private.control (
     singleton boolean primary key default true check (singleton),
     database_id uuid not null default gen_random_uuid(),
@@ -187,23 +188,23 @@ create table ops_private.control (
 );
 
 comment on column ops_private.control.max_lost_leases is
-    'A run is quarantined when more workers than this were lost with it, one after the other, over a minute or more.';
+    'A run is quarantined when more workers than this were lost with it in a row, over a minute or more.';
 comment on column ops_private.control.max_queued_runs is
     'How many runs of one project may be queued at once. Retries by the database are not refused, but they count.';
 
 insert into ops_private.control default values;
 
--- The highest number given out, so that deleting a run never frees its number.
+-- The highest run number of each project. A deleted run does not free its number.
 create table ops_private.run_counters (
     project_id uuid primary key references ops.projects (id) on delete cascade,
     last integer not null check (last >= 0),
     counted integer not null default 0
 );
 
-comment on column ops_private.run_counters.counted is 'The last number at which the queued runs were counted.';
+comment on column ops_private.run_counters.counted is 'The run number at which the queued runs were last counted.';
 
--- A row exists exactly while its run is claimed or running. Heartbeats change expires_at only, which no index
--- holds, so they are cheap in-page updates.
+-- A row exists exactly while its run is claimed or running. A heartbeat changes no indexed column, so it is a cheap
+-- update in the same page.
 create table ops_private.leases (
     run_id uuid primary key references ops.runs (id) on delete cascade,
     worker_id text not null,
@@ -219,13 +220,14 @@ create table ops_private.leases (
     handed_over boolean not null default false
 ) with (fillfactor = 50);
 
-comment on column ops_private.leases.renewed is 'Whether the present holder has renewed it.';
+comment on column ops_private.leases.renewed is 'Whether the present holder has renewed the lease.';
 comment on column ops_private.leases.handed_over is
-    'Whether the present holder has unregistered, and left the run to its successor.';
-comment on column ops_private.leases.log_position is 'The last journal line that was stored when the holder took it.';
+    'Whether the present holder has unregistered, so that its next instance adopts the run.';
+comment on column ops_private.leases.log_position is
+    'The last journal line that was stored when the present holder claimed or adopted the run.';
 comment on column ops_private.leases.lost is
     'How many holders in a row were lost before they stored a line, or renewed the lease of a created container.';
-comment on column ops_private.leases.lost_since is 'When the first of those was found to be gone.';
+comment on column ops_private.leases.lost_since is 'When the first of these losses was noticed.';
 
 create table ops_private.workers (
     worker_id text primary key,
@@ -243,14 +245,14 @@ create table ops_private.workers (
         and octet_length(array_to_string(labels, '')) <= 100000)
 ) with (fillfactor = 50);
 
--- A worker id belongs to the database role that registered it first, while that role exists, also when no worker runs
--- under it. Otherwise a host could take the id of another one that is stopped.
+-- A worker id belongs to the database role that registered it first, as long as that role exists, even when no worker
+-- uses the id. Otherwise a host could take the id of a stopped worker of another host.
 create table ops_private.worker_ids (
     worker_id text primary key,
     db_role text not null
 );
 
--- Runs that failed while the locks that the insert of their retry needs were not free; ops.reap queues the retry.
+-- Runs that failed while another transaction held the locks that their retry needs; ops.reap queues the retry.
 create table ops_private.pending_retries (
     run_id uuid primary key references ops.runs (id) on delete cascade
 );

@@ -1,17 +1,17 @@
 -- What the functions of the queue share: time, callers, answers, arguments, ownership, and the locks of the queue.
 --
--- A function of the schema ops asks here who is calling, reads its arguments, locks the run and checks the lease in
--- check_run, and answers. A refusal that a caller must expect is an answer, {"success": false, "code", "error"}, never
--- an exception. Locks are taken in one order: projects, run_counters, runs, leases, everything else. A function that
+-- A function of the schema ops uses these to find the caller, check its arguments, lock the run and check the lease
+-- (check_run), and answer. A refusal that a caller must expect is an answer, {"success": false, "code", "error"}, never
+-- an exception. All functions lock in one order: projects, run_counters, runs, leases, everything else. A function that
 -- queues a run calls lock_queue before it locks a run.
 --
 -- Functions that are called often are plpgsql, which keeps its plans; before PostgreSQL 18 an sql function plans at
--- every call. The search path of each function ends with pg_temp: left out, PostgreSQL would look there first for
--- tables and types, and a caller could plant its own.
+-- every call. The search path of each function ends with pg_temp. Without it, PostgreSQL would search pg_temp first for
+-- tables and types, and a caller could define its own there.
 
 -- Time ------------------------------------------------------------------------------------------------------
 
--- All time is read here, so that a test can replace the clock.
+-- Every function reads the time here, so that a test can replace the clock.
 create function ops_private.current_time() returns timestamptz
 language plpgsql volatile set search_path = pg_catalog, pg_temp
 as $$
@@ -22,8 +22,8 @@ $$;
 
 -- Who is calling --------------------------------------------------------------------------------------------
 
--- Inside a security definer function current_user is the owner; the caller is the role set, else the
--- session's.
+-- The caller is the role that `set role` chose, else the role that logged in. Inside a security definer function,
+-- current_user is the owner instead.
 create function ops_private.caller() returns text
 language plpgsql stable set search_path = pg_catalog, pg_temp
 as $$
@@ -47,8 +47,8 @@ begin
 end
 $$;
 
--- The caller of a worker function, who must be a member of ops_worker or trusted. The grants say the same, but one
--- statement can undo them: Supabase's recipe for a schema of one's own grants all its functions to anon.
+-- Returns the caller of a worker function, which must be trusted or a member of ops_worker. The grants require the
+-- same, but one statement can undo them: Supabase's instructions for a custom schema grant all its functions to anon.
 create function ops_private.calling_worker() returns text
 language plpgsql stable set search_path = pg_catalog, pg_temp
 as $$
@@ -63,7 +63,7 @@ begin
 end
 $$;
 
--- The user of a JWT, in either form that PostgREST passes claims.
+-- The user of the JWT. PostgREST passes its claims in one of two forms.
 create function ops.current_user_id() returns uuid
 language plpgsql stable set search_path = pg_catalog, pg_temp
 as $$
@@ -80,7 +80,7 @@ return (
     select m.role from ops.project_memberships as m
     where m.project_id = p_project_id and m.user_id = ops.current_user_id());
 
--- Claims can be set by anybody with a connection of his own, so they name the actor for signed-in users only.
+-- The actor of an event. Every client with a direct connection can set claims, so they count for authenticated only.
 create function ops_private.actor() returns text
 language plpgsql stable set search_path = pg_catalog, pg_temp
 as $$
@@ -126,7 +126,7 @@ $$;
 
 -- Arguments -------------------------------------------------------------------------------------------------
 
--- Which argument of a worker is wrong, in words; null: none.
+-- Says which argument of a worker is wrong; null if none is.
 create function ops_private.bad_worker(p_worker_id text, p_lease_seconds integer) returns text
 language plpgsql immutable set search_path = pg_catalog, pg_temp
 as $$
@@ -142,8 +142,8 @@ begin
 end
 $$;
 
--- What is wrong with a document that a caller gives, in words; null: nothing. The size comes first: it bounds what the
--- depth costs. Constraints of the fourth file say the same of the columns.
+-- Says what is wrong with a JSON document of a caller; null if nothing is. It checks the size first, which bounds the
+-- cost of the check of the depth. The columns have constraints with the same limits (..._ops_indexes_constraints.sql).
 create function ops_private.bad_document(p_name text, p_document jsonb) returns text
 language plpgsql immutable set search_path = pg_catalog, pg_temp
 as $$
@@ -157,8 +157,8 @@ begin
 end
 $$;
 
--- What `git check-ref-format` allows, roughly, and never what a command would take for an option. The
--- length comes first: it bounds what the pattern costs (two minutes for 95 MB).
+-- Whether a text may be a git ref: roughly the rules of `git check-ref-format`, and never a text that a command would
+-- read as an option. It checks the length first, which bounds the cost of the pattern (two minutes for 95 MB).
 create function ops_private.is_git_ref(p_ref text) returns boolean
 language plpgsql immutable set search_path = pg_catalog, pg_temp
 as $$
@@ -167,7 +167,7 @@ begin
 end
 $$;
 
--- Keys that a run's metadata may not have, because they decide what a workflow does.
+-- The keys that the metadata of a run may not have, because they change what a workflow does.
 create function ops_private.reserved_keys() returns text[]
 language plpgsql immutable set search_path = pg_catalog, pg_temp
 as $$
@@ -178,8 +178,8 @@ begin
 end
 $$;
 
--- What is wrong with the metadata of a new run of a workflow with that configuration, in words; null: nothing that is
--- known here. A worker checks the rest.
+-- Says what is wrong with the metadata of a new run of a workflow with this configuration; null if the database finds
+-- nothing wrong. The worker checks the rest.
 create function ops_private.bad_metadata(p_metadata jsonb, p_config jsonb) returns text
 language plpgsql immutable set search_path = pg_catalog, pg_temp
 as $$
@@ -225,7 +225,7 @@ begin
 end
 $$;
 
--- What is wrong with the retry of a workflow's configuration, in words; null: nothing, or it has none.
+-- Says what is wrong with the retry of a workflow's configuration; null if nothing is, or there is no retry.
 create function ops_private.bad_retry(p_retry jsonb) returns text
 language plpgsql immutable set search_path = pg_catalog, pg_temp
 as $$
@@ -247,8 +247,8 @@ begin
 end
 $$;
 
--- What is wrong with what a workflow's configuration says of queueing, in words; null: nothing. The worker refuses the
--- same (worker/model/config.py), and what else the configuration says only there.
+-- Says what is wrong with the fields of a workflow's configuration that concern queueing; null if nothing is. The
+-- worker refuses the same values (worker/model/config.py), and alone checks the other fields.
 create function ops_private.bad_config(p_config jsonb) returns text
 language plpgsql immutable set search_path = pg_catalog, pg_temp
 as $$
@@ -273,8 +273,8 @@ $$;
 
 -- Ownership -------------------------------------------------------------------------------------------------
 
--- Why the caller may not work under this worker id, in words; null if it may. Every caller may use an id that is not
--- registered; the events name the role that did.
+-- Says why the caller may not use this worker id; null if it may. Every caller may use an id that is not registered;
+-- the events name the caller's role.
 create function ops_private.worker_id_taken(p_worker_id text, p_instance_id uuid) returns text
 language plpgsql volatile set search_path = pg_catalog, pg_temp
 as $$
@@ -311,10 +311,10 @@ begin
 end
 $$;
 
--- Locks the run, and returns null when the caller holds its lease and its status is one of p_statuses, else
--- the refusal. The lease is read in a statement of its own, after the lock: whoever changes its owner locks
--- the run first. Appending functions share the lock, so they only wait for a change of status; and not for long, since
--- the client that makes it may keep its transaction open: SQLSTATE 55P03 then, and the worker calls again.
+-- Locks the run, and returns null if the caller holds its lease and its status is one of p_statuses, else the refusal.
+-- A separate statement reads the lease after the lock, because every function that changes its owner locks the run
+-- first. Appending functions share the lock, so they wait for changes of status only. They wait at most 3 s, since
+-- another client may keep its transaction open; then they fail with SQLSTATE 55P03, and the worker calls again.
 create function ops_private.check_run(
     p_run_id uuid, p_worker_id text, p_instance_id uuid, p_statuses text[], p_shared boolean default false
 ) returns jsonb
@@ -356,7 +356,7 @@ $$;
 
 -- Log -------------------------------------------------------------------------------------------------------
 
--- The last line of the container's journal that is stored.
+-- The number of the last line of the container's journal that is stored.
 create function ops_private.log_position(p_run_id uuid) returns bigint
 language plpgsql stable set search_path = pg_catalog, pg_temp
 as $$
@@ -369,8 +369,8 @@ $$;
 
 -- Queue -----------------------------------------------------------------------------------------------------
 
--- Locks what queueing a run of this project locks, in the order that all keep, and returns the highest number given
--- out; null when there is no such project.
+-- Takes the locks that queueing a run of this project needs, in the common order, and returns the highest run number of
+-- the project; null if there is no such project.
 create function ops_private.lock_queue(p_project_id uuid) returns integer
 language plpgsql volatile set search_path = pg_catalog, pg_temp
 as $$
@@ -391,7 +391,7 @@ begin
 end
 $$;
 
--- Whether a project has as many queued runs as it may have, or p_more than that.
+-- Whether a project has max_queued_runs + p_more queued runs or more.
 create function ops_private.queue_is_full(p_project_id uuid, p_more integer default 0) returns boolean
 language plpgsql volatile set search_path = pg_catalog, pg_temp
 as $$
@@ -407,8 +407,8 @@ $$;
 
 -- Retry -----------------------------------------------------------------------------------------------------
 
--- Which word of a workflow's retry.on stands for a run that failed for that reason. Null: it would fail again, as with
--- a configuration that is wrong, or it has been quarantined.
+-- The word of a workflow's retry.on that a reason belongs to. Null: the run is never retried, because it would fail
+-- again (a wrong configuration), or it is quarantined.
 create function ops_private.retry_class(p_reason text) returns text
 language plpgsql immutable set search_path = pg_catalog, pg_temp
 as $$
@@ -424,7 +424,7 @@ begin
 end
 $$;
 
--- Whether what queueing a run of this project locks could be locked without a long wait.
+-- Takes the locks that queueing a run of this project needs, if that takes at most 200 ms; returns whether it did.
 create function ops_private.lock_queue_briefly(p_project_id uuid) returns boolean
 language plpgsql volatile set search_path = pg_catalog, pg_temp set lock_timeout = '200ms'
 as $$
@@ -436,9 +436,9 @@ exception when lock_not_available then
 end
 $$;
 
--- Locks what the insert of a retry takes before the run itself is locked: the order of locks is projects,
--- run_counters, runs. False: another transaction holds them. p_wait false is for a caller who holds the run already;
--- others wait for a moment only, since a client may keep its transaction open for as long as it likes.
+-- Takes the locks that a retry of the run needs, if its workflow has a retry; false if another transaction holds them.
+-- It waits at most 200 ms, since a client may keep its transaction open. A caller that has locked the run already,
+-- against the order of locks (projects, run_counters, runs), must not wait at all and sets p_wait to false.
 create function ops_private.lock_for_retry(p_run_id uuid, p_wait boolean default true) returns boolean
 language plpgsql volatile set search_path = pg_catalog, pg_temp
 as $$
@@ -464,9 +464,9 @@ begin
 end
 $$;
 
--- Queues the next attempt of a run, due after p_delay, and returns its id; null when there is no such run. For
--- a signed-in user the new run is his own, for machines it stays with whoever queued the first. The insert
--- locks the project and its counter: a caller that locks runs too calls ops_private.lock_queue first.
+-- Queues the next attempt of a run, due after p_delay, and returns its id; null if there is no such run. created_by of
+-- the new run is the signed-in user who asked for it; for other callers, it is that of the earlier run. The insert
+-- locks the project and its counter, so a caller that also locks runs calls ops_private.lock_queue first.
 create function ops_private.queue_retry(p_run_id uuid, p_delay interval default null) returns uuid
 language plpgsql volatile set search_path = pg_catalog, pg_temp
 as $$
@@ -490,8 +490,8 @@ begin
 end
 $$;
 
--- Null when a worker would execute a run of this workflow, else the refusal. The lock keeps the workflow from
--- being deleted before the run that names it is there.
+-- Returns null if a worker would execute a run of this workflow, else the refusal. The lock prevents that the workflow
+-- is deleted before its new run is inserted.
 create function ops_private.check_workflow(p_workflow_id uuid) returns jsonb
 language plpgsql volatile set search_path = pg_catalog, pg_temp
 as $$
@@ -512,9 +512,9 @@ begin
 end
 $$;
 
--- Queues a retry of a failed run where its workflow's retry {max_attempts, on, delay_seconds} says so. The wait doubles
--- with each attempt up to an hour, and a random part of up to a half is taken off. A retry that is wrong by now, since
--- the configuration was changed after the run was queued, means none.
+-- Queues a retry of a failed run if its workflow's retry {max_attempts, on, delay_seconds} asks for it. The wait
+-- doubles with each attempt, up to an hour; a random part of up to half is subtracted. If the configuration was changed
+-- after the run was queued and its retry is invalid, the run is not retried.
 create function ops_private.retry_if_asked(p_run_id uuid) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp
 as $$
@@ -542,7 +542,7 @@ $$;
 
 -- Grants ----------------------------------------------------------------------------------------------------
 
--- Everybody may execute a new function. The migration that makes the roles grants these to the roles that need them.
--- The schema ops may hold functions of others, so each file names its own.
+-- Every role may execute a new function, so each file revokes that. The migration that creates the roles grants these
+-- functions to the roles that need them. The schema ops may have functions of other programs, so each file names ours.
 revoke execute on all functions in schema ops_private from public;
 revoke execute on function ops.current_user_id, ops.current_user_role from public;

@@ -1,14 +1,14 @@
 -- What a worker does with a run: claim it, start it, append to it, complete it. One function per transition.
 --
--- A claim is one statement: it picks the next queued run, marks it claimed and writes its lease; the answer has
--- everything that the worker needs. The worker starts the run, appends log lines, artifacts and events, and completes
--- it. Every such function first locks the run's row and checks the lease, so a worker that lost its lease can write
--- nothing. The triggers of the migration ..._ops_indexes_constraints.sql fill the timestamps, write the events and keep
--- the lease row in step with the status, on whatever path the status changes.
+-- A claim is one statement: it selects the next queued run, marks it claimed and writes its lease; the answer has all
+-- that the worker needs. The worker starts the run, appends log lines, artifacts and events, and completes it. Each of
+-- these functions first locks the run's row and checks the lease, so a worker that lost its lease cannot write. For
+-- every change of status, also by a direct update, the triggers of the migration ..._ops_indexes_constraints.sql fill
+-- the timestamps, write the event, and create or delete the lease row.
 
 -- Claim -----------------------------------------------------------------------------------------------------
 
--- Fails a claimed or running run whose payload cannot be made, so that it does not stand in the way of the others.
+-- Fails a claimed or running run whose payload cannot be built, so that it does not block the queue.
 create function ops_private.fail_unreadable(p_run_id uuid, p_error text) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp
 as $$
@@ -22,7 +22,7 @@ begin
 end
 $$;
 
--- Everything that a worker needs to execute a run, in one answer; null where that cannot be made: the run has failed.
+-- All that a worker needs to execute a run, in one answer. If it cannot be built, the run fails and the answer is null.
 create function ops_private.run_payload(p_run_id uuid) returns jsonb
 language plpgsql volatile set search_path = pg_catalog, pg_temp
 as $$
@@ -67,7 +67,7 @@ exception when others then
 end
 $$;
 
--- Runs that are not due yet stay out of the index that claims read; this lets in what is due by now.
+-- The index that claims read has no scheduled runs; this function moves the due ones into it, up to 1,000 at a time.
 create function ops_private.wake_scheduled_runs() returns integer
 language plpgsql volatile set search_path = pg_catalog, pg_temp
 as $$
@@ -88,7 +88,7 @@ begin
 end
 $$;
 
--- The answer of a claim that found nothing: whether runs for these labels are waiting, for their time or their key.
+-- The answer of a claim that found no run. waiting: a run for these labels waits for its time or its concurrency key.
 create function ops_private.nothing_claimed(p_labels text[]) returns jsonb
 language plpgsql stable set search_path = pg_catalog, pg_temp
 as $$
@@ -155,7 +155,7 @@ begin
             from claimed as c
             returning run_id into v_run_id;
         exception when unique_violation then
-            continue;  -- another claim took the same concurrency key at the same time: take the next run
+            continue;  -- another claim took the same concurrency key at the same time: try the next run
         end;
         if v_run_id is not null then
             v_payload := ops_private.run_payload(v_run_id);
@@ -168,7 +168,7 @@ begin
 end
 $$;
 
--- The queued runs that a worker with those labels can never claim, and up to 20 of the labels that it lacks.
+-- Counts the queued runs that a worker with these labels can never claim, and names up to 20 labels that it lacks.
 create function ops.unclaimable_runs(p_labels text[] default '{}') returns jsonb
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -205,14 +205,15 @@ begin
         update ops.runs as r set status = 'running' where r.id = p_run_id
         returning r.started_at into v_started_at;
     elsif p_instance_id is null then
-        -- only an instance that names itself can be known to repeat a call whose answer it lost
+        -- without an instance, a repeated call and a call of another worker look the same
         return ops_private.refusal('not_claimed', 'the run is running');
     end if;
     return jsonb_build_object('success', true, 'started_at', v_started_at);
 end
 $$;
 
--- Whether the run ended by this very call, whose answer was lost. Only an instance that names itself can repeat a call.
+-- Whether an earlier call of this instance ended the run in the same way: its answer was lost, and this call repeats
+-- it.
 create function ops_private.repeats(
     p_run ops.runs, p_worker_id text, p_instance_id uuid, p_status text, p_exit_code integer
 ) returns boolean
@@ -227,8 +228,8 @@ begin
 end
 $$;
 
--- Writes why the run failed, and queues its retry where the workflow asks for one: now, where the caller holds the
--- locks that the insert takes, else by the next ops.reap.
+-- Writes the error event of a failed run, and queues its retry if the workflow asks for one: at once if the caller
+-- holds the locks that the retry needs (p_locked), else with the next ops.reap.
 create function ops_private.record_failure(p_run ops.runs, p_details jsonb, p_locked boolean) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp
 as $$
@@ -260,7 +261,7 @@ declare
     v_run ops.runs;
     v_status text;
     v_locked boolean := true;
-    -- with what the event adds
+    -- the event adds these two fields
     v_wrong constant text := ops_private.bad_document(
         'details', p_details || jsonb_build_object('reason', p_reason, 'exit_code', p_exit_code));
 begin
@@ -308,15 +309,15 @@ begin
     if v_refusal is not null then
         return v_refusal;
     end if;
-    -- claim_count finds runs that kill their worker; one that was handed back did not
+    -- claim_count finds runs that kill their workers, so a released claim does not count
     update ops.runs as r set status = 'queued', reason = 'released', claim_count = r.claim_count - 1
     where r.id = p_run_id;
     return jsonb_build_object('success', true);
 end
 $$;
 
--- Records the container that was created for the run, and what it was made of, before it starts. A run has one: a
--- worker that adopts the run goes on with this container, and never creates another, since this one may have run.
+-- Records the container of the run and its details, before it starts. A run has one container: a worker that adopts the
+-- run continues with it and never creates another, since the first may have done part of the work.
 create function ops.record_container(
     p_run_id uuid, p_worker_id text, p_instance_id uuid, p_container_id text, p_details jsonb default '{}'
 ) returns jsonb
@@ -386,8 +387,8 @@ begin
 end
 $$;
 
--- A batch of journal lines. Lines that are there already are skipped, so a batch can be sent again after an
--- answer was lost; position is the last line that is stored.
+-- Stores a batch of journal lines, and skips those that are stored already. So a worker can send a batch again if the
+-- answer was lost. position is the number of the last stored line.
 create function ops.append_run_logs(
     p_run_id uuid,
     p_worker_id text,
@@ -466,7 +467,7 @@ begin
     if v_refusal is not null then
         return v_refusal;
     end if;
-    -- a worker names its instance; the checksum of another client is stored as given
+    -- only a worker names its instance; the checksum of another client is stored as given
     if p_instance_id is not null and p_checksum !~ '^sha256:[0-9a-f]{64}$' then
         return ops_private.refusal('bad_argument', 'the checksum of a worker must be sha256: and 64 hex digits');
     end if;
@@ -479,7 +480,7 @@ begin
         set artifact_url = excluded.artifact_url, content_type = excluded.content_type,
             size_bytes = excluded.size_bytes, checksum = excluded.checksum,
             expires_at = excluded.expires_at, metadata = excluded.metadata
-        returning a.id, a.xmax = 0 into v_artifact_id, v_added;  -- xmax is set in a row that was there before
+        returning a.id, a.xmax = 0 into v_artifact_id, v_added;  -- xmax is 0 in a new row only
     exception when check_violation or not_null_violation then
         return ops_private.refusal('bad_argument', sqlerrm);
     end;

@@ -1,16 +1,16 @@
 -- Workers: registration, renewal, and what happens to the runs of a worker that is gone.
 --
--- A worker registers its worker id for one instance, learns which database this is, and renews its registration and all
--- its leases with one heartbeat. When a worker stops, its next instance adopts its runs at once; when it does not come
--- back, another worker on its engine adopts them once their leases ran out. reap ends what no worker adopted: it
--- returns claimed runs to the queue and fails running ones. A run that keeps losing its workers is quarantined.
--- shut_out_worker takes everything from a host that is not trusted any more.
+-- A worker registers its worker id for one instance, gets the identity of the database, and renews its registration and
+-- all its leases with one heartbeat. When a worker stops, its next instance adopts its runs at once. If it does not
+-- start again, another worker on its engine adopts them after their leases ran out. reap ends the runs that no worker
+-- adopted: it returns claimed runs to the queue and fails running ones. A run that keeps killing workers is
+-- quarantined. shut_out_worker removes all runs and worker ids from a host that is no longer trusted.
 
 -- Registration ----------------------------------------------------------------------------------------------
 
--- Who this database is, known once its first worker has registered: a copy that was made before that is another one.
--- In a later copy, restored on another server or under another name, whatever was under way is under way at the
--- original: there it goes on, here it has failed, and is not retried.
+-- The identity of this database, which it gets when its first worker registers. A copy on another server or under
+-- another name has another fingerprint, and gets a new identity. The claimed and running runs of a copy continue in the
+-- original; so in the copy they end here, and are not retried.
 create function ops_private.database_identity() returns uuid
 language plpgsql volatile set search_path = pg_catalog, pg_temp
 as $$
@@ -27,7 +27,7 @@ begin
     end if;
     select c.* into v_control from ops_private.control as c for update;
     if v_control.fingerprint is not distinct from v_fingerprint then
-        return v_control.database_id;  -- meanwhile
+        return v_control.database_id;  -- another worker registered at the same time
     end if;
     if v_control.fingerprint is not null then
         for v_run_id in
@@ -120,8 +120,8 @@ begin
 end
 $$;
 
--- Renews whatever this instance still holds. A run that the answer does not list is lost. Leases are locked
--- in the order of their runs, so that two renewals never wait for each other.
+-- Renews all leases of this instance. The worker has lost each run that the answer does not list. The leases are locked
+-- in the order of their run ids, so that two renewals never wait for each other.
 create function ops.heartbeat(
     p_worker_id text, p_instance_id uuid, p_lease_seconds integer default 300
 ) returns jsonb
@@ -163,7 +163,7 @@ $$;
 
 -- Adoption --------------------------------------------------------------------------------------------------
 
--- Ends a run with which too many workers were lost.
+-- Ends a run that too many workers were lost with.
 create function ops_private.quarantine(
     p_run_id uuid, p_status text, p_lost integer, p_lease ops_private.leases
 ) returns void
@@ -179,8 +179,8 @@ begin
 end
 $$;
 
--- Whether that worker may adopt a run with this lease: its own at once, on its engine one whose lease ran out. A lease
--- that an earlier instance of this worker holds is its own: were that instance alive, the worker id would be taken.
+-- Whether the worker may adopt a run with this lease. It may adopt a run of its own earlier instance at once, and a run
+-- on its engine after the lease ran out. If the earlier instance is alive, adopt_refusal has refused before.
 create function ops_private.may_adopt(p_lease ops_private.leases, p_worker_id text, p_engine_id text) returns boolean
 language plpgsql volatile set search_path = pg_catalog, pg_temp
 as $$
@@ -192,7 +192,7 @@ begin
 end
 $$;
 
--- Why the worker may not adopt the run, which the caller has locked; null: it may.
+-- The refusal if the worker may not adopt the run, which the caller has locked; null if it may.
 create function ops_private.adopt_refusal(
     p_status text, p_lease ops_private.leases, p_worker_id text, p_instance_id uuid, p_engine_id text
 ) returns jsonb
@@ -215,9 +215,9 @@ begin
 end
 $$;
 
--- The lease as another instance inherits it, with the count of holders in a row that were lost. A holder is not counted
--- when it handed the run over or stored a line. A renewed lease is progress only once the container is created: before
--- that, a worker may be renewing while the run kills it.
+-- The lease for the next holder, with the number of holders that were lost in a row. A holder does not count as lost if
+-- it handed the run over, stored a line, or renewed the lease after the container was created. Before that, a renewal
+-- proves nothing: a worker may renew the lease while the run kills it.
 create function ops_private.inherited(p_lease ops_private.leases) returns ops_private.leases
 language plpgsql volatile set search_path = pg_catalog, pg_temp
 as $$
@@ -239,8 +239,8 @@ begin
 end
 $$;
 
--- Whether to quarantine a run whose holders are lost one after the other; not within a minute, in which something
--- else may be killing the workers faster than any of them can show progress.
+-- Whether to quarantine a run, because too many holders in a row were lost. Losses within one minute are not enough:
+-- another cause may kill the workers before any of them can make progress.
 create function ops_private.loses_its_workers(p_lease ops_private.leases) returns boolean
 language plpgsql volatile set search_path = pg_catalog, pg_temp
 as $$
@@ -250,7 +250,7 @@ begin
 end
 $$;
 
--- Makes that instance the run's holder.
+-- Makes the instance the holder of the run.
 create function ops_private.hand_over(
     p_lease ops_private.leases, p_worker_id text, p_instance_id uuid, p_engine_id text, p_lease_seconds integer
 ) returns void
@@ -274,8 +274,8 @@ begin
 end
 $$;
 
--- A worker that came back finds its containers, and adopts their runs from the instance that it was before. Any worker
--- on the same engine may do so once the lease ran out.
+-- A worker that starts again adopts the runs of its earlier instance, and continues with their containers. Every worker
+-- on the same engine may adopt a run after its lease ran out.
 create function ops.adopt_run(
     p_run_id uuid,
     p_worker_id text,
@@ -318,8 +318,8 @@ begin
 end
 $$;
 
--- The runs that a worker should try to adopt, whether they have a container yet or not: those of its own
--- earlier instances, and on its engine those whose lease ran out. adopt_run decides.
+-- The runs that a worker should try to adopt, with or without a container: those of its own earlier instances, and
+-- those on its engine whose lease ran out. adopt_run decides.
 create function ops.adoptable_runs(p_worker_id text, p_instance_id uuid, p_engine_id text) returns jsonb
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -338,7 +338,7 @@ $$;
 
 -- Workers that are gone -------------------------------------------------------------------------------------
 
--- Ends a running run whose worker is lost. The caller holds the locks that the insert of a retry takes.
+-- Fails a running run whose worker is lost. The caller holds the locks that a retry needs.
 create function ops_private.fail_lost(p_run_id uuid, p_lease ops_private.leases, p_error text) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp
 as $$
@@ -351,10 +351,10 @@ begin
 end
 $$;
 
--- Ends what nobody holds any more. Harmless when all workers call it at once: each skips what another has
--- locked. A claimed run goes back to the queue, or is quarantined when too many claims of it were lost.
--- A running one stays adoptable for the length of another lease, if a worker on its engine could come back,
--- fails after that, and is queued again where its workflow says so.
+-- Ends the runs that no worker holds any more. All workers may call it at the same time: each call skips the rows that
+-- another has locked. A claimed run returns to the queue, or is quarantined if too many of its claims were lost. A
+-- running run whose engine is known stays adoptable for the length of another lease. Then it fails, and is retried if
+-- its workflow asks for that.
 create function ops.reap() returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -405,8 +405,9 @@ begin
 end
 $$;
 
--- Takes everything from a host that is not trusted any more, by its database role or its worker id: its claimed runs go
--- back to the queue, its running ones fail, its worker ids are free. First keep it from logging in again (docs/guide.md).
+-- Removes all runs and worker ids from a host that is no longer trusted, by its database role or worker id: its claimed
+-- runs return to the queue, its running ones fail, its worker ids become free. First make sure that the host cannot log
+-- in again (docs/guide.md).
 create function ops.shut_out_worker(p_name text) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$

@@ -1,12 +1,12 @@
 -- Who may do what.
 --
--- Four roles of the database meet here: anon may do nothing; authenticated, a signed-in user, sees the
--- projects he is a member of and changes what his role there allows; ops_worker executes the worker functions
--- and reads the two catalogues; service_role may do everything. Policies say which rows, column grants say
--- which columns, function grants say which transitions. Policies ask ops_private.my_projects once per
--- statement, not once per row: `array(select ...)` is what makes that so.
+-- There are four database roles. anon may do nothing. authenticated, a signed-in user, sees the projects of which the
+-- user is a member, and changes what the user's role there allows. ops_worker executes the worker functions and reads
+-- the two catalogues. service_role may do everything. Policies limit the rows, column grants the columns, and function
+-- grants the transitions. `array(select ...)` makes a policy call ops_private.my_projects once per statement, not once
+-- per row.
 
--- Supabase brings the first three roles. Two databases of one cluster may be migrated at once.
+-- Supabase has the first three roles already. Two databases of one cluster may be migrated at the same time.
 do $$
 declare
     v_role text;
@@ -25,8 +25,8 @@ $$;
 
 -- Helper ----------------------------------------------------------------------------------------------------
 
--- The projects in which the signed-in user has at least this role. It reads memberships with its owner's
--- rights, so the policy of memberships can ask it without asking itself.
+-- The projects in which the signed-in user has at least this role. It reads memberships with the rights of its owner,
+-- so the policy of memberships can call it without a recursion.
 create function ops_private.my_projects(p_role text default 'viewer') returns setof uuid
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -78,8 +78,8 @@ create policy members_read on ops.run_events for select to authenticated
     using (project_id = any (array(select ops_private.my_projects())));
 create policy members_read on ops.run_artifacts for select to authenticated
     using (project_id = any (array(select ops_private.my_projects())));
--- No index of this table begins with the project, and of `= any` the planner believes that few lines pass: it
--- would read and sort a whole run for its last 50 lines. Of this form it believes that most do.
+-- No index of this table begins with the project. With `= any` the planner expects few lines to pass, and would read
+-- and sort a whole run for its last 50 lines. With this form it expects most lines to pass.
 create policy members_read on ops.run_logs for select to authenticated
     using (array_position(array(select ops_private.my_projects()), project_id) is not null);
 
@@ -88,7 +88,7 @@ create policy workers_read on ops.tools for select to ops_worker using (true);
 create policy users_read on ops.upgrade_advisories for select to authenticated using (true);
 create policy workers_read on ops.upgrade_advisories for select to ops_worker using (true);
 
--- An admin manages every member but the owners, and can make no member an owner. Every member may leave.
+-- An admin manages all members except the owners, and cannot make a member an owner. Every member may leave.
 create policy members_read on ops.project_memberships for select to authenticated
     using (project_id = any (array(select ops_private.my_projects())));
 create policy admins_add on ops.project_memberships for insert to authenticated
@@ -108,7 +108,7 @@ create policy admins_remove on ops.project_memberships for delete to authenticat
         or project_id = any (array(select ops_private.my_projects('owner')))
         or (role <> 'owner' and project_id = any (array(select ops_private.my_projects('admin')))));
 
--- On Supabase service_role bypasses policies; on a plain PostgreSQL it need not.
+-- On Supabase, service_role bypasses policies; on other PostgreSQL servers it needs these.
 create policy service_all on ops.projects to service_role using (true) with check (true);
 create policy service_all on ops.workflows to service_role using (true) with check (true);
 create policy service_all on ops.runs to service_role using (true) with check (true);
@@ -133,8 +133,8 @@ grant select on
     ops.upgrade_advisories, ops.project_memberships
 to authenticated;
 
--- Never a column whose unique key, or whose move, would reach into other projects; never one that chooses a
--- host.
+-- Users may not write a column with a unique key across projects, a column that would move a row to another project, or
+-- a column that chooses a host.
 grant update (name, description, odoo_version, status, config) on ops.projects to authenticated;
 grant insert (project_id, workflow_type, name, description, enabled, git_ref, git_commit, config),
     update (workflow_type, name, description, enabled, git_ref, git_commit, config)

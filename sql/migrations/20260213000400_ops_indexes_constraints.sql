@@ -1,9 +1,9 @@
--- What keeps the data true and fast: format constraints, invariants of a run, indexes, and the triggers.
+-- Format constraints, invariants of a run, indexes, and the triggers.
 --
--- Whoever inserts or updates a row of ops.runs, by a function or directly, passes the triggers below. Before
--- an insert a run gets its number and what its workflow's configuration says of queueing; before a change of
--- status the transition is checked and the columns that belong to the new state are filled; after either, the
--- event is written, the lease row is kept in step, and sleeping workers are notified.
+-- Every insert and update of ops.runs, by a function or directly, calls the triggers below. Before an insert they give
+-- the run its number, and copy the fields of its workflow's configuration that concern queueing. Before a change of
+-- status they check the transition, and fill the columns of the new state. After both they write the event, create or
+-- delete the lease row, and notify waiting workers.
 --
 -- SQLSTATEs: OPS01 a transition that is not allowed, OPS02 an append-only table, OPS03 the last owner of a
 -- project, OPS04 a full queue.
@@ -33,8 +33,8 @@ alter table ops.run_artifacts
 
 -- Bounds ----------------------------------------------------------------------------------------------------
 
--- A worker takes all of this into memory, and a claim reads it while the queue waits. Constraints are checked in the
--- order of their names: the size, which bounds what the depth costs, comes first.
+-- A worker loads all of these values into memory, and a claim reads them while other claims wait. Constraints are
+-- checked in the order of their names: the size comes first, since it bounds the cost of the check of the depth.
 alter table ops.projects
     add constraint projects_texts_fit check (
         length(workspace_key) <= 100 and length(slug) <= 100 and length(name) <= 200
@@ -73,7 +73,7 @@ alter table ops.run_artifacts
     add constraint run_artifacts_metadata_at_most_32_deep check (
         not jsonb_path_exists(metadata, 'strict $.**{33}'));
 
--- the hot table: a line of the journal has no metadata
+-- most rows are written here: a line of the journal has no metadata, so its check is cheap
 alter table ops.run_logs
     add constraint run_logs_metadata_at_most_256_kib check (
         metadata = '{}' or octet_length(metadata::text) <= 262144),
@@ -107,8 +107,8 @@ alter table ops.runs
 
 -- Indexes ---------------------------------------------------------------------------------------------------
 
--- The claim reads the first entry. Runs that are not due yet are not in it: a million of them would cost it
--- 99 %.
+-- A claim reads the first entry. The index has no runs that are scheduled for later: a million of them would make a
+-- claim a hundred times slower.
 create index runs_claim_idx on ops.runs (priority desc, created_at, run_number)
     where status = 'queued' and scheduled_at is null;
 create index runs_scheduled_idx on ops.runs (scheduled_at)
@@ -116,12 +116,12 @@ create index runs_scheduled_idx on ops.runs (scheduled_at)
 -- At most one active run per concurrency key; runs without a key do not collide, since nulls are distinct.
 create unique index runs_concurrency_idx on ops.runs (project_id, concurrency_key)
     where status in ('claimed', 'running');
--- How many runs of a project are queued.
+-- Counts the queued runs of a project.
 create index runs_queued_idx on ops.runs (project_id) where status = 'queued';
 create index runs_workflow_idx on ops.runs (workflow_id);
 create index runs_retry_of_idx on ops.runs (retry_of) where retry_of is not null;
 create index run_events_run_idx on ops.run_events (run_id, seq);
--- Only the beginning of a line: to_tsvector takes quadratic time for some texts (26 s for one of 64 KiB).
+-- Only the beginning of a line is indexed: to_tsvector needs quadratic time for some texts (26 s for 64 KiB).
 create index run_logs_message_idx on ops.run_logs using gin (to_tsvector('simple', left(message, 1000)));
 create index project_memberships_user_idx on ops.project_memberships (user_id);
 
@@ -151,9 +151,9 @@ create trigger touch_updated_at before update on ops.project_memberships
 
 -- A run is queued -------------------------------------------------------------------------------------------
 
--- Numbers the run and copies what its workflow says of queueing. What a before trigger writes stays written when
--- `on conflict do nothing` then skips the row; so this one only locks the counter and looks, and count_runs moves
--- the counter when the rows are there.
+-- Gives the run its number, and copies the fields of its workflow that concern queueing. It locks and reads the counter
+-- but does not change it: `on conflict do nothing` may still skip the row, and would not undo the change. count_runs
+-- changes the counter after the rows are inserted.
 create function ops_private.prepare_run() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -162,8 +162,9 @@ declare
     v_last integer;
     v_wrong text;
 begin
-    -- The policy says the same, but only after this trigger: without this check a stranger could tell from
-    -- the error or from a wait whether a project exists. Who may not insert comes by a function, which checked.
+    -- The policy checks the same, but only after this trigger: without this check a user without a role could learn
+    -- from the error or from a wait whether a project exists. A role without the right to insert comes from a
+    -- function, which has checked already.
     if not ops_private.trusted()
         and has_any_column_privilege(ops_private.caller()::name, tg_relid, 'insert')
         and new.project_id <> all (array(select ops_private.my_projects('developer'))) then
@@ -180,9 +181,9 @@ begin
     v_last := ops_private.lock_queue(new.project_id);
     if v_last is null then
         new.run_number := 1;
-        return new;  -- and let the foreign key say so
+        return new;  -- the foreign key refuses the row
     end if;
-    -- rows of the same statement are above the counter
+    -- earlier rows of the same statement have numbers above the counter
     select r.run_number into new.run_number from ops.runs as r
     where r.project_id = new.project_id
     order by r.run_number desc limit 1;
@@ -191,7 +192,7 @@ begin
     select w.config into v_config from ops.workflows as w
     where w.id = new.workflow_id and w.project_id = new.project_id;
     if v_config is null or new.retry_of is not null then
-        return new;  -- a retry has what the first attempt had; without a workflow the foreign key refuses it
+        return new;  -- a retry keeps the values of the first attempt; without a workflow the foreign key refuses
     end if;
     v_wrong := coalesce(ops_private.bad_config(v_config), ops_private.bad_metadata(new.metadata, v_config));
     if v_wrong is not null then
@@ -211,9 +212,9 @@ $$;
 create trigger prepare_run before insert on ops.runs
     for each row execute function ops_private.prepare_run();
 
--- Once per statement: moving the counter for each row would make an insert of many runs quadratic. The queue is counted
--- each time that a thousandth part of what it may hold was added, so it may hold a thousandth more. Retries move the
--- counter, too: else a caller could give each number at which the queue is counted to a retry.
+-- Changes the counter once per statement: once per row would make an insert of many runs quadratic. The queue is
+-- counted after every max_queued_runs / 1000 new runs, so it may exceed its limit by that many. Retries change the
+-- counter too: otherwise a caller could give each number at which the queue is counted to a retry.
 create function ops_private.count_runs() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -246,7 +247,7 @@ create trigger count_runs after insert on ops.runs
 
 -- The status changes ----------------------------------------------------------------------------------------
 
--- An update that leaves the status alone passes, in final states too.
+-- An update that does not change the status passes, in final states too.
 create function ops_private.enforce_run_status_transition() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -295,9 +296,9 @@ $$;
 create trigger enforce_run_status_transition before update on ops.runs
     for each row execute function ops_private.enforce_run_status_transition();
 
--- Writes the event, keeps the lease row in step, and wakes whom it concerns: ops_queue when a run can be
--- claimed that could not before, ops_cancel when the run's worker should stop it. Equal notifications of one
--- transaction are one.
+-- Writes the event, creates or deletes the lease row, and notifies workers: on ops_queue when another run can be
+-- claimed, on ops_cancel when the run's worker should stop it. PostgreSQL sends equal notifications of one transaction
+-- once.
 create function ops_private.record_run_change() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -321,7 +322,7 @@ begin
                 'worker_id', coalesce(new.claimed_by, old.claimed_by), 'reason', new.reason,
                 'exit_code', new.exit_code)));
         if new.status = 'claimed' then
-            -- a claim by function has written its lease already
+            -- claim_next_run has written the lease already
             insert into ops_private.leases
                 (run_id, worker_id, instance_id, db_role, lease_seconds, expires_at)
             values (new.id, new.claimed_by, new.claimed_instance, ops_private.caller(), v_lease_seconds,
@@ -368,11 +369,11 @@ create trigger set_project_of_run before insert on ops.run_events
     for each row execute function ops_private.set_project_of_run();
 create trigger set_project_of_run before insert or update of run_id, project_id on ops.run_artifacts
     for each row execute function ops_private.set_project_of_run();
--- the hot table: a batch names the project itself, and the trigger costs it nothing
+-- most rows are written here: a batch sets the project itself, so the trigger is not called
 create trigger set_project_of_run before insert on ops.run_logs
     for each row when (new.project_id is null) execute function ops_private.set_project_of_run();
 
--- Events are append-only: they go with their run, or by ops_private.prune_run_events.
+-- Events are append-only: they are deleted with their run, or by ops_private.prune_run_events.
 create function ops_private.keep_run_events() returns trigger
 language plpgsql set search_path = pg_catalog, pg_temp
 as $$
@@ -407,9 +408,10 @@ $$;
 create trigger set_giver before insert or update of role on ops.project_memberships
     for each row execute function ops_private.set_giver();
 
--- A project keeps an owner, unless it goes itself. The lock makes two owners who remove each other take
--- turns. A project loses its last owner in two cases: the account of the user is deleted (a cascade deletes the
--- memberships), or the user declines the role that another user gave. service_role then names the next owner.
+-- A project keeps an owner until it is deleted. If two owners remove each other at the same time, the lock makes one
+-- wait for the other. A project loses its last owner in two cases: the account of the user is deleted (a cascade
+-- deletes the memberships), or the user declines the role that another user gave. service_role then names the next
+-- owner.
 create function ops_private.keep_an_owner() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -429,7 +431,7 @@ $$;
 
 create trigger keep_an_owner after update on ops.project_memberships
     for each row when (old.role = 'owner') execute function ops_private.keep_an_owner();
--- not for what a cascade deletes, which is evaluated inside its trigger
+-- not for rows that a cascade deletes: there the condition is evaluated inside the trigger of the cascade
 create trigger keep_an_owner_who_leaves after delete on ops.project_memberships
     for each row when (old.role = 'owner' and pg_trigger_depth() = 0) execute function ops_private.keep_an_owner();
 
@@ -437,7 +439,7 @@ revoke execute on all functions in schema ops_private from public;
 
 -- Realtime --------------------------------------------------------------------------------------------------
 
--- Only where Supabase's publication exists and this role may change it.
+-- Only if Supabase's publication exists and this role may change it.
 do $$
 begin
     if exists (

@@ -1,19 +1,17 @@
--- What signed-in users call: queue a run, retry or cancel one, see the queue, search logs, see what to mind before an
--- upgrade.
+-- The functions for signed-in users: queue, retry or cancel a run, list the queue, search logs, list the advisories for
+-- an upgrade.
 --
--- Each function is two: one in the schema ops, which an API exposes and which runs with the caller's rights,
--- over a core in ops_private, which first asks for the caller's role in the project. To somebody who has
--- none, a workflow, a run or a log line does not exist, and nothing is locked on his behalf. What changes
--- something answers {"success", ...}; what lists rows is a table, whose senseless arguments are an error with
--- SQLSTATE 22023.
+-- Each is a pair of functions. The one in the schema ops is exposed by an API, runs with the caller's rights, and calls
+-- one in ops_private, which first checks the caller's role in the project. For a user without a role, the workflow, run
+-- or log line does not exist, and the call takes no locks. A function that changes data answers {"success", ...}. A
+-- function that lists rows returns a table, and raises SQLSTATE 22023 for wrong arguments.
 --
--- A key that makes a request safe to repeat is stored with its project in front, as `<project id>:<key>`:
--- runs.idempotency_key is unique in the whole table, and so no project can meet, or learn of, a key of
--- another.
+-- An idempotency key, which makes a request safe to repeat, is stored as `<project id>:<key>`. runs.idempotency_key is
+-- unique in the whole table, so without the prefix a project could collide with, or learn of, a key of another project.
 
 -- Queue -----------------------------------------------------------------------------------------------------
 
--- What was asked for under an idempotency key, as a digest: a run's own columns change later.
+-- A digest of the request that used an idempotency key. The run's own columns may change later.
 create table ops_private.run_requests (
     run_id uuid primary key references ops.runs (id) on delete cascade,
     digest bytea not null
@@ -32,7 +30,7 @@ begin
 end
 $$;
 
--- What is wrong with a request to queue a run, in words; null: nothing.
+-- Says what is wrong with a request to queue a run; null if nothing is.
 create function ops_private.bad_request(
     p_metadata jsonb, p_idempotency_key text, p_scheduled_at timestamptz
 ) returns text
@@ -80,7 +78,7 @@ begin
 
     v_digest := sha256(convert_to(jsonb_build_array(
         p_workflow_id, v_metadata, extract(epoch from p_scheduled_at))::text, 'UTF8'));
-    -- from here on requests of this project take turns, so two with the same key cannot miss each other
+    -- this lock lets one request of the project proceed at a time, so the second of two equal keys finds the first
     perform ops_private.lock_queue(v_project_id);
     v_key := v_project_id || ':' || p_idempotency_key;
     select r.id into v_run_id from ops.runs as r where r.idempotency_key = v_key;
@@ -112,7 +110,7 @@ $$;
 
 -- Retry -----------------------------------------------------------------------------------------------------
 
--- Who asks twice gets the same retry back for as long as it has not ended.
+-- A repeated call returns the same retry until that run has ended.
 create function ops_private.retry_run(p_run_id uuid) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -160,7 +158,7 @@ $$;
 
 -- Search ----------------------------------------------------------------------------------------------------
 
--- Raises where the arguments of a search make no sense.
+-- Raises an error if the arguments of a search are wrong.
 create function ops_private.check_search(
     p_query tsquery, p_project_id uuid, p_run_id uuid, p_limit integer,
     p_before timestamptz, p_before_run_id uuid, p_before_seq bigint
@@ -181,8 +179,8 @@ begin
 end
 $$;
 
--- Row policies come before an operator that is not leakproof, as @@ is not, and would keep it from the
--- full-text index; so this core checks the membership itself.
+-- PostgreSQL applies row policies before an operator that is not leakproof, such as @@, so the full-text index could
+-- not be used. So this function bypasses the policies and checks the membership itself.
 create function ops_private.search_run_logs(
     p_query text,
     p_project_id uuid,
@@ -240,7 +238,7 @@ $$;
 
 -- Advisories ------------------------------------------------------------------------------------------------
 
--- Numbers to compare by: 9.0 before 10.0, and 17 the same as 17.0; null for what is no version of that kind.
+-- The key by which versions are compared: 9.0 is before 10.0, and 17 equals 17.0; null if the text is not a version.
 create function ops_private.version_key(p_version text) returns integer[]
 language plpgsql immutable set search_path = pg_catalog, pg_temp
 as $$
@@ -275,8 +273,8 @@ $$;
 
 -- Cancel ----------------------------------------------------------------------------------------------------
 
--- Ends queued and claimed runs at once; asks the worker to stop a running one. To somebody who may not see
--- the run it does not exist.
+-- Cancels a queued or claimed run at once; asks the worker to stop a running one. For a user who may not see the run,
+-- it does not exist.
 create function ops_private.cancel_run(p_run_id uuid, p_reason text) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -344,8 +342,7 @@ create function ops.cancel_run(p_run_id uuid, p_reason text default null) return
 language sql volatile set search_path = pg_catalog, pg_temp
 return ops_private.cancel_run(p_run_id, p_reason);
 
--- Row policies decide which runs the caller sees. The three conditions on status are those of three partial
--- indexes.
+-- Row policies decide which runs the caller sees. The three conditions on status match three partial indexes.
 create function ops.list_queued_runs() returns table (
     run_id uuid,
     project_id uuid,

@@ -1,9 +1,9 @@
 -- A database role for each build host.
 --
--- A lease belongs to the role that claimed, so a host that logs in with a role of its own can touch only what
--- it claimed itself, and dropping the role shuts out just that host. The function makes such a role, or gives
--- it a new password. It runs with the rights of its caller, who needs CREATEROLE (PostgreSQL 16 and later:
--- and ADMIN on ops_worker, which whoever created that role has); nobody is granted it but its owner.
+-- A lease belongs to the role that claimed the run. So a host with a separate role can change only the runs that it
+-- claimed, and dropping the role shuts out only that host. The function creates such a role, or gives it a new
+-- password. It runs with the rights of its caller, which needs CREATEROLE, and from PostgreSQL 16 on also ADMIN on
+-- ops_worker (the creator of that role has it). Only the owner of the function may execute it.
 
 create function ops_private.create_worker(p_name text, p_password text) returns jsonb
 language plpgsql volatile set search_path = pg_catalog, pg_temp
@@ -15,7 +15,7 @@ begin
         return ops_private.refusal(
             'bad_argument', 'the name of a worker''s role has up to 63 of a-z, 0-9, _ and -, a letter first');
     end if;
-    -- in clear it would end up in the server's log
+    -- a password in plain text could be written to the server's log
     if p_password !~ '^SCRAM-SHA-256\$' is not false then
         return ops_private.refusal('bad_argument', 'the password must be a SCRAM-SHA-256 verifier');
     end if;

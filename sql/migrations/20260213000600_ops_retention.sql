@@ -1,9 +1,10 @@
 -- Retention: what is deleted, when, and in which order.
 --
--- `ops-worker prune` calls these with an operator's rights. An expired artifact is in two places that no transaction
--- spans: a row here and an object in a store. So its row moves to ops_private.retired_artifacts first, then the object
--- is deleted, then the retired row: whatever dies in between, no row of ops.run_artifacts names an object that is gone,
--- and no object is forgotten. Log lines and events go by the time at which their run ended. Each call deletes a batch.
+-- `ops-worker prune` calls these with the rights of service_role. An expired artifact is a row here and an object in a
+-- store, and no transaction can delete both. So its row moves to ops_private.retired_artifacts first; then the object
+-- is deleted, and last the retired row. After a crash between these steps, no row of ops.run_artifacts names a deleted
+-- object, and no object is forgotten. Log lines and events are deleted by the time at which their run ended. Each call
+-- deletes a batch.
 
 create table ops_private.retired_artifacts (
     artifact_id uuid primary key,
@@ -13,9 +14,9 @@ create table ops_private.retired_artifacts (
     claimed_by text
 );
 
--- The expired artifacts of runs that have ended, in the store whose URL begins so, and, where that is a folder of one
--- host, stored by that host's worker. Who may record artifacts could name the object of another run: such a record is
--- not followed. (A key is workspace/run/path; the project's workspace may have another name by now.)
+-- The expired artifacts of ended runs in the store with the URL p_store; if the store is a folder of one host, only
+-- those of its worker p_worker_id. A client that records artifacts could name the object of another run, so the key
+-- must name the run itself. (A key is workspace/run/path; the workspace may have been renamed.)
 create function ops_private.expired_artifacts(p_store text, p_worker_id text)
 returns table (artifact_id uuid, artifact_key text, artifact_url text, size_bytes bigint, claimed_by text)
 language sql stable set search_path = pg_catalog, pg_temp
@@ -31,7 +32,7 @@ $$;
 
 create index run_artifacts_expires_idx on ops.run_artifacts (expires_at) where expires_at is not null;
 
--- Retires a batch of them and returns what is retired by now: those of an earlier call that died on the way, too.
+-- Retires a batch of expired artifacts, and returns all that are retired: also those of an earlier call that crashed.
 create function ops_private.retire_artifacts(p_store text, p_worker_id text, p_limit integer default 1000)
 returns table (artifact_id uuid, artifact_key text, size_bytes bigint)
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
@@ -54,7 +55,7 @@ begin
 end
 $$;
 
--- Their objects are deleted.
+-- Deletes the retired rows after their objects were deleted.
 create function ops_private.forget_artifacts(p_artifact_ids uuid[]) returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -63,7 +64,7 @@ begin
 end
 $$;
 
--- Log lines of the runs that ended before p_before, of at most p_runs runs; returns how many lines and runs.
+-- Deletes log lines of runs that ended before p_before, of at most p_runs runs; returns how many lines and runs.
 create function ops_private.prune_run_logs(p_before timestamptz, p_runs integer default 20)
 returns table (lines bigint, runs bigint)
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
@@ -81,8 +82,8 @@ begin
 end
 $$;
 
--- Events of the runs that ended before p_before: the only way to delete events and keep their run. The trigger that
--- guards them looks for this setting and for the owner, whose rights only this function lends.
+-- Deletes the events of runs that ended before p_before. Only this function can delete events and keep their run: the
+-- trigger that protects them requires this setting and the rights of the owner, which the function runs with.
 create function ops_private.prune_run_events(p_before timestamptz) returns bigint
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -98,7 +99,7 @@ begin
 end
 $$;
 
--- What a call of the others would delete now. A time that is null: nothing.
+-- Counts what the functions above would delete now; for a time that is null, nothing.
 create function ops_private.prunable(
     p_store text, p_worker_id text, p_logs_before timestamptz, p_events_before timestamptz
 ) returns table (artifacts bigint, bytes numeric, lines bigint, events bigint)

@@ -1,9 +1,8 @@
--- Gives everything that the migration renamed its former name back, functions their former text, and drops the views
--- that the migration added.
+-- Restores the former names and the former text of functions, and drops the views that the migration added.
 --
--- Lost: nothing; every row and every grant stays. Refused while one of the former names is in use, as it is while our
--- own tables exist: roll those back first. A function that was changed after the migration keeps its new text, and what
--- was dropped or renamed again stays as it is.
+-- Lost: nothing; every row and every grant stays. The rollback is refused while one of the former names is in use. Our
+-- own tables use them, so roll those back first. A function that was changed after the migration keeps its new text. An
+-- object that was dropped or renamed again stays as it is.
 
 do $$
 declare
@@ -26,7 +25,7 @@ begin
         end if;
     end loop;
 
-    -- All or none, and a reader locks a view before its table.
+    -- Locks all or none, views first: a reader locks a view before its table.
     v_lock := array(
         select c.oid::regclass::text
         from ops_private.renamed as r

@@ -1,9 +1,9 @@
--- Takes back the nine tables.
+-- Drops the nine tables.
 --
--- Lost: everything. All projects, workflows, runs, logs, events, artifact records, tools, advisories and
--- memberships, the counters of run numbers (they begin at 1 again) and the identity of this database
--- (containers of runs that are still going count as foreign from then on). Files in the artifact store stay.
--- The schemas stay where they hold something else.
+-- Lost: everything. All projects, workflows, runs, logs, events, artifact records, tools, advisories and memberships,
+-- the counters of run numbers (they begin at 1 again) and the identity of this database (workers then ignore the
+-- containers of its running runs as those of another database). Files in the artifact store stay. A schema stays if it
+-- has other objects.
 
 drop table
     ops.project_memberships, ops.upgrade_advisories, ops.tools,

@@ -1,4 +1,4 @@
--- Takes back the functions that the others share.
+-- Drops the functions that the others share.
 --
 -- Lost: nothing that is stored.
 

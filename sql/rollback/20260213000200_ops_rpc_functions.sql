@@ -1,6 +1,6 @@
--- Takes back the functions that workers call for a run.
+-- Drops the functions that workers call for a run.
 --
--- Lost: nothing that is stored. Workers cannot do anything until this migration is applied again.
+-- Lost: nothing that is stored. Workers cannot work until this migration is applied again.
 
 drop function
     ops.add_run_event, ops.add_run_artifact, ops.append_run_logs, ops.append_run_log, ops.record_container,

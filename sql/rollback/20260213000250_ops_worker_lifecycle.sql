@@ -1,6 +1,6 @@
--- Takes back registration, renewal and adoption.
+-- Drops the functions for registration, renewal, adoption and lost workers.
 --
--- Lost: nothing that is stored. Workers cannot do anything until this migration is applied again.
+-- Lost: nothing that is stored. Workers cannot work until this migration is applied again.
 
 drop function
     ops.shut_out_worker, ops.reap, ops_private.fail_lost, ops.adoptable_runs, ops.adopt_run,

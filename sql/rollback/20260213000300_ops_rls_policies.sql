@@ -1,10 +1,10 @@
--- Takes back the policies and the grants.
+-- Drops the policies and revokes the grants.
 --
--- Lost: nothing that is stored, but nobody except the owner can use the schema until this migration is
--- applied again. The roles anon, authenticated, service_role and ops_worker stay: roles belong to the whole
--- cluster, and another database may use them. So do roles that were given ops_worker.
+-- Lost: nothing that is stored, but only the owner can use the schema until this migration is applied again. The roles
+-- anon, authenticated, service_role and ops_worker stay, because roles belong to the whole cluster, and another
+-- database may use them. The members of ops_worker stay too.
 
--- A grant on the schema that is older than our migrations stays: the first of them recorded it.
+-- A grant on the schema that is older than our migrations stays: the first migration recorded it.
 do $$
 declare
     v_role text;

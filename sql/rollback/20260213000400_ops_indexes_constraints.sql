@@ -1,7 +1,7 @@
--- Takes back the constraints, indexes and triggers.
+-- Drops the constraints, indexes and triggers.
 --
--- Lost: nothing that is stored. But from here on nothing numbers new runs, checks transitions, writes events
--- or keeps leases, so no worker may run until this migration is applied again or the rest is rolled back too.
+-- Lost: nothing that is stored. But new runs get no number, transitions are not checked, and events and leases are not
+-- written. So no worker may run until this migration is applied again or the earlier ones are rolled back too.
 
 do $$
 begin

@@ -1,6 +1,6 @@
--- Takes back the functions that users call.
+-- Drops the functions that users call.
 --
--- Lost: which requests the idempotency keys stand for. The runs keep their keys; after this migration is
+-- Lost: the digests of the requests that used idempotency keys. The runs keep their keys. After this migration is
 -- applied again, each of those keys is refused as used for another request.
 
 drop function

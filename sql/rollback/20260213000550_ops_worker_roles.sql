@@ -1,5 +1,5 @@
--- Takes back the function that makes roles for build hosts.
+-- Drops the function that creates roles for build hosts.
 --
--- Lost: nothing. The roles that it made stay, and can go on working: they belong to the whole cluster.
+-- Lost: nothing. The roles that it created stay and can still work, because roles belong to the whole cluster.
 
 drop function ops_private.create_worker;

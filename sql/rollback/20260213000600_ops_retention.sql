@@ -1,7 +1,7 @@
--- Takes back retention.
+-- Drops the functions and the table of retention.
 --
--- Lost: the list of objects whose records are gone already and that were still to be deleted from their store. Run
--- `ops-worker prune` first, and it is empty.
+-- Lost: the list of objects that have no record any more but are not yet deleted from their store. After `ops-worker
+-- prune` the list is empty, so run that first.
 
 drop function
     ops_private.prunable, ops_private.prune_run_events, ops_private.prune_run_logs,

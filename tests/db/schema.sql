@@ -18,7 +18,7 @@ begin
     if v_refusal is not null then
         return v_refusal;
     end if;
-    -- a worker names its instance; the checksum of another client is stored as given
+    -- only a worker names its instance; the checksum of another client is stored as given
     if p_instance_id is not null and p_checksum !~ '^sha256:[0-9a-f]{64}$' then
         return ops_private.refusal('bad_argument', 'the checksum of a worker must be sha256: and 64 hex digits');
     end if;
@@ -31,7 +31,7 @@ begin
         set artifact_url = excluded.artifact_url, content_type = excluded.content_type,
             size_bytes = excluded.size_bytes, checksum = excluded.checksum,
             expires_at = excluded.expires_at, metadata = excluded.metadata
-        returning a.id, a.xmax = 0 into v_artifact_id, v_added;  -- xmax is set in a row that was there before
+        returning a.id, a.xmax = 0 into v_artifact_id, v_added;  -- xmax is 0 in a new row only
     exception when check_violation or not_null_violation then
         return ops_private.refusal('bad_argument', sqlerrm);
     end;
@@ -343,7 +343,7 @@ begin
             from claimed as c
             returning run_id into v_run_id;
         exception when unique_violation then
-            continue;  -- another claim took the same concurrency key at the same time: take the next run
+            continue;  -- another claim took the same concurrency key at the same time: try the next run
         end;
         if v_run_id is not null then
             v_payload := ops_private.run_payload(v_run_id);
@@ -365,7 +365,7 @@ declare
     v_run ops.runs;
     v_status text;
     v_locked boolean := true;
-    -- with what the event adds
+    -- the event adds these two fields
     v_wrong constant text := ops_private.bad_document(
         'details', p_details || jsonb_build_object('reason', p_reason, 'exit_code', p_exit_code));
 begin
@@ -426,7 +426,7 @@ CREATE TABLE ops.project_memberships (
     CONSTRAINT project_memberships_role_check CHECK ((role = ANY (ARRAY['owner'::text, 'admin'::text, 'developer'::text, 'viewer'::text])))
 );
 
-COMMENT ON COLUMN ops.project_memberships.given_by IS 'The signed-in user who gave this role; null for machines. The last owner may leave if another user gave it.';
+COMMENT ON COLUMN ops.project_memberships.given_by IS 'The signed-in user who gave this role; null for other callers. The last owner may leave if another user gave it.';
 
 CREATE FUNCTION ops.current_user_role(p_project_id uuid) RETURNS text
     LANGUAGE sql STABLE
@@ -463,7 +463,7 @@ begin
 
     v_digest := sha256(convert_to(jsonb_build_array(
         p_workflow_id, v_metadata, extract(epoch from p_scheduled_at))::text, 'UTF8'));
-    -- from here on requests of this project take turns, so two with the same key cannot miss each other
+    -- this lock lets one request of the project proceed at a time, so the second of two equal keys finds the first
     perform ops_private.lock_queue(v_project_id);
     v_key := v_project_id || ':' || p_idempotency_key;
     select r.id into v_run_id from ops.runs as r where r.idempotency_key = v_key;
@@ -688,7 +688,7 @@ begin
     if v_refusal is not null then
         return v_refusal;
     end if;
-    -- claim_count finds runs that kill their worker; one that was handed back did not
+    -- claim_count finds runs that kill their workers, so a released claim does not count
     update ops.runs as r set status = 'queued', reason = 'released', claim_count = r.claim_count - 1
     where r.id = p_run_id;
     return jsonb_build_object('success', true);
@@ -868,7 +868,7 @@ begin
         update ops.runs as r set status = 'running' where r.id = p_run_id
         returning r.started_at into v_started_at;
     elsif p_instance_id is null then
-        -- only an instance that names itself can be known to repeat a call whose answer it lost
+        -- without an instance, a repeated call and a call of another worker look the same
         return ops_private.refusal('not_claimed', 'the run is running');
     end if;
     return jsonb_build_object('success', true, 'started_at', v_started_at);
@@ -950,15 +950,15 @@ CREATE TABLE ops_private.leases (
 )
 WITH (fillfactor='50');
 
-COMMENT ON COLUMN ops_private.leases.renewed IS 'Whether the present holder has renewed it.';
+COMMENT ON COLUMN ops_private.leases.renewed IS 'Whether the present holder has renewed the lease.';
 
-COMMENT ON COLUMN ops_private.leases.log_position IS 'The last journal line that was stored when the holder took it.';
+COMMENT ON COLUMN ops_private.leases.log_position IS 'The last journal line that was stored when the present holder claimed or adopted the run.';
 
 COMMENT ON COLUMN ops_private.leases.lost IS 'How many holders in a row were lost before they stored a line, or renewed the lease of a created container.';
 
-COMMENT ON COLUMN ops_private.leases.lost_since IS 'When the first of those was found to be gone.';
+COMMENT ON COLUMN ops_private.leases.lost_since IS 'When the first of these losses was noticed.';
 
-COMMENT ON COLUMN ops_private.leases.handed_over IS 'Whether the present holder has unregistered, and left the run to its successor.';
+COMMENT ON COLUMN ops_private.leases.handed_over IS 'Whether the present holder has unregistered, so that its next instance adopts the run.';
 
 CREATE FUNCTION ops_private.adopt_refusal(p_status text, p_lease ops_private.leases, p_worker_id text, p_instance_id uuid, p_engine_id text) RETURNS jsonb
     LANGUAGE plpgsql
@@ -1247,7 +1247,7 @@ begin
         return ops_private.refusal(
             'bad_argument', 'the name of a worker''s role has up to 63 of a-z, 0-9, _ and -, a letter first');
     end if;
-    -- in clear it would end up in the server's log
+    -- a password in plain text could be written to the server's log
     if p_password !~ '^SCRAM-SHA-256\$' is not false then
         return ops_private.refusal('bad_argument', 'the password must be a SCRAM-SHA-256 verifier');
     end if;
@@ -1295,7 +1295,7 @@ begin
     end if;
     select c.* into v_control from ops_private.control as c for update;
     if v_control.fingerprint is not distinct from v_fingerprint then
-        return v_control.database_id;  -- meanwhile
+        return v_control.database_id;  -- another worker registered at the same time
     end if;
     if v_control.fingerprint is not null then
         for v_run_id in
@@ -1666,8 +1666,9 @@ declare
     v_last integer;
     v_wrong text;
 begin
-    -- The policy says the same, but only after this trigger: without this check a stranger could tell from
-    -- the error or from a wait whether a project exists. Who may not insert comes by a function, which checked.
+    -- The policy checks the same, but only after this trigger: without this check a user without a role could learn
+    -- from the error or from a wait whether a project exists. A role without the right to insert comes from a
+    -- function, which has checked already.
     if not ops_private.trusted()
         and has_any_column_privilege(ops_private.caller()::name, tg_relid, 'insert')
         and new.project_id <> all (array(select ops_private.my_projects('developer'))) then
@@ -1684,9 +1685,9 @@ begin
     v_last := ops_private.lock_queue(new.project_id);
     if v_last is null then
         new.run_number := 1;
-        return new;  -- and let the foreign key say so
+        return new;  -- the foreign key refuses the row
     end if;
-    -- rows of the same statement are above the counter
+    -- earlier rows of the same statement have numbers above the counter
     select r.run_number into new.run_number from ops.runs as r
     where r.project_id = new.project_id
     order by r.run_number desc limit 1;
@@ -1695,7 +1696,7 @@ begin
     select w.config into v_config from ops.workflows as w
     where w.id = new.workflow_id and w.project_id = new.project_id;
     if v_config is null or new.retry_of is not null then
-        return new;  -- a retry has what the first attempt had; without a workflow the foreign key refuses it
+        return new;  -- a retry keeps the values of the first attempt; without a workflow the foreign key refuses
     end if;
     v_wrong := coalesce(ops_private.bad_config(v_config), ops_private.bad_metadata(new.metadata, v_config));
     if v_wrong is not null then
@@ -1883,15 +1884,15 @@ CREATE TABLE ops.runs (
 
 COMMENT ON COLUMN ops.runs.run_number IS 'Counts 1, 2, 3 and so on within the project, without gaps.';
 
-COMMENT ON COLUMN ops.runs.scheduled_at IS 'Not before this time; null: due now. What is due is set to null.';
+COMMENT ON COLUMN ops.runs.scheduled_at IS 'The earliest time of a claim; null when the run is due.';
 
-COMMENT ON COLUMN ops.runs.claim_count IS 'How often the run was claimed or adopted and not released.';
+COMMENT ON COLUMN ops.runs.claim_count IS 'How many claims and adoptions the run had; a released claim does not count.';
 
-COMMENT ON COLUMN ops.runs.created_by IS 'The signed-in user who queued the run; null for machines.';
+COMMENT ON COLUMN ops.runs.created_by IS 'The signed-in user who queued the run; null for other callers.';
 
-COMMENT ON COLUMN ops.runs.reason IS 'One word: why the last change of status happened.';
+COMMENT ON COLUMN ops.runs.reason IS 'The reason of the last change of status, in one word.';
 
-COMMENT ON COLUMN ops.runs.container_id IS 'The container that was created for the run; it is created only once.';
+COMMENT ON COLUMN ops.runs.container_id IS 'The container of the run; a run has at most one.';
 
 CREATE FUNCTION ops_private.record_failure(p_run ops.runs, p_details jsonb, p_locked boolean) RETURNS void
     LANGUAGE plpgsql
@@ -1933,7 +1934,7 @@ begin
                 'worker_id', coalesce(new.claimed_by, old.claimed_by), 'reason', new.reason,
                 'exit_code', new.exit_code)));
         if new.status = 'claimed' then
-            -- a claim by function has written its lease already
+            -- claim_next_run has written the lease already
             insert into ops_private.leases
                 (run_id, worker_id, instance_id, db_role, lease_seconds, expires_at)
             values (new.id, new.claimed_by, new.claimed_instance, ops_private.caller(), v_lease_seconds,
@@ -2298,9 +2299,9 @@ CREATE TABLE ops.run_logs (
     CONSTRAINT run_logs_stream_check CHECK ((stream = ANY (ARRAY['stdout'::text, 'stderr'::text])))
 );
 
-COMMENT ON COLUMN ops.run_logs.seq IS 'Number of the line in the container''s journal; from 2^40 on: of none.';
+COMMENT ON COLUMN ops.run_logs.seq IS 'The number of the line in the container''s journal; a line that is not from the journal has 2^40 or more.';
 
-COMMENT ON COLUMN ops.run_logs."timestamp" IS 'When the line was written, not when it was stored.';
+COMMENT ON COLUMN ops.run_logs."timestamp" IS 'The time at which the line was written, not stored.';
 
 CREATE TABLE ops.tools (
     id uuid DEFAULT gen_random_uuid() NOT NULL,
@@ -2349,7 +2350,7 @@ CREATE TABLE ops_private.control (
     CONSTRAINT control_singleton_check CHECK (singleton)
 );
 
-COMMENT ON COLUMN ops_private.control.max_lost_leases IS 'A run is quarantined when more workers than this were lost with it, one after the other, over a minute or more.';
+COMMENT ON COLUMN ops_private.control.max_lost_leases IS 'A run is quarantined when more workers than this were lost with it in a row, over a minute or more.';
 
 COMMENT ON COLUMN ops_private.control.max_queued_runs IS 'How many runs of one project may be queued at once. Retries by the database are not refused, but they count.';
 
@@ -2372,7 +2373,7 @@ CREATE TABLE ops_private.run_counters (
     CONSTRAINT run_counters_last_check CHECK ((last >= 0))
 );
 
-COMMENT ON COLUMN ops_private.run_counters.counted IS 'The last number at which the queued runs were counted.';
+COMMENT ON COLUMN ops_private.run_counters.counted IS 'The run number at which the queued runs were last counted.';
 
 CREATE TABLE ops_private.run_requests (
     run_id uuid NOT NULL,

@@ -1,8 +1,8 @@
 -- The table "Who may do what" of docs/odooops-sh/SECURITY.md, cell by cell, with both forms of a JWT's claims.
 --
 -- Run the folder with `supabase test db sql/tests/pgtap`, or with `pg_prove --host HOST --dbname NAME
--- sql/tests/pgtap/*.sql` after `create extension pgtap`, as the role that migrated or a superuser. Nothing stays in the
--- database.
+-- sql/tests/pgtap/*.sql` after `create extension pgtap`, as the role that migrated or a superuser. The database stays
+-- unchanged.
 \ir world.psql
 
 select pg_temp.new_run('queued', 'queued', null);

@@ -1,7 +1,7 @@
--- Build hosts with a role each: what one claimed no other can start, append to, complete, renew or adopt,
--- whatever worker id it writes. service_role can.
+-- Build hosts with a role each: no host can start, append to, complete, renew or adopt the run of another host, with
+-- any worker id. service_role can.
 --
--- Run as 01_who_may_do_what.sql says.
+-- Run it as 01_who_may_do_what.sql says.
 \ir world.psql
 
 select plan(24);
@@ -19,7 +19,7 @@ select is(pg_temp.create_worker('tap_host_two') ->> 'created', 'false', 'again: 
 select is(pg_temp.create_worker('service_role') ->> 'code', 'not_allowed', 'no other role gets one');
 grant tap_host_one, tap_host_two to current_user;
 
--- What a role is answered; what it did stays.
+-- The answer to a role; its changes stay.
 create function pg_temp.answer(p_role text, p_call text) returns jsonb
 language plpgsql as $$
 declare
@@ -33,7 +33,7 @@ begin
 end
 $$;
 
--- other runs that wait in this database are not the test's
+-- the database may have other queued runs
 update ops.runs set status = 'canceled' where status = 'queued';
 select pg_temp.new_run('run', 'queued', null);
 insert into known values ('instance', gen_random_uuid()), ('other', gen_random_uuid());

@@ -1,6 +1,6 @@
--- What is in another project looks like what is nowhere: the same rows, the same answer, the same error.
+-- An object of another project looks like one that does not exist: the same rows, the same answer, the same error.
 --
--- Run as 01_who_may_do_what.sql says.
+-- Run it as 01_who_may_do_what.sql says.
 \ir world.psql
 
 select pg_temp.new_run('run', 'failed', null);

@@ -1,7 +1,7 @@
--- What the table of rights implies: no member makes himself owner, moves a membership, forges an event, a log
--- or an artifact, begins a run otherwise than queued, or writes a column that is not his.
+-- What the table of rights implies: no member can become owner without an owner, move a membership, forge an event, a
+-- log line or an artifact, insert a run with another status than queued, or write a column that users may not write.
 --
--- Run as 01_who_may_do_what.sql says.
+-- Run it as 01_who_may_do_what.sql says.
 \ir world.psql
 
 select pg_temp.new_run('run', 'running', null);
@@ -16,7 +16,7 @@ select format(
     $$insert into ops.runs (project_id, workflow_id, status) values ('{project}', '{workflow}', %L)$$, s)
 from unnest('{claimed,running,succeeded,failed,canceled}'::text[]) as s;
 
--- every column of a run but the four that a user gives
+-- every column of a run except the four that a user may write
 insert into forbidden
 select format(
     $$insert into ops.runs (project_id, workflow_id, %I) select '{project}', '{workflow}', r.%1$I
@@ -53,7 +53,7 @@ select is(
     array(
         select w from unnest('{viewer,developer,admin,owner,stranger,anon,ops_worker}'::text[]) as w
         where pg_temp.attempt(w, 'new', f.statement) !~ '^(no|42501|OPS01)'),
-    '{}'::text[], 'nobody: ' || f.statement)
+    '{}'::text[], 'no role but service_role may: ' || f.statement)
 from forbidden as f;
 
 select matches(
