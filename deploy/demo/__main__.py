@@ -53,7 +53,7 @@ class State:
 
     @property
     def runs(self) -> Path:
-        """Artifacts by run, as links that a person can find his way in."""
+        """Links to the artifacts of each run, by readable names."""
         return self.folder / "runs"
 
     @property
@@ -78,7 +78,7 @@ class State:
 
     @contextmanager
     def locked(self) -> Iterator[bool]:
-        """Whether nobody else uses the folder; nobody else can while this lasts."""
+        """Yields whether this demo has the folder's lock; other demos cannot take it until the block ends."""
         with (self.folder / "lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,12 +1,12 @@
 """The queue in PostgreSQL: one method per ``ops.*`` function, and the only SQL of the daemon.
 
-A call that meets a passing fault (connection cut, server restarting, failover, too many connections, deadlock) is made
-again, for as long as it takes. That is safe: the functions recognise what the same instance already did, so an
-acknowledgement lost after the commit changes nothing. Two are told apart: an event may then be there twice, and a claim
-whose answer was lost turns up in the next heartbeat.
+After a passing fault (connection cut, server restarting, failover, too many connections, deadlock) a call is repeated
+until it succeeds. That is safe: the functions recognise a repeated call of the same instance, so an answer that was
+lost after the commit changes nothing. There are two exceptions: a repeated event may be stored twice, and a claim whose
+answer was lost is in the next heartbeat.
 
-At most three connections: two in the pool for the work of all runs, and one that listens and renews the leases, so
-that a renewal never waits behind a batch of log lines.
+The queue has at most three connections: two in the pool for the work of all runs, and one that listens and renews the
+leases, so that a renewal never waits for a batch of log lines.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _LOST = frozenset({"not_owner", "not_running", "not_claimed", "final", "not_foun
 
 
 class Queue:
-    """The worker's view of the control plane, as one worker instance."""
+    """The calls of one worker instance to the control plane."""
 
     def __init__(self, dsn: str, pool: asyncpg.Pool, identity: WorkerIdentity, lease_seconds: int) -> None:
         self._dsn = dsn
@@ -50,12 +50,12 @@ class Queue:
 
     @classmethod
     async def connected(cls, dsn: str, identity: WorkerIdentity, *, lease_seconds: int) -> Self:
-        """Connects, once. Raises ``DatabaseUnavailable``, or ``ConfigurationError`` where the login is refused."""
+        """Tries once to connect. Raises ``DatabaseUnavailable``, or ``ConfigurationError`` if the login is refused."""
         pool = await open_pool(dsn, application_name=f"ops-worker {identity.worker_id}", size=2)
         return cls(dsn, pool, identity, lease_seconds)
 
     async def close(self) -> None:
-        """Ends the connections; a server that is gone is not waited for."""
+        """Closes the connections; waits at most 2 s for the server."""
         for connection in (self._control, self._pool):
             if connection is not None:
                 with anyio.move_on_after(2, shield=True) as closing:
@@ -85,11 +85,11 @@ class Queue:
         return uuid.UUID(_accepted(answer)["database_id"])
 
     async def unregister(self) -> None:
-        """Gives the worker id up, so that a successor need not wait."""
+        """Unregisters the worker id, so that its next instance need not wait."""
         await self._call("select ops.unregister_worker($1, $2)", self._me.worker_id, self._me.instance_id)
 
     async def heartbeat(self) -> Heartbeat:
-        """Renews the leases of all runs of this instance in one statement, on the control connection; tries once."""
+        """Tries once to renew the leases of all runs of this instance, in one statement on the control connection."""
         async with self._controlling() as connection:
             value = await connection.fetchval(
                 "select ops.heartbeat($1, $2, $3)",
@@ -101,10 +101,10 @@ class Queue:
         return Heartbeat.from_payload(_accepted(_parsed(value)))
 
     async def reap(self) -> dict[str, Any] | None:
-        """Ends or returns what dead workers left, and wakes scheduled runs that are due; tries once.
+        """Tries once to end or requeue the runs of dead workers, and to wake scheduled runs that are due.
 
-        None, and nothing done, while this worker has not renewed its own leases and been connected for a third of one:
-        after an outage each must have had the time to renew before any declares another dead.
+        Does nothing and returns None until this worker has renewed its own leases and has been connected for lease/3:
+        after an outage every worker needs time to renew before another worker may count it as dead.
         """
         async with self._controlling() as connection:
             if not self._renewed or time.monotonic() - self._connected_at < self._lease_seconds / 3:
@@ -117,8 +117,8 @@ class Queue:
     async def claim(self) -> NextRun:
         """Claims the next run for this worker, if one can be claimed now.
 
-        Raises ``Refused`` with code ``worker_id_taken`` when another instance has taken this worker's id, and
-        ``UnreadableRun``: the run is then claimed, and in the next heartbeat.
+        Raises ``Refused`` with code ``worker_id_taken`` if another instance has registered this worker's id. Raises
+        ``UnreadableRun`` if the run cannot be read: it is then claimed, and in the next heartbeat.
         """
         me = self._me
         text = await self._ask(
@@ -138,14 +138,14 @@ class Queue:
         return NextRun(None, bool(answer["waiting"]))
 
     async def unclaimable(self) -> tuple[int, list[str]]:
-        """How many queued runs ask for labels that this worker does not offer, and some of those labels."""
+        """Counts the queued runs whose labels this worker does not offer; returns up to 20 of those labels, too."""
         answer = _accepted(await self._call("select ops.unclaimable_runs($1)", list(self._me.labels)))
         return int(answer["runs"]), answer["labels"]
 
     async def adopt(self, run_id: uuid.UUID) -> Adoption:
         """Adopts a run whose worker is gone.
 
-        Raises ``UnreadableRun``: this instance then holds the run.
+        Raises ``UnreadableRun`` if the run cannot be read: this instance then holds it.
         """
         me = self._me
         text = await self._ask(
@@ -165,21 +165,21 @@ class Queue:
         raise Refused(answer["code"], answer["error"])
 
     async def adoptable(self) -> set[uuid.UUID]:
-        """The runs to try that with, whether they have a container yet or not."""
+        """Lists the runs that :meth:`adopt` may adopt, with or without a container."""
         me = self._me
         answer = await self._call("select ops.adoptable_runs($1, $2, $3)", me.worker_id, me.instance_id, me.engine_id)
         return {uuid.UUID(run_id) for run_id in _accepted(answer)["runs"]}
 
     async def release(self, run_id: uuid.UUID) -> None:
-        """Gives a claimed run that was never started back to the queue."""
+        """Returns a claimed run that was never started to the queue."""
         await self._owned("select ops.release_run($1, $2, $3)", run_id)
 
     async def start(self, run_id: uuid.UUID) -> None:
-        """claimed → running. Raises ``LeaseLost`` when the run is no longer this instance's."""
+        """Moves a run from claimed to running. Raises ``LeaseLost`` if this instance no longer holds the run."""
         await self._owned("select ops.start_workflow_run($1, $2, $3)", run_id)
 
     async def complete(self, run_id: uuid.UUID, outcome: Outcome) -> str:
-        """running → the final state, which it returns. Raises ``LeaseLost``."""
+        """Moves a run from running to its final status, and returns that. Raises ``LeaseLost``."""
         answer = await self._owned(
             "select ops.complete_workflow_run($1, $4, $5, $2, $3, $6, $7::jsonb)",
             run_id,
@@ -192,11 +192,11 @@ class Queue:
         return status
 
     async def record_container(self, run_id: uuid.UUID, container_id: str, details: dict[str, Any]) -> None:
-        """Records the container of a run, and what it was made of, before it starts. Raises ``LeaseLost``."""
+        """Records the container of a run and its details, before it starts. Raises ``LeaseLost``."""
         await self._owned("select ops.record_container($1, $2, $3, $4, $5::jsonb)", run_id, container_id, details)
 
     async def append_logs(self, run_id: uuid.UUID, lines: Sequence[LogLine]) -> None:
-        """Stores a batch of journal lines; those already there are skipped. Raises ``LeaseLost``."""
+        """Stores a batch of journal lines; skips those that are stored already. Raises ``LeaseLost``."""
         await self._owned(
             "select ops.append_run_logs($1, $2, $3, $4, $5, $6, $7, $8)",
             run_id,
@@ -234,10 +234,10 @@ class Queue:
     # --- waking up --------------------------------------------------------------------------------------------------
 
     async def listen(self, on_queue: Callable[[], None], on_cancel: Callable[[uuid.UUID], None]) -> bool:
-        """Subscribes the control connection; False where notifications do not arrive, as through a transaction pooler.
+        """Subscribes the control connection. Returns False if no notification arrives, as through a transaction pooler.
 
-        It proves itself by a notification of its own: a pooler accepts LISTEN and then delivers nothing. That one is
-        sent on another connection: on the same one, such a pooler may use the same session twice, and deliver it.
+        It sends itself a notification as a probe, because a pooler accepts LISTEN and then delivers nothing. The probe
+        uses another connection: on the same one, such a pooler may use the same session twice and deliver the probe.
         """
         heard = anyio.Event()
         probe = f"ops_probe_{self._me.instance_id.hex}"
@@ -258,7 +258,7 @@ class Queue:
 
     @asynccontextmanager
     async def _controlling(self) -> AsyncIterator[asyncpg.Connection]:
-        """The control connection for one use; after a fault it is closed, since it may be half-open.
+        """Yields the control connection for one use; closes it after a fault, since it may be half-open.
 
         Held for at most lease/3, so a stalled sweep cannot delay renewals.
         """
@@ -278,7 +278,7 @@ class Queue:
     # --- calls ------------------------------------------------------------------------------------------------------
 
     async def _owned(self, sql: str, run_id: uuid.UUID, *args: object) -> dict[str, Any]:
-        """A call about one run of this instance: $1 run, $2 worker, $3 instance, then ``args``."""
+        """Makes a call about one run of this instance. Arguments: $1 run, $2 worker, $3 instance, then ``args``."""
         answer = await self._call(sql, run_id, self._me.worker_id, self._me.instance_id, *args)
         if not answer["success"] and answer.get("code") in _LOST:
             raise LeaseLost(run_id)
@@ -288,7 +288,7 @@ class Queue:
         return _parsed(await self._ask(sql, *args))
 
     async def _ask(self, sql: str, *args: object) -> str:
-        """One statement; what it answers, as text. Raises ``Refused`` with the SQLSTATE."""
+        """Executes one statement and returns its answer as text. Raises ``Refused`` with the SQLSTATE."""
         storable = [_storable(arg) for arg in args]
 
         async def once() -> str:
@@ -296,8 +296,8 @@ class Queue:
                 try:
                     value: str = await connection.fetchval(sql, *storable)
                 except (TimeoutError, asyncpg.ReadOnlySQLTransactionError):
-                    # Half-open, or a server that stays as it is: the next attempt needs another connection, and the
-                    # pool would wait once more for this one.
+                    # The connection is half-open, or its server stays read-only. The next attempt needs another
+                    # connection, and the pool would wait again for this one.
                     connection.terminate()
                     raise
                 return value
@@ -309,12 +309,12 @@ class Queue:
 
 
 async def _persist(once: Callable[[], Awaitable[T]]) -> T:
-    """Repeats ``once`` over passing faults until it succeeds or the caller is cancelled."""
+    """Repeats ``once`` after passing faults until it succeeds or the caller is cancelled."""
     attempts = 0
     logged = ""
 
     def on_fault(error: Exception, attempt: int) -> None:
-        # Logged again when the cause is another: the first may only be that the server ended the connection.
+        # A new cause is logged again: the first may only be that the server ended the connection.
         nonlocal attempts, logged
         attempts = attempt + 1
         if (cause := str(error) or type(error).__name__) != logged:
@@ -329,7 +329,7 @@ async def _persist(once: Callable[[], Awaitable[T]]) -> T:
 
 @contextmanager
 def _readable() -> Iterator[None]:
-    """Turns an error in reading a run into ``UnreadableRun``: the cause is the run, not the worker."""
+    """Converts an error while a run is read into ``UnreadableRun``: the cause is the run, not the worker."""
     try:
         yield
     except RecursionError:
@@ -341,7 +341,7 @@ def _readable() -> Iterator[None]:
 
 
 def _storable(arg: object) -> object:
-    """An argument as the database takes it, objects as JSON. It refuses NUL and halves of surrogate pairs in texts."""
+    """Converts an argument for the database, objects to JSON. Replaces NUL and lone surrogates, which it refuses."""
     if isinstance(arg, str):
         return _text(arg)
     if isinstance(arg, Mapping):
@@ -371,13 +371,13 @@ _REFUSED = re.compile("[\0\ud800-\udfff]")
 
 
 def _with_id(call: Callable[[uuid.UUID], None], payload: str) -> None:
-    """Makes the call with the id that a notification carries; every login can send one, with any text."""
+    """Makes the call with the id in a notification; ignores other texts, since every login can send a notification."""
     with suppress(ValueError):
         call(uuid.UUID(payload))
 
 
 def _parsed(text: str) -> dict[str, Any]:
-    # jsonb holds numbers of any length, and Python refuses to read the longest as int.
+    # jsonb has numbers of any length, and Python refuses to read the longest as int.
     answer: dict[str, Any] = json.loads(text, parse_int=lambda digits: (int if len(digits) < 20 else float)(digits))  # noqa: PLR2004
     return answer
 
