@@ -41,7 +41,7 @@ def configure_logging(level: str, log_format: Literal["auto", "console", "json"]
 
 
 def _renderers(*, console: bool) -> list[structlog.typing.Processor]:
-    # Neither shows local variables: they hold what nobody should read in a log.
+    # Neither shows local variables: they may hold secrets.
     if console:
         return [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
     tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
@@ -104,7 +104,7 @@ class Metrics:
         )
 
     def finished(self, workflow_type: str, status: str, *, active: int) -> None:
-        """Counts a run that this worker ended or let go."""
+        """Counts a run that this worker ended, detached or lost."""
         self.runs.labels(workflow_type, status).inc()
         self.active.set(active)
 

@@ -320,7 +320,7 @@ class _Pieces:
     """A large file on its way to the store: an iterator that ends by ``_Cut`` unless it was whole."""
 
     def __init__(self) -> None:
-        self.abandoned = False  # nobody waits for the upload's result any more
+        self.abandoned = False  # the result of the upload is not needed any more
         self._whole = False
         self._send, self._receive = anyio.create_memory_object_stream[bytes](2)
         self.send = self._send.send

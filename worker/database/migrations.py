@@ -131,7 +131,7 @@ async def migrate(connection: asyncpg.Connection, directory: Traversable | None 
 
 
 async def status(connection: asyncpg.Connection, directory: Traversable | None = None) -> list[MigrationStatus]:
-    """Our migrations, oldest first. Versions in the history that are not ours are somebody else's business.
+    """Our migrations, oldest first. Other versions in the history are ignored.
 
     Raises:
         MigrationError: the history says that another migration has the version of one of ours.
@@ -187,7 +187,7 @@ async def live_workers(connection: asyncpg.Connection) -> list[str]:
 
 
 async def _apply(connection: asyncpg.Connection, migration: Migration) -> bool:
-    """Apply one migration; False when somebody else did meanwhile."""
+    """Apply one migration; False when another process did meanwhile."""
     async with _step(connection):
         with _located(HISTORY):
             await _ensure_history(connection)
@@ -204,7 +204,7 @@ async def _apply(connection: asyncpg.Connection, migration: Migration) -> bool:
 
 
 async def _take_back(connection: asyncpg.Connection, migration: Migration) -> bool:
-    """Roll one migration back; False when somebody else did meanwhile."""
+    """Roll one migration back; False when another process did meanwhile."""
     async with _step(connection):
         if not _is_applied(migration, await _history(connection)):
             return False

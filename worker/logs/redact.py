@@ -5,7 +5,7 @@ before it leaves), escaped for JSON, a URL, HTML, a shell, SQL or source code, a
 each line of it alone. All these forms are searched for at once, by one automaton, in whole lines; so no border of a
 chunk can hide one. A line with terminal sequences, as for colours, is searched a second time without them.
 
-This is a net for accidents. A program that wants to print a secret can always write it in a way that nobody looks for.
+This is a net for accidents. A program can always print a secret in a form that is not searched for.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _ESCAPE = 27
 """The byte that begins a terminal sequence."""
 
 MAX_OVERLAPS = 1_000
-"""In a line; secrets do not overlap themselves, unless somebody chose them to keep the worker busy."""
+"""In a line; secrets do not overlap themselves, unless they were chosen to keep the worker busy."""
 
 _URL_SAFE = ("", "/", "!'()*", "!'()*;,/?:@&=+$#", "!$&'()*+,;=")
 """What encoders leave as it is: strict ones, Python's quote, JavaScript's encodeURIComponent and encodeURI, and the
