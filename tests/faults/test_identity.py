@@ -14,7 +14,7 @@ import pytest
 from tests.faults.scene import LEASE, Job, Scene, new_scene
 from tests.support.docker import until
 from tests.support.postgres import Cluster
-from worker.run.lifecycle import container_name
+from worker.run.preparation import container_name
 
 WAITS = "waiting: another worker works under this id (--worker-id)"
 

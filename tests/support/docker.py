@@ -21,7 +21,7 @@ import asyncpg
 
 from tests.support.postgres import run_sync
 from worker.database import roles
-from worker.run.lifecycle import container_name
+from worker.run.preparation import container_name
 
 ROOT = Path(__file__).resolve().parents[2]
 FINAL = ("succeeded", "failed", "canceled")

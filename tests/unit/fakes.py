@@ -23,8 +23,9 @@ from worker.model.config import ArtifactRule
 from worker.model.container import LABEL_TERMS, ContainerState, Image, Secret, Written
 from worker.model.outcome import Outcome, Stop
 from worker.model.spec import Bound, HostPolicy, RunSpec, resolve
-from worker.run.lifecycle import Run, container_name
+from worker.run.lifecycle import Run
 from worker.run.ports import RunContext, RunTimings
+from worker.run.preparation import container_name
 from worker.run.quota import DiskQuota
 from worker.tar import END_MARK
 from worker.telemetry import Metrics

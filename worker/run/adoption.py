@@ -10,8 +10,8 @@ import structlog
 from worker.errors import EngineError, EngineUnavailable, LeaseLost, Refused, UnreadableRun
 from worker.model.claim import Adoption, Claim, NotAdopted
 from worker.model.outcome import Outcome
-from worker.run.lifecycle import container_name
 from worker.run.ports import RunContext
+from worker.run.preparation import container_name
 
 log = structlog.get_logger()
 

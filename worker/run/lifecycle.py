@@ -14,48 +14,26 @@ it is. When the next worker adopts the run, each step finds what an earlier atte
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
 
 import anyio
 import anyio.to_thread
 import structlog
 
-from worker.concurrency import cancel_on, task_group
-from worker.errors import EngineError, ImageMissing, LeaseLost, Refused, RunFailure
+from worker.concurrency import task_group
+from worker.errors import EngineError, LeaseLost, Refused, RunFailure
 from worker.model.claim import Claim
-from worker.model.container import (
-    LABEL_DATABASE,
-    LABEL_RUN,
-    LABEL_TERMS,
-    LABEL_WORKER,
-    ContainerState,
-    Image,
-    Secret,
-)
 from worker.model.outcome import ExitFacts, Outcome, Reason, Stop, decide, failure_of
-from worker.model.spec import RunSpec, RunTerms, resolve
+from worker.model.spec import RunTerms
 from worker.run.collection import ArtifactCollection
 from worker.run.journal import JournalReader, LogLimits
 from worker.run.patience import PatientCalls
 from worker.run.ports import RunContainer, RunContext
+from worker.run.preparation import Preparation, container_gone, container_name
 from worker.run.quota import DiskQuota
 from worker.run.reporter import Reporter
-from worker.run.secrets import changed_values
 from worker.run.stopping import StopRequest
-
-
-def container_name(run_id: uuid.UUID, database_id: uuid.UUID) -> str:
-    """The name of a run's container, the same for every attempt to create it, so that it exists at most once.
-
-    A copy of a database has the same runs, and perhaps the same engine. The name does not contain the run's id,
-    because every container on the bridge can look up the names of its neighbours (reverse DNS).
-    """
-    return f"ops-run-{uuid.uuid5(database_id, str(run_id))}"
 
 
 class Run:
@@ -127,7 +105,9 @@ class Run:
     async def _outcome(self) -> Outcome:
         """Everything between start and complete. Raises ``LeaseLost`` only."""
         try:
-            container, terms = await self._container()
+            container, terms = await Preparation(
+                self.claim, self._context, self._reporter, self._calls, self._stop
+            ).run()
             return await self._supervise(container, terms)
         except LeaseLost:
             raise
@@ -137,89 +117,6 @@ class Run:
                 self._log.exception("the worker failed at this run")
                 failure = RunFailure(Reason.WORKER_ERROR, f"an error in the worker itself: {error!r}")
             return Outcome.of(failure)
-
-    async def _container(self) -> tuple[RunContainer, RunTerms]:
-        """The container of the run: the one of an earlier attempt, or a new one."""
-        container = self._engine.container(self.claim.container_id or self.container_name)
-        state = await self._earlier_state(container)
-        if state is not None:  # goes on as it was made: a later change of configuration, host or image does not count
-            terms = RunTerms.model_validate_json(state.labels[LABEL_TERMS])
-            await self._mask_held_secrets(container, terms.secrets)
-            return container, terms
-        if self.claim.container_id is not None:  # made once in a run's life: one that is gone may have run
-            raise _gone()
-        spec = resolve(self.claim, self._context.policy)
-        secrets = await self._read_secrets(spec.secrets)
-        image = await self._image(spec.image)
-        return await self._create(spec, image, secrets), spec.terms
-
-    async def _earlier_state(self, container: RunContainer) -> ContainerState | None:
-        """The state of the container that an earlier attempt recorded or started; None if none did, or it is gone."""
-        if self.claim.status == "claimed":
-            return None
-        state = await self._calls(container.inspect)
-        made = self.claim.container_id is not None or (state is not None and state.started_at is not None)
-        return state if made else None
-
-    async def _read_secrets(self, names: Sequence[str], *, required: bool = True) -> tuple[Secret, ...]:
-        """The host's secrets of those names, which are masked from now on. Raises ``SpecError``."""
-        if not names:
-            return ()
-        read = partial(self._context.secrets.read, self.claim.project.workspace_key, names, required=required)
-        secrets = await anyio.to_thread.run_sync(read)
-        await self._reporter.mask([secret.value for secret in secrets])
-        return secrets
-
-    async def _mask_held_secrets(self, container: RunContainer, names: Sequence[str]) -> None:
-        """Masks what the host holds now, and what it held when the container was made: its files show that."""
-        known = await self._read_secrets(names, required=False)
-        if names:
-            held = await self._calls(container.secrets, names)
-            await self._reporter.mask([*(secret.value for secret in known), *changed_values(held, known)])
-
-    async def _image(self, reference: str) -> Image:
-        """The image, pulled if the engine does not have it. Raises ``ImageMissing``, or ``RunFailure`` on a cancel."""
-        image = await self._calls(self._engine.image, reference)
-        if image is not None:
-            return image
-        await self._reporter.event("info", f"pulling image {reference}", {"image": reference})
-        pull_seconds = self._context.pull_seconds
-        with anyio.move_on_after(pull_seconds) as waiting:  # a registry may send a byte now and then
-            async with cancel_on(self._stop.requested):
-                await self._calls(self._engine.pull, reference)
-                image = await self._calls(self._engine.image, reference)
-                if image is None:
-                    raise ImageMissing(reference, "the registry's answer did not contain it")
-        if waiting.cancelled_caught:
-            limit = f"{pull_seconds:g} s, the host's setting pull_timeout"
-            raise ImageMissing(reference, f"the registry took longer than {limit}")
-        if image is None:
-            raise RunFailure(Reason.CANCELED, "canceled before its container was created")
-        return image
-
-    async def _create(self, spec: RunSpec, image: Image, secrets: Sequence[Secret]) -> RunContainer:
-        labels = {
-            LABEL_RUN: str(self.claim.run_id),
-            LABEL_DATABASE: str(self._context.database_id),
-            LABEL_WORKER: self._context.worker_id,
-            LABEL_TERMS: spec.terms.model_dump_json(),
-        }
-        if self._context.policy.secrets_as_env:
-            reserved = {name: value for name, value in spec.env.items() if name.startswith("OPS_")}
-            spec = replace(spec, env={**spec.env, **dict(secret.variable for secret in secrets), **reserved})
-        container = await self._calls(self._engine.create, self.container_name, image, spec, labels, secrets)
-        details = {"image": image.reference, "image_id": image.image_id, "digest": image.digest}
-        limits = {
-            "cpus": spec.cpus,
-            "memory_bytes": spec.memory_bytes,
-            "pids": spec.pids,
-            "nofile": spec.nofile,
-            "disk_bytes": spec.disk_bytes,
-            "network": spec.network,
-        }
-        recorded = self._reporter.redactor.value({**details, **limits})
-        await self._queue.record_container(self.claim.run_id, container.ref, recorded)
-        return container
 
     async def _supervise(self, container: RunContainer, terms: RunTerms) -> Outcome:
         """The container's life from its start on, with the log and the artifacts that it leaves."""
@@ -236,7 +133,7 @@ class Run:
             state = await journal.run(self.claim.run_id)
             tasks.cancel_scope.cancel()
         if state is None:
-            raise _gone()
+            raise container_gone()
         if state.lasted >= terms.timeout_seconds:  # also when a limit or the program itself ended it
             self.stop(Stop.TIMEOUT)
         artifacts_error = None
@@ -268,7 +165,3 @@ class Run:
         """Kills the container that exceeds its quota, even during the grace after another reason."""
         await self.quota.exceeded.wait()
         await self._calls(container.stop, 0)
-
-
-def _gone() -> RunFailure:
-    return RunFailure(Reason.ENGINE_LOST, "the container is gone from the engine")

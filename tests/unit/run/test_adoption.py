@@ -12,7 +12,7 @@ from tests.unit.fakes import AWAY, DATABASE, DaemonWorld, beat, until
 from worker.daemon import MAX_CRASHES
 from worker.errors import EngineError, LeaseLost, Refused, UnreadableRun
 from worker.model.outcome import Outcome, Reason
-from worker.run.lifecycle import container_name
+from worker.run.preparation import container_name
 
 
 @pytest.fixture
