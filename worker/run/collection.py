@@ -6,7 +6,7 @@ from worker.concurrency import TimeLimit, cancel_on, task_group
 from worker.errors import ArtifactError, EngineError
 from worker.model.claim import Artifact, Claim
 from worker.model.spec import RunTerms
-from worker.run.patience import PatientCalls
+from worker.run.engine_retry import EngineRetry
 from worker.run.ports import RunContainer, RunContext
 from worker.run.quota import DiskQuota
 from worker.run.reporter import Reporter
@@ -17,7 +17,7 @@ class ArtifactCollection:
     """The upload of one run's artifacts. Waiting for a database or an engine that is away does not count."""
 
     def __init__(
-        self, claim: Claim, context: RunContext, reporter: Reporter, calls: PatientCalls, stop: StopRequest
+        self, claim: Claim, context: RunContext, reporter: Reporter, calls: EngineRetry, stop: StopRequest
     ) -> None:
         self._claim = claim
         self._context = context

@@ -18,7 +18,7 @@ from worker.logs.writer import LogWriter
 from worker.model.claim import LogLine
 from worker.model.container import ContainerState
 from worker.model.outcome import Stop
-from worker.run.patience import ENGINE_REFUSALS, PatientCalls
+from worker.run.engine_retry import ENGINE_REFUSALS, EngineRetry
 from worker.run.ports import RunContainer, RunContext
 from worker.run.quota import DiskQuota
 from worker.run.reporter import Reporter
@@ -48,7 +48,7 @@ class JournalReader:
         context: RunContext,
         reporter: Reporter,
         quota: DiskQuota,
-        calls: PatientCalls,
+        calls: EngineRetry,
         stop: Callable[[Stop], None],
         limits: LogLimits,
         log: structlog.typing.FilteringBoundLogger,

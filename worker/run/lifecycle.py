@@ -27,8 +27,8 @@ from worker.model.claim import Claim
 from worker.model.outcome import ExitFacts, Outcome, Reason, Stop, decide, failure_of
 from worker.model.spec import RunTerms
 from worker.run.collection import ArtifactCollection
+from worker.run.engine_retry import EngineRetry
 from worker.run.journal import JournalReader, LogLimits
-from worker.run.patience import PatientCalls
 from worker.run.ports import RunContainer, RunContext
 from worker.run.preparation import Preparation, container_gone, container_name
 from worker.run.quota import DiskQuota
@@ -47,7 +47,7 @@ class Run:
         self._queue = context.queue
         self._engine = context.engine
         self._log = structlog.get_logger().bind(**claim.named)
-        self._calls = PatientCalls(self._log)
+        self._calls = EngineRetry(self._log)
         self._reporter = Reporter(context.queue, claim.run_id)
         self._stop = StopRequest()
         self._scope = anyio.CancelScope()

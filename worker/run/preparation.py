@@ -24,7 +24,7 @@ from worker.model.container import (
 )
 from worker.model.outcome import Reason
 from worker.model.spec import RunSpec, RunTerms, resolve
-from worker.run.patience import PatientCalls
+from worker.run.engine_retry import EngineRetry
 from worker.run.ports import RunContainer, RunContext
 from worker.run.reporter import Reporter
 from worker.run.secrets import changed_values
@@ -49,7 +49,7 @@ class Preparation:
     """The container of one run, and the terms that it was made with."""
 
     def __init__(
-        self, claim: Claim, context: RunContext, reporter: Reporter, calls: PatientCalls, stop: StopRequest
+        self, claim: Claim, context: RunContext, reporter: Reporter, calls: EngineRetry, stop: StopRequest
     ) -> None:
         self._claim = claim
         self._context = context

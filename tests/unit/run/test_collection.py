@@ -10,7 +10,7 @@ import pytest
 from tests.unit.fakes import AWAY, RUN_ID, SAID, World
 from worker.errors import ArtifactError, EngineError
 from worker.model.outcome import Stop
-from worker.run.patience import ENGINE_REFUSALS
+from worker.run.engine_retry import ENGINE_REFUSALS
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from tests.unit.fakes import AWAY, END, FRAMES, JOURNAL, QUIET, SAID, Step, World, until
 from tests.unit.journal import header
 from worker.errors import EngineError, EngineUnavailable
-from worker.run.patience import ENGINE_REFUSALS
+from worker.run.engine_retry import ENGINE_REFUSALS
 
 
 @pytest.mark.parametrize("end", [AWAY, END], ids=["broken", "clean but short"])

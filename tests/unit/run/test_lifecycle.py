@@ -16,7 +16,7 @@ from worker.model.config import ArtifactRule
 from worker.model.container import LABEL_TERMS
 from worker.model.outcome import Stop
 from worker.model.spec import HostPolicy, RunTerms, resolve
-from worker.run.patience import ENGINE_REFUSALS
+from worker.run.engine_retry import ENGINE_REFUSALS
 
 
 async def test_log_and_artifacts_are_stored_before_complete_and_the_container_is_removed_after_it(world: World) -> None:

@@ -19,7 +19,7 @@ SERVER_ERROR = 500
 """The HTTP status from which on the engine failed, and not the request."""
 
 
-class PatientCalls:
+class EngineRetry:
     """Makes calls of the engine, each of which can be repeated.
 
     A call is repeated while the engine is away, and a few times while the engine answers that it failed (5xx).

@@ -7,7 +7,7 @@ import pytest
 from tests.unit.fakes import AWAY, SAID, World
 from worker.errors import EngineError
 from worker.model.outcome import Stop
-from worker.run.patience import ENGINE_REFUSALS
+from worker.run.engine_retry import ENGINE_REFUSALS
 
 CALLS = ["image", "pull", "create", "start", "inspect", "follow", "last_entry", "archive", "remove"]
 
