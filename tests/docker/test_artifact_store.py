@@ -22,7 +22,7 @@ import pytest
 from obstore.store import S3Store
 
 from tests.support.archives import Archive, archive, files
-from worker.artifacts import store as module
+from worker.artifacts import location as module
 from worker.artifacts.store import ArtifactStore
 from worker.errors import ArtifactError
 from worker.model.claim import Artifact
