@@ -167,4 +167,4 @@ async def released(scene: Scene, there: asyncpg.Connection, job: Job) -> None:
     await until(lambda: there.fetchval("select count(*) from ops.run_logs"))
     identity = await there.fetchval("select database_id from ops_private.control")
     assert identity != scene.plane.identity
-    scene.plane.docker("exec", container_name(job.run_id, identity), "touch", "/tmp/go")  # noqa: S108
+    scene.plane.release_container(container_name(job.run_id, identity))
