@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import anyio
 
 from worker.concurrency import task_group
-from worker.logs.lines import Batcher
+from worker.logs.batches import Batcher
 from worker.model.claim import LogLine
 
 MAX_WAITING_BYTES = 1 << 20

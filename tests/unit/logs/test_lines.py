@@ -13,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.journal import ENGINE, ERR, OUT, STAMP, entries, frame, header
-from worker.logs.lines import LINE_BYTES, MAX_FRAME_BYTES, MAX_LINE_BYTES, TAIL_BYTES, Batcher, LineAssembler
+from worker.logs.batches import Batcher
+from worker.logs.lines import LINE_BYTES, MAX_FRAME_BYTES, TAIL_BYTES, LineAssembler
+from worker.logs.streams import MAX_LINE_BYTES
 from worker.model.claim import LogLine
 
 TIME = datetime(2026, 11, 23, 10, 11, 12, 123456, UTC)

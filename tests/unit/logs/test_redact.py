@@ -17,8 +17,9 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from tests.unit.journal import OUT, entries, frame
-from worker.logs.lines import MAX_LINE_BYTES, LineAssembler
+from worker.logs.lines import LineAssembler
 from worker.logs.redact import MASK, MAX_PATTERN, MIN_LENGTH, Redactor
+from worker.logs.streams import MAX_LINE_BYTES
 
 SECRET = b"p\"s's/w\xc3\xb6rd&<17>+~$ \\ \t\x7f x"
 KEY = b"-----BEGIN KEY-----\n" + b"".join(base64.encodebytes(bytes(range(n, n + 48))) for n in range(0, 160, 32))

@@ -13,7 +13,7 @@ from anyio.lowlevel import checkpoint
 
 from worker.errors import LeaseLost
 from worker.logs import writer as log_writer
-from worker.logs.lines import Batcher
+from worker.logs.batches import Batcher
 from worker.logs.writer import LogWriter
 from worker.model.claim import LogLine
 
