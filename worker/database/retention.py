@@ -1,4 +1,4 @@
-"""The verb ``prune``: deletes expired artifacts, and the logs and events of runs that ended long ago.
+"""The command ``prune``: deletes expired artifacts, and the logs and events of runs that ended long ago.
 
 An artifact's record goes first, into a list of its own, then its object, then the entry of that list: so a prune that
 dies leaves no record without its object, and the next one goes on where it stopped.

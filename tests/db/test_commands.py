@@ -1,4 +1,4 @@
-"""``ops-worker db …`` as a process: what the verbs do and say, and their exit codes."""
+"""``ops-worker db …`` as a process: what the commands do and print, and their exit codes."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from tests.support.scripts import environ_of
 from worker.database import roles
 
 MIGRATIONS = [path.name for path in sorted((ROOT / "sql" / "migrations").glob("*.sql"))]
-Verb = Callable[..., subprocess.CompletedProcess[str]]
+Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def verb_on(url: str) -> Verb:
+def command_on(url: str) -> Command:
     """``ops-worker db ...`` on that database."""
     return lambda *words: ops_worker("db", *words, OPS_WORKER_DATABASE_URL=url)
 
 
 @pytest.fixture
-def on_empty(empty_db_url: str) -> Verb:
+def on_empty(empty_db_url: str) -> Command:
     """``ops-worker db ...`` on an empty database."""
-    return verb_on(empty_db_url)
+    return command_on(empty_db_url)
 
 
 @pytest.fixture
-def on_migrated(db_url: str) -> Verb:
+def on_migrated(db_url: str) -> Command:
     """``ops-worker db ...`` on a database that holds all migrations."""
-    return verb_on(db_url)
+    return command_on(db_url)
 
 
 def listed(done: subprocess.CompletedProcess[str]) -> list[tuple[str, str]]:
@@ -48,7 +48,7 @@ def listed(done: subprocess.CompletedProcess[str]) -> list[tuple[str, str]]:
     return [(word.strip(), file) for word, _, file in lines]
 
 
-def test_migrate_and_status_list_what_is_pending_and_what_is_applied(on_empty: Verb) -> None:
+def test_migrate_and_status_list_what_is_pending_and_what_is_applied(on_empty: Command) -> None:
     assert listed(on_empty("status")) == [("pending", file) for file in MIGRATIONS]
     assert listed(on_empty("migrate")) == [("applied", file) for file in MIGRATIONS]
     again = on_empty("migrate")
@@ -56,7 +56,7 @@ def test_migrate_and_status_list_what_is_pending_and_what_is_applied(on_empty: V
     assert listed(on_empty("status")) == [("applied", file) for file in MIGRATIONS]
 
 
-def test_rollback_takes_back_the_last_one_or_down_to_a_version(on_migrated: Verb) -> None:
+def test_rollback_takes_back_the_last_one_or_down_to_a_version(on_migrated: Command) -> None:
     versions = [file.partition("_")[0] for file in MIGRATIONS]
     for version, got in (("20010101000000", ", got 20010101000000"), ("nonsense", "")):
         done = on_migrated("rollback", version, "--yes")
@@ -71,7 +71,9 @@ def test_rollback_takes_back_the_last_one_or_down_to_a_version(on_migrated: Verb
     assert "nothing to do" in on_migrated("rollback").stdout
 
 
-async def test_rollback_names_what_is_lost_and_takes_back_nothing_without_yes(world: World, on_migrated: Verb) -> None:
+async def test_rollback_names_what_is_lost_and_takes_back_nothing_without_yes(
+    world: World, on_migrated: Command
+) -> None:
     rollback = ("rollback", MIGRATIONS[1].partition("_")[0])
     for _ in range(3):
         await world.queue()
@@ -134,7 +136,7 @@ def test_prune_without_the_schema_says_what_is_to_be_done(empty_db_url: str, tmp
     assert complaints(done)[0].endswith("Run `ops-worker db migrate` on this database first")
 
 
-async def test_verify_names_what_is_missing(db: asyncpg.Connection, on_migrated: Verb, on_empty: Verb) -> None:
+async def test_verify_names_what_is_missing(db: asyncpg.Connection, on_migrated: Command, on_empty: Command) -> None:
     done = on_migrated("verify")
     assert (done.returncode, done.stderr, "complete" in done.stdout) == (0, "", True)
     await db.execute("drop function ops.list_queued_runs()")
@@ -146,7 +148,7 @@ async def test_verify_names_what_is_missing(db: asyncpg.Connection, on_migrated:
 
 
 async def test_a_migration_that_fails_is_one_line_that_says_where(
-    on_empty: Verb, empty_db_url: str, connect: Connect
+    on_empty: Command, empty_db_url: str, connect: Connect
 ) -> None:
     db = await connect(empty_db_url)
     await db.execute("create schema ops_private; create table ops_private.leases (id int)")
