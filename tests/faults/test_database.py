@@ -182,6 +182,7 @@ async def test_a_lost_reply_after_the_commit_changes_nothing(scene: Scene) -> No
     async with scene.worker() as worker:
         await scene.until_final(job)
         scene.database.stall()
+        await until_served(scene)  # a claim that is under way would not match
         second = await scene.job()
         claimed = str(second.run_id).encode()
         lost.append(scene.database.strike(r"ops\.claim_next_run\(", Fate.LOST, mark=claimed, times=1000))
@@ -260,12 +261,25 @@ class Standby(Cluster):
         words = ["-h", str(self._primary.directory), "-p", str(self._primary.port), "-U", self.superuser]
         words += ["-D", str(self.data), "--write-recovery-conf", "--checkpoint", "fast", "--no-sync"]
         cluster.run(client_binaries() / "pg_basebackup", *words, folder=self.directory)  # npm's servers lack it
+        # an older server knows not all parameters that the newest client writes
+        source = f"host={self._primary.directory} port={self._primary.port} user={self.superuser}"
+        with (self.data / "postgresql.auto.conf").open("a") as settings:
+            settings.write(f"primary_conninfo = '{source}'\n")
 
 
 async def until_caught_up(primary: Cluster, standby: Cluster) -> None:
     """Waits until all that is committed is on the other side: what a synchronous standby guarantees."""
     written = primary.execute("select pg_current_wal_lsn()")[0][0]
     await until(lambda: standby.execute("select pg_last_wal_replay_lsn() >= $1", written)[0][0])
+
+
+async def until_served(scene: Scene) -> None:
+    """Waits until the server has executed all that the workers sent."""
+    await asyncio.sleep(0.2)  # what the server has not read yet
+    busy = "usename = $1 and state = 'active' and wait_event is distinct from 'ClientRead'"
+    await until(
+        lambda: scene.plane.db.fetchval(f"select not exists (select from pg_stat_activity where {busy})", scene.role)
+    )
 
 
 async def sever(scene: Scene) -> None:
