@@ -1,23 +1,27 @@
-"""The worker's own log lines and figures."""
+"""The worker's own log lines and figures, and its messages to systemd over real sockets."""
 
 from __future__ import annotations
 
 import io
 import json
+import os
 import socket
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
+import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Literal
 
 import pytest
 import structlog
 
 from worker import telemetry
-from worker.telemetry import Metrics, configure_logging
+from worker.telemetry import Metrics, _watchdog_seconds, configure_logging, notify_systemd
 
 SECRET = "hunter22"  # noqa: S105 - what must not be seen
 
@@ -144,3 +148,73 @@ def test_idle_connections_to_the_metrics_take_no_threads_and_are_closed(monkeypa
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.01)
     assert threading.active_count() == before, "every place is free again"
+
+
+# --- systemd ---
+
+
+@pytest.fixture(autouse=True)
+def _without_systemd(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def channel() -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as bound:
+        bound.settimeout(10)
+        yield bound
+
+
+def test_states_arrive_as_lines_of_one_message(channel: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory() as folder:  # a socket's path is short by law
+        path = Path(folder) / "notify"
+        channel.bind(str(path))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(path))
+        notify_systemd("READY=1", "STATUS=waiting for runs")
+        assert channel.recv(4096) == b"READY=1\nSTATUS=waiting for runs"
+
+
+def test_an_abstract_socket_is_found(channel: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"ops-worker-test-{uuid.uuid4().hex}"
+    channel.bind(f"\0{name}")
+    monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
+    notify_systemd("WATCHDOG=1")
+    assert channel.recv(4096) == b"WATCHDOG=1"
+
+
+@pytest.mark.parametrize("address", ["", "/no/such/socket", "@not-bound", "/" + 200 * "x"])
+def test_an_unreachable_systemd_is_no_error(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", address)
+    notify_systemd("READY=1")
+
+
+@pytest.mark.timeout(20)
+def test_a_full_socket_does_not_block(channel: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"ops-worker-test-{uuid.uuid4().hex}"
+    channel.bind(f"\0{name}")
+    monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
+    for n in range(2000):  # the kernel's queue holds about ten, and none is read
+        notify_systemd(f"STATUS={n}")
+
+
+def test_without_systemd_nothing_is_sent() -> None:
+    notify_systemd("READY=1")
+
+
+@pytest.mark.parametrize(
+    ("environ", "seconds"),
+    [
+        ({}, None),
+        ({"WATCHDOG_USEC": "60000000"}, 60.0),
+        ({"WATCHDOG_USEC": "60000000", "WATCHDOG_PID": str(os.getpid())}, 60.0),
+        ({"WATCHDOG_USEC": "60000000", "WATCHDOG_PID": "1"}, None),
+        ({"WATCHDOG_PID": str(os.getpid())}, None),
+    ],
+)
+def test_the_watchdog_watches_the_process_that_it_names(
+    environ: dict[str, str], seconds: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    assert _watchdog_seconds() == seconds

@@ -219,7 +219,7 @@ def _glob(pattern: str) -> Callable[[list[str]], bool]:
 
 
 class _Abandoned(Exception):
-    """The archive is not needed any more."""
+    """No caller waits for the archive any more."""
 
 
 class ArchiveReader:
@@ -269,7 +269,7 @@ class ArchiveReader:
             return self._tar.read(size)
 
     def interrupt(self) -> None:
-        """Ends a call whose result is not needed: at its next piece, or now where the archive can be closed."""
+        """Ends a call that no caller waits for: at its next piece, or now where the archive can be closed."""
         self._abandoned = True
         close = getattr(self._chunks, "close", None)
         if close is not None and self._busy.locked():

@@ -5,7 +5,7 @@ before it leaves), escaped for JSON, a URL, HTML, a shell, SQL or source code, a
 each line of it alone. All these forms are searched for at once, by one automaton, in whole lines; so no border of a
 chunk can hide one. A line with terminal sequences, as for colours, is searched a second time without them.
 
-This is a net for accidents. A program can always print a secret in a form that is not searched for.
+This is a net for accidents. A program that wants to print a secret can always find a form that is not searched for.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MAX_PATTERN = 512
 and the search stays linear whatever the secrets are."""
 
 MAX_FAST = 16_384
-"""Bytes of all patterns. Up to here the automaton is of the fastest kind, whose tables take up to 1,024 times as much
+"""Bytes of all patterns. Up to here the automaton is of the fastest kind, whose tables need at most 1,024 times as much
 memory; six megabytes are usual at this size."""
 
 _ESCAPE = 27
