@@ -41,8 +41,7 @@ class Command:
         return " ".join((self.name, *self.arguments))
 
 
-async def _migrate(connection: asyncpg.Connection, settings: Settings) -> int:
-    del settings
+async def _migrate(connection: asyncpg.Connection, _: Settings) -> int:
     done = await migrations.migrate(connection)
     for migration in done:
         print(f"applied  {migration.file}")
@@ -50,15 +49,13 @@ async def _migrate(connection: asyncpg.Connection, settings: Settings) -> int:
     return 0
 
 
-async def _status(connection: asyncpg.Connection, settings: Settings) -> int:
-    del settings
+async def _status(connection: asyncpg.Connection, _: Settings) -> int:
     for row in await migrations.status(connection):
         print(f"{'applied' if row.applied else 'pending'}  {row.migration.file}")
     return 0
 
 
-async def _verify(connection: asyncpg.Connection, settings: Settings) -> int:
-    del settings
+async def _verify(connection: asyncpg.Connection, _: Settings) -> int:
     findings = await catalog.verify(connection)
     for finding in findings:
         print(finding, file=sys.stderr)
@@ -122,16 +119,14 @@ async def _create_worker(
     return 0
 
 
-async def _prune(settings: Settings, arguments: Sequence[str]) -> int:
-    del arguments
+async def _prune(settings: Settings, _: Sequence[str]) -> int:
     dsn = settings.dsn
     store = ArtifactStore.from_url(settings.artifact_store)
     kept = retention.Retention(settings.keep_logs, settings.keep_events)
     return await retention.prune(dsn, store, settings.worker_id, kept, dry_run=settings.dry_run)
 
 
-async def _work(settings: Settings, arguments: Sequence[str]) -> int:
-    del arguments
+async def _work(settings: Settings, _: Sequence[str]) -> int:
     return await work(settings)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import asyncpg
 from asyncpg.pool import PoolAcquireContext
@@ -49,13 +50,7 @@ def is_transient(error: BaseException) -> bool:
 
 async def connect(dsn: str, *, application_name: str = "ops-worker") -> asyncpg.Connection:
     """One connection. No statement cache, because a transaction pooler hands each statement to another server."""
-    return await asyncpg.connect(
-        dsn,
-        timeout=WORKER_CONNECT_TIMEOUT,
-        command_timeout=CALL_TIMEOUT,
-        statement_cache_size=0,
-        server_settings={"application_name": application_name},
-    )
+    return await asyncpg.connect(dsn, **_options(application_name))
 
 
 async def open_pool(dsn: str, *, application_name: str, size: int) -> asyncpg.Pool:
@@ -63,15 +58,7 @@ async def open_pool(dsn: str, *, application_name: str, size: int) -> asyncpg.Po
 
     Raises ``DatabaseUnavailable``, or ``ConfigurationError`` where the login is refused.
     """
-    pool = asyncpg.create_pool(
-        dsn,
-        min_size=0,
-        max_size=size,
-        timeout=WORKER_CONNECT_TIMEOUT,
-        command_timeout=CALL_TIMEOUT,
-        statement_cache_size=0,
-        server_settings={"application_name": application_name},
-    )
+    pool = asyncpg.create_pool(dsn, min_size=0, max_size=size, **_options(application_name))
     try:
         await pool
         await pool.fetchval("select 1")
@@ -131,6 +118,16 @@ async def connected_for(command: str, dsn: str) -> AsyncIterator[asyncpg.Connect
             raise CommandError(f"{command}: {error.args[0]} (SQLSTATE {error.sqlstate})") from error
         except (asyncpg.InterfaceError, ConnectionResetError, TimeoutError) as error:
             raise DatabaseUnavailable(f"{command}: the connection to the database is lost: {error}") from error
+
+
+def _options(application_name: str) -> dict[str, Any]:
+    """What the worker's connections have in common, in a pool or not."""
+    return {
+        "timeout": WORKER_CONNECT_TIMEOUT,
+        "command_timeout": CALL_TIMEOUT,
+        "statement_cache_size": 0,
+        "server_settings": {"application_name": application_name},
+    }
 
 
 def _explained(error: BaseException) -> OpsError:

@@ -121,7 +121,8 @@ def decide(state: ContainerState, terms: RunTerms, facts: ExitFacts, stop: Stop 
         limit = f"{terms.memory_bytes / 2**20:.12g} MiB"
         message = f"out of memory: a process was killed at the limit of {limit}; raise resources.memory"
         return Outcome(code or 137, Reason.OUT_OF_MEMORY, message, details)
-    if state.error and (failure := failure_of(EngineError(0, state.error))):
+    if state.error:
+        failure = _engine_failure(EngineError(0, state.error))
         return Outcome(None, Reason(failure.reason), str(failure), {**details, **failure.details})
     if code == FORGOTTEN_EXIT_CODE and facts.engine_restarted:
         message = "the engine was restarted while the container ran, and does not know its exit code"
@@ -142,10 +143,12 @@ def failure_of(error: Exception) -> RunFailure | None:
     """The failure of a run that such an error ends; None for an error that the worker does not expect."""
     if isinstance(error, RunFailure):
         return error
-    if isinstance(error, EngineError):
-        reason = Reason.DISK_FULL if _disk_full(str(error)) else Reason.ENGINE_ERROR
-        return RunFailure(reason, f"the container engine says: {error}", {"status": error.status})
-    return None
+    return _engine_failure(error) if isinstance(error, EngineError) else None
+
+
+def _engine_failure(error: EngineError) -> RunFailure:
+    reason = Reason.DISK_FULL if _disk_full(str(error)) else Reason.ENGINE_ERROR
+    return RunFailure(reason, f"the container engine says: {error}", {"status": error.status})
 
 
 def _stopped(code: int | None, terms: RunTerms, facts: ExitFacts, stop: Stop, details: dict[str, Any]) -> Outcome:

@@ -6,7 +6,6 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import count
 
 import anyio
 import structlog
@@ -75,7 +74,8 @@ class JournalReader:
 
         skip = self._limits.skip
         async with LogWriter(store).running() as writer:
-            for attempt in count():
+            attempt = 0
+            while True:
                 lines = LineAssembler(skip, self._limits.stored, self._reporter.redactor)
                 complete = await self._reading(lines, writer)
                 state = await self._calls(self._container.inspect)
@@ -87,7 +87,7 @@ class JournalReader:
                 self._ended = not state.running
                 self._furthest, skip = max(self._furthest, lines.bytes), lines.delivered
                 await anyio.sleep(backoff(attempt))
-        raise AssertionError("the loop ends by return")
+                attempt += 1
 
     async def _reading(self, lines: LineAssembler, writer: LogWriter) -> bool:
         """One reading; returns whether it came to the end of an ended container's journal."""

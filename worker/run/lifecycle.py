@@ -18,7 +18,6 @@ from contextlib import suppress
 from datetime import UTC, datetime
 
 import anyio
-import anyio.to_thread
 import structlog
 
 from worker.concurrency import task_group
