@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -65,6 +66,13 @@ def tcp_cluster() -> Iterator[Cluster]:
     """A server on 127.0.0.1 and a free port, for tests that put something between themselves and it."""
     with Cluster(listen="127.0.0.1") as started:
         yield started
+
+
+@pytest.fixture
+def socket_folder() -> Iterator[Path]:
+    """A folder whose path is short, since that of a socket has at most 107 characters."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -75,11 +74,10 @@ class Surroundings:
 
 
 @pytest.fixture
-def surroundings() -> Iterator[Surroundings]:
-    with tempfile.TemporaryDirectory() as folder:  # a socket's path is short by law
-        made = Surroundings(Path(folder))
-        yield made
-        made.close()
+def surroundings(socket_folder: Path) -> Iterator[Surroundings]:
+    made = Surroundings(socket_folder)
+    yield made
+    made.close()
 
 
 # --- what it refuses ------------------------------------------------------------------------------------------------
@@ -300,20 +298,18 @@ def test_an_engine_out_of_reach_is_one_line(db_url: str, tmp_path: Path, address
     assert status == 2 or "engine" in line
 
 
-async def test_an_engine_that_comes_up_later_is_found(db_url: str) -> None:
+async def test_an_engine_that_comes_up_later_is_found(db_url: str, socket_folder: Path) -> None:
     engine = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
     if not engine.startswith("unix://"):
         pytest.skip(f"the engine is not on this host: DOCKER_HOST={engine}")
-    with tempfile.TemporaryDirectory() as name:  # a socket's path is short by law
-        folder = Path(name)
-        address = folder / "docker.sock"
-        settings = {"OPS_WORKER_DATABASE_URL": db_url, "OPS_WORKER_DOCKER_HOST": f"unix://{address}"}
-        async with started(folder, **settings) as worker:
-            await until_waits_for(worker, "the container engine")
-            address.symlink_to(engine.removeprefix("unix://"))
-            await worker.until_said("worker started")
-            worker.signal(signal.SIGTERM)
-            assert await worker.wait() == 0
+    address = socket_folder / "docker.sock"
+    settings = {"OPS_WORKER_DATABASE_URL": db_url, "OPS_WORKER_DOCKER_HOST": f"unix://{address}"}
+    async with started(socket_folder, **settings) as worker:
+        await until_waits_for(worker, "the container engine")
+        address.symlink_to(engine.removeprefix("unix://"))
+        await worker.until_said("worker started")
+        worker.signal(signal.SIGTERM)
+        assert await worker.wait() == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

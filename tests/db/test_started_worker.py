@@ -6,7 +6,6 @@ import asyncio
 import re
 import signal
 import socket
-import tempfile
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,11 +80,10 @@ class Systemd:
 
 
 @pytest.fixture
-def manager() -> Iterator[Systemd]:
-    with tempfile.TemporaryDirectory() as folder:  # a socket's path is short by law
-        made = Systemd(Path(folder))
-        yield made
-        made.close()
+def manager(socket_folder: Path) -> Iterator[Systemd]:
+    made = Systemd(socket_folder)
+    yield made
+    made.close()
 
 
 async def test_systemd_is_told_when_the_worker_is_ready_alive_and_stopping(

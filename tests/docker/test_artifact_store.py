@@ -21,6 +21,7 @@ import obstore
 import pytest
 from obstore.store import S3Store
 
+from tests.faults.engine import small_disk
 from tests.support.archives import Archive, archive, files
 from worker.artifacts import location as module
 from worker.artifacts.store import ArtifactStore
@@ -28,7 +29,7 @@ from worker.errors import ArtifactError
 from worker.model.claim import Artifact
 from worker.model.config import ArtifactRule
 
-KEY, SECRET = "ops-worker-key", "a-secret-that-nobody-may-read"
+KEY, SECRET = "ops-worker-key", "a-secret-of-the-store"
 PREFIX = "acme/run-1/"
 MIB = 1 << 20
 
@@ -281,15 +282,10 @@ async def test_cancellation_does_not_wait_for_a_store_that_is_away(s3: Server) -
 
 
 @pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+def tiny_disk() -> Iterator[Path]:
     """A file system of 4 MiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], check=False, capture_output=True)
-    if mounted.returncode != 0:
-        pytest.skip("mounting needs root")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
+    with small_disk("4m") as disk:
+        yield disk
 
 
 @pytest.mark.parametrize("sizes", [[20 * MIB], [MIB - 1] * 20], ids=["large", "small"])

@@ -7,7 +7,6 @@ import json
 import os
 import socket
 import sys
-import tempfile
 import threading
 import time
 import urllib.request
@@ -166,13 +165,14 @@ def channel() -> Iterator[socket.socket]:
         yield bound
 
 
-def test_states_arrive_as_lines_of_one_message(channel: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
-    with tempfile.TemporaryDirectory() as folder:  # a socket's path is short by law
-        path = Path(folder) / "notify"
-        channel.bind(str(path))
-        monkeypatch.setenv("NOTIFY_SOCKET", str(path))
-        notify_systemd("READY=1", "STATUS=waiting for runs")
-        assert channel.recv(4096) == b"READY=1\nSTATUS=waiting for runs"
+def test_states_arrive_as_lines_of_one_message(
+    channel: socket.socket, socket_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = socket_folder / "notify"
+    channel.bind(str(path))
+    monkeypatch.setenv("NOTIFY_SOCKET", str(path))
+    notify_systemd("READY=1", "STATUS=waiting for runs")
+    assert channel.recv(4096) == b"READY=1\nSTATUS=waiting for runs"
 
 
 def test_an_abstract_socket_is_found(channel: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
