@@ -4,7 +4,7 @@
 #   docker run --group-add "$(stat -c %g /var/run/docker.sock)" -v /var/run/docker.sock:/var/run/docker.sock \
 #     -e OPS_WORKER_DATABASE_URL=... ops-worker
 #
-# The worker is an ordinary user in here; --group-add lets it use the engine's socket. Whoever can use that
+# The worker is an ordinary user in here; --group-add lets it use the engine's socket. Every program that can use that
 # socket can do anything on its host: give it to the worker, never to the containers that the worker starts.
 
 ARG BASE=python:3.13-slim

@@ -20,7 +20,7 @@ async def world(db: asyncpg.Connection) -> World:
 
 @pytest_asyncio.fixture
 async def crowd(world: World, connect: Connect) -> Crowd:
-    """That project with something in every table, and somebody for each column of the access matrix."""
+    """That project with something in every table, and a user for each column of the access matrix."""
     return await gather(world, connect)
 
 

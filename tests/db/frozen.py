@@ -19,7 +19,7 @@ from tests.support.postgres import Cluster
 PROJECTS = ("acme", "beta")
 HOST_A, HOST_B = "model_host_a", "model_host_b"  # database roles
 
-# Which of a caller's traits a function takes; the rest take his worker and his instance.
+# Which of a caller's traits a function takes; the rest take its worker and its instance.
 TRAITS = {
     "claim_next_run": ("worker_id", "instance_id", "engine_id"),
     "adopt_run": ("worker_id", "instance_id", "engine_id"),

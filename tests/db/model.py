@@ -25,7 +25,7 @@ TRUSTED = ("postgres", "service_role")
 LEVELS = ("debug", "info", "warn", "error")
 MAX_LOST = 5  # with more lost workers than this a run is quarantined
 LOST_SECONDS = 60  # once the first was lost so long ago
-DIRECT_LEASE = 300  # seconds, for a run that somebody claims by an update
+DIRECT_LEASE = 300  # seconds, for a run that is claimed by an update
 
 
 @dataclass(frozen=True, repr=False)
@@ -196,7 +196,7 @@ class Contract:
         if run.status == "claimed":
             self._change(run, "running", who)
         elif who.instance is None:
-            raise Refused("not_claimed")  # nobody can tell that it is a repetition
+            raise Refused("not_claimed")  # no call shows that it is a repetition
         return {"success": True, "started_at": run.started_at}
 
     def complete_workflow_run(

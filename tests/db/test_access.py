@@ -30,7 +30,9 @@ async def test_who_reads_what(crowd: Crowd, form: Form) -> None:
     for queued, who in enumerate(COLUMNS):
         connection = await crowd.sign_in(who, form)
         reads = {table for table in TABLES if await allowed(connection, f"select from ops.{table}")}
-        own = ["project_memberships", "projects"] if who == "stranger" else TABLES  # his own project has nothing more
+        own = (
+            ["project_memberships", "projects"] if who == "stranger" else TABLES
+        )  # a stranger's own project has nothing more
         expected = {"anon": (), "ops_worker": CATALOGUES, HOST: CATALOGUES}.get(who, (*own, *CATALOGUES))
         assert (who, reads) == (who, set(expected))
         if who in ROLES:
@@ -72,7 +74,7 @@ def new_run(column: str, value: str) -> str:
 
 
 def new_member(role: str) -> str:
-    """Make somebody new a member."""
+    """Make a new user a member."""
     return NEW["member"].replace("{value}", role)
 
 

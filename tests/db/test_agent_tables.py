@@ -1,6 +1,6 @@
 """The way of an older database with agent tables up and back, as docs/upgrading-agent-tables.md tells it.
 
-Beside the migration somebody writes: a client that knows both names, as the changed edge functions do, and one that
+Beside the migration a client writes: a client that knows both names, as the changed edge functions do, and one that
 knows the old names only. What was acknowledged to either must be there in the end.
 """
 
@@ -62,7 +62,7 @@ async def writing(*writers: Writer) -> AsyncIterator[None]:
     stopping = asyncio.Event()
 
     async def on(writer: Writer) -> None:
-        while not stopping.is_set():  # never cancelled: a commit whose answer is lost would be nobody's
+        while not stopping.is_set():  # never cancelled: a commit whose answer is lost would not be counted
             await writer.write()
 
     async with asyncio.TaskGroup() as group:

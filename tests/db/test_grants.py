@@ -78,7 +78,7 @@ async def test_no_function_is_left_to_everybody(world: World) -> None:
 
 
 async def test_who_holds_what_on_whole_tables(world: World) -> None:
-    """Beside policies, which let nobody through that they do not name."""
+    """Beside policies, which admit only the roles that they name."""
     rows = await world.db.fetch(
         """select grantee, table_name, privilege_type from information_schema.role_table_grants
            where table_schema = 'ops' and grantee in ('PUBLIC', 'anon', 'authenticated', 'ops_worker')"""

@@ -122,7 +122,7 @@ class Task:
             self.shared.claims[uuid.UUID(answer["run_id"]), self.who] += 1
 
     async def to_run(self, function: str, **named: object) -> dict[str, Any] | None:
-        """The same for a run, mostly one that it holds; None when it is refused, after which the run is let go."""
+        """The same for a run, mostly one that it holds; None after a refusal, which ends the client's work on it."""
         if not self.positions:
             await self.claim()
         stranger = not self.positions or self.dice.random() < 0.1

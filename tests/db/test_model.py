@@ -45,7 +45,7 @@ STRANGERS = (
 )
 USER = Caller(None, None, "service_role")
 
-# Sent again, these change nothing and answer the same; the second lot if the caller names his instance.
+# Sent again, these change nothing and answer the same; the second lot if the caller names its instance.
 NEED_AN_INSTANCE = {"start_workflow_run", "complete_workflow_run"}
 REPEATABLE = NEED_AN_INSTANCE | {
     "queue", "append_run_logs", "add_run_artifact", "heartbeat",

@@ -1,4 +1,4 @@
-"""Arguments that nobody means: every function answers or refuses in words.
+"""Arguments that no caller means: every function answers or refuses in words.
 
 Each example is a run in some state and one call; what a failure is made small to is the one argument at fault.
 """
@@ -103,7 +103,7 @@ class House:
             await db.execute("update ops_private.leases set worker_id = $1, instance_id = $2", WORKER, INSTANCE)
             said = [str(run) if value == THE_RUN else value for value in values.values()]
             answer = await db.fetchval(f"select to_jsonb(f) from ops.{name}({places}) as f limit 1", *said)
-            await self.world.queue()  # what was stored is in nobody's way
+            await self.world.queue()  # what was stored does not block it
         except asyncpg.PostgresError as error:
             judge_error(error, list(types))
             return None

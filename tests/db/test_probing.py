@@ -95,7 +95,7 @@ async def test_a_name_is_taken_only_within_ones_own_project(crowd: Crowd) -> Non
 
 
 async def test_a_workflow_of_another_project_looks_like_none_to_its_own_member(crowd: Crowd) -> None:
-    """Of two projects that he is a member of, or of one: a run has a workflow of its own project."""
+    """Whether the caller is a member of both projects or of one: a run has a workflow of its own project."""
     elsewhere = await new_project(crowd.world.db, "third")
     foreign = await new_workflow(crowd.world.db, elsewhere)
     owner = await crowd.sign_in("owner")
@@ -104,8 +104,8 @@ async def test_a_workflow_of_another_project_looks_like_none_to_its_own_member(c
             await owner.execute(NEW_RUN, crowd.world.project, workflow)
 
 
-async def test_a_member_sees_nothing_of_a_project_that_is_not_his(crowd: Crowd) -> None:
-    """He is a member of one, so policies let him in; what he reads is of that one."""
+async def test_a_member_sees_nothing_of_a_project_without_membership(crowd: Crowd) -> None:
+    """A member of one project passes the policies, and reads only rows of that project."""
     for who in ("viewer", "developer", "admin", "owner"):
         member = await crowd.sign_in(who)
         for table in ("workflows", "runs", "run_events", "run_artifacts", "run_logs", "project_memberships"):

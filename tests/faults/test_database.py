@@ -194,7 +194,7 @@ async def test_a_lost_reply_after_the_commit_changes_nothing(scene: Scene) -> No
         worker.signal(signal.SIGTERM)
         assert await worker.wait() == 0
     doubted = [line for line in worker.said if line.get("ours_again") or line["event"] == FAILED_INSIDE]
-    assert doubted == [], "the worker took a run back that it need not have let go"
+    assert doubted == [], "the worker adopted a run whose lease it never lost"
     await scene.holds(job)
     await scene.holds(second)
 

@@ -179,7 +179,7 @@ class Cluster:
         """Start the server, on the same port as before, and wait until it takes connections."""
         for attempt in range(5):
             if self.listen and (not self.port or attempt):
-                self.port = free_port()  # somebody may take it before the server does: hence the attempts
+                self.port = free_port()  # another program may take it before the server does: hence the attempts
             if self._start_once():
                 return
         raise RuntimeError(f"PostgreSQL {self.major} did not start:\n{self._log_tail()}")
