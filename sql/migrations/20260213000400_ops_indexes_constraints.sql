@@ -66,9 +66,11 @@ alter table ops.run_events
     add constraint run_events_payload_at_most_256_kib check (octet_length(payload::text) <= 262144),
     add constraint run_events_payload_at_most_32_deep check (not jsonb_path_exists(payload, 'strict $.**{33}'));
 
+-- add_run_artifact answers with the name of the constraint, so each names its column
 alter table ops.run_artifacts
-    add constraint run_artifacts_texts_fit check (
-        octet_length(artifact_url) <= 8192 and length(content_type) <= 255 and octet_length(checksum) <= 1024),
+    add constraint run_artifacts_artifact_url_fits check (octet_length(artifact_url) <= 8192),
+    add constraint run_artifacts_content_type_fits check (length(content_type) <= 255),
+    add constraint run_artifacts_checksum_fits check (octet_length(checksum) <= 1024),
     add constraint run_artifacts_metadata_at_most_256_kib check (octet_length(metadata::text) <= 262144),
     add constraint run_artifacts_metadata_at_most_32_deep check (
         not jsonb_path_exists(metadata, 'strict $.**{33}'));

@@ -101,7 +101,9 @@ alter table ops.run_artifacts
     drop constraint run_artifacts_artifact_key_format,
     drop constraint run_artifacts_artifact_url_format,
     drop constraint run_artifacts_size_bytes_not_negative,
-    drop constraint run_artifacts_texts_fit,
+    drop constraint run_artifacts_artifact_url_fits,
+    drop constraint run_artifacts_content_type_fits,
+    drop constraint run_artifacts_checksum_fits,
     drop constraint run_artifacts_metadata_at_most_256_kib,
     drop constraint run_artifacts_metadata_at_most_32_deep;
 

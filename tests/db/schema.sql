@@ -2240,12 +2240,14 @@ CREATE TABLE ops.run_artifacts (
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     project_id uuid NOT NULL,
     CONSTRAINT run_artifacts_artifact_key_format CHECK (((octet_length(artifact_key) <= 1024) AND (artifact_key !~ '[[:cntrl:]]'::text) AND (artifact_key !~ '(^|/)\.{0,2}(/|$)'::text))),
+    CONSTRAINT run_artifacts_artifact_url_fits CHECK ((octet_length(artifact_url) <= 8192)),
     CONSTRAINT run_artifacts_artifact_url_format CHECK ((artifact_url <> ''::text)),
+    CONSTRAINT run_artifacts_checksum_fits CHECK ((octet_length(checksum) <= 1024)),
+    CONSTRAINT run_artifacts_content_type_fits CHECK ((length(content_type) <= 255)),
     CONSTRAINT run_artifacts_metadata_at_most_256_kib CHECK ((octet_length((metadata)::text) <= 262144)),
     CONSTRAINT run_artifacts_metadata_at_most_32_deep CHECK ((NOT jsonb_path_exists(metadata, 'strict $.**{33}'::jsonpath))),
     CONSTRAINT run_artifacts_metadata_check CHECK ((jsonb_typeof(metadata) = 'object'::text)),
-    CONSTRAINT run_artifacts_size_bytes_not_negative CHECK ((size_bytes >= 0)),
-    CONSTRAINT run_artifacts_texts_fit CHECK (((octet_length(artifact_url) <= 8192) AND (length(content_type) <= 255) AND (octet_length(checksum) <= 1024)))
+    CONSTRAINT run_artifacts_size_bytes_not_negative CHECK ((size_bytes >= 0))
 );
 
 CREATE TABLE ops.run_events (
