@@ -573,7 +573,7 @@ export type Database = {
       };
       heartbeat: { Args: { p_instance_id: string; p_lease_seconds?: number; p_worker_id: string }; Returns: Json };
       list_queued_runs: {
-        Args: Record<PropertyKey, never>;
+        Args: { p_limit?: number };
         Returns: {
           claimed_at: string;
           claimed_by: string;
@@ -582,6 +582,7 @@ export type Database = {
           run_id: string;
           run_number: number;
           status: string;
+          waits_for: string;
           workflow_id: string;
         }[];
       };

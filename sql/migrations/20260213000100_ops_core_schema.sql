@@ -70,7 +70,7 @@ create table ops.runs (
     unique (project_id, run_number),
     constraint runs_workflow_of_project_fkey foreign key (project_id, workflow_id)
         references ops.workflows (project_id, id) on delete cascade
-);
+) with (fillfactor = 70);
 
 comment on column ops.runs.run_number is 'Counts 1, 2, 3 and so on within the project, without gaps.';
 comment on column ops.runs.scheduled_at is 'The earliest time of a claim; null when the run is due.';
@@ -217,8 +217,14 @@ create table ops_private.leases (
     log_position bigint not null default 0,
     lost integer not null default 0,
     lost_since timestamptz,
-    handed_over boolean not null default false
+    handed_over boolean not null default false,
+    project_id uuid not null,
+    concurrency_key text
 ) with (fillfactor = 50);
+
+-- At most one active run of a project per concurrency key.
+create unique index leases_concurrency_idx on ops_private.leases (project_id, concurrency_key)
+    where concurrency_key is not null;
 
 comment on column ops_private.leases.renewed is 'Whether the present holder has renewed the lease.';
 comment on column ops_private.leases.handed_over is

@@ -318,7 +318,7 @@ $$;
 create function ops_private.check_run(
     p_run_id uuid, p_worker_id text, p_instance_id uuid, p_statuses text[], p_shared boolean default false
 ) returns jsonb
-language plpgsql volatile set search_path = pg_catalog, pg_temp set lock_timeout = '3s'
+language plpgsql volatile set search_path = pg_catalog, pg_temp set lock_timeout = '3s' set enable_seqscan = off
 as $$
 declare
     v_status text;
@@ -388,20 +388,6 @@ begin
         returning c.last into v_last;
     end if;
     return v_last;
-end
-$$;
-
--- Whether a project has max_queued_runs + p_more queued runs or more.
-create function ops_private.queue_is_full(p_project_id uuid, p_more integer default 0) returns boolean
-language plpgsql volatile set search_path = pg_catalog, pg_temp
-as $$
-declare
-    v_most constant bigint := (select c.max_queued_runs from ops_private.control as c);
-begin
-    return v_most + p_more <= (
-        select count(*) from (
-            select from ops.runs as r
-            where r.project_id = p_project_id and r.status = 'queued' limit v_most + p_more) as q);
 end
 $$;
 

@@ -67,46 +67,6 @@ exception when others then
 end
 $$;
 
--- The index that claims read has no scheduled runs; this function moves the due ones into it, up to 1,000 at a time.
-create function ops_private.wake_scheduled_runs() returns integer
-language plpgsql volatile set search_path = pg_catalog, pg_temp
-as $$
-declare
-    v_woken integer;
-begin
-    with due as (
-        select r.id from ops.runs as r
-        where r.status = 'queued' and r.scheduled_at <= (select ops_private.current_time())
-        order by r.scheduled_at
-        limit 1000
-        for update of r skip locked
-    ), woken as (
-        update ops.runs as r set scheduled_at = null from due where r.id = due.id returning r.id
-    )
-    select count(*) into v_woken from woken;
-    return v_woken;
-end
-$$;
-
--- The answer of a claim that found no run. waiting: a run for these labels waits for its time or its concurrency key.
-create function ops_private.nothing_claimed(p_labels text[]) returns jsonb
-language plpgsql stable set search_path = pg_catalog, pg_temp
-as $$
-declare
-    v_waiting constant boolean := exists (
-        select from ops.runs as r
-        where r.status = 'queued' and r.scheduled_at is null and r.labels <@ p_labels
-    ) or exists (
-        select from ops.runs as r
-        where r.status = 'queued' and r.scheduled_at is not null and r.labels <@ p_labels
-    ) or exists (select from ops_private.pending_retries);
-begin
-    return jsonb_build_object(
-        'run_id', null, 'waiting', v_waiting,
-        'message', case when v_waiting then 'no run can be claimed yet' else 'no queued runs' end);
-end
-$$;
-
 create function ops.claim_next_run(
     p_worker_id text,
     p_instance_id uuid default null,
@@ -131,38 +91,29 @@ begin
     end if;
 
     for v_try in 1 .. 20 loop
+        v_run_id := ops_private.next_run(v_labels);
+        if v_run_id is null then
+            exit when ops_private.wake_scheduled_runs() = 0;
+            continue;
+        end if;
         begin
-            with next as (
-                select r.id from ops.runs as r
-                where r.status = 'queued' and r.scheduled_at is null
-                    and r.labels <@ v_labels
-                    and (r.concurrency_key is null or not exists (
-                        select from ops.runs as a
-                        where a.project_id = r.project_id and a.concurrency_key = r.concurrency_key
-                            and a.status in ('claimed', 'running')))
-                order by r.priority desc, r.created_at, r.run_number
-                limit 1 for update of r skip locked
-            ), claimed as (
+            with claimed as (
                 update ops.runs as r
                 set status = 'claimed', claimed_by = p_worker_id, claimed_instance = p_instance_id
-                from next where r.id = next.id
-                returning r.id
+                where r.id = v_run_id
+                returning r.id, r.project_id, r.concurrency_key
             )
             insert into ops_private.leases
-                (run_id, worker_id, instance_id, db_role, engine_id, lease_seconds, expires_at)
+                (run_id, worker_id, instance_id, db_role, engine_id, lease_seconds, expires_at, project_id,
+                concurrency_key)
             select c.id, p_worker_id, p_instance_id, v_caller, p_engine_id, p_lease_seconds,
-                ops_private.current_time() + make_interval(secs => p_lease_seconds)
-            from claimed as c
-            returning run_id into v_run_id;
+                ops_private.current_time() + make_interval(secs => p_lease_seconds), c.project_id, c.concurrency_key
+            from claimed as c;
         exception when unique_violation then
             continue;  -- another claim took the same concurrency key at the same time: try the next run
         end;
-        if v_run_id is not null then
-            v_payload := ops_private.run_payload(v_run_id);
-            exit when v_payload is not null;
-        elsif ops_private.wake_scheduled_runs() = 0 then
-            exit;
-        end if;
+        v_payload := ops_private.run_payload(v_run_id);
+        exit when v_payload is not null;
     end loop;
     return coalesce(v_payload, ops_private.nothing_claimed(v_labels));
 end
@@ -170,17 +121,23 @@ $$;
 
 -- Counts the queued runs that a worker with these labels can never claim, and names up to 20 labels that it lacks.
 create function ops.unclaimable_runs(p_labels text[] default '{}') returns jsonb
-language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off
 as $$
+declare
+    v_labels constant text[] := coalesce(p_labels, '{}');
+    v_runs bigint;
+    v_missing text[];
 begin
     perform ops_private.calling_worker();
-    return (
-        select jsonb_build_object(
-            'success', true, 'runs', count(distinct r.id),
-            'labels', coalesce(to_jsonb((array_agg(distinct l.label order by l.label))[:20]), '[]'))
-        from ops.runs as r
-        cross join unnest(r.labels) as l (label)
-        where r.status = 'queued' and l.label <> all (coalesce(p_labels, '{}')));
+    select coalesce(sum(n.runs) filter (where e.i = 1), 0), array_agg(distinct e.label order by e.label)
+    into v_runs, v_missing
+    from ops_private.lanes as l
+    cross join lateral (select count(*) as runs from ops_private.queued as q where q.lane_id = l.lane_id) as n
+    cross join lateral (
+        select u.label, row_number() over () as i from unnest(l.labels) as u (label) where u.label <> all (v_labels)
+    ) as e
+    where n.runs > 0;
+    return jsonb_build_object('success', true, 'runs', v_runs, 'labels', coalesce(to_jsonb(v_missing[:20]), '[]'));
 end
 $$;
 

@@ -399,6 +399,7 @@ begin
             perform ops_private.retry_if_asked(v_run_id);
         end if;
     end loop;
+    perform ops_private.drop_empty_lanes();
     return jsonb_build_object(
         'requeued', v_requeued, 'failed', v_failed, 'quarantined', v_quarantined,
         'woken', ops_private.wake_scheduled_runs());

@@ -109,17 +109,7 @@ alter table ops.runs
 
 -- Indexes ---------------------------------------------------------------------------------------------------
 
--- A claim reads the first entry. The index has no runs that are scheduled for later: a million of them would make a
--- claim a hundred times slower.
-create index runs_claim_idx on ops.runs (priority desc, created_at, run_number)
-    where status = 'queued' and scheduled_at is null;
-create index runs_scheduled_idx on ops.runs (scheduled_at)
-    where status = 'queued' and scheduled_at is not null;
--- At most one active run per concurrency key; runs without a key do not collide, since nulls are distinct.
-create unique index runs_concurrency_idx on ops.runs (project_id, concurrency_key)
-    where status in ('claimed', 'running');
--- Counts the queued runs of a project.
-create index runs_queued_idx on ops.runs (project_id) where status = 'queued';
+-- None has a column that changes in the life of a run, so that all its updates are heap-only.
 create index runs_workflow_idx on ops.runs (workflow_id);
 create index runs_retry_of_idx on ops.runs (retry_of) where retry_of is not null;
 create index run_events_run_idx on ops.run_events (run_id, seq);
@@ -142,8 +132,6 @@ create trigger touch_updated_at before update on ops.projects
     for each row execute function ops_private.touch_updated_at();
 create trigger touch_updated_at before update on ops.workflows
     for each row execute function ops_private.touch_updated_at();
-create trigger touch_updated_at before update on ops.runs
-    for each row execute function ops_private.touch_updated_at();
 create trigger touch_updated_at before update on ops.tools
     for each row execute function ops_private.touch_updated_at();
 create trigger touch_updated_at before update on ops.upgrade_advisories
@@ -155,9 +143,10 @@ create trigger touch_updated_at before update on ops.project_memberships
 
 -- Gives the run its number, and copies the fields of its workflow that concern queueing. It locks and reads the counter
 -- but does not change it: `on conflict do nothing` may still skip the row, and would not undo the change. count_runs
--- changes the counter after the rows are inserted.
+-- changes the counter after the rows are inserted. Without the setting, a plan from the time when the table was empty
+-- would scan it for each row.
 create function ops_private.prepare_run() returns trigger
-language plpgsql security definer set search_path = pg_catalog, pg_temp
+language plpgsql security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off
 as $$
 declare
     v_config jsonb;
@@ -227,6 +216,7 @@ begin
     update ops_private.run_counters as c set last = f.last
     from (select i.project_id, max(i.run_number) as last from inserted as i group by i.project_id) as f
     where c.project_id = f.project_id;
+    perform ops_private.queue_new_runs(array(select i.id from inserted as i));
 
     with counted as (
         update ops_private.run_counters as c set counted = c.last
@@ -256,6 +246,7 @@ as $$
 declare
     v_now constant timestamptz := ops_private.current_time();
 begin
+    new.updated_at := v_now;
     if new.project_id <> old.project_id or new.run_number <> old.run_number then
         raise exception 'a run keeps its project and its number' using errcode = 'OPS01';
     end if;
@@ -298,7 +289,7 @@ $$;
 create trigger enforce_run_status_transition before update on ops.runs
     for each row execute function ops_private.enforce_run_status_transition();
 
--- Writes the event, creates or deletes the lease row, and notifies workers: on ops_queue when another run can be
+-- Keeps the queue, writes the event, creates or deletes the lease row, and notifies workers: on ops_queue when another run can be
 -- claimed, on ops_cancel when the run's worker should stop it. PostgreSQL sends equal notifications of one transaction
 -- once.
 create function ops_private.record_run_change() returns trigger
@@ -316,6 +307,13 @@ begin
         return null;
     end if;
 
+    if new.status = 'queued' then
+        perform ops_private.put_into_queue(new);
+    elsif old.status = 'queued' then
+        delete from ops_private.queued as q where q.run_id = new.id;
+    elsif new.concurrency_key is distinct from old.concurrency_key then
+        update ops_private.leases as l set concurrency_key = new.concurrency_key where l.run_id = new.id;
+    end if;
     if new.status <> old.status then
         perform ops_private.add_event(
             new.id, 'state_change', format('%s -> %s', old.status, new.status),
@@ -326,9 +324,10 @@ begin
         if new.status = 'claimed' then
             -- claim_next_run has written the lease already
             insert into ops_private.leases
-                (run_id, worker_id, instance_id, db_role, lease_seconds, expires_at)
+                (run_id, worker_id, instance_id, db_role, lease_seconds, expires_at, project_id, concurrency_key)
             values (new.id, new.claimed_by, new.claimed_instance, ops_private.caller(), v_lease_seconds,
-                ops_private.current_time() + make_interval(secs => v_lease_seconds))
+                ops_private.current_time() + make_interval(secs => v_lease_seconds), new.project_id,
+                new.concurrency_key)
             on conflict (run_id) do nothing;
         elsif new.status <> 'running' then
             delete from ops_private.leases as l where l.run_id = new.id;
@@ -350,8 +349,30 @@ end
 $$;
 
 create trigger record_run_change
-    after insert or update of status, scheduled_at, cancel_requested_at on ops.runs
+    after insert or update of
+        status, scheduled_at, cancel_requested_at, created_at, priority, labels, concurrency_key
+    on ops.runs
     for each row execute function ops_private.record_run_change();
+
+create function ops_private.leave_queue() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+    delete from ops_private.queued as q using deleted as d where q.run_id = d.id;
+    return null;
+end
+$$;
+
+create trigger leave_queue after delete on ops.runs
+    referencing old table as deleted
+    for each statement execute function ops_private.leave_queue();
+
+-- Runs that were queued before these triggers existed.
+do $$
+begin
+    perform ops_private.rebuild_queue();
+end
+$$;
 
 -- What belongs to a run -------------------------------------------------------------------------------------
 

@@ -108,6 +108,33 @@ begin
 end
 $$;
 
+create function ops_private.list_queued_runs(p_limit bigint) returns table (
+    run_id uuid, project_id uuid, workflow_id uuid, run_number integer, status text, created_at timestamptz,
+    claimed_by text, claimed_at timestamptz, waits_for text
+)
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off
+as $$
+declare
+    v_projects constant uuid[] := case
+        when ops_private.trusted() then array(select p.id from ops.projects as p)
+        else array(select ops_private.my_projects()) end;
+begin
+    return query
+        select r.id, r.project_id, r.workflow_id, r.run_number, r.status, r.created_at, r.claimed_by, r.claimed_at,
+            null::text
+        from ops_private.leases as l join ops.runs as r on r.id = l.run_id
+        where r.status = 'claimed' and r.project_id = any (v_projects)
+        order by r.priority desc, r.created_at, r.run_number
+        limit p_limit;
+    return query
+        select r.id, r.project_id, r.workflow_id, r.run_number, r.status, r.created_at, r.claimed_by, r.claimed_at,
+            ops_private.waits_for(r, o.first_number)
+        from ops_private.queue_order(v_projects, p_limit) with ordinality as o (run_id, first_number, i)
+        join ops.runs as r on r.id = o.run_id
+        order by o.i;
+end
+$$;
+
 -- Retry -----------------------------------------------------------------------------------------------------
 
 -- A repeated call returns the same retry until that run has ended.
@@ -342,8 +369,9 @@ create function ops.cancel_run(p_run_id uuid, p_reason text default null) return
 language sql volatile set search_path = pg_catalog, pg_temp
 return ops_private.cancel_run(p_run_id, p_reason);
 
--- Row policies decide which runs the caller sees. The three conditions on status match three partial indexes.
-create function ops.list_queued_runs() returns table (
+-- The runs that wait, in the order in which they will be claimed, and why each waits; before them the claimed ones that
+-- have not started. Returns at most p_limit rows; null means all.
+create function ops.list_queued_runs(p_limit bigint default null) returns table (
     run_id uuid,
     project_id uuid,
     workflow_id uuid,
@@ -351,17 +379,16 @@ create function ops.list_queued_runs() returns table (
     status text,
     created_at timestamptz,
     claimed_by text,
-    claimed_at timestamptz
+    claimed_at timestamptz,
+    waits_for text
 )
 language sql stable set search_path = pg_catalog, pg_temp
-as $$
-    select r.id, r.project_id, r.workflow_id, r.run_number, r.status, r.created_at, r.claimed_by, r.claimed_at
-    from ops.runs as r
-    where r.status = 'claimed'
-        or (r.status = 'queued' and r.scheduled_at is null)
-        or (r.status = 'queued' and r.scheduled_at is not null)
-    order by r.status = 'queued', r.scheduled_at nulls first, r.priority desc, r.created_at, r.run_number;
-$$;
+begin atomic
+    select q.run_id, q.project_id, q.workflow_id, q.run_number, q.status, q.created_at, q.claimed_by, q.claimed_at,
+        q.waits_for
+    from ops_private.list_queued_runs(p_limit) as q
+    limit p_limit;
+end;
 
 create function ops.search_run_logs(
     p_query text,
@@ -403,6 +430,7 @@ from public;
 grant execute on function
     ops.enqueue_run, ops.retry_run, ops.cancel_run, ops.list_queued_runs, ops.search_run_logs,
     ops.applicable_advisories,
-    ops_private.enqueue_run, ops_private.retry_run, ops_private.cancel_run, ops_private.search_run_logs,
+    ops_private.enqueue_run, ops_private.retry_run, ops_private.cancel_run, ops_private.list_queued_runs,
+    ops_private.search_run_logs,
     ops_private.applicable_advisories
 to authenticated, service_role;

@@ -23,13 +23,13 @@ drop trigger keep_run_events on ops.run_events;
 drop trigger set_project_of_run on ops.run_logs;
 drop trigger set_project_of_run on ops.run_artifacts;
 drop trigger set_project_of_run on ops.run_events;
+drop trigger leave_queue on ops.runs;
 drop trigger record_run_change on ops.runs;
 drop trigger enforce_run_status_transition on ops.runs;
 drop trigger count_runs on ops.runs;
 drop trigger prepare_run on ops.runs;
 drop trigger touch_updated_at on ops.projects;
 drop trigger touch_updated_at on ops.workflows;
-drop trigger touch_updated_at on ops.runs;
 drop trigger touch_updated_at on ops.tools;
 drop trigger touch_updated_at on ops.upgrade_advisories;
 drop trigger touch_updated_at on ops.project_memberships;
@@ -38,6 +38,7 @@ drop function ops_private.keep_an_owner;
 drop function ops_private.set_giver;
 drop function ops_private.keep_run_events;
 drop function ops_private.set_project_of_run;
+drop function ops_private.leave_queue;
 drop function ops_private.record_run_change;
 drop function ops_private.enforce_run_status_transition;
 drop function ops_private.count_runs;
@@ -49,10 +50,6 @@ drop index ops.run_logs_message_idx;
 drop index ops.run_events_run_idx;
 drop index ops.runs_retry_of_idx;
 drop index ops.runs_workflow_idx;
-drop index ops.runs_queued_idx;
-drop index ops.runs_concurrency_idx;
-drop index ops.runs_scheduled_idx;
-drop index ops.runs_claim_idx;
 
 alter table ops.runs
     drop constraint runs_finished_at_iff_final,

@@ -6,6 +6,6 @@
 drop function
     ops.applicable_advisories, ops.search_run_logs, ops.list_queued_runs, ops.cancel_run, ops.retry_run,
     ops.enqueue_run, ops_private.cancel_run, ops_private.applicable_advisories, ops_private.version_key,
-    ops_private.search_run_logs, ops_private.check_search, ops_private.retry_run, ops_private.enqueue_run,
-    ops_private.bad_request, ops_private.queued_answer;
+    ops_private.search_run_logs, ops_private.check_search, ops_private.retry_run,
+    ops_private.list_queued_runs, ops_private.enqueue_run, ops_private.bad_request, ops_private.queued_answer;
 drop table ops_private.run_requests;

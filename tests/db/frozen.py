@@ -53,7 +53,8 @@ QUEUE = """
 FORGET = """
     set session_replication_role = replica;
     truncate ops.runs, ops.run_events, ops.run_logs, ops.run_artifacts, ops_private.leases, ops_private.workers,
-        ops_private.run_counters, ops_private.run_requests, ops_private.worker_ids, ops_private.pending_retries
+        ops_private.run_counters, ops_private.run_requests, ops_private.worker_ids, ops_private.pending_retries,
+        ops_private.queued, ops_private.lanes
         restart identity;
     reset session_replication_role
 """

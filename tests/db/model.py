@@ -8,6 +8,7 @@ seconds since 1970.
 from __future__ import annotations
 
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -170,7 +171,10 @@ class Contract:
             if run.status == "queued" and run.scheduled_at is None and run.labels <= set(labels)
             and (run.key is None or (run.project, run.key) not in held)
         ]  # fmt: skip
-        return min(fitting, key=lambda run: (-run.priority, run.created_at, run.number), default=None)
+        active = Counter(run.project for run in self._active())
+        return min(
+            fitting, key=lambda run: (-run.priority, active[run.project], run.created_at, run.number), default=None
+        )
 
     def _wake(self) -> int:
         """Scheduled runs join the queue once they are due, and a worker reaps or finds nothing else to claim."""
@@ -183,11 +187,20 @@ class Contract:
         return len(due)
 
     def list_queued_runs(self) -> list[uuid.UUID]:
-        listed = [run for run in self.runs.values() if run.status in ("queued", "claimed")]
-        listed.sort(key=lambda run: (
-            run.status == "queued", run.scheduled_at or 0, -run.priority, run.created_at, run.number,
+        """Claimed runs, then queued ones as if each were claimed in turn and none ended."""
+        claimed = [run for run in self.runs.values() if run.status == "claimed"]
+        claimed.sort(key=lambda run: (-run.priority, run.created_at, run.number))
+        queued = [run for run in self.runs.values() if run.status == "queued"]
+        queued.sort(key=lambda run: (run.scheduled_at or 0, -run.priority, run.created_at, run.number))
+        active = Counter(run.project for run in self._active())
+        places: dict[uuid.UUID, int] = {}
+        for run in queued:
+            active[run.project] += 1
+            places[run.id] = active[run.project]
+        queued.sort(key=lambda run: (
+            run.scheduled_at or 0, -run.priority, places[run.id], run.created_at, run.number,
         ))  # fmt: skip
-        return [run.id for run in listed]
+        return [run.id for run in (*claimed, *queued)]
 
     # One run's life ------------------------------------------------------------------------------------------
 

@@ -319,38 +319,29 @@ begin
     end if;
 
     for v_try in 1 .. 20 loop
+        v_run_id := ops_private.next_run(v_labels);
+        if v_run_id is null then
+            exit when ops_private.wake_scheduled_runs() = 0;
+            continue;
+        end if;
         begin
-            with next as (
-                select r.id from ops.runs as r
-                where r.status = 'queued' and r.scheduled_at is null
-                    and r.labels <@ v_labels
-                    and (r.concurrency_key is null or not exists (
-                        select from ops.runs as a
-                        where a.project_id = r.project_id and a.concurrency_key = r.concurrency_key
-                            and a.status in ('claimed', 'running')))
-                order by r.priority desc, r.created_at, r.run_number
-                limit 1 for update of r skip locked
-            ), claimed as (
+            with claimed as (
                 update ops.runs as r
                 set status = 'claimed', claimed_by = p_worker_id, claimed_instance = p_instance_id
-                from next where r.id = next.id
-                returning r.id
+                where r.id = v_run_id
+                returning r.id, r.project_id, r.concurrency_key
             )
             insert into ops_private.leases
-                (run_id, worker_id, instance_id, db_role, engine_id, lease_seconds, expires_at)
+                (run_id, worker_id, instance_id, db_role, engine_id, lease_seconds, expires_at, project_id,
+                concurrency_key)
             select c.id, p_worker_id, p_instance_id, v_caller, p_engine_id, p_lease_seconds,
-                ops_private.current_time() + make_interval(secs => p_lease_seconds)
-            from claimed as c
-            returning run_id into v_run_id;
+                ops_private.current_time() + make_interval(secs => p_lease_seconds), c.project_id, c.concurrency_key
+            from claimed as c;
         exception when unique_violation then
             continue;  -- another claim took the same concurrency key at the same time: try the next run
         end;
-        if v_run_id is not null then
-            v_payload := ops_private.run_payload(v_run_id);
-            exit when v_payload is not null;
-        elsif ops_private.wake_scheduled_runs() = 0 then
-            exit;
-        end if;
+        v_payload := ops_private.run_payload(v_run_id);
+        exit when v_payload is not null;
     end loop;
     return coalesce(v_payload, ops_private.nothing_claimed(v_labels));
 end
@@ -536,17 +527,48 @@ begin
 end
 $$;
 
-CREATE FUNCTION ops.list_queued_runs() RETURNS TABLE(run_id uuid, project_id uuid, workflow_id uuid, run_number integer, status text, created_at timestamp with time zone, claimed_by text, claimed_at timestamp with time zone)
+CREATE FUNCTION ops_private.list_queued_runs(p_limit bigint) RETURNS TABLE(run_id uuid, project_id uuid, workflow_id uuid, run_number integer, status text, created_at timestamp with time zone, claimed_by text, claimed_at timestamp with time zone, waits_for text)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    AS $$
+declare
+    v_projects constant uuid[] := case
+        when ops_private.trusted() then array(select p.id from ops.projects as p)
+        else array(select ops_private.my_projects()) end;
+begin
+    return query
+        select r.id, r.project_id, r.workflow_id, r.run_number, r.status, r.created_at, r.claimed_by, r.claimed_at,
+            null::text
+        from ops_private.leases as l join ops.runs as r on r.id = l.run_id
+        where r.status = 'claimed' and r.project_id = any (v_projects)
+        order by r.priority desc, r.created_at, r.run_number
+        limit p_limit;
+    return query
+        select r.id, r.project_id, r.workflow_id, r.run_number, r.status, r.created_at, r.claimed_by, r.claimed_at,
+            ops_private.waits_for(r, o.first_number)
+        from ops_private.queue_order(v_projects, p_limit) with ordinality as o (run_id, first_number, i)
+        join ops.runs as r on r.id = o.run_id
+        order by o.i;
+end
+$$;
+
+CREATE FUNCTION ops.list_queued_runs(p_limit bigint DEFAULT NULL::bigint) RETURNS TABLE(run_id uuid, project_id uuid, workflow_id uuid, run_number integer, status text, created_at timestamp with time zone, claimed_by text, claimed_at timestamp with time zone, waits_for text)
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$
-    select r.id, r.project_id, r.workflow_id, r.run_number, r.status, r.created_at, r.claimed_by, r.claimed_at
-    from ops.runs as r
-    where r.status = 'claimed'
-        or (r.status = 'queued' and r.scheduled_at is null)
-        or (r.status = 'queued' and r.scheduled_at is not null)
-    order by r.status = 'queued', r.scheduled_at nulls first, r.priority desc, r.created_at, r.run_number;
-$$;
+    BEGIN ATOMIC
+ SELECT q.run_id,
+     q.project_id,
+     q.workflow_id,
+     q.run_number,
+     q.status,
+     q.created_at,
+     q.claimed_by,
+     q.claimed_at,
+     q.waits_for
+    FROM ops_private.list_queued_runs(list_queued_runs.p_limit) q(run_id, project_id, workflow_id, run_number, status, created_at, claimed_by, claimed_at, waits_for)
+  LIMIT list_queued_runs.p_limit;
+END;
 
 CREATE FUNCTION ops.reap() RETURNS jsonb
     LANGUAGE plpgsql SECURITY DEFINER
@@ -593,6 +615,7 @@ begin
             perform ops_private.retry_if_asked(v_run_id);
         end if;
     end loop;
+    perform ops_private.drop_empty_lanes();
     return jsonb_build_object(
         'requeued', v_requeued, 'failed', v_failed, 'quarantined', v_quarantined,
         'woken', ops_private.wake_scheduled_runs());
@@ -878,16 +901,23 @@ $$;
 CREATE FUNCTION ops.unclaimable_runs(p_labels text[] DEFAULT '{}'::text[]) RETURNS jsonb
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
     AS $$
+declare
+    v_labels constant text[] := coalesce(p_labels, '{}');
+    v_runs bigint;
+    v_missing text[];
 begin
     perform ops_private.calling_worker();
-    return (
-        select jsonb_build_object(
-            'success', true, 'runs', count(distinct r.id),
-            'labels', coalesce(to_jsonb((array_agg(distinct l.label order by l.label))[:20]), '[]'))
-        from ops.runs as r
-        cross join unnest(r.labels) as l (label)
-        where r.status = 'queued' and l.label <> all (coalesce(p_labels, '{}')));
+    select coalesce(sum(n.runs) filter (where e.i = 1), 0), array_agg(distinct e.label order by e.label)
+    into v_runs, v_missing
+    from ops_private.lanes as l
+    cross join lateral (select count(*) as runs from ops_private.queued as q where q.lane_id = l.lane_id) as n
+    cross join lateral (
+        select u.label, row_number() over () as i from unnest(l.labels) as u (label) where u.label <> all (v_labels)
+    ) as e
+    where n.runs > 0;
+    return jsonb_build_object('success', true, 'runs', v_runs, 'labels', coalesce(to_jsonb(v_missing[:20]), '[]'));
 end
 $$;
 
@@ -946,6 +976,8 @@ CREATE TABLE ops_private.leases (
     lost integer DEFAULT 0 NOT NULL,
     lost_since timestamp with time zone,
     handed_over boolean DEFAULT false NOT NULL,
+    project_id uuid NOT NULL,
+    concurrency_key text,
     CONSTRAINT leases_lease_seconds_check CHECK ((lease_seconds > 0))
 )
 WITH (fillfactor='50');
@@ -1135,6 +1167,7 @@ CREATE FUNCTION ops_private.check_run(p_run_id uuid, p_worker_id text, p_instanc
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET lock_timeout TO '3s'
+    SET enable_seqscan TO 'off'
     AS $$
 declare
     v_status text;
@@ -1220,6 +1253,7 @@ begin
     update ops_private.run_counters as c set last = f.last
     from (select i.project_id, max(i.run_number) as last from inserted as i group by i.project_id) as f
     where c.project_id = f.project_id;
+    perform ops_private.queue_new_runs(array(select i.id from inserted as i));
 
     with counted as (
         update ops_private.run_counters as c set counted = c.last
@@ -1316,6 +1350,34 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.drop_empty_lanes() RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_empty bigint[];
+begin
+    with candidate as materialized (
+        select l.lane_id, l.project_id from ops_private.lanes as l
+        where not exists (select from ops_private.queued as q where q.lane_id = l.lane_id)
+        order by l.lane_id limit 100
+    ), counter as materialized (
+        select c.project_id from ops_private.run_counters as c
+        where c.project_id in (select n.project_id from candidate as n)
+        order by c.project_id for update skip locked
+    ), locked as (
+        select l.lane_id from ops_private.lanes as l
+        where l.lane_id in (
+            select n.lane_id from candidate as n join counter as c on c.project_id = n.project_id)
+        order by l.lane_id for update skip locked
+    )
+    select array_agg(k.lane_id) into v_empty from locked as k;
+    delete from ops_private.lanes as l
+    where l.lane_id = any (v_empty)
+        and not exists (select from ops_private.queued as q where q.lane_id = l.lane_id);
+end
+$$;
+
 CREATE FUNCTION ops_private.enforce_run_status_transition() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1323,6 +1385,7 @@ CREATE FUNCTION ops_private.enforce_run_status_transition() RETURNS trigger
 declare
     v_now constant timestamptz := ops_private.current_time();
 begin
+    new.updated_at := v_now;
     if new.project_id <> old.project_id or new.run_number <> old.run_number then
         raise exception 'a run keeps its project and its number' using errcode = 'OPS01';
     end if;
@@ -1519,6 +1582,116 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.lane_digest(p_priority integer, p_labels text[], p_key text) RETURNS bytea
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return sha256(convert_to(jsonb_build_array(p_priority, p_labels, p_key)::text, 'UTF8'));
+end
+$$;
+
+CREATE TABLE ops.runs (
+    id uuid DEFAULT gen_random_uuid() NOT NULL,
+    project_id uuid NOT NULL,
+    workflow_id uuid NOT NULL,
+    run_number integer NOT NULL,
+    idempotency_key text,
+    status text DEFAULT 'queued'::text NOT NULL,
+    claimed_by text,
+    claimed_at timestamp with time zone,
+    started_at timestamp with time zone,
+    finished_at timestamp with time zone,
+    exit_code integer,
+    error_message text,
+    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    priority integer DEFAULT 0 NOT NULL,
+    labels text[] DEFAULT '{}'::text[] NOT NULL,
+    concurrency_key text,
+    scheduled_at timestamp with time zone,
+    cancel_requested_at timestamp with time zone,
+    claim_count integer DEFAULT 0 NOT NULL,
+    claimed_instance uuid,
+    created_by uuid,
+    retry_of uuid,
+    attempt integer DEFAULT 1 NOT NULL,
+    reason text,
+    container_id text,
+    CONSTRAINT runs_attempt_check CHECK ((attempt > 0)),
+    CONSTRAINT runs_claim_count_check CHECK ((claim_count >= 0)),
+    CONSTRAINT runs_claimed_by_not_empty CHECK ((claimed_by <> ''::text)),
+    CONSTRAINT runs_claimed_names_worker CHECK (((status <> ALL (ARRAY['claimed'::text, 'running'::text])) OR ((claimed_by IS NOT NULL) AND (claimed_at IS NOT NULL)))),
+    CONSTRAINT runs_claimed_not_started CHECK (((status <> 'claimed'::text) OR (started_at IS NULL))),
+    CONSTRAINT runs_concurrency_key_length CHECK (((length(concurrency_key) >= 1) AND (length(concurrency_key) <= 200))),
+    CONSTRAINT runs_container_id_length CHECK (((octet_length(container_id) >= 1) AND (octet_length(container_id) <= 200))),
+    CONSTRAINT runs_container_of_started CHECK (((container_id IS NULL) OR (started_at IS NOT NULL))),
+    CONSTRAINT runs_exit_code_of_finished CHECK (((exit_code IS NULL) OR (finished_at IS NOT NULL))),
+    CONSTRAINT runs_finished_at_iff_final CHECK (((finished_at IS NOT NULL) = (status = ANY (ARRAY['succeeded'::text, 'failed'::text, 'canceled'::text])))),
+    CONSTRAINT runs_labels_at_most_20_of_100_characters CHECK (((cardinality(labels) <= 20) AND (length(array_to_string(labels, ''::text)) <= 2000) AND (array_to_string(labels, '
+'::text) !~ '[^\n]{101}'::text))),
+    CONSTRAINT runs_labels_hold_no_null CHECK ((array_position(labels, NULL::text) IS NULL)),
+    CONSTRAINT runs_metadata_at_most_256_kib CHECK ((octet_length((metadata)::text) <= 262144)),
+    CONSTRAINT runs_metadata_at_most_32_deep CHECK ((NOT jsonb_path_exists(metadata, 'strict $.**{33}'::jsonpath))),
+    CONSTRAINT runs_metadata_check CHECK ((jsonb_typeof(metadata) = 'object'::text)),
+    CONSTRAINT runs_queued_is_unclaimed CHECK (((status <> 'queued'::text) OR ((claimed_by IS NULL) AND (claimed_at IS NULL) AND (claimed_instance IS NULL) AND (started_at IS NULL)))),
+    CONSTRAINT runs_reason_is_a_word CHECK ((reason ~ '^[a-z][a-z0-9_]{0,62}$'::text)),
+    CONSTRAINT runs_retry_is_later_attempt CHECK (((retry_of IS NULL) OR (attempt > 1))),
+    CONSTRAINT runs_run_number_check CHECK ((run_number > 0)),
+    CONSTRAINT runs_scheduled_is_unclaimed CHECK (((scheduled_at IS NULL) OR (claimed_at IS NULL))),
+    CONSTRAINT runs_started_at CHECK (((status <> ALL (ARRAY['running'::text, 'succeeded'::text, 'failed'::text])) OR (started_at IS NOT NULL))),
+    CONSTRAINT runs_status_check CHECK ((status = ANY (ARRAY['queued'::text, 'claimed'::text, 'running'::text, 'succeeded'::text, 'failed'::text, 'canceled'::text]))),
+    CONSTRAINT runs_succeeded_exited_zero CHECK (((status <> 'succeeded'::text) OR (NOT (exit_code IS DISTINCT FROM 0)))),
+    CONSTRAINT runs_texts_fit CHECK (((octet_length(idempotency_key) <= 300) AND (octet_length(claimed_by) <= 200) AND (length(error_message) <= 10000)))
+)
+WITH (fillfactor='70');
+
+COMMENT ON COLUMN ops.runs.run_number IS 'Counts 1, 2, 3 and so on within the project, without gaps.';
+
+COMMENT ON COLUMN ops.runs.scheduled_at IS 'The earliest time of a claim; null when the run is due.';
+
+COMMENT ON COLUMN ops.runs.claim_count IS 'How many claims and adoptions the run had; a released claim does not count.';
+
+COMMENT ON COLUMN ops.runs.created_by IS 'The signed-in user who queued the run; null for other callers.';
+
+COMMENT ON COLUMN ops.runs.reason IS 'The reason of the last change of status, in one word.';
+
+COMMENT ON COLUMN ops.runs.container_id IS 'The container of the run; a run has at most one.';
+
+CREATE FUNCTION ops_private.lane_of(p_run ops.runs) RETURNS bigint
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_digest constant bytea := ops_private.lane_digest(p_run.priority, p_run.labels, p_run.concurrency_key);
+    v_lane_id bigint;
+begin
+    loop
+        select l.lane_id into v_lane_id from ops_private.lanes as l
+        where l.project_id = p_run.project_id and l.digest = v_digest
+        for key share;
+        exit when found;
+        insert into ops_private.lanes as l (project_id, priority, labels, concurrency_key, digest)
+        values (p_run.project_id, p_run.priority, p_run.labels, p_run.concurrency_key, v_digest)
+        on conflict (project_id, digest) do nothing
+        returning l.lane_id into v_lane_id;
+        exit when found;
+    end loop;
+    return v_lane_id;
+end
+$$;
+
+CREATE FUNCTION ops_private.leave_queue() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    delete from ops_private.queued as q using deleted as d where q.run_id = d.id;
+    return null;
+end
+$$;
+
 CREATE FUNCTION ops_private.lock_for_retry(p_run_id uuid, p_wait boolean DEFAULT true) RETURNS boolean
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1627,17 +1800,61 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.next_run(p_labels text[]) RETURNS uuid
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
+    AS $$
+declare
+    v_lane_id bigint;
+    v_queued_id uuid;
+    v_run_id uuid;
+begin
+    for v_lane_id in
+        select l.lane_id
+        from ops_private.lanes as l
+        cross join lateral (
+            select q.created_at, q.run_number from ops_private.queued as q
+            where q.lane_id = l.lane_id and q.scheduled_at is null
+            order by q.scheduled_at nulls first, q.created_at, q.run_number limit 1
+        ) as head
+        left join (
+            select a.project_id, count(*) as runs from ops_private.leases as a group by a.project_id
+        ) as active on active.project_id = l.project_id
+        where l.labels <@ p_labels
+            and (l.concurrency_key is null or not exists (
+                select from ops_private.leases as a
+                where a.project_id = l.project_id and a.concurrency_key = l.concurrency_key))
+        order by l.priority desc, coalesce(active.runs, 0), head.created_at, head.run_number
+    loop
+        for v_queued_id in
+            select q.run_id from ops_private.queued as q
+            where q.lane_id = v_lane_id and q.scheduled_at is null
+            order by q.scheduled_at nulls first, q.created_at, q.run_number
+        loop
+            select r.id into v_run_id from ops.runs as r
+            where r.id = v_queued_id and r.status = 'queued' for update skip locked;
+            if found then
+                return v_run_id;
+            end if;
+        end loop;
+    end loop;
+    return null;
+end
+$$;
+
 CREATE FUNCTION ops_private.nothing_claimed(p_labels text[]) RETURNS jsonb
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
     AS $$
 declare
     v_waiting constant boolean := exists (
-        select from ops.runs as r
-        where r.status = 'queued' and r.scheduled_at is null and r.labels <@ p_labels
-    ) or exists (
-        select from ops.runs as r
-        where r.status = 'queued' and r.scheduled_at is not null and r.labels <@ p_labels
+        select from ops_private.lanes as l
+        where l.labels <@ p_labels
+            and exists (select from ops_private.queued as q where q.lane_id = l.lane_id)
     ) or exists (select from ops_private.pending_retries);
 begin
     return jsonb_build_object(
@@ -1660,6 +1877,7 @@ $$;
 CREATE FUNCTION ops_private.prepare_run() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
     AS $$
 declare
     v_config jsonb;
@@ -1761,6 +1979,18 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.put_into_queue(p_run ops.runs) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    insert into ops_private.queued as q (run_id, lane_id, scheduled_at, created_at, run_number)
+    values (p_run.id, ops_private.lane_of(p_run), p_run.scheduled_at, p_run.created_at, p_run.run_number)
+    on conflict (run_id) do update
+    set lane_id = excluded.lane_id, scheduled_at = excluded.scheduled_at, created_at = excluded.created_at;
+end
+$$;
+
 CREATE FUNCTION ops_private.quarantine(p_run_id uuid, p_status text, p_lost integer, p_lease ops_private.leases) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1778,14 +2008,74 @@ $$;
 CREATE FUNCTION ops_private.queue_is_full(p_project_id uuid, p_more integer DEFAULT 0) RETURNS boolean
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
     AS $$
 declare
-    v_most constant bigint := (select c.max_queued_runs from ops_private.control as c);
+    v_most constant bigint := (select c.max_queued_runs from ops_private.control as c) + p_more;
 begin
-    return v_most + p_more <= (
+    return v_most <= (
         select count(*) from (
-            select from ops.runs as r
-            where r.project_id = p_project_id and r.status = 'queued' limit v_most + p_more) as q);
+            select from ops_private.lanes as l
+            join ops_private.queued as q on q.lane_id = l.lane_id
+            where l.project_id = p_project_id limit v_most) as n);
+end
+$$;
+
+CREATE FUNCTION ops_private.queue_new_runs(p_run_ids uuid[]) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
+    AS $$
+begin
+    insert into ops_private.lanes as l (project_id, priority, labels, concurrency_key, digest)
+    select distinct on (r.project_id, d.digest) r.project_id, r.priority, r.labels, r.concurrency_key, d.digest
+    from ops.runs as r
+    cross join lateral ops_private.lane_digest(r.priority, r.labels, r.concurrency_key) as d (digest)
+    where r.id = any (p_run_ids)
+        and not exists (
+            select from ops_private.lanes as k where k.project_id = r.project_id and k.digest = d.digest)
+    order by r.project_id, d.digest
+    on conflict (project_id, digest) do nothing;
+    insert into ops_private.queued as q (run_id, lane_id, scheduled_at, created_at, run_number)
+    select r.id, l.lane_id, r.scheduled_at, r.created_at, r.run_number
+    from ops.runs as r
+    join ops_private.lanes as l on l.project_id = r.project_id
+        and l.digest = ops_private.lane_digest(r.priority, r.labels, r.concurrency_key)
+    where r.id = any (p_run_ids)
+    on conflict (run_id) do nothing;
+end
+$$;
+
+CREATE FUNCTION ops_private.queue_order(p_projects uuid[], p_limit bigint) RETURNS TABLE(run_id uuid, first_number integer)
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    AS $$
+begin
+    return query
+        select w.run_id, w.first_number
+        from (
+            select h.*, l.priority,
+                first_value(h.run_number) over (
+                    partition by l.lane_id order by h.scheduled_at nulls first, h.created_at, h.run_number
+                ) as first_number,
+                coalesce(active.runs, 0) + row_number() over (
+                    partition by l.project_id
+                    order by h.scheduled_at nulls first, l.priority desc, h.created_at, h.run_number
+                ) as place
+            from ops_private.lanes as l
+            cross join lateral (
+                select q.* from ops_private.queued as q where q.lane_id = l.lane_id
+                order by q.scheduled_at nulls first, q.created_at, q.run_number limit p_limit
+            ) as h
+            left join (
+                select a.project_id, count(*) as runs from ops_private.leases as a group by a.project_id
+            ) as active on active.project_id = l.project_id
+            where l.project_id = any (p_projects)
+        ) as w
+        order by w.scheduled_at nulls first, w.priority desc, w.place, w.created_at, w.run_number
+        limit p_limit;
 end
 $$;
 
@@ -1827,72 +2117,17 @@ begin
 end
 $$;
 
-CREATE TABLE ops.runs (
-    id uuid DEFAULT gen_random_uuid() NOT NULL,
-    project_id uuid NOT NULL,
-    workflow_id uuid NOT NULL,
-    run_number integer NOT NULL,
-    idempotency_key text,
-    status text DEFAULT 'queued'::text NOT NULL,
-    claimed_by text,
-    claimed_at timestamp with time zone,
-    started_at timestamp with time zone,
-    finished_at timestamp with time zone,
-    exit_code integer,
-    error_message text,
-    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
-    created_at timestamp with time zone DEFAULT now() NOT NULL,
-    updated_at timestamp with time zone DEFAULT now() NOT NULL,
-    priority integer DEFAULT 0 NOT NULL,
-    labels text[] DEFAULT '{}'::text[] NOT NULL,
-    concurrency_key text,
-    scheduled_at timestamp with time zone,
-    cancel_requested_at timestamp with time zone,
-    claim_count integer DEFAULT 0 NOT NULL,
-    claimed_instance uuid,
-    created_by uuid,
-    retry_of uuid,
-    attempt integer DEFAULT 1 NOT NULL,
-    reason text,
-    container_id text,
-    CONSTRAINT runs_attempt_check CHECK ((attempt > 0)),
-    CONSTRAINT runs_claim_count_check CHECK ((claim_count >= 0)),
-    CONSTRAINT runs_claimed_by_not_empty CHECK ((claimed_by <> ''::text)),
-    CONSTRAINT runs_claimed_names_worker CHECK (((status <> ALL (ARRAY['claimed'::text, 'running'::text])) OR ((claimed_by IS NOT NULL) AND (claimed_at IS NOT NULL)))),
-    CONSTRAINT runs_claimed_not_started CHECK (((status <> 'claimed'::text) OR (started_at IS NULL))),
-    CONSTRAINT runs_concurrency_key_length CHECK (((length(concurrency_key) >= 1) AND (length(concurrency_key) <= 200))),
-    CONSTRAINT runs_container_id_length CHECK (((octet_length(container_id) >= 1) AND (octet_length(container_id) <= 200))),
-    CONSTRAINT runs_container_of_started CHECK (((container_id IS NULL) OR (started_at IS NOT NULL))),
-    CONSTRAINT runs_exit_code_of_finished CHECK (((exit_code IS NULL) OR (finished_at IS NOT NULL))),
-    CONSTRAINT runs_finished_at_iff_final CHECK (((finished_at IS NOT NULL) = (status = ANY (ARRAY['succeeded'::text, 'failed'::text, 'canceled'::text])))),
-    CONSTRAINT runs_labels_at_most_20_of_100_characters CHECK (((cardinality(labels) <= 20) AND (length(array_to_string(labels, ''::text)) <= 2000) AND (array_to_string(labels, '
-'::text) !~ '[^\n]{101}'::text))),
-    CONSTRAINT runs_labels_hold_no_null CHECK ((array_position(labels, NULL::text) IS NULL)),
-    CONSTRAINT runs_metadata_at_most_256_kib CHECK ((octet_length((metadata)::text) <= 262144)),
-    CONSTRAINT runs_metadata_at_most_32_deep CHECK ((NOT jsonb_path_exists(metadata, 'strict $.**{33}'::jsonpath))),
-    CONSTRAINT runs_metadata_check CHECK ((jsonb_typeof(metadata) = 'object'::text)),
-    CONSTRAINT runs_queued_is_unclaimed CHECK (((status <> 'queued'::text) OR ((claimed_by IS NULL) AND (claimed_at IS NULL) AND (claimed_instance IS NULL) AND (started_at IS NULL)))),
-    CONSTRAINT runs_reason_is_a_word CHECK ((reason ~ '^[a-z][a-z0-9_]{0,62}$'::text)),
-    CONSTRAINT runs_retry_is_later_attempt CHECK (((retry_of IS NULL) OR (attempt > 1))),
-    CONSTRAINT runs_run_number_check CHECK ((run_number > 0)),
-    CONSTRAINT runs_scheduled_is_unclaimed CHECK (((scheduled_at IS NULL) OR (claimed_at IS NULL))),
-    CONSTRAINT runs_started_at CHECK (((status <> ALL (ARRAY['running'::text, 'succeeded'::text, 'failed'::text])) OR (started_at IS NOT NULL))),
-    CONSTRAINT runs_status_check CHECK ((status = ANY (ARRAY['queued'::text, 'claimed'::text, 'running'::text, 'succeeded'::text, 'failed'::text, 'canceled'::text]))),
-    CONSTRAINT runs_succeeded_exited_zero CHECK (((status <> 'succeeded'::text) OR (NOT (exit_code IS DISTINCT FROM 0)))),
-    CONSTRAINT runs_texts_fit CHECK (((octet_length(idempotency_key) <= 300) AND (octet_length(claimed_by) <= 200) AND (length(error_message) <= 10000)))
-);
-
-COMMENT ON COLUMN ops.runs.run_number IS 'Counts 1, 2, 3 and so on within the project, without gaps.';
-
-COMMENT ON COLUMN ops.runs.scheduled_at IS 'The earliest time of a claim; null when the run is due.';
-
-COMMENT ON COLUMN ops.runs.claim_count IS 'How many claims and adoptions the run had; a released claim does not count.';
-
-COMMENT ON COLUMN ops.runs.created_by IS 'The signed-in user who queued the run; null for other callers.';
-
-COMMENT ON COLUMN ops.runs.reason IS 'The reason of the last change of status, in one word.';
-
-COMMENT ON COLUMN ops.runs.container_id IS 'The container of the run; a run has at most one.';
+CREATE FUNCTION ops_private.rebuild_queue() RETURNS bigint
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    delete from ops_private.queued;
+    delete from ops_private.lanes;
+    perform ops_private.queue_new_runs(array(select r.id from ops.runs as r where r.status = 'queued'));
+    return (select count(*) from ops_private.queued);
+end
+$$;
 
 CREATE FUNCTION ops_private.record_failure(p_run ops.runs, p_details jsonb, p_locked boolean) RETURNS void
     LANGUAGE plpgsql
@@ -1926,6 +2161,13 @@ begin
         return null;
     end if;
 
+    if new.status = 'queued' then
+        perform ops_private.put_into_queue(new);
+    elsif old.status = 'queued' then
+        delete from ops_private.queued as q where q.run_id = new.id;
+    elsif new.concurrency_key is distinct from old.concurrency_key then
+        update ops_private.leases as l set concurrency_key = new.concurrency_key where l.run_id = new.id;
+    end if;
     if new.status <> old.status then
         perform ops_private.add_event(
             new.id, 'state_change', format('%s -> %s', old.status, new.status),
@@ -1936,9 +2178,10 @@ begin
         if new.status = 'claimed' then
             -- claim_next_run has written the lease already
             insert into ops_private.leases
-                (run_id, worker_id, instance_id, db_role, lease_seconds, expires_at)
+                (run_id, worker_id, instance_id, db_role, lease_seconds, expires_at, project_id, concurrency_key)
             values (new.id, new.claimed_by, new.claimed_instance, ops_private.caller(), v_lease_seconds,
-                ops_private.current_time() + make_interval(secs => v_lease_seconds))
+                ops_private.current_time() + make_interval(secs => v_lease_seconds), new.project_id,
+                new.concurrency_key)
             on conflict (run_id) do nothing;
         elsif new.status <> 'running' then
             delete from ops_private.leases as l where l.run_id = new.id;
@@ -2160,18 +2403,51 @@ begin
 end
 $_$;
 
+CREATE FUNCTION ops_private.waits_for(p_run ops.runs, p_first integer) RETURNS text
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_holder integer;
+begin
+    if p_run.scheduled_at is not null then
+        return format('time: due at %s', to_char(p_run.scheduled_at at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS UTC'));
+    end if;
+    if p_run.concurrency_key is not null then
+        select r.run_number into v_holder
+        from ops_private.leases as l join ops.runs as r on r.id = l.run_id
+        where l.project_id = p_run.project_id and l.concurrency_key = p_run.concurrency_key;
+        if found then
+            return format('key: run #%s holds %s', v_holder, p_run.concurrency_key);
+        elsif p_first <> p_run.run_number then
+            return format('key: run #%s goes before it for %s', p_first, p_run.concurrency_key);
+        end if;
+    end if;
+    if not exists (
+        select from ops_private.workers as w
+        where p_run.labels <@ w.labels and w.expires_at > ops_private.current_time()
+    ) then
+        return 'labels: no worker has ' || coalesce(nullif(array_to_string(p_run.labels, ', '), ''), 'registered');
+    end if;
+    return 'worker: the next one that is free';
+end
+$$;
+
 CREATE FUNCTION ops_private.wake_scheduled_runs() RETURNS integer
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
     AS $$
 declare
     v_woken integer;
 begin
     with due as (
         select r.id from ops.runs as r
-        where r.status = 'queued' and r.scheduled_at <= (select ops_private.current_time())
-        order by r.scheduled_at
-        limit 1000
+        where r.status = 'queued' and r.id = any (array(
+            select q.run_id from ops_private.queued as q
+            where q.scheduled_at <= (select ops_private.current_time())
+            order by q.scheduled_at limit 1000))
+        order by r.id
         for update of r skip locked
     ), woken as (
         update ops.runs as r set scheduled_at = null from due where r.id = due.id returning r.id
@@ -2356,8 +2632,36 @@ COMMENT ON COLUMN ops_private.control.max_lost_leases IS 'A run is quarantined w
 
 COMMENT ON COLUMN ops_private.control.max_queued_runs IS 'How many runs of one project may be queued at once. Retries by the database are not refused, but they count.';
 
+CREATE TABLE ops_private.lanes (
+    lane_id bigint NOT NULL,
+    project_id uuid NOT NULL,
+    priority integer NOT NULL,
+    labels text[] NOT NULL,
+    concurrency_key text,
+    digest bytea NOT NULL
+);
+
+COMMENT ON COLUMN ops_private.lanes.digest IS 'Of priority, labels and key, which are too long for an index.';
+
+ALTER TABLE ops_private.lanes ALTER COLUMN lane_id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME ops_private.lanes_lane_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
 CREATE TABLE ops_private.pending_retries (
     run_id uuid NOT NULL
+);
+
+CREATE TABLE ops_private.queued (
+    run_id uuid NOT NULL,
+    lane_id bigint NOT NULL,
+    scheduled_at timestamp with time zone,
+    created_at timestamp with time zone NOT NULL,
+    run_number integer NOT NULL
 );
 
 CREATE TABLE ops_private.retired_artifacts (
@@ -2458,11 +2762,20 @@ ALTER TABLE ONLY ops.workflows
 ALTER TABLE ONLY ops_private.control
     ADD CONSTRAINT control_pkey PRIMARY KEY (singleton);
 
+ALTER TABLE ONLY ops_private.lanes
+    ADD CONSTRAINT lanes_pkey PRIMARY KEY (lane_id);
+
+ALTER TABLE ONLY ops_private.lanes
+    ADD CONSTRAINT lanes_project_id_digest_key UNIQUE (project_id, digest);
+
 ALTER TABLE ONLY ops_private.leases
     ADD CONSTRAINT leases_pkey PRIMARY KEY (run_id);
 
 ALTER TABLE ONLY ops_private.pending_retries
     ADD CONSTRAINT pending_retries_pkey PRIMARY KEY (run_id);
+
+ALTER TABLE ONLY ops_private.queued
+    ADD CONSTRAINT queued_pkey PRIMARY KEY (run_id);
 
 ALTER TABLE ONLY ops_private.retired_artifacts
     ADD CONSTRAINT retired_artifacts_pkey PRIMARY KEY (artifact_id);
@@ -2487,17 +2800,15 @@ CREATE INDEX run_events_run_idx ON ops.run_events USING btree (run_id, seq);
 
 CREATE INDEX run_logs_message_idx ON ops.run_logs USING gin (to_tsvector('simple'::regconfig, "left"(message, 1000)));
 
-CREATE INDEX runs_claim_idx ON ops.runs USING btree (priority DESC, created_at, run_number) WHERE ((status = 'queued'::text) AND (scheduled_at IS NULL));
-
-CREATE UNIQUE INDEX runs_concurrency_idx ON ops.runs USING btree (project_id, concurrency_key) WHERE (status = ANY (ARRAY['claimed'::text, 'running'::text]));
-
-CREATE INDEX runs_queued_idx ON ops.runs USING btree (project_id) WHERE (status = 'queued'::text);
-
 CREATE INDEX runs_retry_of_idx ON ops.runs USING btree (retry_of) WHERE (retry_of IS NOT NULL);
 
-CREATE INDEX runs_scheduled_idx ON ops.runs USING btree (scheduled_at) WHERE ((status = 'queued'::text) AND (scheduled_at IS NOT NULL));
-
 CREATE INDEX runs_workflow_idx ON ops.runs USING btree (workflow_id);
+
+CREATE UNIQUE INDEX leases_concurrency_idx ON ops_private.leases USING btree (project_id, concurrency_key) WHERE (concurrency_key IS NOT NULL);
+
+CREATE INDEX queued_lane_idx ON ops_private.queued USING btree (lane_id, scheduled_at NULLS FIRST, created_at, run_number);
+
+CREATE INDEX queued_scheduled_idx ON ops_private.queued USING btree (scheduled_at) WHERE (scheduled_at IS NOT NULL);
 
 CREATE TRIGGER count_runs AFTER INSERT ON ops.runs REFERENCING NEW TABLE AS inserted FOR EACH STATEMENT EXECUTE FUNCTION ops_private.count_runs();
 
@@ -2511,9 +2822,11 @@ CREATE TRIGGER keep_an_owner_who_leaves AFTER DELETE ON ops.project_memberships 
 
 CREATE TRIGGER keep_run_events BEFORE DELETE OR UPDATE ON ops.run_events FOR EACH ROW EXECUTE FUNCTION ops_private.keep_run_events();
 
+CREATE TRIGGER leave_queue AFTER DELETE ON ops.runs REFERENCING OLD TABLE AS deleted FOR EACH STATEMENT EXECUTE FUNCTION ops_private.leave_queue();
+
 CREATE TRIGGER prepare_run BEFORE INSERT ON ops.runs FOR EACH ROW EXECUTE FUNCTION ops_private.prepare_run();
 
-CREATE TRIGGER record_run_change AFTER INSERT OR UPDATE OF status, scheduled_at, cancel_requested_at ON ops.runs FOR EACH ROW EXECUTE FUNCTION ops_private.record_run_change();
+CREATE TRIGGER record_run_change AFTER INSERT OR UPDATE OF status, scheduled_at, cancel_requested_at, created_at, priority, labels, concurrency_key ON ops.runs FOR EACH ROW EXECUTE FUNCTION ops_private.record_run_change();
 
 CREATE TRIGGER set_giver BEFORE INSERT OR UPDATE OF role ON ops.project_memberships FOR EACH ROW EXECUTE FUNCTION ops_private.set_giver();
 
@@ -2526,8 +2839,6 @@ CREATE TRIGGER set_project_of_run BEFORE INSERT ON ops.run_logs FOR EACH ROW WHE
 CREATE TRIGGER touch_updated_at BEFORE UPDATE ON ops.project_memberships FOR EACH ROW EXECUTE FUNCTION ops_private.touch_updated_at();
 
 CREATE TRIGGER touch_updated_at BEFORE UPDATE ON ops.projects FOR EACH ROW EXECUTE FUNCTION ops_private.touch_updated_at();
-
-CREATE TRIGGER touch_updated_at BEFORE UPDATE ON ops.runs FOR EACH ROW EXECUTE FUNCTION ops_private.touch_updated_at();
 
 CREATE TRIGGER touch_updated_at BEFORE UPDATE ON ops.tools FOR EACH ROW EXECUTE FUNCTION ops_private.touch_updated_at();
 
@@ -2558,6 +2869,9 @@ ALTER TABLE ONLY ops.runs
 
 ALTER TABLE ONLY ops.workflows
     ADD CONSTRAINT workflows_project_id_fkey FOREIGN KEY (project_id) REFERENCES ops.projects(id) ON DELETE CASCADE;
+
+ALTER TABLE ONLY ops_private.lanes
+    ADD CONSTRAINT lanes_project_id_fkey FOREIGN KEY (project_id) REFERENCES ops.projects(id) ON DELETE CASCADE;
 
 ALTER TABLE ONLY ops_private.leases
     ADD CONSTRAINT leases_run_id_fkey FOREIGN KEY (run_id) REFERENCES ops.runs(id) ON DELETE CASCADE;
@@ -2728,9 +3042,13 @@ REVOKE ALL ON FUNCTION ops.heartbeat(p_worker_id text, p_instance_id uuid, p_lea
 GRANT ALL ON FUNCTION ops.heartbeat(p_worker_id text, p_instance_id uuid, p_lease_seconds integer) TO ops_worker;
 GRANT ALL ON FUNCTION ops.heartbeat(p_worker_id text, p_instance_id uuid, p_lease_seconds integer) TO service_role;
 
-REVOKE ALL ON FUNCTION ops.list_queued_runs() FROM PUBLIC;
-GRANT ALL ON FUNCTION ops.list_queued_runs() TO authenticated;
-GRANT ALL ON FUNCTION ops.list_queued_runs() TO service_role;
+REVOKE ALL ON FUNCTION ops_private.list_queued_runs(p_limit bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops_private.list_queued_runs(p_limit bigint) TO authenticated;
+GRANT ALL ON FUNCTION ops_private.list_queued_runs(p_limit bigint) TO service_role;
+
+REVOKE ALL ON FUNCTION ops.list_queued_runs(p_limit bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.list_queued_runs(p_limit bigint) TO authenticated;
+GRANT ALL ON FUNCTION ops.list_queued_runs(p_limit bigint) TO service_role;
 
 REVOKE ALL ON FUNCTION ops.reap() FROM PUBLIC;
 GRANT ALL ON FUNCTION ops.reap() TO ops_worker;
@@ -2815,6 +3133,8 @@ REVOKE ALL ON FUNCTION ops_private."current_time"() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.database_identity() FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.drop_empty_lanes() FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.enforce_run_status_transition() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.expired_artifacts(p_store text, p_worker_id text) FROM PUBLIC;
@@ -2842,6 +3162,23 @@ REVOKE ALL ON FUNCTION ops_private.keep_an_owner() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.keep_run_events() FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.lane_digest(p_priority integer, p_labels text[], p_key text) FROM PUBLIC;
+
+GRANT SELECT ON TABLE ops.runs TO authenticated;
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE ops.runs TO service_role;
+
+GRANT INSERT(project_id) ON TABLE ops.runs TO authenticated;
+
+GRANT INSERT(workflow_id) ON TABLE ops.runs TO authenticated;
+
+GRANT INSERT(status) ON TABLE ops.runs TO authenticated;
+
+GRANT INSERT(metadata) ON TABLE ops.runs TO authenticated;
+
+REVOKE ALL ON FUNCTION ops_private.lane_of(p_run ops.runs) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.leave_queue() FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.lock_for_retry(p_run_id uuid, p_wait boolean) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.lock_queue(p_project_id uuid) FROM PUBLIC;
@@ -2858,6 +3195,8 @@ REVOKE ALL ON FUNCTION ops_private.my_projects(p_role text) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops_private.my_projects(p_role text) TO authenticated;
 GRANT ALL ON FUNCTION ops_private.my_projects(p_role text) TO service_role;
 
+REVOKE ALL ON FUNCTION ops_private.next_run(p_labels text[]) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.nothing_claimed(p_labels text[]) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.owns(p_lease ops_private.leases, p_worker_id text, p_instance_id uuid) FROM PUBLIC;
@@ -2873,24 +3212,21 @@ GRANT ALL ON FUNCTION ops_private.prune_run_events(p_before timestamp with time 
 REVOKE ALL ON FUNCTION ops_private.prune_run_logs(p_before timestamp with time zone, p_runs integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops_private.prune_run_logs(p_before timestamp with time zone, p_runs integer) TO service_role;
 
+REVOKE ALL ON FUNCTION ops_private.put_into_queue(p_run ops.runs) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.quarantine(p_run_id uuid, p_status text, p_lost integer, p_lease ops_private.leases) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.queue_is_full(p_project_id uuid, p_more integer) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.queue_new_runs(p_run_ids uuid[]) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.queue_order(p_projects uuid[], p_limit bigint) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.queue_retry(p_run_id uuid, p_delay interval) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.queued_answer(p_run_id uuid, p_created boolean) FROM PUBLIC;
 
-GRANT SELECT ON TABLE ops.runs TO authenticated;
-GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE ops.runs TO service_role;
-
-GRANT INSERT(project_id) ON TABLE ops.runs TO authenticated;
-
-GRANT INSERT(workflow_id) ON TABLE ops.runs TO authenticated;
-
-GRANT INSERT(status) ON TABLE ops.runs TO authenticated;
-
-GRANT INSERT(metadata) ON TABLE ops.runs TO authenticated;
+REVOKE ALL ON FUNCTION ops_private.rebuild_queue() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.record_failure(p_run ops.runs, p_details jsonb, p_locked boolean) FROM PUBLIC;
 
@@ -2920,6 +3256,8 @@ REVOKE ALL ON FUNCTION ops_private.touch_updated_at() FROM PUBLIC;
 REVOKE ALL ON FUNCTION ops_private.trusted() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.version_key(p_version text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.waits_for(p_run ops.runs, p_first integer) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.wake_scheduled_runs() FROM PUBLIC;
 

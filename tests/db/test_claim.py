@@ -6,12 +6,25 @@ import asyncio
 import json
 import uuid
 from collections import Counter
+from datetime import UTC, datetime
 
 import asyncpg
 import pytest
 
 from tests.conftest import Connect
-from tests.db.world import ENGINE, INSTANCE, WORKER, World, blocked, call, heard, next_of, shift_clock
+from tests.db.world import (
+    ENGINE,
+    INSTANCE,
+    WORKER,
+    World,
+    blocked,
+    call,
+    heard,
+    new_project,
+    new_workflow,
+    next_of,
+    shift_clock,
+)  # fmt: skip
 from worker.cli.settings import MAX_LEASE as MOST
 
 HOUR_AHEAD = "update ops.runs set scheduled_at = clock_timestamp() + interval '1 hour' where id = $1"
@@ -83,7 +96,7 @@ async def test_list_queued_runs_shows_claimed_ones_first_and_nothing_else(world:
     assert [row["run_id"] for row in rows] == [claimed, queued, scheduled]
     assert list(rows[0].keys()) == [
         "run_id", "project_id", "workflow_id", "run_number", "status", "created_at", "claimed_by",
-        "claimed_at",
+        "claimed_at", "waits_for",
     ]  # fmt: skip
 
 
@@ -134,7 +147,7 @@ async def test_a_race_for_a_key_goes_on_to_the_next_run(world: World, connect: C
         # the other sees the key as free, picks the second run, and waits for the first claim to end
         racing = await blocked(world.db, fast, call(fast, "claim_next_run", "fast"))
     assert (await racing)["run_id"] == str(free)
-    with pytest.raises(asyncpg.UniqueViolationError, match="runs_concurrency_idx"):
+    with pytest.raises(asyncpg.UniqueViolationError, match="leases_concurrency_idx"):
         await world.set_status(second, "claimed")
 
 
@@ -202,46 +215,146 @@ async def test_a_run_that_cannot_be_read_fails_and_holds_nothing_up(world: World
     assert (await world.events(deep, "error"))[-1]["reason"] == "invalid_config"
 
 
-@pytest.mark.parametrize("planned", ["on an empty table", "on the full table"])
-async def test_a_claim_reads_its_index_and_nothing_else(world: World, planned: str) -> None:
-    """Neither ended runs, nor a great many that are not due, cost a claim anything.
+@pytest.mark.parametrize(("planned", "runs"), [("on an empty table", 10_000), ("on the full table", 1_000_000)])
+async def test_a_claim_reads_the_first_entries_of_its_lanes_and_nothing_else(
+    world: World, planned: str, runs: int
+) -> None:
+    """A million runs cost a claim nothing: not due, with labels that the worker lacks, with a key that is held.
 
-    A worker's session plans its claim once, maybe while the table is empty, and keeps the plan as it grows.
+    A worker's session plans its claim once, maybe while the tables are empty, and keeps the plan as they grow.
     """
+    held = await world.queue(concurrency_key="held")
+    assert (await world.claim())["run_id"] == str(held)
     if planned == "on an empty table":
         for _ in range(8):  # plans become generic after five
             assert (await world.claim())["run_id"] is None
-    async with world.db.transaction():
-        # neither triggers, nor the new plans that turning them off would make
-        await world.db.execute("set local session_replication_role = replica")
-        await world.db.execute(
-            """insert into ops.runs (project_id, workflow_id, run_number, status, scheduled_at, claimed_by,
-                                     claimed_at, started_at, finished_at, exit_code)
-               select $1, $2, i, case when i <= 20000 then 'succeeded' else 'queued' end,
-                      case when i between 20001 and 40000 then now() + interval '1 day' end,
-                      case when i <= 20000 then 'w' end, case when i <= 20000 then now() end,
-                      case when i <= 20000 then now() end, case when i <= 20000 then now() end,
-                      case when i <= 20000 then 0 end
-               from generate_series(1, 42000) as i""",
-            world.project, world.workflow,
-        )  # fmt: skip
+    for columns in ({"labels": ["gpu"]}, {"concurrency_key": "held"}, {"priority": 1}):
+        await world.queue(**columns)
+    await world.db.execute("update ops.runs set scheduled_at = now() + interval '1 day' where priority = 1")
+    # entries like those three, without runs: a claim must not look for their runs
+    await world.db.execute(
+        """insert into ops_private.queued (run_id, lane_id, scheduled_at, created_at, run_number)
+           select gen_random_uuid(), q.lane_id, q.scheduled_at, q.created_at - interval '1 day', i
+           from ops_private.queued as q, generate_series(1, $1 / 3) as i""",
+        runs,
+    )
+    for _ in range(10):
+        await world.queue(priority=1)
     if planned == "on the full table":
-        await world.db.execute("analyze ops.runs")
+        await world.db.execute("analyze ops_private.queued, ops_private.lanes")
     async with world.db.transaction():
         before = await reads(world.db)
         for _ in range(8):
             assert (await world.claim())["run_id"] is not None
         rows, scans, entries = (b - a for a, b in zip(before, await reads(world.db), strict=True))
-    assert (rows, scans) == (0, 8)
-    assert entries <= 8 * 9  # a transaction's own claims are passed over again, nothing more
+    assert (rows, scans) == (0, 8 * 2)  # one finds the lane, one locks its first run
+    assert entries <= 8 * 2 * 9  # a transaction's own claims are passed over again, nothing more
 
 
 async def reads(db: asyncpg.Connection) -> tuple[int, ...]:
-    """Rows of runs read by sequential scans, scans of the claim's index, and entries read from it, so far."""
+    """Rows of runs and of the queue read by sequential scans, scans of the queue's index and its entries, so far."""
     return tuple(
         await db.fetchrow(
-            """select pg_stat_get_xact_tuples_returned('ops.runs'::regclass),
-                      pg_stat_get_xact_numscans('ops.runs_claim_idx'::regclass),
-                      pg_stat_get_xact_tuples_returned('ops.runs_claim_idx'::regclass)"""
+            """select pg_stat_get_xact_tuples_returned('ops.runs'::regclass)
+                          + pg_stat_get_xact_tuples_returned('ops_private.queued'::regclass),
+                      pg_stat_get_xact_numscans('ops_private.queued_lane_idx'::regclass),
+                      pg_stat_get_xact_tuples_returned('ops_private.queued_lane_idx'::regclass)"""
         )
     )
+
+
+# Fairness, and why a run waits ------------------------------------------------------------------------------
+
+
+async def test_a_project_with_many_runs_does_not_delay_another(world: World) -> None:
+    await world.db.execute(
+        "insert into ops.runs (project_id, workflow_id) select $1, $2 from generate_series(1, 50)",
+        world.project, world.workflow,
+    )  # fmt: skip
+    assert [(await world.claim())["run_number"] for _ in range(3)] == [1, 2, 3]
+    other = await new_project(world.db, "other")
+    single = await world.queue(project_id=other, workflow_id=await new_workflow(world.db, other))
+    assert (await world.claim())["run_id"] == str(single)
+    assert (await world.claim())["run_number"] == 4
+
+
+async def test_the_list_says_why_each_run_waits(world: World) -> None:
+    await world.db.execute(
+        "insert into ops_private.workers (worker_id, instance_id, db_role, labels, started_at, expires_at)"
+        " values ('w', gen_random_uuid(), 'postgres', '{linux}', now(), now() + interval '1 hour')"
+    )
+    waits = {
+        await world.queue(concurrency_key="prod"): None,
+        await world.queue(concurrency_key="prod"): "key: run #1 holds prod",
+        await world.queue(concurrency_key="free"): "worker: the next one that is free",
+        await world.queue(concurrency_key="free"): "key: run #3 goes before it for free",
+        await world.queue(labels=["linux", "gpu"]): "labels: no worker has linux, gpu",
+        await world.queue(labels=["linux"]): "worker: the next one that is free",
+        await world.queue(scheduled_at=datetime(2099, 1, 2, tzinfo=UTC)): "time: due at 2099-01-02 00:00:00 UTC",
+    }
+    assert (await world.claim())["run_number"] == 1
+    listed = await world.db.fetch("select run_id, waits_for from ops.list_queued_runs()")
+    assert {row["run_id"]: row["waits_for"] for row in listed} == waits
+    few = await world.db.fetch("select run_id, waits_for from ops.list_queued_runs(3)")
+    assert few == listed[:3]
+
+
+# Lanes ------------------------------------------------------------------------------------------------------
+
+LANES = "select count(*) from ops_private.lanes"
+
+
+async def test_each_change_of_a_run_keeps_it_in_the_right_lane(world: World) -> None:
+    """After every statement the queue's tables are those that a rebuild would make."""
+    run, other = await world.queue(labels=["a"]), await world.queue()
+    for statement in (
+        "update ops.runs set labels = '{b}', priority = 3, concurrency_key = 'k' where id = $1",
+        "update ops.runs set scheduled_at = now() + interval '1 hour' where id = $1",
+        "update ops.runs set scheduled_at = null, created_at = now() - interval '1 hour' where id = $1",
+        "update ops.runs set status = 'claimed' where id = $1",
+        "update ops.runs set concurrency_key = 'm' where id = $1",
+        "update ops.runs set status = 'queued' where id = $1",
+        "delete from ops.runs where id = $1",
+    ):
+        await world.db.execute(statement, run)
+        entries = """select q.run_id, q.scheduled_at, q.created_at, q.run_number, l.project_id, l.priority, l.labels,
+                            l.concurrency_key from ops_private.queued as q join ops_private.lanes as l using (lane_id)
+                     order by 1"""
+        kept = await world.db.fetch(entries)
+        held = await world.db.fetch("select concurrency_key from ops_private.leases")
+        assert held == await world.db.fetch("select concurrency_key from ops.runs where status = 'claimed'")
+        await world.db.fetchval("select ops_private.rebuild_queue()")
+        assert (statement, kept) == (statement, await world.db.fetch(entries))
+    assert [entry["run_id"] for entry in kept] == [other]
+
+
+async def test_a_lane_without_runs_is_dropped_unless_one_is_about_to_enter(world: World, connect: Connect) -> None:
+    gone, back = await world.queue(labels=["gone"]), await world.queue(labels=["back"])
+    await world.set_status(gone, "canceled")
+    await world.set_status(back, "claimed")
+    queueing = await connect()
+    async with queueing.transaction():
+        await queueing.execute("update ops.runs set status = 'queued' where id = $1", back)
+        await call(world.db, "reap")
+        assert await world.db.fetchval(LANES) == 1
+    assert (await world.claim(p_labels=["back"]))["run_id"] == str(back)
+    async with queueing.transaction():
+        new = await queueing.fetchval(
+            "insert into ops.runs (project_id, workflow_id, labels) values ($1, $2, '{back}') returning id",
+            world.project, world.workflow,
+        )  # fmt: skip
+        await call(world.db, "reap")
+    assert (await world.claim(p_labels=["back"]))["run_id"] == str(new)
+    await call(world.db, "reap")
+    assert await world.db.fetchval(LANES) == 0
+
+
+async def test_no_update_in_the_life_of_a_run_writes_an_index(world: World) -> None:
+    async with world.db.transaction():
+        run = await world.running()
+        await call(world.db, "complete_workflow_run", run, 0, p_worker_id=WORKER, p_instance_id=INSTANCE)
+        updates = await world.db.fetchrow(
+            """select pg_stat_get_xact_tuples_updated('ops.runs'::regclass),
+                      pg_stat_get_xact_tuples_hot_updated('ops.runs'::regclass)"""
+        )
+    assert tuple(updates) == (3, 3)

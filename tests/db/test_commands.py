@@ -139,10 +139,10 @@ def test_prune_without_the_schema_says_what_is_to_be_done(empty_db_url: str, tmp
 async def test_verify_names_what_is_missing(db: asyncpg.Connection, on_migrated: Command, on_empty: Command) -> None:
     done = on_migrated("verify")
     assert (done.returncode, done.stderr, "complete" in done.stdout) == (0, "", True)
-    await db.execute("drop function ops.list_queued_runs()")
+    await db.execute("drop function ops.list_queued_runs")
     done = on_migrated("verify")
     assert (done.returncode, done.stdout) == (1, "1 problems\n")
-    assert "missing function ops.list_queued_runs()" in done.stderr
+    assert "missing function ops.list_queued_runs(bigint)" in done.stderr
     done = on_empty("verify")
     assert (done.returncode, "missing table ops.runs\n" in done.stderr) == (1, True)
 

@@ -1,0 +1,314 @@
+-- The queue: which run a worker claims next, and why the others wait.
+--
+-- Each queued run has a row in ops_private.queued, in a lane. A lane holds the queued runs of one project with the same
+-- priority, labels and concurrency key, so a worker may take every run of a lane or none. A claim reads the lanes and
+-- the first run of each. Its cost grows with the number of lanes, not with the number of runs that wait.
+--
+-- Workers claim the highest priority first. Among equal priorities, the project with the fewest active runs comes
+-- first, so a project with many queued runs does not delay another; within a project, the oldest run.
+--
+-- Triggers of ops.runs maintain both tables. An index on the status of ops.runs would do the same, but then no update
+-- of a run would be a heap-only one, and a claim would read past all runs that it cannot take.
+
+create table ops_private.lanes (
+    lane_id bigint generated always as identity primary key,
+    project_id uuid not null references ops.projects (id) on delete cascade,
+    priority integer not null,
+    labels text[] not null,
+    concurrency_key text,
+    digest bytea not null,
+    unique (project_id, digest)
+);
+
+comment on column ops_private.lanes.digest is 'Of priority, labels and key, which are too long for an index.';
+
+create table ops_private.queued (
+    run_id uuid primary key,
+    lane_id bigint not null,
+    scheduled_at timestamptz,
+    created_at timestamptz not null,
+    run_number integer not null
+);
+
+-- The first run of a lane; runs that are scheduled for later come after those that are due.
+create index queued_lane_idx on ops_private.queued (lane_id, scheduled_at nulls first, created_at, run_number);
+create index queued_scheduled_idx on ops_private.queued (scheduled_at) where scheduled_at is not null;
+
+create function ops_private.lane_digest(p_priority integer, p_labels text[], p_key text) returns bytea
+language plpgsql immutable set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return sha256(convert_to(jsonb_build_array(p_priority, p_labels, p_key)::text, 'UTF8'));
+end
+$$;
+
+-- Returns the lane of a run and makes it if there is none. The lock prevents that drop_empty_lanes deletes the lane
+-- before the caller's transaction ends.
+create function ops_private.lane_of(p_run ops.runs) returns bigint
+language plpgsql volatile set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_digest constant bytea := ops_private.lane_digest(p_run.priority, p_run.labels, p_run.concurrency_key);
+    v_lane_id bigint;
+begin
+    loop
+        select l.lane_id into v_lane_id from ops_private.lanes as l
+        where l.project_id = p_run.project_id and l.digest = v_digest
+        for key share;
+        exit when found;
+        insert into ops_private.lanes as l (project_id, priority, labels, concurrency_key, digest)
+        values (p_run.project_id, p_run.priority, p_run.labels, p_run.concurrency_key, v_digest)
+        on conflict (project_id, digest) do nothing
+        returning l.lane_id into v_lane_id;
+        exit when found;
+    end loop;
+    return v_lane_id;
+end
+$$;
+
+-- Puts a queued run into its lane, or moves it after a change.
+create function ops_private.put_into_queue(p_run ops.runs) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp
+as $$
+begin
+    insert into ops_private.queued as q (run_id, lane_id, scheduled_at, created_at, run_number)
+    values (p_run.id, ops_private.lane_of(p_run), p_run.scheduled_at, p_run.created_at, p_run.run_number)
+    on conflict (run_id) do update
+    set lane_id = excluded.lane_id, scheduled_at = excluded.scheduled_at, created_at = excluded.created_at;
+end
+$$;
+
+-- Puts new runs into their lanes. The caller holds the lock of the counter of their projects. A plan for each call would
+-- cost more than the call.
+create function ops_private.queue_new_runs(p_run_ids uuid[]) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off
+    set plan_cache_mode = force_generic_plan
+as $$
+begin
+    insert into ops_private.lanes as l (project_id, priority, labels, concurrency_key, digest)
+    select distinct on (r.project_id, d.digest) r.project_id, r.priority, r.labels, r.concurrency_key, d.digest
+    from ops.runs as r
+    cross join lateral ops_private.lane_digest(r.priority, r.labels, r.concurrency_key) as d (digest)
+    where r.id = any (p_run_ids)
+        and not exists (
+            select from ops_private.lanes as k where k.project_id = r.project_id and k.digest = d.digest)
+    order by r.project_id, d.digest
+    on conflict (project_id, digest) do nothing;
+    insert into ops_private.queued as q (run_id, lane_id, scheduled_at, created_at, run_number)
+    select r.id, l.lane_id, r.scheduled_at, r.created_at, r.run_number
+    from ops.runs as r
+    join ops_private.lanes as l on l.project_id = r.project_id
+        and l.digest = ops_private.lane_digest(r.priority, r.labels, r.concurrency_key)
+    where r.id = any (p_run_ids)
+    on conflict (run_id) do nothing;
+end
+$$;
+
+-- Fills the tables of the queue again after runs were written without triggers, as by a restore of data only. No
+-- worker may work meanwhile.
+create function ops_private.rebuild_queue() returns bigint
+language plpgsql volatile set search_path = pg_catalog, pg_temp
+as $$
+begin
+    delete from ops_private.queued;
+    delete from ops_private.lanes;
+    perform ops_private.queue_new_runs(array(select r.id from ops.runs as r where r.status = 'queued'));
+    return (select count(*) from ops_private.queued);
+end
+$$;
+
+-- Deletes lanes without runs. lane_of and, for new runs, the lock of the project's counter keep a lane that is about
+-- to get a run. The delete is a statement of its own, because only a later snapshot shows the rows that were committed
+-- before the lane was locked.
+create function ops_private.drop_empty_lanes() returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_empty bigint[];
+begin
+    with candidate as materialized (
+        select l.lane_id, l.project_id from ops_private.lanes as l
+        where not exists (select from ops_private.queued as q where q.lane_id = l.lane_id)
+        order by l.lane_id limit 100
+    ), counter as materialized (
+        select c.project_id from ops_private.run_counters as c
+        where c.project_id in (select n.project_id from candidate as n)
+        order by c.project_id for update skip locked
+    ), locked as (
+        select l.lane_id from ops_private.lanes as l
+        where l.lane_id in (
+            select n.lane_id from candidate as n join counter as c on c.project_id = n.project_id)
+        order by l.lane_id for update skip locked
+    )
+    select array_agg(k.lane_id) into v_empty from locked as k;
+    delete from ops_private.lanes as l
+    where l.lane_id = any (v_empty)
+        and not exists (select from ops_private.queued as q where q.lane_id = l.lane_id);
+end
+$$;
+
+-- Whether a project has max_queued_runs + p_more queued runs or more.
+create function ops_private.queue_is_full(p_project_id uuid, p_more integer default 0) returns boolean
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off
+as $$
+declare
+    v_most constant bigint := (select c.max_queued_runs from ops_private.control as c) + p_more;
+begin
+    return v_most <= (
+        select count(*) from (
+            select from ops_private.lanes as l
+            join ops_private.queued as q on q.lane_id = l.lane_id
+            where l.project_id = p_project_id limit v_most) as n);
+end
+$$;
+
+-- Locks the run that a worker with these labels claims next and returns its id; null if there is none. It skips runs
+-- that another transaction has locked. The settings prevent a plan from the time when the queue was empty, and so does
+-- reading the queue and the runs in two statements.
+create function ops_private.next_run(p_labels text[]) returns uuid
+language plpgsql volatile set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off set enable_bitmapscan = off set plan_cache_mode = force_generic_plan
+as $$
+declare
+    v_lane_id bigint;
+    v_queued_id uuid;
+    v_run_id uuid;
+begin
+    for v_lane_id in
+        select l.lane_id
+        from ops_private.lanes as l
+        cross join lateral (
+            select q.created_at, q.run_number from ops_private.queued as q
+            where q.lane_id = l.lane_id and q.scheduled_at is null
+            order by q.scheduled_at nulls first, q.created_at, q.run_number limit 1
+        ) as head
+        left join (
+            select a.project_id, count(*) as runs from ops_private.leases as a group by a.project_id
+        ) as active on active.project_id = l.project_id
+        where l.labels <@ p_labels
+            and (l.concurrency_key is null or not exists (
+                select from ops_private.leases as a
+                where a.project_id = l.project_id and a.concurrency_key = l.concurrency_key))
+        order by l.priority desc, coalesce(active.runs, 0), head.created_at, head.run_number
+    loop
+        for v_queued_id in
+            select q.run_id from ops_private.queued as q
+            where q.lane_id = v_lane_id and q.scheduled_at is null
+            order by q.scheduled_at nulls first, q.created_at, q.run_number
+        loop
+            select r.id into v_run_id from ops.runs as r
+            where r.id = v_queued_id and r.status = 'queued' for update skip locked;
+            if found then
+                return v_run_id;
+            end if;
+        end loop;
+    end loop;
+    return null;
+end
+$$;
+
+-- Makes scheduled runs claimable once they are due, up to 1,000 at a time; returns how many.
+create function ops_private.wake_scheduled_runs() returns integer
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off
+as $$
+declare
+    v_woken integer;
+begin
+    with due as (
+        select r.id from ops.runs as r
+        where r.status = 'queued' and r.id = any (array(
+            select q.run_id from ops_private.queued as q
+            where q.scheduled_at <= (select ops_private.current_time())
+            order by q.scheduled_at limit 1000))
+        order by r.id
+        for update of r skip locked
+    ), woken as (
+        update ops.runs as r set scheduled_at = null from due where r.id = due.id returning r.id
+    )
+    select count(*) into v_woken from woken;
+    return v_woken;
+end
+$$;
+
+-- The answer of a claim that found no run. waiting: a run for these labels waits for its time or its concurrency key.
+create function ops_private.nothing_claimed(p_labels text[]) returns jsonb
+language plpgsql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off
+as $$
+declare
+    v_waiting constant boolean := exists (
+        select from ops_private.lanes as l
+        where l.labels <@ p_labels
+            and exists (select from ops_private.queued as q where q.lane_id = l.lane_id)
+    ) or exists (select from ops_private.pending_retries);
+begin
+    return jsonb_build_object(
+        'run_id', null, 'waiting', v_waiting,
+        'message', case when v_waiting then 'no run can be claimed yet' else 'no queued runs' end);
+end
+$$;
+
+-- Why a queued run waits, by the conditions of next_run. p_first: the number of the first run in its lane.
+create function ops_private.waits_for(p_run ops.runs, p_first integer) returns text
+language plpgsql stable set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_holder integer;
+begin
+    if p_run.scheduled_at is not null then
+        return format('time: due at %s', to_char(p_run.scheduled_at at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS UTC'));
+    end if;
+    if p_run.concurrency_key is not null then
+        select r.run_number into v_holder
+        from ops_private.leases as l join ops.runs as r on r.id = l.run_id
+        where l.project_id = p_run.project_id and l.concurrency_key = p_run.concurrency_key;
+        if found then
+            return format('key: run #%s holds %s', v_holder, p_run.concurrency_key);
+        elsif p_first <> p_run.run_number then
+            return format('key: run #%s goes before it for %s', p_first, p_run.concurrency_key);
+        end if;
+    end if;
+    if not exists (
+        select from ops_private.workers as w
+        where p_run.labels <@ w.labels and w.expires_at > ops_private.current_time()
+    ) then
+        return 'labels: no worker has ' || coalesce(nullif(array_to_string(p_run.labels, ', '), ''), 'registered');
+    end if;
+    return 'worker: the next one that is free';
+end
+$$;
+
+-- The queued runs of these projects in the order in which they will be claimed, at most p_limit, each with the number
+-- of the first run in its lane. place is the number of active runs that its project has when the run is claimed, if no
+-- active run ends before.
+create function ops_private.queue_order(p_projects uuid[], p_limit bigint)
+returns table (run_id uuid, first_number integer)
+language plpgsql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off
+as $$
+begin
+    return query
+        select w.run_id, w.first_number
+        from (
+            select h.*, l.priority,
+                first_value(h.run_number) over (
+                    partition by l.lane_id order by h.scheduled_at nulls first, h.created_at, h.run_number
+                ) as first_number,
+                coalesce(active.runs, 0) + row_number() over (
+                    partition by l.project_id
+                    order by h.scheduled_at nulls first, l.priority desc, h.created_at, h.run_number
+                ) as place
+            from ops_private.lanes as l
+            cross join lateral (
+                select q.* from ops_private.queued as q where q.lane_id = l.lane_id
+                order by q.scheduled_at nulls first, q.created_at, q.run_number limit p_limit
+            ) as h
+            left join (
+                select a.project_id, count(*) as runs from ops_private.leases as a group by a.project_id
+            ) as active on active.project_id = l.project_id
+            where l.project_id = any (p_projects)
+        ) as w
+        order by w.scheduled_at nulls first, w.priority desc, w.place, w.created_at, w.run_number
+        limit p_limit;
+end
+$$;
+
+revoke execute on all functions in schema ops_private from public;
