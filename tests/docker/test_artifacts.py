@@ -20,6 +20,8 @@ KEPT: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["a.dump", "reports/deep/r.xml"],
     ),
     "echo x > /artifacts/x": ({"artifacts": []}, []),
+    "cd /artifacts; touch -r . /tmp/then; : > hidden; touch -r /tmp/then .": ({}, ["hidden"]),
+    "mkdir /artifacts/a; rmdir /artifacts/a": ({}, []),
     "ln -s /etc /tmp/artifacts; rm -rf /artifacts 2>&1 | cat; true": ({}, []),
     "test $(id -u) = 1234 && echo mine > /artifacts/mine.txt": ({"user": "1234"}, ["mine.txt"]),
 }

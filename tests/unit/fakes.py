@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, cast
 
 import anyio
@@ -105,6 +106,7 @@ class ScriptedEngine(Scripted):
         self.labels: Mapping[str, str] = {LABEL_TERMS: terms.model_dump_json()}
         self.follows = 0
         self.grace_seconds: float | None = None
+        self.artifacts: Path | None = None
         self.created: tuple[Image, RunSpec, tuple[Secret, ...]] | None = None
         self.held: tuple[Secret, ...] = ()
         self.changed = anyio.Event()
@@ -168,18 +170,23 @@ class ScriptedContainer:
         self._engine = engine
         self.ref = ref
 
-    async def start(self) -> None:
+    async def start(self) -> bool:
         await self._engine.call("start")
-        if self._engine.status == "created":
+        starts = self._engine.status == "created"
+        if starts:
             self._engine.started_at = datetime.now(UTC)
             self._engine.become("running" if self._engine.lasts else "exited")
+        return starts
 
     async def inspect(self) -> ContainerState | None:
         await self._engine.call("inspect")
         if self._engine.status is None:
             return None
         times = self._engine.started_at, self._engine.finished_at
-        return ContainerState(self._engine.status, self._engine.exit_code, False, "", *times, self._engine.labels)
+        folder = self._engine.artifacts
+        return ContainerState(
+            self._engine.status, self._engine.exit_code, False, "", *times, self._engine.labels, folder
+        )
 
     async def stop(self, grace_seconds: float) -> None:
         await self._engine.call("stop")

@@ -6,11 +6,15 @@ A log stream has no read timeout. It is ended by closing its response.
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
-from collections.abc import AsyncIterator, Iterator, Sequence
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager
 from datetime import datetime
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -34,25 +38,37 @@ STREAM_BUFFER = 1 << 18
 
 
 class Container:
-    """A handle of one container; ``ref`` is its id or its name. It need not exist."""
+    """A handle of one container; ``ref`` is its id or its name. It need not exist.
 
-    def __init__(self, api: EngineApi, streams: anyio.CapacityLimiter, ref: str) -> None:
+    ``new_until``: the reading of the monotonic clock until which a container that this process has just made is known
+    not to have run.
+    """
+
+    def __init__(self, api: EngineApi, streams: anyio.CapacityLimiter, ref: str, new_until: float = -math.inf) -> None:
         self.ref = ref
         self._api = api
         self._streams = streams
+        self._new_until = new_until
 
-    async def start(self) -> None:
+    async def start(self) -> bool:
         """Starts a container that never ran; does nothing otherwise, or the engine would run an ended one again.
 
-        A container that is gone is no error here: ``inspect`` tells.
+        Returns whether this call has started it. A container that is gone is no error here: ``inspect`` tells.
         """
 
-        def start(client: docker.APIClient) -> None:
+        def start(client: docker.APIClient) -> bool:
             with contextlib.suppress(docker.errors.NotFound):
-                if client.inspect_container(self.ref)["State"]["Status"] == "created":
+                if self._is_new() or client.inspect_container(self.ref)["State"]["Status"] == "created":
                     client.start(self.ref)
+                    return True
+            return False
 
-        await self._api.call(start)
+        return await self._api.call(start)
+
+    def _is_new(self) -> bool:
+        """Whether the container is known not to have run. Once only: a start may succeed and its answer be lost."""
+        until, self._new_until = self._new_until, -math.inf
+        return time.monotonic() < until
 
     async def inspect(self) -> ContainerState | None:
         """The container's state, None when it is gone."""
@@ -71,6 +87,7 @@ class Container:
             _time(state.get("StartedAt")),
             _time(state.get("FinishedAt")),
             facts["Config"].get("Labels") or {},
+            _volume(facts.get("Mounts") or ()),
         )
 
     async def stop(self, grace_seconds: float) -> None:
@@ -188,6 +205,14 @@ def _archive(client: docker.APIClient, container_id: str, path: str) -> Iterator
     else:
         with closing(response):
             yield Body(response)
+
+
+def _volume(mounts: Sequence[Mapping[str, Any]]) -> Path | None:
+    """The folder of the volume for artifacts; None if the engine names none."""
+    for mount in mounts:
+        if (mount.get("Type"), mount.get("Destination")) == ("volume", ARTIFACTS_DIR) and mount.get("Source"):
+            return Path(mount["Source"])
+    return None
 
 
 def _time(text: str | None) -> datetime | None:

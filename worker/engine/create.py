@@ -66,8 +66,10 @@ class ContainerRequest:
         return self.user in ("", "0", "root")
 
 
-def create(client: docker.APIClient, request: ContainerRequest) -> str:
-    """Makes the container and does not start it; returns its id. Raises what the SDK raises, and ``EngineError``.
+def create(client: docker.APIClient, request: ContainerRequest) -> tuple[str, bool]:
+    """Makes the container and does not start it. Raises what the SDK raises, and ``EngineError``.
+
+    Returns its id, and whether it is new.
 
     A container of that name that never ran is replaced: how far its making went, and of which image it is, is not
     known. One that ran is returned as it is.
@@ -82,11 +84,11 @@ def create(client: docker.APIClient, request: ContainerRequest) -> str:
             raise
         there = client.inspect_container(request.name)
         if there["State"]["Status"] != "created":
-            return str(there["Id"])
+            return str(there["Id"]), False
         client.remove_container(request.name, v=True)
         container = client.create_container(**options)["Id"]
     _fill(client, container, request)
-    return container
+    return container, True
 
 
 def _options(client: docker.APIClient, request: ContainerRequest) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -25,6 +27,9 @@ from worker.errors import ImageMissing
 from worker.model.container import LABEL_DATABASE, LABEL_RUN, Image, Secret, Written
 from worker.model.images import ImageName, digest_of
 from worker.model.spec import RunSpec
+
+NEW_SECONDS = 0.25
+"""How long a new container is known not to have run: no other worker can adopt, start and end it in that time."""
 
 _CONTAINERD_STORE = ["driver-type", "io.containerd.snapshotter.v1"]
 
@@ -138,7 +143,8 @@ class Engine:
     ) -> Container:
         """Makes the container of a run and does not start it; its handle has its id. See :func:`create`."""
         request = ContainerRequest(name, image, spec, labels, secrets)
-        return self.container(await self._api.call(lambda client: create(client, request)))
+        ref, is_new = await self._api.call(lambda client: create(client, request))
+        return Container(self._api, self._streams, ref, time.monotonic() + NEW_SECONDS if is_new else -math.inf)
 
     def container(self, ref: str) -> Container:
         """The handle of a container by its id or its name, whether it exists or not."""

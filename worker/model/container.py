@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 
 from worker.errors import SpecError
 
@@ -47,6 +48,8 @@ class ContainerState:
     started_at: datetime | None
     finished_at: datetime | None
     labels: Mapping[str, str]
+    artifacts: Path | None = None
+    """Where its volume for artifacts is on the engine's host."""
 
     @property
     def running(self) -> bool:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
+import anyio.to_thread
+
 from worker.concurrency import TimeLimit, cancel_on, task_group
 from worker.errors import ArtifactError, EngineError
 from worker.model.claim import Artifact, Claim
+from worker.model.container import ContainerState
 from worker.model.spec import RunTerms
 from worker.run.engine_retry import EngineRetry
 from worker.run.ports import RunContainer, RunContext
@@ -25,7 +31,9 @@ class ArtifactCollection:
         self._calls = calls
         self._stop = stop
 
-    async def run(self, container: RunContainer, terms: RunTerms, quota: DiskQuota) -> str | None:
+    async def run(
+        self, container: RunContainer, state: ContainerState, terms: RunTerms, quota: DiskQuota
+    ) -> str | None:
         """Returns what went wrong, None if nothing did. Uploads nothing of a run that exceeded its quota."""
         problem: str | None = "not collected, since it was too much for the disk"
         timings = self._context.timings
@@ -40,7 +48,7 @@ class ArtifactCollection:
             tasks.start_soon(shorten)
             async with cancel_on(quota.exceeded):
                 try:
-                    problem = await self._upload(container, terms, limit)
+                    problem = await self._upload(container, state.artifacts, terms, limit)
                 except TimeoutError:
                     canceled = f"the run was canceled, and it took {timings.canceled_collect:g} s more"
                     took = canceled if self._stop.canceled.is_set() else f"it took longer than {seconds:g} s"
@@ -48,8 +56,12 @@ class ArtifactCollection:
             tasks.cancel_scope.cancel()
         return problem
 
-    async def _upload(self, container: RunContainer, terms: RunTerms, limit: TimeLimit) -> str | None:
+    async def _upload(
+        self, container: RunContainer, folder: Path | None, terms: RunTerms, limit: TimeLimit
+    ) -> str | None:
         """Raises ``TimeoutError``."""
+        if folder is not None and await anyio.to_thread.run_sync(is_empty, folder, abandon_on_cancel=True):
+            return None
         run_id = self._claim.run_id
 
         async def on_artifact(artifact: Artifact) -> None:
@@ -77,3 +89,16 @@ class ArtifactCollection:
         except (ArtifactError, EngineError) as error:
             return str(error)
         return None
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether the worker sees that folder of the engine's, and nothing is in it. Blocking: for a thread.
+
+    The engine starts a process for each archive, also for one of an empty folder. False where the engine is on another
+    host, or the worker may not look.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            return next(entries, None) is None
+    except OSError:
+        return False

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 
 import anyio
 import structlog
@@ -120,14 +121,15 @@ class Run:
     async def _supervise(self, container: RunContainer, terms: RunTerms) -> Outcome:
         """The container's life from its start on, with the log and the artifacts that it leaves."""
         self.quota.limit = terms.disk_bytes
+        started_now = False
         if not self._stop.requested.is_set():
-            await self._calls(container.start)
+            started_now = await self._calls(container.start)
         limits = LogLimits(self.claim.log_position, self._context.max_log_bytes, terms.output_bytes)
         journal = JournalReader(
             container, self._context, self._reporter, self.quota, self._calls, self.stop, limits, self._log
         )
         async with task_group() as tasks:
-            tasks.start_soon(self._stop_on_request, container, terms.timeout_seconds)
+            tasks.start_soon(partial(self._stop_on_request, container, terms.timeout_seconds, started_now=started_now))
             tasks.start_soon(self._kill_over_quota, container)
             state = await journal.run(self.claim.run_id)
             tasks.cancel_scope.cancel()
@@ -138,13 +140,13 @@ class Run:
         artifacts_error = None
         if terms.artifacts and state.started_at is not None:
             collection = ArtifactCollection(self.claim, self._context, self._reporter, self._calls, self._stop)
-            artifacts_error = await collection.run(container, terms, self.quota)
+            artifacts_error = await collection.run(container, state, terms, self.quota)
         facts = ExitFacts(self.quota.written, self.quota.left, artifacts_error, journal.engine_restarted)
         return decide(state, terms, facts, self._stop.reason)
 
-    async def _stop_on_request(self, container: RunContainer, timeout_seconds: float) -> None:
+    async def _stop_on_request(self, container: RunContainer, timeout_seconds: float, *, started_now: bool) -> None:
         """Stops the container on request, or once it has run longer than it may, before an adoption included."""
-        state = await self._calls(container.inspect)
+        state = None if started_now else await self._calls(container.inspect)
         left = timeout_seconds
         if state is not None and state.started_at is not None:
             left = max(0.0, left - (datetime.now(UTC) - state.started_at).total_seconds())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import anyio
 import pytest
@@ -40,6 +41,17 @@ async def test_failure_with_lost_artifacts_keeps_its_own_reason(world: World) ->
 async def test_no_artifact_rules_means_no_collection(world: World) -> None:
     assert await world.execute(config={"artifacts": []}) == "succeeded"
     assert world.did("archive") == []
+
+
+@pytest.mark.parametrize(("left", "archives"), [([], []), (["folder"], ["archive"]), (None, ["archive"])])
+async def test_archive_is_not_asked_for_where_the_worker_sees_that_nothing_was_left(
+    world: World, tmp_path: Path, left: list[str] | None, archives: list[str]
+) -> None:
+    world.engine.artifacts = tmp_path / "volume"
+    for name in ["."] if left == [] else left or []:
+        (world.engine.artifacts / name).mkdir(parents=True)
+    assert await world.execute() == "succeeded"
+    assert world.did("archive") == archives
 
 
 async def test_refused_artifact_is_a_warning(world: World) -> None:

@@ -58,6 +58,11 @@ async def test_timeout_stops_the_container(world: World) -> None:
     assert world.said == SAID
 
 
+async def test_container_that_was_started_now_is_inspected_only_at_its_end(world: World) -> None:
+    assert await world.execute() == "succeeded"
+    assert world.did("start", "follow", "inspect") == ["start", "follow", "inspect"]
+
+
 async def test_timeout_of_an_adopted_run_counts_from_its_start(world: World) -> None:
     world.engine.lasts = True
     world.engine.earlier("running", ago=timedelta(hours=2))
