@@ -9,6 +9,7 @@ decides nothing, since every login of the database can send it.
 
 from __future__ import annotations
 
+import math
 import random
 import signal
 import uuid
@@ -69,6 +70,11 @@ class DaemonOptions:
     def heartbeat(self) -> float:
         """A third of the lease, so that two renewals may fail; at most 10 s, so that a cancel is never far away."""
         return min(self.lease / 3, 10.0)
+
+    @property
+    def idle_heartbeats(self) -> int:
+        """How many of these times pass between two heartbeats of a worker without runs; never more than lease/3."""
+        return max(1, min(2, math.floor(self.lease / 3 / self.heartbeat)))
 
 
 class Roster:
@@ -174,6 +180,8 @@ class Daemon:
         except UnreadableRun as error:
             log.warning("a claimed run cannot be read, the next heartbeat names it", error=str(error))
             return NextRun(None, waiting=True)
+        if found.repeated:  # an earlier answer is lost: the heartbeat names the run that was claimed with it
+            self.leases.hint.set()
         if found.claim is not None and self._draining.is_set():
             with suppress(LeaseLost):
                 await self._queue.release(found.claim.run_id)
@@ -300,6 +308,10 @@ class LeaseKeeper:
                 await anyio.sleep(pause)
                 with anyio.move_on_after(self._options.heartbeat - pause):
                     await self.hint.wait()
+                for _ in range(1, self._options.idle_heartbeats):
+                    if not self.roster.running:  # or a run that is claimed now would wait longer for its first one
+                        with anyio.move_on_after(self._options.heartbeat):
+                            await self.hint.wait()
         except Refused as error:
             log.warning("detaching: another worker has this worker id now (--worker-id)", error=str(error))
             everything.cancel()

@@ -264,7 +264,7 @@ class ScriptedQueue(Scripted):
         self.outcome: Outcome | None = None
         self.storing: Callable[[], Awaitable[None]] | None = None
         self.queued: list[Claim | Exception] = []
-        self.waiting = False
+        self.waiting = self.repeated = False
         self.adoptions: dict[uuid.UUID, Claim | str | Exception] = {}
         self.adopted: list[uuid.UUID] = []
         self.held: set[uuid.UUID] = set()
@@ -318,7 +318,8 @@ class ScriptedQueue(Scripted):
         await self.gate.wait()
         if isinstance(found, Exception):
             raise found
-        return NextRun(found, waiting=found is None and self.waiting)
+        repeated, self.repeated = self.repeated, False
+        return NextRun(found, waiting=found is None and self.waiting, repeated=repeated)
 
     async def release(self, run_id: uuid.UUID) -> None:
         self.reached("release")

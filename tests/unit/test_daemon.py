@@ -230,6 +230,29 @@ async def test_heartbeat_without_an_answer_times_out_within_the_lease(world: Dae
 def test_three_heartbeats_fit_into_a_lease_and_are_at_most_ten_seconds_apart() -> None:
     options = partial(DaemonOptions, concurrency=1, until_idle=False, poll=1, drain=None)
     assert (options(lease=15).heartbeat, options(lease=3000).heartbeat) == (5, 10)
+    assert [options(lease=lease).idle_heartbeats for lease in (15, 30, 59, 60, 3000)] == [1, 1, 1, 2, 2]
+
+
+async def test_worker_without_runs_leaves_out_heartbeats(world: DaemonWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DaemonOptions, "heartbeat", 0.01)
+    monkeypatch.setattr(DaemonOptions, "idle_heartbeats", 1_000_000)
+    world.queue.beats = [beat()]
+    async with world.working():
+        world.queue.beats = [beat(run_id := world.push())] * 3
+        await anyio.sleep(0.1)
+        assert len(world.queue.beats) == 3, "none but that at the start"
+        world.queue.on_queue()
+        await until(lambda: not world.queue.beats)
+        assert not world.runs[run_id].lost
+
+
+async def test_repeated_claim_asks_for_a_heartbeat_that_names_the_lost_run(world: DaemonWorld) -> None:
+    world.queue.beats = [beat()]
+    async with world.working():
+        world.queue.beats = [beat(lost := world.leave("claimed"))]
+        world.queue.repeated = True
+        world.queue.on_queue()
+        await until(lambda: lost in world.runs)
 
 
 async def test_worker_id_taken_detaches(world: DaemonWorld) -> None:

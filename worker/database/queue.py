@@ -121,6 +121,7 @@ class Queue:
         ``UnreadableRun`` if the run cannot be read: it is then claimed, and in the next heartbeat.
         """
         me = self._me
+        faults: list[Exception] = []
         text = await self._ask(
             "select ops.claim_next_run($1, $2, $3, $4, $5)",
             me.worker_id,
@@ -128,14 +129,16 @@ class Queue:
             list(me.labels),
             self._lease_seconds,
             me.engine_id,
+            note=faults.append,
         )
+        repeated = bool(faults)
         with _readable():
             answer = _parsed(text)
             if answer.get("run_id") is not None:
-                return NextRun(Claim.from_payload(answer), waiting=False)
+                return NextRun(Claim.from_payload(answer), waiting=False, repeated=repeated)
         if "code" in answer:
             raise Refused(answer["code"], answer["message"])
-        return NextRun(None, bool(answer["waiting"]))
+        return NextRun(None, bool(answer["waiting"]), repeated)
 
     async def unclaimable(self) -> tuple[int, list[str]]:
         """Counts the queued runs whose labels this worker does not offer; returns up to 20 of those labels, too."""
@@ -287,8 +290,11 @@ class Queue:
     async def _call(self, sql: str, *args: object) -> dict[str, Any]:
         return _parsed(await self._ask(sql, *args))
 
-    async def _ask(self, sql: str, *args: object) -> str:
-        """Executes one statement and returns its answer as text. Raises ``Refused`` with the SQLSTATE."""
+    async def _ask(self, sql: str, *args: object, note: Callable[[Exception], object] = lambda _: None) -> str:
+        """Executes one statement and returns its answer as text. Raises ``Refused`` with the SQLSTATE.
+
+        ``note`` is called with each passing fault, before the statement is repeated.
+        """
         storable = [_storable(arg) for arg in args]
 
         async def once() -> str:
@@ -303,12 +309,12 @@ class Queue:
                 return value
 
         try:
-            return await _persist(once)
+            return await _persist(once, note)
         except asyncpg.PostgresError as error:
             raise Refused(error.sqlstate, str(error)) from error
 
 
-async def _persist(once: Callable[[], Awaitable[T]]) -> T:
+async def _persist(once: Callable[[], Awaitable[T]], note: Callable[[Exception], object]) -> T:
     """Repeats ``once`` after passing faults until it succeeds or the caller is cancelled."""
     attempts = 0
     logged = ""
@@ -317,6 +323,7 @@ async def _persist(once: Callable[[], Awaitable[T]]) -> T:
         # A new cause is logged again: the first may only be that the server ended the connection.
         nonlocal attempts, logged
         attempts = attempt + 1
+        note(error)
         if (cause := str(error) or type(error).__name__) != logged:
             log.warning("database unavailable, retrying", error=cause)
             logged = cause

@@ -100,6 +100,8 @@ class NextRun:
     claim: Claim | None
     waiting: bool
     """Whether, without a claim, runs for this worker are queued that are not due yet or blocked by their key."""
+    repeated: bool = False
+    """Whether the answer to an earlier request was lost, with which a run may have been claimed."""
 
 
 class NotAdopted(StrEnum):

@@ -183,6 +183,12 @@ async def test_empty_claim_says_whether_a_run_is_scheduled() -> None:
     assert await queue.claim() == NextRun(None, waiting=False)
 
 
+@pytest.mark.parametrize("faults", [[], [OSError()]])
+async def test_claim_tells_whether_an_earlier_answer_may_be_lost(faults: list[Exception]) -> None:
+    queue, _ = queue_on(*faults, {"run_id": None, "message": "m", "waiting": False})
+    assert await queue.claim() == NextRun(None, waiting=False, repeated=bool(faults))
+
+
 async def test_claim_with_a_taken_worker_id_is_refused() -> None:
     queue, _ = queue_on({"run_id": None, "message": "taken", "code": "worker_id_taken"})
     with pytest.raises(Refused, match="taken") as refused:
