@@ -51,14 +51,20 @@ class Run:
         self._reporter = Reporter(context.queue, claim.run_id)
         self._stop = StopRequest()
         self._scope = anyio.CancelScope()
+        self._completing = False
 
     def stop(self, why: Stop) -> None:
         """Asks the run to stop; see :class:`StopRequest`."""
         self._stop.request(why)
 
     def lose(self) -> None:
-        """Ends the work on the run at once and leaves its container as it is: another worker may own the run."""
-        self._scope.cancel()
+        """Ends the work on the run at once and leaves its container as it is: another worker may own the run.
+
+        Does nothing once the run is being completed: a heartbeat may find no lease because the run has just ended, and
+        the answer to the completion tells whether another worker owns the run.
+        """
+        if not self._completing:
+            self._scope.cancel()
 
     async def execute(self) -> str | None:
         """Runs it to the end and returns the final status; None when the lease was lost."""
@@ -79,6 +85,7 @@ class Run:
 
     async def _complete(self, outcome: Outcome, started_at: datetime) -> str:
         outcome = self._reporter.masked(outcome)
+        self._completing = True
         try:
             status = await self._queue.complete(self.claim.run_id, outcome)
         except Refused as error:

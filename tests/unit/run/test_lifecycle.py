@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import uuid
 from datetime import UTC, datetime, timedelta
 
 import anyio
 import pytest
+from anyio.lowlevel import checkpoint
 from structlog.testing import capture_logs
 
 from tests.unit.claims import IMAGE, make_claim
@@ -14,7 +16,7 @@ from tests.unit.journal import frame
 from worker.errors import EngineError, ImageMissing, LeaseLost, Refused
 from worker.model.config import ArtifactRule
 from worker.model.container import LABEL_TERMS
-from worker.model.outcome import Stop
+from worker.model.outcome import Outcome, Stop
 from worker.model.spec import HostPolicy, RunTerms, resolve
 from worker.run.engine_retry import ENGINE_REFUSALS
 
@@ -179,6 +181,22 @@ async def test_lost_or_detached_run_leaves_its_container_running(world: World, h
     assert result == ([None] if how == "lost" else [])
     assert world.engine.status == "running"
     assert world.did("stop", "remove", "complete", "add_artifact") == []
+
+
+async def test_heartbeat_without_the_lease_of_a_run_that_has_just_ended_loses_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, complete = world.run(), world.queue.complete
+
+    async def completed_before_the_answer(run_id: uuid.UUID, outcome: Outcome) -> str:
+        status = await complete(run_id, outcome)
+        run.lose()
+        await checkpoint()
+        return status
+
+    monkeypatch.setattr(world.queue, "complete", completed_before_the_answer)
+    assert await world.execute(run) == "succeeded"
+    assert world.engine.status is None
 
 
 async def test_run_lost_before_it_begins_does_nothing(world: World) -> None:
