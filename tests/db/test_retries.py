@@ -1,4 +1,4 @@
-"""Automatic retries: a new run exactly where the workflow's configuration says so."""
+"""Automatic retries: a new run exactly where ``retry`` in the workflow's configuration asks for one."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ async def _verify(connection: asyncpg.Connection, _: Settings) -> int:
     findings = await catalog.verify(connection)
     for finding in findings:
         print(finding, file=sys.stderr)
-    print(f"{len(findings)} problems" if findings else "the schema is complete")
+    print(_counted(len(findings), "problem") if findings else "the schema is complete")
     return 1 if findings else 0
 
 
@@ -80,7 +80,7 @@ async def _rollback(connection: asyncpg.Connection, settings: Settings, version:
     for migration in await migrations.rollback(connection, version):
         print(f"rolled back  {migration.file}")
     for table, rows in lost.items():
-        print(f"lost  {table}, {rows:,} rows")
+        print(f"lost  {table}, {_counted(rows, 'row')}")
     return 0
 
 
@@ -98,10 +98,15 @@ def _confirmed(lost: Mapping[str, int]) -> bool:
 def _described(lost: Mapping[str, int]) -> str:
     """Names the tables that hold rows, those of ``ops`` first, and counts the empty ones."""
     filled = sorted((each for each, rows in lost.items() if rows), key=lambda each: (each.startswith("ops_"), each))
-    parts = [f"{table} ({lost[table]:,} row{'s' if lost[table] > 1 else ''})" for table in filled]
+    parts = [f"{table} ({_counted(lost[table], 'row')})" for table in filled]
     if empty := len(lost) - len(filled):
-        parts.append(f"{empty} empty table{'s' if empty > 1 else ''}")
+        parts.append(_counted(empty, "empty table"))
     return ", ".join(parts) or "no table"
+
+
+def _counted(count: int, noun: str) -> str:
+    """A number and its noun: ``1 row``, ``2 rows``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 async def _create_worker(

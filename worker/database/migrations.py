@@ -34,6 +34,11 @@ _HOLDERS = f"""
         and (l.classid::bigint << 32) | l.objid::bigint = {_LOCK}
 """  # noqa: S608 - a constant
 
+_NEEDED_ROLE = (
+    "It needs the role that owns the schema ops. The first `db migrate` needs a superuser or a role that may create"
+    " roles and schemas; on Supabase, that is postgres"
+)
+
 _FILE_NAME = re.compile(r"([0-9]+)_(.*)\.sql")  # as the Supabase CLI takes them
 _DROP_TABLE = re.compile(r"^drop\s+table\s+(?:if\s+exists\s+)?([\w\s.,]+);", re.IGNORECASE | re.MULTILINE)
 
@@ -245,6 +250,8 @@ def _located(file: str, text: str = "") -> Iterator[None]:
     except asyncpg.PostgresError as error:
         line = text.count("\n", 0, int(error.position) - 1) + 1 if error.position else None
         parts = [str(error.args[0]) if error.args else type(error).__name__, error.detail, error.hint, error.context]
+        if isinstance(error, asyncpg.InsufficientPrivilegeError):
+            parts.append(_NEEDED_ROLE)
         message = ". ".join(part.rstrip(".") for part in parts if part)
         raise MigrationError(file, message, line=line, sqlstate=error.sqlstate) from error
 

@@ -25,10 +25,11 @@ class EngineRetry:
     A call is repeated while the engine is away, and a few times while the engine answers that it failed (5xx).
     """
 
-    def __init__(self, log: structlog.typing.FilteringBoundLogger) -> None:
+    def __init__(self, log: structlog.typing.FilteringBoundLogger, redact: Callable[[str], str] = str) -> None:
         self.engine_was_away = False
         """Whether a call had to be repeated; the caller resets it."""
         self._log = log
+        self._redact = redact
 
     async def __call__(self, call: Callable[..., Awaitable[T]], *args: object) -> T:
         """Raises ``EngineError`` when the engine refuses, and the errors of the call that are not the engine's."""
@@ -37,7 +38,7 @@ class EngineRetry:
     def _on_fault(self, error: Exception, attempt: int) -> None:
         self.engine_was_away = True
         if attempt == 0:
-            self._log.warning("engine unavailable, retrying", error=str(error))
+            self._log.warning("engine unavailable, retrying", error=self._redact(str(error)))
 
 
 def _transient(error: Exception, attempt: int) -> bool:

@@ -17,6 +17,7 @@ from __future__ import annotations
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
+from traceback import format_exc
 
 import anyio
 import structlog
@@ -47,8 +48,8 @@ class Run:
         self._queue = context.queue
         self._engine = context.engine
         self._log = structlog.get_logger().bind(**claim.named)
-        self._calls = EngineRetry(self._log)
         self._reporter = Reporter(context.queue, claim.run_id)
+        self._calls = EngineRetry(self._log, self._reporter.text)
         self._stop = StopRequest()
         self._scope = anyio.CancelScope()
         self._completing = False
@@ -121,7 +122,8 @@ class Run:
         except Exception as error:  # noqa: BLE001 - a run must end with a reason, whatever the worker did wrong
             failure = failure_of(error)
             if failure is None:
-                self._log.exception("the worker failed at this run")
+                traceback = self._reporter.text(format_exc())
+                self._log.error("the worker failed at this run", exception=traceback)
                 failure = RunFailure(Reason.WORKER_ERROR, f"an error in the worker itself: {error!r}")
             return Outcome.of(failure)
 

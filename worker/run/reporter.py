@@ -31,6 +31,10 @@ class Reporter:
         message, payload = self.redactor.value([message, payload])
         await self._queue.add_event(self._run_id, event_type, message, payload)
 
+    def text(self, text: str) -> str:
+        """The text without secrets."""
+        return self.redactor.text(text)
+
     def masked(self, outcome: Outcome) -> Outcome:
         """The outcome without secrets."""
         message, details = self.redactor.value([outcome.message, outcome.details])

@@ -17,6 +17,7 @@ from worker.engine.containers import _held_value
 from worker.errors import ArtifactError, ConfigurationError, EngineError, SpecError
 from worker.model.container import MAX_SECRET, Secret
 from worker.model.spec import HostPolicy
+from worker.run.engine_retry import ENGINE_REFUSALS
 from worker.run.secrets import SecretsFolder, changed_values
 
 
@@ -184,6 +185,7 @@ async def test_missing_secret_fails_the_run_before_any_engine_call(world: World)
         {"create": [EngineError(400, "invalid: hunter22")]},
         {"start": [ValueError("hunter22")]},
         {"start": [EngineError(400, "exec aHVudGVyMjI: not found")]},
+        {"start": [EngineError(500, "hunter22")] * (ENGINE_REFUSALS + 1)},
     ],
 )
 async def test_message_of_a_failure_is_redacted(
@@ -194,8 +196,11 @@ async def test_message_of_a_failure_is_redacted(
         assert await world.execute(config=CONFIG) == "failed"
     assert "***" in world.message
     assert [line["error_message"] for line in logged if line["event"] == "run finished"] == [world.message]
-    assert "hunter22" not in reported(world)
-    assert "aHVudGVyMj" not in reported(world)
+    for said in (reported(world), repr(logged)):
+        assert "hunter22" not in said
+        assert "aHVudGVyMj" not in said
+    tracebacks = [line["exception"] for line in logged if line["event"] == "the worker failed at this run"]
+    assert all("ValueError: ***" in each for each in tracebacks)
 
 
 async def test_warnings_and_details_are_redacted(world: World, tmp_path: Path) -> None:
