@@ -572,6 +572,10 @@ export type Database = {
         Returns: Json;
       };
       heartbeat: { Args: { p_instance_id: string; p_lease_seconds?: number; p_worker_id: string }; Returns: Json };
+      limit_project: {
+        Args: { p_max_active_runs?: number; p_max_queued_runs?: number; p_project_id: string };
+        Returns: Json;
+      };
       list_queued_runs: {
         Args: { p_limit?: number };
         Returns: {
@@ -586,6 +590,8 @@ export type Database = {
           workflow_id: string;
         }[];
       };
+      pause_project: { Args: { p_project_id: string; p_reason?: string }; Returns: Json };
+      pause_queue: { Args: { p_reason?: string }; Returns: Json };
       reap: { Args: Record<PropertyKey, never>; Returns: Json };
       record_container: {
         Args: {
@@ -611,6 +617,8 @@ export type Database = {
         Returns: Json;
       };
       release_run: { Args: { p_instance_id: string; p_run_id: string; p_worker_id: string }; Returns: Json };
+      resume_project: { Args: { p_project_id: string }; Returns: Json };
+      resume_queue: { Args: Record<PropertyKey, never>; Returns: Json };
       retry_run: { Args: { p_run_id: string }; Returns: Json };
       search_run_logs: {
         Args: {

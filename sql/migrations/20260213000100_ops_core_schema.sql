@@ -184,7 +184,10 @@ create table ops_private.control (
     database_id uuid not null default gen_random_uuid(),
     fingerprint text,
     max_lost_leases integer not null default 5 check (max_lost_leases > 0),
-    max_queued_runs integer not null default 100000 check (max_queued_runs > 0)
+    max_queued_runs integer not null default 100000 check (max_queued_runs > 0),
+    paused_at timestamptz,
+    paused_by text,
+    pause_reason text check (octet_length(pause_reason) <= 10000)
 );
 
 comment on column ops_private.control.max_lost_leases is

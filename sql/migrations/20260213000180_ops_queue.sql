@@ -34,6 +34,18 @@ create table ops_private.queued (
 create index queued_lane_idx on ops_private.queued (lane_id, scheduled_at nulls first, created_at, run_number);
 create index queued_scheduled_idx on ops_private.queued (scheduled_at) where scheduled_at is not null;
 
+-- What holds back the runs of a project; a project without a row has no limits of its own.
+create table ops_private.project_limits (
+    project_id uuid primary key references ops.projects (id) on delete cascade,
+    paused_at timestamptz,
+    paused_by text,
+    pause_reason text check (octet_length(pause_reason) <= 10000),
+    max_active_runs integer check (max_active_runs > 0),
+    max_queued_runs integer check (max_queued_runs > 0)
+);
+
+comment on column ops_private.project_limits.max_queued_runs is 'Null: max_queued_runs of ops_private.control.';
+
 create function ops_private.lane_digest(p_priority integer, p_labels text[], p_key text) returns bytea
 language plpgsql immutable set search_path = pg_catalog, pg_temp
 as $$
@@ -78,8 +90,8 @@ begin
 end
 $$;
 
--- Puts new runs into their lanes. The caller holds the lock of the counter of their projects. A plan for each call would
--- cost more than the call.
+-- Puts new runs into their lanes. The caller holds the lock of the counter of their projects. A new plan for each call
+-- would cost more than the call.
 create function ops_private.queue_new_runs(p_run_ids uuid[]) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off
     set plan_cache_mode = force_generic_plan
@@ -147,18 +159,44 @@ begin
 end
 $$;
 
+-- How many runs of the project may be queued at once.
+create function ops_private.max_queued_runs(p_project_id uuid) returns integer
+language plpgsql stable set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return coalesce(
+        (select k.max_queued_runs from ops_private.project_limits as k where k.project_id = p_project_id),
+        (select c.max_queued_runs from ops_private.control as c));
+end
+$$;
+
 -- Whether a project has max_queued_runs + p_more queued runs or more.
 create function ops_private.queue_is_full(p_project_id uuid, p_more integer default 0) returns boolean
 language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off
 as $$
 declare
-    v_most constant bigint := (select c.max_queued_runs from ops_private.control as c) + p_more;
+    v_most constant bigint := ops_private.max_queued_runs(p_project_id)::bigint + p_more;
 begin
     return v_most <= (
         select count(*) from (
             select from ops_private.lanes as l
             join ops_private.queued as q on q.lane_id = l.lane_id
             where l.project_id = p_project_id limit v_most) as n);
+end
+$$;
+
+-- Whether the project may have one more active run. The lock makes the claims of a project with a limit take turns, so
+-- two claims never both take its last place.
+create function ops_private.has_room(p_project_id uuid) returns boolean
+language plpgsql volatile set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_most integer;
+begin
+    select k.max_active_runs into v_most from ops_private.project_limits as k
+    where k.project_id = p_project_id and k.max_active_runs is not null for no key update;
+    return v_most is null
+        or v_most > (select count(*) from ops_private.leases as l where l.project_id = p_project_id);
 end
 $$;
 
@@ -170,12 +208,12 @@ language plpgsql volatile set search_path = pg_catalog, pg_temp
     set enable_seqscan = off set enable_bitmapscan = off set plan_cache_mode = force_generic_plan
 as $$
 declare
-    v_lane_id bigint;
+    v_lane record;
     v_queued_id uuid;
     v_run_id uuid;
 begin
-    for v_lane_id in
-        select l.lane_id
+    for v_lane in
+        select l.lane_id, l.project_id, k.max_active_runs is not null as is_limited
         from ops_private.lanes as l
         cross join lateral (
             select q.created_at, q.run_number from ops_private.queued as q
@@ -185,15 +223,20 @@ begin
         left join (
             select a.project_id, count(*) as runs from ops_private.leases as a group by a.project_id
         ) as active on active.project_id = l.project_id
+        left join ops_private.project_limits as k on k.project_id = l.project_id
         where l.labels <@ p_labels
+            and k.paused_at is null
+            and coalesce(active.runs < k.max_active_runs, true)
+            and exists (select from ops_private.control as c where c.paused_at is null)
             and (l.concurrency_key is null or not exists (
                 select from ops_private.leases as a
                 where a.project_id = l.project_id and a.concurrency_key = l.concurrency_key))
         order by l.priority desc, coalesce(active.runs, 0), head.created_at, head.run_number
     loop
+        continue when v_lane.is_limited and not ops_private.has_room(v_lane.project_id);
         for v_queued_id in
             select q.run_id from ops_private.queued as q
-            where q.lane_id = v_lane_id and q.scheduled_at is null
+            where q.lane_id = v_lane.lane_id and q.scheduled_at is null
             order by q.scheduled_at nulls first, q.created_at, q.run_number
         loop
             select r.id into v_run_id from ops.runs as r
@@ -252,9 +295,15 @@ create function ops_private.waits_for(p_run ops.runs, p_first integer) returns t
 language plpgsql stable set search_path = pg_catalog, pg_temp
 as $$
 declare
+    v_limits ops_private.project_limits;
     v_holder integer;
 begin
-    if p_run.scheduled_at is not null then
+    select k.* into v_limits from ops_private.project_limits as k where k.project_id = p_run.project_id;
+    if exists (select from ops_private.control as c where c.paused_at is not null) then
+        return 'queue: paused';
+    elsif v_limits.paused_at is not null then
+        return 'project: paused by ' || v_limits.paused_by;
+    elsif p_run.scheduled_at is not null then
         return format('time: due at %s', to_char(p_run.scheduled_at at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS UTC'));
     end if;
     if p_run.concurrency_key is not null then
@@ -266,6 +315,11 @@ begin
         elsif p_first <> p_run.run_number then
             return format('key: run #%s goes before it for %s', p_first, p_run.concurrency_key);
         end if;
+    end if;
+    if v_limits.max_active_runs <= (
+        select count(*) from ops_private.leases as l where l.project_id = p_run.project_id
+    ) then
+        return format('limit: the project has %s active runs', v_limits.max_active_runs);
     end if;
     if not exists (
         select from ops_private.workers as w

@@ -210,8 +210,7 @@ create function ops_private.count_runs() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_step constant integer := (select greatest(c.max_queued_runs / 1000, 1) from ops_private.control as c);
-    v_full boolean;
+    v_full integer;
 begin
     update ops_private.run_counters as c set last = f.last
     from (select i.project_id, max(i.run_number) as last from inserted as i group by i.project_id) as f
@@ -220,14 +219,15 @@ begin
 
     with counted as (
         update ops_private.run_counters as c set counted = c.last
-        where c.last - c.counted >= v_step
+        where c.last - c.counted >= greatest(ops_private.max_queued_runs(c.project_id) / 1000, 1)
             and c.project_id in (select i.project_id from inserted as i where i.retry_of is null)
-        returning ops_private.queue_is_full(c.project_id, 1) as is_full
+        returning case when ops_private.queue_is_full(c.project_id, 1) then
+            ops_private.max_queued_runs(c.project_id) end as is_full
     )
-    select bool_or(k.is_full) into v_full from counted as k;
-    if v_full then
-        raise exception 'the queue of the project is full: at most % runs (max_queued_runs)',
-            (select c.max_queued_runs from ops_private.control as c) using errcode = 'OPS04';
+    select max(k.is_full) into v_full from counted as k;
+    if v_full is not null then
+        raise exception 'the queue of the project is full: at most % runs (max_queued_runs)', v_full
+            using errcode = 'OPS04';
     end if;
     return null;
 end
@@ -289,9 +289,9 @@ $$;
 create trigger enforce_run_status_transition before update on ops.runs
     for each row execute function ops_private.enforce_run_status_transition();
 
--- Keeps the queue, writes the event, creates or deletes the lease row, and notifies workers: on ops_queue when another run can be
--- claimed, on ops_cancel when the run's worker should stop it. PostgreSQL sends equal notifications of one transaction
--- once.
+-- Maintains the queue, writes the event, creates or deletes the lease row, and notifies workers: on ops_queue when
+-- another run can be claimed, on ops_cancel when the run's worker should stop it. PostgreSQL sends equal notifications
+-- of one transaction once.
 create function ops_private.record_run_change() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -335,8 +335,10 @@ begin
     end if;
 
     if (new.status = 'queued' and new.scheduled_at is null)
-        or (old.status in ('claimed', 'running') and new.concurrency_key is not null
-            and new.status not in ('claimed', 'running')) then
+        or (old.status in ('claimed', 'running') and new.status not in ('claimed', 'running')
+            and (new.concurrency_key is not null or exists (
+                select from ops_private.project_limits as k
+                where k.project_id = new.project_id and k.max_active_runs is not null))) then
         perform pg_notify('ops_queue', '');
     end if;
     if old.status in ('claimed', 'running') and (

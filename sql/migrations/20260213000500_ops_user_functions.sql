@@ -350,6 +350,79 @@ begin
 end
 $$;
 
+-- Pause and limits ------------------------------------------------------------------------------------------
+
+-- Pauses a project, or lets it go on. No worker claims a run of a paused project; active runs continue.
+create function ops_private.pause_project(p_project_id uuid, p_paused boolean, p_reason text) returns jsonb
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_role constant text := ops.current_user_role(p_project_id);
+begin
+    if not ops_private.trusted() and v_role is not null and v_role not in ('admin', 'owner') then
+        return ops_private.refusal('not_allowed', format('a %s may not pause a project', v_role));
+    end if;
+    if (v_role is null and not ops_private.trusted())
+        or not exists (select from ops.projects as p where p.id = p_project_id) then
+        return ops_private.refusal('not_found', 'there is no such project');
+    end if;
+    insert into ops_private.project_limits as k (project_id) values (p_project_id) on conflict do nothing;
+    update ops_private.project_limits as k
+    set paused_at = case when p_paused then ops_private.current_time() end,
+        paused_by = case when p_paused then ops_private.actor() end,
+        pause_reason = case when p_paused then left(p_reason, 2500) end
+    where k.project_id = p_project_id and (k.paused_at is null) = p_paused;
+    if found and not p_paused then
+        perform pg_notify('ops_queue', '');
+    end if;
+    return jsonb_build_object('success', true, 'paused', p_paused, 'changed', found);
+end
+$$;
+
+create function ops_private.pause_queue(p_paused boolean, p_reason text) returns jsonb
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if not ops_private.trusted() then
+        raise exception 'permission denied: only service_role pauses the queue'
+            using errcode = 'insufficient_privilege';
+    end if;
+    update ops_private.control as c
+    set paused_at = case when p_paused then ops_private.current_time() end,
+        paused_by = case when p_paused then ops_private.actor() end,
+        pause_reason = case when p_paused then left(p_reason, 2500) end
+    where (c.paused_at is null) = p_paused;
+    if found and not p_paused then
+        perform pg_notify('ops_queue', '');
+    end if;
+    return jsonb_build_object('success', true, 'paused', p_paused, 'changed', found);
+end
+$$;
+
+-- Limits the active and the queued runs of a project; null means no limit of its own.
+create function ops_private.limit_project(p_project_id uuid, p_max_active_runs integer, p_max_queued_runs integer)
+returns jsonb
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if not ops_private.trusted() then
+        raise exception 'permission denied: only service_role limits a project'
+            using errcode = 'insufficient_privilege';
+    elsif p_max_active_runs <= 0 or p_max_queued_runs <= 0 then
+        return ops_private.refusal('bad_argument', format('the %s must be at least 1',
+            case when p_max_active_runs <= 0 then 'max_active_runs' else 'max_queued_runs' end));
+    elsif not exists (select from ops.projects as p where p.id = p_project_id) then
+        return ops_private.refusal('not_found', 'there is no such project');
+    end if;
+    insert into ops_private.project_limits as k (project_id, max_active_runs, max_queued_runs)
+    values (p_project_id, p_max_active_runs, p_max_queued_runs)
+    on conflict (project_id) do update
+    set max_active_runs = excluded.max_active_runs, max_queued_runs = excluded.max_queued_runs;
+    perform pg_notify('ops_queue', '');
+    return jsonb_build_object('success', true);
+end
+$$;
+
 -- What an API exposes ---------------------------------------------------------------------------------------
 
 create function ops.enqueue_run(
@@ -390,6 +463,28 @@ begin atomic
     limit p_limit;
 end;
 
+create function ops.pause_project(p_project_id uuid, p_reason text default null) returns jsonb
+language sql volatile set search_path = pg_catalog, pg_temp
+return ops_private.pause_project(p_project_id, true, p_reason);
+
+create function ops.resume_project(p_project_id uuid) returns jsonb
+language sql volatile set search_path = pg_catalog, pg_temp
+return ops_private.pause_project(p_project_id, false, null);
+
+create function ops.pause_queue(p_reason text default null) returns jsonb
+language sql volatile set search_path = pg_catalog, pg_temp
+return ops_private.pause_queue(true, p_reason);
+
+create function ops.resume_queue() returns jsonb
+language sql volatile set search_path = pg_catalog, pg_temp
+return ops_private.pause_queue(false, null);
+
+create function ops.limit_project(
+    p_project_id uuid, p_max_active_runs integer default null, p_max_queued_runs integer default null
+) returns jsonb
+language sql volatile set search_path = pg_catalog, pg_temp
+return ops_private.limit_project(p_project_id, p_max_active_runs, p_max_queued_runs);
+
 create function ops.search_run_logs(
     p_query text,
     p_project_id uuid default null,
@@ -424,13 +519,17 @@ end;
 revoke execute on all functions in schema ops_private from public;
 revoke execute on function
     ops.enqueue_run, ops.retry_run, ops.cancel_run, ops.list_queued_runs, ops.search_run_logs,
-    ops.applicable_advisories
+    ops.applicable_advisories, ops.pause_project, ops.resume_project, ops.pause_queue, ops.resume_queue,
+    ops.limit_project
 from public;
 
 grant execute on function
     ops.enqueue_run, ops.retry_run, ops.cancel_run, ops.list_queued_runs, ops.search_run_logs,
-    ops.applicable_advisories,
+    ops.applicable_advisories, ops.pause_project, ops.resume_project,
     ops_private.enqueue_run, ops_private.retry_run, ops_private.cancel_run, ops_private.list_queued_runs,
-    ops_private.search_run_logs,
-    ops_private.applicable_advisories
+    ops_private.search_run_logs, ops_private.applicable_advisories, ops_private.pause_project
 to authenticated, service_role;
+
+grant execute on function
+    ops.pause_queue, ops.resume_queue, ops.limit_project, ops_private.pause_queue, ops_private.limit_project
+to service_role;

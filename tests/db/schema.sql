@@ -527,6 +527,34 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.limit_project(p_project_id uuid, p_max_active_runs integer, p_max_queued_runs integer) RETURNS jsonb
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    if not ops_private.trusted() then
+        raise exception 'permission denied: only service_role limits a project'
+            using errcode = 'insufficient_privilege';
+    elsif p_max_active_runs <= 0 or p_max_queued_runs <= 0 then
+        return ops_private.refusal('bad_argument', format('the %s must be at least 1',
+            case when p_max_active_runs <= 0 then 'max_active_runs' else 'max_queued_runs' end));
+    elsif not exists (select from ops.projects as p where p.id = p_project_id) then
+        return ops_private.refusal('not_found', 'there is no such project');
+    end if;
+    insert into ops_private.project_limits as k (project_id, max_active_runs, max_queued_runs)
+    values (p_project_id, p_max_active_runs, p_max_queued_runs)
+    on conflict (project_id) do update
+    set max_active_runs = excluded.max_active_runs, max_queued_runs = excluded.max_queued_runs;
+    perform pg_notify('ops_queue', '');
+    return jsonb_build_object('success', true);
+end
+$$;
+
+CREATE FUNCTION ops.limit_project(p_project_id uuid, p_max_active_runs integer DEFAULT NULL::integer, p_max_queued_runs integer DEFAULT NULL::integer) RETURNS jsonb
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    RETURN ops_private.limit_project(p_project_id, p_max_active_runs, p_max_queued_runs);
+
 CREATE FUNCTION ops_private.list_queued_runs(p_limit bigint) RETURNS TABLE(run_id uuid, project_id uuid, workflow_id uuid, run_number integer, status text, created_at timestamp with time zone, claimed_by text, claimed_at timestamp with time zone, waits_for text)
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -569,6 +597,64 @@ CREATE FUNCTION ops.list_queued_runs(p_limit bigint DEFAULT NULL::bigint) RETURN
     FROM ops_private.list_queued_runs(list_queued_runs.p_limit) q(run_id, project_id, workflow_id, run_number, status, created_at, claimed_by, claimed_at, waits_for)
   LIMIT list_queued_runs.p_limit;
 END;
+
+CREATE FUNCTION ops_private.pause_project(p_project_id uuid, p_paused boolean, p_reason text) RETURNS jsonb
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_role constant text := ops.current_user_role(p_project_id);
+begin
+    if not ops_private.trusted() and v_role is not null and v_role not in ('admin', 'owner') then
+        return ops_private.refusal('not_allowed', format('a %s may not pause a project', v_role));
+    end if;
+    if (v_role is null and not ops_private.trusted())
+        or not exists (select from ops.projects as p where p.id = p_project_id) then
+        return ops_private.refusal('not_found', 'there is no such project');
+    end if;
+    insert into ops_private.project_limits as k (project_id) values (p_project_id) on conflict do nothing;
+    update ops_private.project_limits as k
+    set paused_at = case when p_paused then ops_private.current_time() end,
+        paused_by = case when p_paused then ops_private.actor() end,
+        pause_reason = case when p_paused then left(p_reason, 2500) end
+    where k.project_id = p_project_id and (k.paused_at is null) = p_paused;
+    if found and not p_paused then
+        perform pg_notify('ops_queue', '');
+    end if;
+    return jsonb_build_object('success', true, 'paused', p_paused, 'changed', found);
+end
+$$;
+
+CREATE FUNCTION ops.pause_project(p_project_id uuid, p_reason text DEFAULT NULL::text) RETURNS jsonb
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    RETURN ops_private.pause_project(p_project_id, true, p_reason);
+
+CREATE FUNCTION ops_private.pause_queue(p_paused boolean, p_reason text) RETURNS jsonb
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    if not ops_private.trusted() then
+        raise exception 'permission denied: only service_role pauses the queue'
+            using errcode = 'insufficient_privilege';
+    end if;
+    update ops_private.control as c
+    set paused_at = case when p_paused then ops_private.current_time() end,
+        paused_by = case when p_paused then ops_private.actor() end,
+        pause_reason = case when p_paused then left(p_reason, 2500) end
+    where (c.paused_at is null) = p_paused;
+    if found and not p_paused then
+        perform pg_notify('ops_queue', '');
+    end if;
+    return jsonb_build_object('success', true, 'paused', p_paused, 'changed', found);
+end
+$$;
+
+CREATE FUNCTION ops.pause_queue(p_reason text DEFAULT NULL::text) RETURNS jsonb
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    RETURN ops_private.pause_queue(true, p_reason);
 
 CREATE FUNCTION ops.reap() RETURNS jsonb
     LANGUAGE plpgsql SECURITY DEFINER
@@ -717,6 +803,16 @@ begin
     return jsonb_build_object('success', true);
 end
 $$;
+
+CREATE FUNCTION ops.resume_project(p_project_id uuid) RETURNS jsonb
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    RETURN ops_private.pause_project(p_project_id, false, NULL::text);
+
+CREATE FUNCTION ops.resume_queue() RETURNS jsonb
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    RETURN ops_private.pause_queue(false, NULL::text);
 
 CREATE FUNCTION ops_private.retry_run(p_run_id uuid) RETURNS jsonb
     LANGUAGE plpgsql SECURITY DEFINER
@@ -1247,8 +1343,7 @@ CREATE FUNCTION ops_private.count_runs() RETURNS trigger
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 declare
-    v_step constant integer := (select greatest(c.max_queued_runs / 1000, 1) from ops_private.control as c);
-    v_full boolean;
+    v_full integer;
 begin
     update ops_private.run_counters as c set last = f.last
     from (select i.project_id, max(i.run_number) as last from inserted as i group by i.project_id) as f
@@ -1257,14 +1352,15 @@ begin
 
     with counted as (
         update ops_private.run_counters as c set counted = c.last
-        where c.last - c.counted >= v_step
+        where c.last - c.counted >= greatest(ops_private.max_queued_runs(c.project_id) / 1000, 1)
             and c.project_id in (select i.project_id from inserted as i where i.retry_of is null)
-        returning ops_private.queue_is_full(c.project_id, 1) as is_full
+        returning case when ops_private.queue_is_full(c.project_id, 1) then
+            ops_private.max_queued_runs(c.project_id) end as is_full
     )
-    select bool_or(k.is_full) into v_full from counted as k;
-    if v_full then
-        raise exception 'the queue of the project is full: at most % runs (max_queued_runs)',
-            (select c.max_queued_runs from ops_private.control as c) using errcode = 'OPS04';
+    select max(k.is_full) into v_full from counted as k;
+    if v_full is not null then
+        raise exception 'the queue of the project is full: at most % runs (max_queued_runs)', v_full
+            using errcode = 'OPS04';
     end if;
     return null;
 end
@@ -1493,6 +1589,20 @@ begin
         perform ops_private.add_event(p_lease.run_id, 'info', 'adopted', jsonb_build_object(
             'actor', ops_private.actor(), 'worker_id', p_worker_id, 'previous_worker_id', p_lease.worker_id));
     end if;
+end
+$$;
+
+CREATE FUNCTION ops_private.has_room(p_project_id uuid) RETURNS boolean
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_most integer;
+begin
+    select k.max_active_runs into v_most from ops_private.project_limits as k
+    where k.project_id = p_project_id and k.max_active_runs is not null for no key update;
+    return v_most is null
+        or v_most > (select count(*) from ops_private.leases as l where l.project_id = p_project_id);
 end
 $$;
 
@@ -1773,6 +1883,17 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.max_queued_runs(p_project_id uuid) RETURNS integer
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return coalesce(
+        (select k.max_queued_runs from ops_private.project_limits as k where k.project_id = p_project_id),
+        (select c.max_queued_runs from ops_private.control as c));
+end
+$$;
+
 CREATE FUNCTION ops_private.may_adopt(p_lease ops_private.leases, p_worker_id text, p_engine_id text) RETURNS boolean
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1808,12 +1929,12 @@ CREATE FUNCTION ops_private.next_run(p_labels text[]) RETURNS uuid
     SET plan_cache_mode TO 'force_generic_plan'
     AS $$
 declare
-    v_lane_id bigint;
+    v_lane record;
     v_queued_id uuid;
     v_run_id uuid;
 begin
-    for v_lane_id in
-        select l.lane_id
+    for v_lane in
+        select l.lane_id, l.project_id, k.max_active_runs is not null as is_limited
         from ops_private.lanes as l
         cross join lateral (
             select q.created_at, q.run_number from ops_private.queued as q
@@ -1823,15 +1944,20 @@ begin
         left join (
             select a.project_id, count(*) as runs from ops_private.leases as a group by a.project_id
         ) as active on active.project_id = l.project_id
+        left join ops_private.project_limits as k on k.project_id = l.project_id
         where l.labels <@ p_labels
+            and k.paused_at is null
+            and coalesce(active.runs < k.max_active_runs, true)
+            and exists (select from ops_private.control as c where c.paused_at is null)
             and (l.concurrency_key is null or not exists (
                 select from ops_private.leases as a
                 where a.project_id = l.project_id and a.concurrency_key = l.concurrency_key))
         order by l.priority desc, coalesce(active.runs, 0), head.created_at, head.run_number
     loop
+        continue when v_lane.is_limited and not ops_private.has_room(v_lane.project_id);
         for v_queued_id in
             select q.run_id from ops_private.queued as q
-            where q.lane_id = v_lane_id and q.scheduled_at is null
+            where q.lane_id = v_lane.lane_id and q.scheduled_at is null
             order by q.scheduled_at nulls first, q.created_at, q.run_number
         loop
             select r.id into v_run_id from ops.runs as r
@@ -2011,7 +2137,7 @@ CREATE FUNCTION ops_private.queue_is_full(p_project_id uuid, p_more integer DEFA
     SET enable_seqscan TO 'off'
     AS $$
 declare
-    v_most constant bigint := (select c.max_queued_runs from ops_private.control as c) + p_more;
+    v_most constant bigint := ops_private.max_queued_runs(p_project_id)::bigint + p_more;
 begin
     return v_most <= (
         select count(*) from (
@@ -2189,8 +2315,10 @@ begin
     end if;
 
     if (new.status = 'queued' and new.scheduled_at is null)
-        or (old.status in ('claimed', 'running') and new.concurrency_key is not null
-            and new.status not in ('claimed', 'running')) then
+        or (old.status in ('claimed', 'running') and new.status not in ('claimed', 'running')
+            and (new.concurrency_key is not null or exists (
+                select from ops_private.project_limits as k
+                where k.project_id = new.project_id and k.max_active_runs is not null))) then
         perform pg_notify('ops_queue', '');
     end if;
     if old.status in ('claimed', 'running') and (
@@ -2408,9 +2536,15 @@ CREATE FUNCTION ops_private.waits_for(p_run ops.runs, p_first integer) RETURNS t
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 declare
+    v_limits ops_private.project_limits;
     v_holder integer;
 begin
-    if p_run.scheduled_at is not null then
+    select k.* into v_limits from ops_private.project_limits as k where k.project_id = p_run.project_id;
+    if exists (select from ops_private.control as c where c.paused_at is not null) then
+        return 'queue: paused';
+    elsif v_limits.paused_at is not null then
+        return 'project: paused by ' || v_limits.paused_by;
+    elsif p_run.scheduled_at is not null then
         return format('time: due at %s', to_char(p_run.scheduled_at at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS UTC'));
     end if;
     if p_run.concurrency_key is not null then
@@ -2422,6 +2556,11 @@ begin
         elsif p_first <> p_run.run_number then
             return format('key: run #%s goes before it for %s', p_first, p_run.concurrency_key);
         end if;
+    end if;
+    if v_limits.max_active_runs <= (
+        select count(*) from ops_private.leases as l where l.project_id = p_run.project_id
+    ) then
+        return format('limit: the project has %s active runs', v_limits.max_active_runs);
     end if;
     if not exists (
         select from ops_private.workers as w
@@ -2623,8 +2762,12 @@ CREATE TABLE ops_private.control (
     fingerprint text,
     max_lost_leases integer DEFAULT 5 NOT NULL,
     max_queued_runs integer DEFAULT 100000 NOT NULL,
+    paused_at timestamp with time zone,
+    paused_by text,
+    pause_reason text,
     CONSTRAINT control_max_lost_leases_check CHECK ((max_lost_leases > 0)),
     CONSTRAINT control_max_queued_runs_check CHECK ((max_queued_runs > 0)),
+    CONSTRAINT control_pause_reason_check CHECK ((octet_length(pause_reason) <= 10000)),
     CONSTRAINT control_singleton_check CHECK (singleton)
 );
 
@@ -2655,6 +2798,20 @@ ALTER TABLE ops_private.lanes ALTER COLUMN lane_id ADD GENERATED ALWAYS AS IDENT
 CREATE TABLE ops_private.pending_retries (
     run_id uuid NOT NULL
 );
+
+CREATE TABLE ops_private.project_limits (
+    project_id uuid NOT NULL,
+    paused_at timestamp with time zone,
+    paused_by text,
+    pause_reason text,
+    max_active_runs integer,
+    max_queued_runs integer,
+    CONSTRAINT project_limits_max_active_runs_check CHECK ((max_active_runs > 0)),
+    CONSTRAINT project_limits_max_queued_runs_check CHECK ((max_queued_runs > 0)),
+    CONSTRAINT project_limits_pause_reason_check CHECK ((octet_length(pause_reason) <= 10000))
+);
+
+COMMENT ON COLUMN ops_private.project_limits.max_queued_runs IS 'Null: max_queued_runs of ops_private.control.';
 
 CREATE TABLE ops_private.queued (
     run_id uuid NOT NULL,
@@ -2774,6 +2931,9 @@ ALTER TABLE ONLY ops_private.leases
 ALTER TABLE ONLY ops_private.pending_retries
     ADD CONSTRAINT pending_retries_pkey PRIMARY KEY (run_id);
 
+ALTER TABLE ONLY ops_private.project_limits
+    ADD CONSTRAINT project_limits_pkey PRIMARY KEY (project_id);
+
 ALTER TABLE ONLY ops_private.queued
     ADD CONSTRAINT queued_pkey PRIMARY KEY (run_id);
 
@@ -2878,6 +3038,9 @@ ALTER TABLE ONLY ops_private.leases
 
 ALTER TABLE ONLY ops_private.pending_retries
     ADD CONSTRAINT pending_retries_run_id_fkey FOREIGN KEY (run_id) REFERENCES ops.runs(id) ON DELETE CASCADE;
+
+ALTER TABLE ONLY ops_private.project_limits
+    ADD CONSTRAINT project_limits_project_id_fkey FOREIGN KEY (project_id) REFERENCES ops.projects(id) ON DELETE CASCADE;
 
 ALTER TABLE ONLY ops_private.run_counters
     ADD CONSTRAINT run_counters_project_id_fkey FOREIGN KEY (project_id) REFERENCES ops.projects(id) ON DELETE CASCADE;
@@ -3042,6 +3205,12 @@ REVOKE ALL ON FUNCTION ops.heartbeat(p_worker_id text, p_instance_id uuid, p_lea
 GRANT ALL ON FUNCTION ops.heartbeat(p_worker_id text, p_instance_id uuid, p_lease_seconds integer) TO ops_worker;
 GRANT ALL ON FUNCTION ops.heartbeat(p_worker_id text, p_instance_id uuid, p_lease_seconds integer) TO service_role;
 
+REVOKE ALL ON FUNCTION ops_private.limit_project(p_project_id uuid, p_max_active_runs integer, p_max_queued_runs integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops_private.limit_project(p_project_id uuid, p_max_active_runs integer, p_max_queued_runs integer) TO service_role;
+
+REVOKE ALL ON FUNCTION ops.limit_project(p_project_id uuid, p_max_active_runs integer, p_max_queued_runs integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.limit_project(p_project_id uuid, p_max_active_runs integer, p_max_queued_runs integer) TO service_role;
+
 REVOKE ALL ON FUNCTION ops_private.list_queued_runs(p_limit bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops_private.list_queued_runs(p_limit bigint) TO authenticated;
 GRANT ALL ON FUNCTION ops_private.list_queued_runs(p_limit bigint) TO service_role;
@@ -3049,6 +3218,20 @@ GRANT ALL ON FUNCTION ops_private.list_queued_runs(p_limit bigint) TO service_ro
 REVOKE ALL ON FUNCTION ops.list_queued_runs(p_limit bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops.list_queued_runs(p_limit bigint) TO authenticated;
 GRANT ALL ON FUNCTION ops.list_queued_runs(p_limit bigint) TO service_role;
+
+REVOKE ALL ON FUNCTION ops_private.pause_project(p_project_id uuid, p_paused boolean, p_reason text) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops_private.pause_project(p_project_id uuid, p_paused boolean, p_reason text) TO authenticated;
+GRANT ALL ON FUNCTION ops_private.pause_project(p_project_id uuid, p_paused boolean, p_reason text) TO service_role;
+
+REVOKE ALL ON FUNCTION ops.pause_project(p_project_id uuid, p_reason text) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.pause_project(p_project_id uuid, p_reason text) TO authenticated;
+GRANT ALL ON FUNCTION ops.pause_project(p_project_id uuid, p_reason text) TO service_role;
+
+REVOKE ALL ON FUNCTION ops_private.pause_queue(p_paused boolean, p_reason text) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops_private.pause_queue(p_paused boolean, p_reason text) TO service_role;
+
+REVOKE ALL ON FUNCTION ops.pause_queue(p_reason text) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.pause_queue(p_reason text) TO service_role;
 
 REVOKE ALL ON FUNCTION ops.reap() FROM PUBLIC;
 GRANT ALL ON FUNCTION ops.reap() TO ops_worker;
@@ -3065,6 +3248,13 @@ GRANT ALL ON FUNCTION ops.register_worker(p_worker_id text, p_instance_id uuid, 
 REVOKE ALL ON FUNCTION ops.release_run(p_run_id uuid, p_worker_id text, p_instance_id uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops.release_run(p_run_id uuid, p_worker_id text, p_instance_id uuid) TO ops_worker;
 GRANT ALL ON FUNCTION ops.release_run(p_run_id uuid, p_worker_id text, p_instance_id uuid) TO service_role;
+
+REVOKE ALL ON FUNCTION ops.resume_project(p_project_id uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.resume_project(p_project_id uuid) TO authenticated;
+GRANT ALL ON FUNCTION ops.resume_project(p_project_id uuid) TO service_role;
+
+REVOKE ALL ON FUNCTION ops.resume_queue() FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.resume_queue() TO service_role;
 
 REVOKE ALL ON FUNCTION ops_private.retry_run(p_run_id uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops_private.retry_run(p_run_id uuid) TO authenticated;
@@ -3148,6 +3338,8 @@ GRANT ALL ON FUNCTION ops_private.forget_artifacts(p_artifact_ids uuid[]) TO ser
 
 REVOKE ALL ON FUNCTION ops_private.hand_over(p_lease ops_private.leases, p_worker_id text, p_instance_id uuid, p_engine_id text, p_lease_seconds integer) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.has_room(p_project_id uuid) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.inherited(p_lease ops_private.leases) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.is_final(p_status text) FROM PUBLIC;
@@ -3188,6 +3380,8 @@ REVOKE ALL ON FUNCTION ops_private.lock_queue_briefly(p_project_id uuid) FROM PU
 REVOKE ALL ON FUNCTION ops_private.log_position(p_run_id uuid) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.loses_its_workers(p_lease ops_private.leases) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.max_queued_runs(p_project_id uuid) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.may_adopt(p_lease ops_private.leases, p_worker_id text, p_engine_id text) FROM PUBLIC;
 

@@ -22,6 +22,11 @@ CALLS: list[tuple[str, set[str]]] = [
     ("cancel_run('{viewers}')", ADMINS | SERVICE),
     ("retry_run('{ended}')", ADMINS | SERVICE),
     ("retry_run('{developers_ended}')", DEVELOPERS | SERVICE),
+    ("pause_project('{project}')", ADMINS | SERVICE),
+    ("resume_project('{project}')", ADMINS | SERVICE),
+    ("limit_project('{project}', 1)", SERVICE),
+    ("pause_queue()", SERVICE),
+    ("resume_queue()", SERVICE),
     ("register_worker('w', gen_random_uuid())", WORKERS),
     ("unregister_worker('w', gen_random_uuid())", WORKERS),
     ("heartbeat('w', gen_random_uuid())", WORKERS),
@@ -49,7 +54,7 @@ async def test_who_calls_what(crowd: Crowd, form: Form) -> None:
     everybody = {who: await crowd.sign_in(who, form) for who in COLUMNS}
     ended, claimed = await crowd.world.run_in("failed"), await crowd.world.claimed()
     ids = {
-        "workflow": crowd.world.workflow, "run": crowd.run, "instance": INSTANCE, "ended": ended, "claimed": claimed,
+        "project": crowd.world.project, "workflow": crowd.world.workflow, "run": crowd.run, "instance": INSTANCE, "ended": ended, "claimed": claimed,
         "developers": await crowd.world.queue(created_by=crowd.users["developer"]),
         "viewers": await crowd.world.queue(created_by=crowd.users["viewer"]),
         "developers_ended": await crowd.world.queue(created_by=crowd.users["developer"]),

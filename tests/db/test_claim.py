@@ -358,3 +358,54 @@ async def test_no_update_in_the_life_of_a_run_writes_an_index(world: World) -> N
                       pg_stat_get_xact_tuples_hot_updated('ops.runs'::regclass)"""
         )
     assert tuple(updates) == (3, 3)
+
+
+# Pause and limits -------------------------------------------------------------------------------------------
+
+
+async def waiting(world: World) -> list[str | None]:
+    """Why each run waits, in the order of the queue."""
+    return [row["waits_for"] for row in await world.db.fetch("select waits_for from ops.list_queued_runs()")]
+
+
+@pytest.mark.parametrize("what", ["project", "queue"])
+async def test_what_is_paused_is_not_claimed_until_it_is_resumed(world: World, connect: Connect, what: str) -> None:
+    which = [world.project] if what == "project" else []
+    run = await world.queue()
+    assert (await call(world.db, f"pause_{what}", *which))["changed"]
+    assert (await call(world.db, f"pause_{what}", *which))["changed"] is False
+    answer = await world.claim()
+    assert (answer["run_id"], answer["waiting"]) == (None, True)
+    assert await waiting(world) == ["project: paused by postgres" if which else "queue: paused"]
+    wakes = await heard(connect, "ops_queue")
+    assert (await call(world.db, f"resume_{what}", *which))["changed"]
+    await next_of(wakes)
+    assert (await world.claim())["run_id"] == str(run)
+
+
+async def test_a_limited_project_has_no_more_active_runs_than_it_may(world: World, connect: Connect) -> None:
+    assert (await call(world.db, "limit_project", world.project, 2))["success"]
+    runs = [await world.queue() for _ in range(4)]
+    slow, fast = await connect(), await connect()
+    async with slow.transaction():
+        assert (await call(slow, "claim_next_run", "slow"))["run_id"] == str(runs[0])
+        # it counts the active runs once the first claim is committed
+        racing = await blocked(world.db, fast, call(fast, "claim_next_run", "fast"))
+    assert (await racing)["run_id"] == str(runs[1])
+    assert (await world.claim())["run_id"] is None
+    assert await waiting(world) == [None, None, *["limit: the project has 2 active runs"] * 2]
+    wakes = await heard(connect, "ops_queue")
+    await world.set_status(runs[0], "canceled")
+    await next_of(wakes)
+    assert (await world.claim())["run_id"] == str(runs[2])
+
+
+async def test_a_limit_of_queued_runs_is_the_projects_own(world: World) -> None:
+    await call(world.db, "limit_project", world.project, None, 3)
+    for _ in range(3):
+        await world.queue()
+    with pytest.raises(asyncpg.PostgresError, match=r"at most 3 runs \(max_queued_runs\)"):
+        await world.queue()
+    for name, values in (("max_active_runs", (0, 1)), ("max_queued_runs", (1, 0))):
+        answer = await call(world.db, "limit_project", world.project, *values)
+        assert (answer["code"], answer["error"]) == ("bad_argument", f"the {name} must be at least 1")

@@ -28,7 +28,7 @@ async def test_who_executes_what(world: World) -> None:
     )
     user = {
         "current_user_id", "current_user_role", "cancel_run", "list_queued_runs", "enqueue_run", "retry_run",
-        "search_run_logs", "applicable_advisories",
+        "search_run_logs", "applicable_advisories", "pause_project", "resume_project",
     }  # fmt: skip
     may: dict[str, set[str]] = {
         "anon": set(),
@@ -39,7 +39,7 @@ async def test_who_executes_what(world: World) -> None:
     for row in rows:
         may[row["role"]].add(row["name"])
     worker = WORKER_FUNCTIONS
-    everything = user | worker | {"shut_out_worker"}
+    everything = user | worker | {"shut_out_worker", "pause_queue", "resume_queue", "limit_project"}
     assert may == {"anon": set(), "authenticated": user, "ops_worker": worker, "service_role": everything}
 
 

@@ -47,6 +47,7 @@ PROBES = [
     "select ops.enqueue_run('{workflow}', '{{}}', 'nightly')",
     "select ops.cancel_run('{run}')",
     "select ops.retry_run('{run}')",
+    "select ops.pause_project('{project}')",
     "select * from ops.search_run_logs('hello', p_project_id => '{project}')",
     "select * from ops.search_run_logs('hello', p_run_id => '{run}')",
     "select count(*) from ops.list_queued_runs() where project_id = '{project}'",

@@ -43,6 +43,7 @@ insert into cell values
     ('{developer,admin,owner,service_role}', $$select ops.enqueue_run('{workflow}')$$),
     -- cancel and retry runs
     ('{admin,owner,service_role}', $$select ops.cancel_run('{queued}')$$),
+    ('{admin,owner,service_role}', $$select ops.pause_project('{project}')$$),
     ('{admin,owner,service_role}', $$select ops.cancel_run('{run}')$$),
     ('{admin,owner,service_role}', $$select ops.cancel_run('{viewers}')$$),
     ('{developer,admin,owner,service_role}', $$select ops.cancel_run('{developers}')$$),
