@@ -116,6 +116,9 @@ class SimulatedContainer:
     async def secrets(self, _names: Sequence[str]) -> tuple[Secret, ...]:
         return ()
 
+    async def left_nothing(self) -> bool:
+        return True
+
     async def last_entry(self) -> bytes:
         return JOURNAL[-1]
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import uuid
 from datetime import timedelta
 from typing import Any
 
-from tests.support.docker import FINAL, WAITS, Plane
+from tests.support.docker import FINAL, WAITS, Plane, docker
+from tests.unit.claims import make_claim
+from worker.engine.engine import Engine
+from worker.model.spec import HostPolicy, resolve
 
 RULES = [
     {"path": "*.dump", "content_type": "application/x-dump", "expires_in_days": 7},
@@ -96,3 +101,51 @@ async def test_a_store_that_fails_fails_the_run_with_the_store_s_message(served:
     run = await served.until(run_id, *FINAL)
     assert (run["status"], run["reason"], run["exit_code"]) == ("failed", "artifacts_failed", None)
     assert "could not be stored" in run["error_message"]
+
+
+USER = {"user": "1234"}
+HIDES = "touch -r /artifacts /tmp/then; : > /artifacts/x; touch -r /tmp/then /artifacts; touch -d @0 /artifacts; true"
+BARE: list[tuple[str, dict[str, Any], bool]] = [
+    ("true", USER, False),  # what the image brings is not known yet
+    ("true", USER, True),
+    ("echo x > /artifacts/x", USER, False),
+    ("mkdir /artifacts/a; rmdir /artifacts/a", USER, False),
+    (HIDES, USER, False),
+    ("true", {"user": "root"}, False),
+    (HIDES, {"user": "00"}, False),
+    ("true", {**USER, "read_only": True}, False),
+    ("true", USER, True),
+]
+
+
+async def test_nothing_was_left_for_certain_only_where_the_program_could_not_hide_it(image: str) -> None:
+    engine, made = Engine(None, streams=1), f"ops-worker-tests-{uuid.uuid4().hex[:12]}"
+
+    async def left_nothing(reference: str, script: str, config: dict[str, Any]) -> bool:
+        config = {"command": ["sh", "-c", script], "network": "none", **config}
+        tool = {"tool_name": "t", "version": "1", "docker_image": reference, "config": config}
+        found = await engine.image(reference)
+        assert found is not None
+        container = await engine.create(made, found, resolve(make_claim(tool=tool), HostPolicy()), {})
+        try:
+            await container.start()
+            while (state := await container.inspect()) is not None and state.running:
+                await asyncio.sleep(0.02)
+            answer = await container.left_nothing()
+            with container.archive() as archive:
+                assert sum(map(len, archive)) == 1536 or not answer
+        finally:
+            await container.remove()
+        return answer
+
+    docker("run", "--name", made, "--network", "none", image, "sh", "-c", "mkdir /artifacts; : > /artifacts/brought")
+    try:
+        docker("commit", made, made)
+        docker("rm", made)
+        assert [await left_nothing(made, "true", USER) for _ in range(2)] == [False, False]
+        for script, config, certain in BARE:
+            assert await left_nothing(image, script, config) is certain, (script, config)
+    finally:
+        docker("rm", "--force", made, check=False)
+        docker("rmi", "--force", made, check=False)
+        engine.close()

@@ -107,6 +107,7 @@ class ScriptedEngine(Scripted):
         self.follows = 0
         self.grace_seconds: float | None = None
         self.artifacts: Path | None = None
+        self.left_nothing = False
         self.created: tuple[Image, RunSpec, tuple[Secret, ...]] | None = None
         self.held: tuple[Secret, ...] = ()
         self.changed = anyio.Event()
@@ -207,6 +208,10 @@ class ScriptedContainer:
     async def secrets(self, names: Sequence[str]) -> tuple[Secret, ...]:
         await self._engine.call("secrets")
         return tuple(secret for secret in self._engine.held if secret.name in names)
+
+    async def left_nothing(self) -> bool:
+        await self._engine.call("left_nothing")
+        return self._engine.left_nothing
 
     async def last_entry(self) -> bytes:
         await self._engine.call("last_entry")

@@ -110,6 +110,10 @@ class Body:
     """The body of an answer as it comes in."""
 
     def __init__(self, response: requests.Response) -> None:
+        self.size = 0
+        """Bytes so far."""
+        self.whole = False
+        """Whether its end was reached."""
         self._response = response
         self._chunks = response.iter_content(1 << 20)
 
@@ -119,8 +123,12 @@ class Body:
     def __next__(self) -> bytes:
         try:
             chunk: bytes = next(self._chunks)
+        except StopIteration:
+            self.whole = True
+            raise
         except BROKEN as error:
             raise translated(error) from error
+        self.size += len(chunk)
         return chunk
 
     def close(self) -> None:

@@ -6,12 +6,15 @@ A log stream has no read timeout. It is ended by closing its response.
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import signal
 import time
+from base64 import b64decode
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager
-from datetime import datetime
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,18 +26,37 @@ import docker.errors
 import requests
 
 from worker.concurrency import task_group
-from worker.engine.client import BROKEN, Body, EngineApi, cut, get, logs, translated
+from worker.engine.client import API_TIMEOUT, BROKEN, Body, EngineApi, cut, get, logs, translated
+from worker.engine.create import OPENED_TIME
 from worker.engine.pipe import Pipe
 from worker.errors import EngineError
 from worker.model.config import ARTIFACTS_DIR, SECRETS_DIR
 from worker.model.container import MAX_SECRET, ContainerState, Secret
-from worker.tar import END_MARK, DamagedError, first_file
+from worker.tar import BLOCK, END_MARK, DamagedError, first_file
 
 ENDED_POLL_SECONDS = 0.1
 """How often a container that was told to end is looked at."""
 
 STREAM_BUFFER = 1 << 18
 """Bytes of log that may wait between the reading thread and the event loop; beyond it the reader pauses."""
+
+
+LONE_FOLDER = BLOCK + len(END_MARK)
+"""Bytes of an archive with one folder and nothing in it; each member more takes another block."""
+
+_IS_FOLDER = 1 << 31
+"""A bit of the engine's file modes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """How a container's /artifacts began: opened by the worker for a user who can write there, and not set its time.
+
+    ``bare`` are the images known to bring no file in that folder. Each container of an image begins with the same.
+    """
+
+    image_id: str
+    bare: set[str]
 
 
 class Container:
@@ -44,11 +66,20 @@ class Container:
     not to have run.
     """
 
-    def __init__(self, api: EngineApi, streams: anyio.CapacityLimiter, ref: str, new_until: float = -math.inf) -> None:
+    def __init__(
+        self,
+        api: EngineApi,
+        streams: anyio.CapacityLimiter,
+        ref: str,
+        new_until: float = -math.inf,
+        opened: Opened | None = None,
+    ) -> None:
         self.ref = ref
         self._api = api
         self._streams = streams
         self._new_until = new_until
+        self._opened = opened
+        self._untouched = False
 
     async def start(self) -> bool:
         """Starts a container that never ran; does nothing otherwise, or the engine would run an ended one again.
@@ -126,6 +157,17 @@ class Container:
 
         await self._api.call(remove)
 
+    async def left_nothing(self) -> bool:
+        """Whether it is certain that the ended container left nothing in /artifacts. Takes one call, and no archive.
+
+        An entry that is added to a folder or removed changes the folder's time. Only its owner can set it back: the
+        worker opened it, so the owner is root, and the container's user is not.
+        """
+        if self._opened is None:
+            return False
+        self._untouched = await self._api.call(lambda client: _is_untouched(client, self.ref), abandon=True)
+        return self._untouched and self._opened.image_id in self._opened.bare
+
     async def last_entry(self) -> bytes:
         """The last entry of the journal as the log endpoint frames it, to check that a reader saw the end."""
 
@@ -189,6 +231,9 @@ class Container:
         """
         with closing(self._api.new_client()) as client, _archive(client, self.ref, path) as chunks:
             yield chunks
+            empty = isinstance(chunks, Body) and chunks.whole and chunks.size == LONE_FOLDER
+        if empty and self._untouched and self._opened is not None:  # so it was empty from the beginning
+            self._opened.bare.add(self._opened.image_id)
 
 
 @contextmanager
@@ -205,6 +250,16 @@ def _archive(client: docker.APIClient, container_id: str, path: str) -> Iterator
     else:
         with closing(response):
             yield Body(response)
+
+
+def _is_untouched(client: docker.APIClient, ref: str) -> bool:
+    """Whether /artifacts is a folder in which nothing changed since the worker opened it."""
+    url = f"{client.base_url}/v{client.api_version}/containers/{ref}/archive"
+    response = client.head(url, params={"path": ARTIFACTS_DIR}, timeout=API_TIMEOUT)
+    if not response.ok:
+        return False
+    facts = json.loads(b64decode(response.headers["X-Docker-Container-Path-Stat"]))
+    return bool(facts["mode"] & _IS_FOLDER) and _time(facts["mtime"]) == datetime.fromtimestamp(OPENED_TIME, UTC)
 
 
 def _volume(mounts: Sequence[Mapping[str, Any]]) -> Path | None:

@@ -42,6 +42,9 @@ OOM_SCORE_ADJ = 500
 _JOURNAL = {"mode": "blocking", "max-size": "1024g", "max-file": "1", "compress": "false"}
 """Each option is named, or the engine's own defaults (daemon.json) would apply and rotate lines away."""
 
+OPENED_TIME = 0
+"""The modification time of /artifacts where the worker opened it, in seconds since 1970."""
+
 MAX_PASSWD = 1 << 20
 """Bytes of an image's /etc/passwd."""
 
@@ -63,7 +66,12 @@ class ContainerRequest:
 
     @property
     def is_root(self) -> bool:
-        return self.user in ("", "0", "root")
+        return self.user in ("", "root") or (self.user.isdecimal() and int(self.user) == 0)
+
+    @property
+    def opens_artifacts(self) -> bool:
+        """Whether the worker opens /artifacts for that user: a volume that the image does not have belongs to root."""
+        return not self.is_root and not self.spec.read_only
 
 
 def create(client: docker.APIClient, request: ContainerRequest) -> tuple[str, bool]:
@@ -132,7 +140,7 @@ def _host_config(client: docker.APIClient, spec: RunSpec) -> dict[str, Any]:
 
 def _fill(client: docker.APIClient, container: str, request: ContainerRequest) -> None:
     """Opens /artifacts for the image's own user, and puts the secrets in place."""
-    if not request.is_root and not request.spec.read_only:  # a volume that the image does not have belongs to root
+    if request.opens_artifacts:
         client.put_archive(container, "/", _directory(ARTIFACTS_DIR.lstrip("/"), mode=0o1777))
     if request.secrets:
         # A volume of the container's own, since that works on every engine, with a read-only root too; what is in it
@@ -166,7 +174,7 @@ def ensure_network(client: docker.APIClient) -> None:
 def _directory(name: str, *, mode: int) -> bytes:
     """A tar archive with one directory."""
     entry = tarfile.TarInfo(name)
-    entry.type, entry.mode = tarfile.DIRTYPE, mode
+    entry.type, entry.mode, entry.mtime = tarfile.DIRTYPE, mode, OPENED_TIME
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         tar.addfile(entry)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 import uuid
@@ -21,7 +20,7 @@ import requests
 from docker.utils import version_gte
 
 from worker.engine.client import EngineApi, cut, disk_usage
-from worker.engine.containers import Container
+from worker.engine.containers import Container, Opened
 from worker.engine.create import ContainerRequest, create
 from worker.errors import ImageMissing
 from worker.model.container import LABEL_DATABASE, LABEL_RUN, Image, Secret, Written
@@ -54,6 +53,7 @@ class Engine:
     def __init__(self, docker_host: str | None, *, streams: int) -> None:
         self._api = EngineApi(docker_host, calls=streams + 4)
         self._streams = anyio.CapacityLimiter(2 * streams + 2)
+        self._bare_images: set[str] = set()
 
     def close(self) -> None:
         """Closes the idle clients; those in use close themselves."""
@@ -144,7 +144,10 @@ class Engine:
         """Makes the container of a run and does not start it; its handle has its id. See :func:`create`."""
         request = ContainerRequest(name, image, spec, labels, secrets)
         ref, is_new = await self._api.call(lambda client: create(client, request))
-        return Container(self._api, self._streams, ref, time.monotonic() + NEW_SECONDS if is_new else -math.inf)
+        if not is_new:
+            return self.container(ref)
+        opened = Opened(image.image_id, self._bare_images) if request.opens_artifacts else None
+        return Container(self._api, self._streams, ref, time.monotonic() + NEW_SECONDS, opened)
 
     def container(self, ref: str) -> Container:
         """The handle of a container by its id or its name, whether it exists or not."""

@@ -60,7 +60,10 @@ class ArtifactCollection:
         self, container: RunContainer, folder: Path | None, terms: RunTerms, limit: TimeLimit
     ) -> str | None:
         """Raises ``TimeoutError``."""
-        if folder is not None and await anyio.to_thread.run_sync(is_empty, folder, abandon_on_cancel=True):
+        empty = None
+        if folder is not None:
+            empty = await anyio.to_thread.run_sync(is_empty, folder, abandon_on_cancel=True)
+        if empty:
             return None
         run_id = self._claim.run_id
 
@@ -74,6 +77,8 @@ class ArtifactCollection:
 
         async def attempt() -> None:
             with limit.running():
+                if empty is None and await container.left_nothing():
+                    return
                 await self._context.store.collect(
                     container.archive,
                     terms.artifacts,
@@ -91,14 +96,13 @@ class ArtifactCollection:
         return None
 
 
-def is_empty(folder: Path) -> bool:
-    """Whether the worker sees that folder of the engine's, and nothing is in it. Blocking: for a thread.
+def is_empty(folder: Path) -> bool | None:
+    """Whether nothing is in that folder of the engine's; None if the worker cannot see it. Blocking: for a thread.
 
-    The engine starts a process for each archive, also for one of an empty folder. False where the engine is on another
-    host, or the worker may not look.
+    The engine starts a process for each archive, also for one of an empty folder.
     """
     try:
         with os.scandir(folder) as entries:
             return next(entries, None) is None
-    except OSError:
-        return False
+    except OSError:  # the engine is on another host, or the worker may not look
+        return None

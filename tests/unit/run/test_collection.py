@@ -43,15 +43,23 @@ async def test_no_artifact_rules_means_no_collection(world: World) -> None:
     assert world.did("archive") == []
 
 
-@pytest.mark.parametrize(("left", "archives"), [([], []), (["folder"], ["archive"]), (None, ["archive"])])
-async def test_archive_is_not_asked_for_where_the_worker_sees_that_nothing_was_left(
-    world: World, tmp_path: Path, left: list[str] | None, archives: list[str]
+@pytest.mark.parametrize(
+    ("seen", "engine_says_nothing", "calls"),
+    [
+        (".", False, []),
+        ("folder", True, ["archive"]),
+        (None, True, ["left_nothing"]),
+        (None, False, ["left_nothing", "archive"]),
+    ],
+)
+async def test_archive_is_asked_for_unless_it_is_certain_that_nothing_was_left(
+    world: World, tmp_path: Path, seen: str | None, engine_says_nothing: object, calls: list[str]
 ) -> None:
-    world.engine.artifacts = tmp_path / "volume"
-    for name in ["."] if left == [] else left or []:
-        (world.engine.artifacts / name).mkdir(parents=True)
+    world.engine.artifacts, world.engine.left_nothing = tmp_path / "volume", bool(engine_says_nothing)
+    if seen is not None:
+        (world.engine.artifacts / seen).mkdir(parents=True)
     assert await world.execute() == "succeeded"
-    assert world.did("archive") == archives
+    assert world.did("left_nothing", "archive") == calls
 
 
 async def test_refused_artifact_is_a_warning(world: World) -> None:
