@@ -54,7 +54,8 @@ async def test_who_calls_what(crowd: Crowd, form: Form) -> None:
     everybody = {who: await crowd.sign_in(who, form) for who in COLUMNS}
     ended, claimed = await crowd.world.run_in("failed"), await crowd.world.claimed()
     ids = {
-        "project": crowd.world.project, "workflow": crowd.world.workflow, "run": crowd.run, "instance": INSTANCE, "ended": ended, "claimed": claimed,
+        "project": crowd.world.project, "workflow": crowd.world.workflow,
+        "run": crowd.run, "instance": INSTANCE, "ended": ended, "claimed": claimed,
         "developers": await crowd.world.queue(created_by=crowd.users["developer"]),
         "viewers": await crowd.world.queue(created_by=crowd.users["viewer"]),
         "developers_ended": await crowd.world.queue(created_by=crowd.users["developer"]),

@@ -13,7 +13,6 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from tests.conftest import Connect
 from tests.db.world import INSTANCE, WORKER, World, call
 from tests.support.command import complaints, ops_worker
 from tests.support.docker import ROOT
@@ -56,12 +55,11 @@ def test_migrate_and_status_list_what_is_pending_and_what_is_applied(on_empty: C
     assert listed(on_empty("status")) == [("applied", file) for file in MIGRATIONS]
 
 
-def test_rollback_takes_back_the_last_one_or_down_to_a_version(on_migrated: Command) -> None:
+def test_rollback_lists_what_is_rolled_back(on_migrated: Command) -> None:
     versions = [file.partition("_")[0] for file in MIGRATIONS]
-    for version, got in (("20010101000000", ", got 20010101000000"), ("nonsense", "")):
-        done = on_migrated("rollback", version, "--yes")
-        assert done.returncode == 1
-        assert complaints(done) == [f"VERSION: expected one of {', '.join(versions)}{got}"]
+    done = on_migrated("rollback", "nonsense", "--yes")
+    assert done.returncode == 1
+    assert complaints(done) == [f"VERSION: expected one of {', '.join(versions)}"]
     assert listed(on_migrated("rollback", "--yes")) == [("rolled back", MIGRATIONS[-1])]
     down = listed(on_migrated("rollback", versions[1], "--yes"))
     assert down == [("rolled back", file) for file in reversed(MIGRATIONS[1:-1])]
@@ -147,14 +145,3 @@ async def test_verify_names_what_is_missing(db: asyncpg.Connection, on_migrated:
     assert "missing function ops.list_queued_runs(bigint)" in done.stderr
     done = on_empty("verify")
     assert (done.returncode, "missing table ops.runs\n" in done.stderr) == (1, True)
-
-
-async def test_a_migration_that_fails_is_one_line_that_says_where(
-    on_empty: Command, empty_db_url: str, connect: Connect
-) -> None:
-    db = await connect(empty_db_url)
-    await db.execute("create schema ops_private; create table ops_private.leases (id int)")
-    done = on_empty("migrate")
-    assert done.returncode == 1
-    assert re.match(r"ops-worker: \d{14}_\w+\.sql: relation ", done.stderr.splitlines()[-1]), done.stderr
-    assert "Traceback" not in done.stderr

@@ -1,42 +1,27 @@
-"""``scripts/odooops`` on a real database: what they do, what they print where, and their exit codes."""
+"""``scripts/odooops`` on a real database: what all of them refuse; queue a run, wait for it, cancel it."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 import shutil
 import subprocess
 import uuid
 from pathlib import Path
 
-import asyncpg
 import pytest
 
 from tests.conftest import Connect
 from tests.db.world import WORKER, World, call, new_project, new_workflow
-from tests.support import npm
 from tests.support.docker import PATIENCE, ROOT
-from tests.support.postgres import Cluster, Clusters, client_binaries
-from tests.support.scripts import SCRIPTS, environ_of, script
-from tests.support.supabase import OWNER, supabase_cluster, supabase_database
-from worker.database import catalog, migrations
+from tests.support.postgres import Cluster
+from tests.support.scripts import SCRIPTS, environ_of, error, script
 
 SECRET = "".join(("hun", "ter22"))
-FILES = [path.name for path in sorted((ROOT / "sql" / "migrations").glob("*.sql"))]
 RUN = str(uuid.UUID(int=1))
 NAMES = ("setup_ops_schema.sh", "env_create.sh", "env_wait_ready.sh", "env_destroy.sh")
 WORDS = {"env_create.sh": ["--project=acme", "--type=build"]} | {name: [RUN] for name in NAMES[2:]}
-
-
-def error(done: subprocess.CompletedProcess[str]) -> str:
-    """The one line that says what went wrong; nothing else was printed."""
-    assert done.stdout == ""
-    (line,) = done.stderr.splitlines()
-    name, _, message = line.partition(": ")
-    assert name in NAMES
-    return message
 
 
 # --- all of them ------------------------------------------------------------------------------------------------------
@@ -143,153 +128,6 @@ async def test_each_variable_may_hold_the_database_s_url_and_its_password_is_not
     assert SECRET not in (tmp_path / "seen").read_text()
 
 
-# --- setup_ops_schema.sh ----------------------------------------------------------------------------------------------
-
-
-async def test_psql_alone_brings_the_schema_that_migrate_brings(
-    cluster: Cluster, db_url: str, empty_db_url: str, connect: Connect
-) -> None:
-    done = script("setup_ops_schema.sh", DATABASE_URL=empty_db_url)
-    assert done.returncode == 0, done.stderr
-    assert re.findall(r"^applied +(\S+)$", done.stdout, re.MULTILINE) == FILES
-    assert "verified" in done.stdout
-
-    db = await connect(empty_db_url)
-    database = await db.fetchval("select current_database()")
-    assert cluster.dump(database) == cluster.dump(cluster.template())
-    assert await catalog.verify(db) == []
-    assert await migrations.migrate(db) == []
-    rows = await db.fetch(f"select version || '_' || name || '.sql' as file, statements from {migrations.HISTORY}")
-    assert {row["file"]: row["statements"] for row in rows} == {
-        name: [(ROOT / "sql" / "migrations" / name).read_text().rstrip("\n")] for name in FILES
-    }
-
-    again = script("setup_ops_schema.sh", DATABASE_URL=empty_db_url)
-    assert (again.returncode, again.stdout.splitlines()[0]) == (0, "0 applied")
-
-
-async def test_it_goes_on_where_migrate_stopped_and_migrate_where_it_stopped(
-    empty_db_url: str, connect: Connect
-) -> None:
-    db = await connect(empty_db_url)
-    ours = await migrations.migrate(db)
-    await migrations.rollback(db, ours[2].version)
-    done = script("setup_ops_schema.sh", DATABASE_URL=empty_db_url)
-    assert (done.returncode, done.stdout.splitlines()[:-1]) == (
-        0, [*(f"applied  {name}" for name in FILES[2:]), f"{len(FILES) - 2} applied"],
-    )  # fmt: skip
-    assert await migrations.rollback(db, ours[0].version) == ours[::-1]
-    assert await migrations.migrate(db) == ours
-
-
-async def test_it_sets_up_a_database_that_looks_like_supabase(clusters: Clusters, connect: Connect) -> None:
-    with supabase_cluster(15) as supabase, supabase_database(supabase) as name:
-        url = supabase.url(name, user=OWNER)
-        done = script("setup_ops_schema.sh", SUPABASE_URL=url)
-        assert done.returncode == 0, done.stderr
-        db = await connect(url)
-        assert await catalog.verify(db) == []
-        db.terminate()
-
-
-async def test_several_at_once_do_each_step_once(empty_db_url: str, connect: Connect) -> None:
-    done = await asyncio.gather(
-        *(asyncio.to_thread(script, "setup_ops_schema.sh", DATABASE_URL=empty_db_url) for _ in range(4))
-    )
-    assert [each.returncode for each in done] == [0] * 4, [each.stderr for each in done]
-    assert await catalog.verify(await connect(empty_db_url)) == []
-
-
-async def test_a_migration_that_fails_leaves_nothing_and_is_named(empty_db_url: str, connect: Connect) -> None:
-    db = await connect(empty_db_url)
-    await db.execute("create schema ops_private; create table ops_private.leases (id int)")
-    done = script("setup_ops_schema.sh", DATABASE_URL=empty_db_url)
-    assert done.returncode == 6
-    assert done.stdout.splitlines() == [f"applied  {FILES[0]}"]
-    assert done.stderr.splitlines() == [
-        'setup_ops_schema.sh: database: relation "leases" already exists',
-        f"setup_ops_schema.sh: {FILES[1]} was not applied; those before it stay",
-    ]
-    assert await db.fetchval("select to_regclass('ops.projects')") is None
-    assert await db.fetchval(f"select count(*) from {migrations.HISTORY}") == 1
-
-
-async def test_a_version_of_somebody_else_s_is_refused(empty_db_url: str, connect: Connect) -> None:
-    db = await connect(empty_db_url)
-    await db.execute(
-        f"""
-        create schema supabase_migrations;
-        create table {migrations.HISTORY} (version text not null primary key, name text);
-        insert into {migrations.HISTORY} values ('{FILES[0].partition("_")[0]}', 'other');
-        """
-    )
-    done = script("setup_ops_schema.sh", DATABASE_URL=empty_db_url)
-    assert done.returncode == 5
-    assert "the history has another migration" in error(done)
-
-
-async def test_verify_only_changes_nothing_and_names_what_differs(
-    db: asyncpg.Connection, db_url: str, empty_db_url: str, cluster: Cluster
-) -> None:
-    done = script("setup_ops_schema.sh", "--verify-only", DATABASE_URL=empty_db_url)
-    assert done.returncode == 1
-    assert "schema ops" in done.stderr.splitlines()
-    assert len(done.stderr.splitlines()) <= 25
-    empty = cluster.dump(empty_db_url.partition("@/")[2].partition("?")[0])
-    assert "ops" not in empty
-
-    await db.execute("create function ops.cancel_run(uuid) returns int return 1")
-    done = script("setup_ops_schema.sh", "--verify-only", DATABASE_URL=db_url)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.splitlines()[1:-1] == ["function ops.cancel_run(uuid)"]
-
-    await db.execute("drop function ops.cancel_run(uuid)")
-    await db.execute("drop function ops.reap; grant delete on ops.runs to authenticated")
-    done = script("setup_ops_schema.sh", "--verify-only", DATABASE_URL=db_url)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.splitlines()[1:-1] == ["function ops.reap()", "table ops.runs"]
-    assert await db.fetchval("select to_regproc('ops.reap')") is None
-
-
-async def test_a_folder_with_a_space_is_one_folder(empty_db_url: str, tmp_path: Path) -> None:
-    copy = tmp_path / "a check out"
-    shutil.copytree(SCRIPTS, copy / "scripts" / "odooops")
-    shutil.copytree(ROOT / "sql", copy / "sql")
-    done = script(copy / "scripts" / "odooops" / "setup_ops_schema.sh", cwd=tmp_path, DATABASE_URL=empty_db_url)
-    assert done.returncode == 0, done.stderr
-
-
-async def test_the_supabase_cli_pushes_the_same(tcp_cluster: Cluster, connect: Connect, tmp_path: Path) -> None:
-    supabase_path = f"{npm.install(npm.TOOLS)}/.bin:{client_binaries()}:{npm.environment()['PATH']}"
-    own = tmp_path / "supabase" / "migrations"
-    own.mkdir(parents=True)
-    (tmp_path / "supabase" / "config.toml").touch()
-    (own / "20260101000000_own.sql").write_text("create table public.own (id int);\n")
-    with tcp_cluster.database() as name:
-        url = tcp_cluster.url(name, host="127.0.0.1")
-        done = script("setup_ops_schema.sh", "--cli", "--workdir", str(tmp_path), DATABASE_URL=url, PATH=supabase_path)
-        assert done.returncode == 0, done.stderr
-        assert re.search(r"^verified \d+ objects$", done.stdout, re.MULTILINE)
-        assert tcp_cluster.password not in done.stdout + done.stderr
-        db = await connect(url)
-        assert await db.fetchval("select to_regclass('public.own')") == "own"
-        assert await migrations.migrate(db) == []
-        again = script("setup_ops_schema.sh", DATABASE_URL=url)
-        assert (again.returncode, again.stdout.splitlines()[0]) == (0, "0 applied")
-        db.terminate()
-    with tcp_cluster.database() as name:
-        url = tcp_cluster.url(name, host="127.0.0.1")
-        done = script("setup_ops_schema.sh", "--cli", DATABASE_URL=url, PATH=supabase_path)
-        assert done.returncode == 0, done.stderr
-
-
-def test_a_cli_that_is_not_there_is_one_line(empty_db_url: str) -> None:
-    path = f"{client_binaries()}:/usr/bin:/bin"
-    done = script("setup_ops_schema.sh", "--cli", DATABASE_URL=empty_db_url, PATH=path)
-    assert done.returncode == 2
-    assert "supabase is not installed" in error(done)
-
-
 # --- env_create.sh ----------------------------------------------------------------------------------------------------
 
 
@@ -297,19 +135,23 @@ FLAGS = ["--project=acme", "--type", "build", "--ref=feature/x", "--commit", "4F
 PLACES = ["acme", "build", "feature/x", "4F2A91C"]
 
 
-@pytest.mark.parametrize("words", [FLAGS, PLACES], ids=["flags", "positions"])
-async def test_create_queues_the_run_and_prints_its_id_only(world: World, db_url: str, words: list[str]) -> None:
+REF_AND_COMMIT = {"git_ref": "feature/x", "git_commit": "4f2a91c"}
+
+
+@pytest.mark.parametrize(
+    ("words", "metadata"), [(FLAGS, REF_AND_COMMIT), (PLACES, REF_AND_COMMIT), (FLAGS[:3], {})],
+    ids=["flags", "positions", "no ref"],
+)  # fmt: skip
+async def test_create_queues_the_run_and_prints_only_its_id(
+    world: World, db_url: str, words: list[str], metadata: dict[str, str]
+) -> None:
     done = script("env_create.sh", *words, DATABASE_URL=db_url)
     assert done.returncode == 0, done.stderr
     run = await world.row(uuid.UUID(done.stdout.strip()))
     assert (run["project_id"], run["workflow_id"], run["status"]) == (world.project, world.workflow, "queued")
-    assert json.loads(run["metadata"]) == {"git_ref": "feature/x", "git_commit": "4f2a91c"}
-    assert done.stderr == "env_create.sh: run #1 of acme is queued, ref feature/x, commit 4f2a91c\n"
-
-
-async def test_create_says_nothing_of_git_where_nothing_is_said(world: World, db_url: str) -> None:
-    done = script("env_create.sh", "--project=acme", "--type=build", DATABASE_URL=db_url)
-    assert json.loads((await world.row(uuid.UUID(done.stdout.strip())))["metadata"]) == {}
+    assert json.loads(run["metadata"]) == metadata
+    ref_and_commit = ", ref feature/x, commit 4f2a91c" if metadata else ""
+    assert done.stderr == f"env_create.sh: run #1 of acme is queued{ref_and_commit}\n"
 
 
 async def test_the_same_key_is_the_same_run_of_its_project(world: World, db_url: str) -> None:
@@ -326,36 +168,25 @@ async def test_the_same_key_is_the_same_run_of_its_project(world: World, db_url:
     assert await world.db.fetchval("select count(*) from ops.runs") == 2
 
 
-async def test_create_chooses_among_enabled_workflows_and_never_guesses(world: World, db_url: str) -> None:
+async def test_create_takes_the_only_enabled_workflow_or_the_named_one(world: World, db_url: str) -> None:
     second = await new_workflow(world.db, world.project, "second")
     off = await new_workflow(world.db, world.project, "off")
     await world.db.execute("update ops.workflows set enabled = false where id = $1", off)
-
-    def create(*words: str) -> subprocess.CompletedProcess[str]:
-        return script("env_create.sh", *words, DATABASE_URL=db_url)
-
+    named = [*FLAGS[:3], "--workflow=second"]
+    for words in (named, [*PLACES, "second"]):
+        done = script("env_create.sh", *words, DATABASE_URL=db_url)
+        assert (await world.row(uuid.UUID(done.stdout.strip())))["workflow_id"] == second
+    await world.db.execute("insert into ops.projects (workspace_key, slug, name, odoo_version, status)"
+                           " values ('old', 'old', 'Old', '18.0', 'archived')")  # fmt: skip
     for words, says in (
-        (
-            ["--project=acme", "--type=build"],
-            "workflows of type build: choose one with --workflow: build, second",
-        ),
-        (
-            ["--project=acme", "--type=build", "--workflow=off"],
-            "project acme has no enabled workflow off of type build",
-        ),
+        (FLAGS[:3], "workflows of type build: choose one with --workflow: build, second"),
+        ([*FLAGS[:3], "--workflow=off"], "project acme has no enabled workflow off of type build"),
         (["--project=acme", "--type=deploy"], "project acme has no enabled workflow of type deploy"),
         (["--project=nowhere", "--type=build"], "there is no project nowhere"),
+        (["--project=old", "--type=build"], "project old is archived"),
     ):
-        done = create(*words)
-        assert done.returncode == 5
-        assert says in error(done)
-    for words in (["--project=acme", "--type=build", "--workflow=second"], [*PLACES, "second"]):
-        done = create(*words)
-        assert (await world.row(uuid.UUID(done.stdout.strip())))["workflow_id"] == second
-    await world.db.execute("update ops.projects set status = 'archived'")
-    done = create("--project=acme", "--type=build", "--workflow=second")
-    assert done.returncode == 5
-    assert "project acme is archived" in error(done)
+        done = script("env_create.sh", *words, DATABASE_URL=db_url)
+        assert (done.returncode, says in error(done)) == (5, True)
 
 
 HOSTILE = "'; drop schema ops cascade; --\\ $$ :project \"\n\\! touch pwned"
@@ -376,7 +207,7 @@ async def test_no_argument_is_ever_sql(world: World, db_url: str, tmp_path: Path
     assert queued["idempotency_key"] == f"{world.project}:{HOSTILE}"
     assert script("env_destroy.sh", str(run), "--reason", HOSTILE, cwd=tmp_path, DATABASE_URL=db_url).returncode == 0
     assert (await world.row(run))["error_message"] == HOSTILE
-    assert os.listdir(tmp_path) == []  # noqa: PTH208 - nothing else runs here
+    assert await asyncio.to_thread(lambda: list(tmp_path.iterdir())) == []
 
 
 # --- env_wait_ready.sh and env_destroy.sh -----------------------------------------------------------------------------

@@ -85,11 +85,6 @@ def test_what_the_cli_pushed_is_complete_and_leaves_us_nothing_to_do(cli: Cli) -
     assert "complete" in ops_worker("verify", url=cli.url)
 
 
-def test_what_we_migrated_leaves_the_cli_nothing_to_push(cli: Cli) -> None:
-    ops_worker("migrate", url=cli.url)
-    assert pushed(cli) == []
-
-
 def test_both_take_turns(project: Project, url: str) -> None:
     assert pushed(project(FILES[:2])) == FILES[:2]
     applied = ops_worker("migrate", url=url)

@@ -25,3 +25,12 @@ def script(path: str | Path, *words: str, cwd: Path = ROOT, **environ: str) -> s
         [SCRIPTS / path, *words], cwd=cwd, env=environ_of(**environ), stdin=subprocess.DEVNULL,
         capture_output=True, text=True, timeout=PATIENCE, check=False,
     )  # fmt: skip
+
+
+def error(done: subprocess.CompletedProcess[str]) -> str:
+    """The one line that a script of ``scripts/odooops`` printed, to stderr, without the script's name."""
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    name, _, message = line.partition(": ")
+    assert (SCRIPTS / name).is_file()
+    return message
