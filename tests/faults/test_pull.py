@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 from tests.faults.scene import Job, Scene
-from tests.support.docker import PATIENCE
+from tests.support.docker import FINAL, PATIENCE, until
 from tests.support.registry import INIT, Registry, client_config, registry_with_images_removed
 
 PASSWORD = "-".join(["of", "the", "registry"])
@@ -95,6 +95,55 @@ async def test_a_pull_that_drips_bytes_frees_its_slot_and_is_aborted(pulling: Pu
         assert await asyncio.to_thread(pulling.registry.abandoned.wait, PATIENCE)
     reason = {"canceled": "canceled", "failed": "image_missing"}[ending]
     await pulling.scene.holds(pulling.job, ending, reason, ran=False)
+
+
+async def test_canceled_pulls_of_a_silent_registry_leave_no_call_behind(pulling: Pulling) -> None:
+    plane, registry = pulling.scene.plane, pulling.registry
+    registry.silent = True
+    registry.flowing.clear()
+    run_id = pulling.job.run_id
+    async with pulling.scene.worker("--concurrency", "1", **pulling.environ):  # which may make five calls at once
+        for _ in range(6):
+            await pulling.until_halfway()
+            await plane.cancel(run_id)
+            assert (await plane.until(run_id, *FINAL))["status"] == "canceled"
+            run_id = await plane.queue(await plane.workflow({"command": INIT}))
+        registry.silent = False
+        registry.flowing.set()
+        assert (await plane.until(run_id, *FINAL))["status"] == "succeeded"
+        await plane.until_containers(0)
+
+
+async def test_a_registry_that_says_nothing_ends_the_run_at_the_idle_limit(pulling: Pulling) -> None:
+    pulling.registry.silent = True
+    pulling.registry.flowing.clear()
+    async with pulling.scene.worker("--pull-idle-timeout", "1", **pulling.environ):
+        await pulling.scene.until_final(pulling.job)
+    await pulling.scene.holds(pulling.job, "failed", "image_missing", ran=False)
+    assert "pull_idle_timeout" in (await pulling.scene.plane.run(pulling.job.run_id))["error_message"]
+
+
+async def test_runs_that_wait_for_one_image_share_its_pull_and_no_other_run_waits(pulling: Pulling) -> None:
+    plane = pulling.scene.plane
+    pulling.registry.flowing.clear()
+    waiting = [pulling.job.run_id, *[await plane.queue(await plane.workflow({"command": INIT})) for _ in range(2)]]
+    async with pulling.scene.worker("--concurrency", "4", **pulling.environ):
+        await pulling.until_halfway()
+        pulls = "select count(*) from ops.run_events where message like 'pulling image %'"
+        assert await until(lambda: plane.db.fetchval(f"{pulls} having count(*) >= {len(waiting)}")) == len(waiting)
+        other = {"command": ["true"], "version": await plane.tool(plane.image)}
+        assert (await plane.until(await plane.queue(await plane.workflow(other)), *FINAL))["status"] == "succeeded"
+        await plane.cancel(waiting[1])
+        assert (await plane.until(waiting[1], *FINAL))["status"] == "canceled"
+        pulling.registry.flowing.set()
+        for run_id in (waiting[0], waiting[2]):
+            assert (await plane.until(run_id, *FINAL))["status"] == "succeeded"
+            said = [event["message"] for event in await plane.events(run_id, "info") if "image" in event["message"]]
+            assert said[0].startswith("pulling image ")
+            assert re.search(r"^pulled image .*: 1m in [0-9.]+ s$", said[-1])
+        await plane.until_containers(0)
+    [layer] = pulling.registry.layers
+    assert sum(path.endswith(f"/blobs/{layer}") for path in pulling.registry.served) == 1
 
 
 async def test_the_next_worker_repeats_the_pull_of_a_killed_one(pulling: Pulling) -> None:

@@ -47,6 +47,8 @@ class Registry:
     """While it is not set, downloads of layers stop in their middle, or drip."""
     dripping: bool = False
     """Whether layers come byte by byte."""
+    silent: bool = False
+    """Whether requests of manifests are not answered while ``flowing`` is not set."""
     abandoned: threading.Event = field(default_factory=threading.Event)
     """Set when a client hangs up on such a layer."""
 
@@ -94,6 +96,9 @@ class Registry:
         if path == "/v2/":
             return HTTPStatus.OK, b"{}", {"Content-Type": "application/json"}
         name, kind, reference = path.removeprefix("/v2/").rsplit("/", 2)
+        if self.silent and kind == "manifests":
+            self.halfway.release()
+            self.flowing.wait()
         digest = self.tags.get(f"{name}:{reference}", reference) if kind == "manifests" else reference
         if digest not in self.blobs:
             error = {"errors": [{"code": "MANIFEST_UNKNOWN", "message": "manifest unknown"}]}

@@ -27,6 +27,7 @@ from worker.model.spec import Bound, HostPolicy, RunSpec, resolve
 from worker.run.lifecycle import Run
 from worker.run.ports import RunContext, RunTimings
 from worker.run.preparation import container_name
+from worker.run.pulls import PullLimits, Pulls
 from worker.run.quota import DiskQuota
 from worker.tar import END_MARK
 from worker.telemetry import Metrics
@@ -38,6 +39,7 @@ NAME = container_name(RUN_ID, DATABASE)
 CONTAINER = "c0ffee"
 PATIENCE = 30.0
 FOREVER = 3600.0
+PULL_LIMITS = PullLimits(60.0, 60.0, 0.01)
 LINES = [(1, "one"), (2, "two"), (1, "three"), (1, ""), (2, "fünf"), (1, "six")]
 FRAMES = [frame(stream, f"{text}\n".encode()) for stream, text in LINES]
 JOURNAL = b"".join(FRAMES)
@@ -99,6 +101,7 @@ class ScriptedEngine(Scripted):
         self.ignores_sigterm = False
         self.here = True
         self.pulls: Callable[[], Awaitable[None]] | None = None
+        self.reports: list[Mapping[str, Any]] = []
         self.status: str | None = None
         self.started_at: datetime | None = None
         self.finished_at: datetime | None = None
@@ -130,8 +133,10 @@ class ScriptedEngine(Scripted):
         await self.call("image")
         return Image(reference, "sha256:1", None, "") if self.here else None
 
-    async def pull(self, reference: str) -> None:
+    async def pull(self, reference: str, on_report: Callable[[Mapping[str, Any]], object]) -> None:
         await self.call("pull")
+        for report in self.reports:
+            on_report(report)
         self.here = True
         if self.pulls is not None:
             await self.pulls()
@@ -409,7 +414,7 @@ class World:
         self.store = ScriptedStore()
         policy = HostPolicy()
         self.context = RunContext(
-            self.queue, self.engine, self.store, policy, "host-a", DATABASE, 3, 60.0, 2**30,
+            self.queue, self.engine, self.store, policy, "host-a", DATABASE, 3, Pulls(self.engine, PULL_LIMITS), 2**30,
             timings=RunTimings(quiet=0.01, ended_poll=0.0),
         )  # fmt: skip
 
@@ -426,7 +431,8 @@ class World:
 
     async def execute(self, run: Run | None = None, **claim: Any) -> str | None:
         with anyio.fail_after(PATIENCE):
-            return await (run or self.run(**claim)).execute()
+            async with self.context.pulls.opened():
+                return await (run or self.run(**claim)).execute()
 
     @asynccontextmanager
     async def executing(self, run: Run | None = None, **claim: Any) -> AsyncIterator[tuple[Run, list[str | None]]]:
@@ -434,7 +440,7 @@ class World:
         run, result = run or self.run(**claim), list[str | None]()
 
         async def execute() -> None:
-            result.append(await run.execute())
+            result.append(await self.execute(run))
 
         with anyio.fail_after(PATIENCE):
             async with anyio.create_task_group() as tasks:

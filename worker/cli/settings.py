@@ -127,6 +127,7 @@ class Settings(BaseSettings):
     secrets_as_env: bool = _setting(_HOST.secrets_as_env, "", "secrets also as environment variables of the container")
     stop_grace: Seconds = _setting(10.0, "SECONDS", "between SIGTERM and SIGKILL")
     pull_timeout: Seconds = _setting(3600.0, "SECONDS", "that the pull of an image may take")
+    pull_idle_timeout: Seconds = _setting(300.0, "SECONDS", "that a pull may last without progress")
     default_timeout: Seconds = _setting(_HOST.timeout.default, "SECONDS", "for a run that sets no limit")
     max_timeout: Seconds | None = _setting(None, "SECONDS", "that a workflow may ask for at most")
     default_cpus: Cores = _setting(_HOST.cpus.default, "CORES", "for a run that sets no limit")

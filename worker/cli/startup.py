@@ -27,6 +27,7 @@ from worker.errors import ArtifactError, DatabaseUnavailable, EngineError, Engin
 from worker.model.claim import WorkerIdentity
 from worker.run.disk import Disk
 from worker.run.ports import RunContext
+from worker.run.pulls import PullLimits, Pulls
 from worker.run.secrets import SecretsFolder
 from worker.telemetry import Metrics, keep_systemd_informed, notify_systemd
 
@@ -70,6 +71,8 @@ async def _work(settings: Settings, dsn: str) -> None:
         resources.push_async_callback(queue.close)
         database_id = await _register(queue, takeover=alone)
         _log_start(settings, facts, database_id)
+        limits = PullLimits(settings.pull_timeout, settings.pull_idle_timeout)
+        pulls = await resources.enter_async_context(Pulls(engine, limits).opened())
         context = RunContext(
             queue=queue,
             engine=engine,
@@ -78,7 +81,7 @@ async def _work(settings: Settings, dsn: str) -> None:
             worker_id=identity.worker_id,
             database_id=database_id,
             stop_grace_seconds=settings.stop_grace,
-            pull_seconds=settings.pull_timeout,
+            pulls=pulls,
             max_log_bytes=settings.max_log,
             secrets=secrets,
         )

@@ -7,6 +7,7 @@ client from a small pool that no other thread uses meanwhile.
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -142,6 +143,39 @@ def cut(response: requests.Response) -> None:
         CancellableStream(iter(()), response).close()
 
 
+class Severable:
+    """The connections of one client, which another thread may end, also while the engine has not answered yet."""
+
+    def __init__(self) -> None:
+        self._sockets: list[socket.socket] = []
+        self._severed = False
+
+    def watch(self, client: docker.APIClient) -> None:
+        """From now on, connects before each request of this client, so that the socket is known."""
+        adapter: Any = client.get_adapter(client.base_url)
+        pool_for = adapter.get_connection_with_tls_context
+
+        def connected(*args: Any, **options: Any) -> Any:
+            pool = pool_for(*args, **options)
+            connection = pool._get_conn()  # noqa: SLF001 - urllib3 has no public way to its sockets
+            if connection.sock is None:
+                connection.connect()
+            self._sockets.append(connection.sock)
+            pool._put_conn(connection)  # noqa: SLF001 - the request takes it from there
+            if self._severed:
+                self.sever()
+            return pool
+
+        adapter.get_connection_with_tls_context = connected
+
+    def sever(self) -> None:
+        """Ends every request under way and to come; the engine then stops what it does for it."""
+        self._severed = True
+        for each in self._sockets:
+            with suppress(OSError):  # closed already
+                each.shutdown(socket.SHUT_RDWR)
+
+
 def logs(client: docker.APIClient, container_id: str, params: dict[str, int]) -> requests.Response:
     """The raw response of the log endpoint: ``APIClient.logs`` throws the stream of each frame away."""
     words = {"stdout": 1, "stderr": 1, "timestamps": 1, **params}
@@ -192,8 +226,8 @@ def get(
         response.close()
         raise requests.ConnectionError("the headers of the answer are cut off")
     if endless:  # as the SDK does it for its own streams
-        socket = client._get_raw_response_socket(response)  # type: ignore[attr-defined]  # noqa: SLF001
-        client._disable_socket_timeout(socket)  # type: ignore[attr-defined]  # noqa: SLF001
+        raw = client._get_raw_response_socket(response)  # type: ignore[attr-defined]  # noqa: SLF001
+        client._disable_socket_timeout(raw)  # type: ignore[attr-defined]  # noqa: SLF001
     return response
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,10 +15,9 @@ import anyio
 import docker
 import docker.errors
 import docker.utils
-import requests
 from docker.utils import version_gte
 
-from worker.engine.client import EngineApi, cut, disk_usage
+from worker.engine.client import EngineApi, Severable, disk_usage
 from worker.engine.containers import Container, Opened
 from worker.engine.create import ContainerRequest, create
 from worker.errors import ImageMissing
@@ -106,37 +104,32 @@ class Engine:
         digest = digest_of(ImageName.parse(reference), facts.get("RepoDigests") or ())
         return Image(reference, facts["Id"], digest, config.get("User") or "")
 
-    async def pull(self, reference: str) -> None:
+    async def pull(self, reference: str, on_report: Callable[[Mapping[str, Any]], object]) -> None:
         """Fetches an image with the credentials of the engine client's own configuration file.
+
+        ``on_report`` gets each of the engine's reports, in another thread.
 
         Raises ``ImageMissing`` with the registry's words. Cancelled, it cuts its connection, and the engine stops too.
         """
         name, tag = docker.utils.parse_repository_tag(reference)
-        answers: list[requests.Response] = []
-        cancelled = threading.Event()
-
-        def answered(response: requests.Response, *_: object, **__: object) -> None:
-            answers.append(response)
-            if cancelled.is_set():
-                cut(response)
+        connection = Severable()
 
         def pull(_: docker.APIClient) -> None:
             try:
                 with closing(self._api.new_client()) as client:  # its own, since its connection may be cut
-                    client.hooks["response"].append(answered)
+                    connection.watch(client)
                     for step in client.pull(name, tag=tag, stream=True, decode=True):
                         # The field "error" is deprecated since API 1.48.
                         if error := step.get("error") or (step.get("errorDetail") or {}).get("message"):
                             raise ImageMissing(reference, error)
+                        on_report(step)
             except docker.errors.APIError as error:
                 raise ImageMissing(reference, error.explanation or str(error)) from error
 
         try:
             await self._api.call(pull, abandon=True)
         finally:
-            cancelled.set()
-            for response in answers:
-                cut(response)
+            connection.sever()
 
     async def create(
         self, name: str, image: Image, spec: RunSpec, labels: Mapping[str, str], secrets: Sequence[Secret] = ()

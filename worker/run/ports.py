@@ -14,6 +14,7 @@ from worker.model.config import ArtifactRule
 from worker.model.container import ContainerState, Image, Secret
 from worker.model.outcome import Outcome
 from worker.model.spec import HostPolicy, RunSpec
+from worker.run.pulls import Pulls
 from worker.run.secrets import SecretsFolder
 
 
@@ -63,7 +64,6 @@ class RunEngine(Protocol):
     """The container engine."""
 
     async def image(self, reference: str) -> Image | None: ...
-    async def pull(self, reference: str) -> None: ...
     async def create(
         self, name: str, image: Image, spec: RunSpec, labels: Mapping[str, str], secrets: Sequence[Secret]
     ) -> RunContainer: ...
@@ -115,7 +115,7 @@ class RunContext:
     worker_id: str
     database_id: uuid.UUID
     stop_grace_seconds: float
-    pull_seconds: float
+    pulls: Pulls
     max_log_bytes: int
     secrets: SecretsFolder = field(default_factory=SecretsFolder)
     timings: RunTimings = field(default_factory=lambda: TIMINGS)

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-import anyio
 import anyio.to_thread
 
 from worker.concurrency import cancel_on
-from worker.errors import ImageMissing, RunFailure
+from worker.errors import RunFailure
 from worker.model.claim import Claim
 from worker.model.container import (
     LABEL_DATABASE,
@@ -23,6 +22,8 @@ from worker.model.container import (
     Secret,
 )
 from worker.model.outcome import Reason
+from worker.model.pull import PullProgress
+from worker.model.sizes import rounded_size
 from worker.model.spec import RunSpec, RunTerms, resolve
 from worker.run.engine_retry import EngineRetry
 from worker.run.ports import RunContainer, RunContext
@@ -104,19 +105,21 @@ class Preparation:
         if image is not None:
             return image
         await self._reporter.event("info", f"pulling image {reference}", {"image": reference})
-        pull_seconds = self._context.pull_seconds
-        with anyio.move_on_after(pull_seconds) as waiting:  # a registry may send a byte now and then
-            async with cancel_on(self._stop.requested):
-                await self._calls(self._engine.pull, reference)
-                image = await self._calls(self._engine.image, reference)
-                if image is None:
-                    raise ImageMissing(reference, "the registry's answer did not contain it")
-        if waiting.cancelled_caught:
-            limit = f"{pull_seconds:g} s, the host's setting pull_timeout"
-            raise ImageMissing(reference, f"the registry took longer than {limit}")
-        if image is None:
+
+        async def report(progress: PullProgress) -> None:
+            facts = {"layers": progress.layers, "layers_done": progress.layers_done, "bytes": progress.received}
+            message = f"pulling image {reference}: {progress.text}"
+            await self._reporter.event("info", message, {"image": reference, **facts})
+
+        pulled = None
+        async with cancel_on(self._stop.requested):
+            pulled = await self._context.pulls.pull(reference, report)
+        if pulled is None:
             raise RunFailure(Reason.CANCELED, "canceled before its container was created")
-        return image
+        size, seconds = pulled.progress.received, round(pulled.seconds, 1)
+        message = f"pulled image {reference}: {rounded_size(size)} in {seconds:g} s"
+        await self._reporter.event("info", message, {"image": reference, "bytes": size, "seconds": seconds})
+        return pulled.image
 
     async def _create(self, spec: RunSpec, image: Image, secrets: Sequence[Secret]) -> RunContainer:
         labels = {

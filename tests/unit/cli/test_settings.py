@@ -45,6 +45,7 @@ def test_nothing_set_is_the_defaults() -> None:
         ("allowed_images", "odoo:*,registry.example/[ab]*", ("odoo:*", "registry.example/[ab]*")),
         ("allowed_networks", "none", ("none",)), ("read_only_root", "true", True), ("secrets_as_env", "true", True),
         ("secrets_dir", "/run/secrets", Path("/run/secrets")), ("stop_grace", "1", 1.0), ("pull_timeout", "90", 90.0),
+        ("pull_idle_timeout", "90", 90.0),
         ("default_timeout", "60", 60.0), ("max_timeout", "7200", 7200.0), ("default_cpus", "1.5", 1.5),
         ("max_cpus", "8", 8.0), ("default_memory", "512m", 2**29), ("max_memory", "8 GiB", 2**33),
         ("default_pids", "64", 64), ("max_pids", "2048", 2048), ("default_nofile", "1024", 1024),
