@@ -88,7 +88,7 @@ gate-schema: setup ## check the migrations, also with the Supabase CLI, and DBML
 gate-prisma: setup ## check the Prisma schema and the TypeScript types
 	@$(PYTEST) $(SCHEMA_TESTS) -k "prisma or types"
 
-bench: setup ## measure the cost of a run beyond the engine's, and log lines per second
+bench: setup ## measure log store, queue and runs against baselines, and write docs/benchmarks.md
 	@scripts/engine run $(BIN)/python -m tests.bench $(ARGS)
 
 compare: setup ## run one job here and on Celery, Prefect, Airflow, Dagster and Buildbot, with faults

@@ -1,0 +1,435 @@
+"""The queue: what a run costs the database, and what a claim costs whatever else is stored or waiting."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import asyncpg
+
+from tests.bench.harness import (
+    SUCCEEDED,
+    Bench,
+    carried_out,
+    claimed,
+    connections,
+    queues,
+    seconds,
+    wal_position,
+)
+from tests.bench.report import Figure, Mark
+from tests.bench.simulated import listening
+from tests.support import policies
+from tests.support.docker import Plane, new_project
+from worker.database.queue import Queue
+
+T = TypeVar("T")
+PLAIN = Path(__file__).with_name("plain.sql")
+CLIENTS = (1, 4, 8)
+PROJECTS = 10
+"""Among which a long queue is divided: a project may queue at most 100,000 runs."""
+
+STEP = 10_000
+"""Runs in one statement."""
+
+CLAIM = """
+    with next as (
+        select r.id from plain.runs as r
+        where r.status = 'queued' and r.scheduled_at is null and r.labels <@ '{}'
+        order by r.priority desc, r.created_at, r.run_number limit 1 for update of r skip locked
+    ), claimed as (
+        update plain.runs as r
+        set status = 'claimed', claimed_by = $1, claimed_instance = $2, claimed_at = clock_timestamp(),
+            claim_count = r.claim_count + 1, updated_at = clock_timestamp()
+        from next where r.id = next.id returning r.*
+    ), lease as (
+        insert into plain.leases (run_id, worker_id, instance_id, db_role, engine_id, lease_seconds, expires_at)
+        select c.id, $1, $2, 'bench', 'bench', 300, clock_timestamp() + interval '300 seconds' from claimed as c
+    ), event as (
+        insert into plain.run_events (run_id, project_id, event_type, message, payload)
+        select c.id, c.project_id, 'state_change', 'queued -> claimed', jsonb_build_object('previous_status', 'queued',
+            'new_status', 'claimed', 'actor', 'bench', 'worker_id', $1)
+        from claimed as c
+    )
+    select c.* from claimed as c
+"""
+START = """
+    with started as (
+        update plain.runs as r set status = 'running', started_at = clock_timestamp(), updated_at = clock_timestamp()
+        where r.id = $1 and r.claimed_instance = $2 returning r.*
+    ), event as (
+        insert into plain.run_events (run_id, project_id, event_type, message, payload)
+        select s.id, s.project_id, 'state_change', 'claimed -> running', jsonb_build_object('previous_status',
+            'claimed', 'new_status', 'running', 'actor', 'bench', 'worker_id', s.claimed_by)
+        from started as s
+    )
+    select s.started_at from started as s
+"""
+COMPLETE = """
+    with completed as (
+        update plain.runs as r
+        set status = 'succeeded', exit_code = 0, reason = 'succeeded', finished_at = clock_timestamp(),
+            updated_at = clock_timestamp()
+        where r.id = $1 and r.claimed_instance = $2 returning r.*
+    ), lease as (
+        delete from plain.leases as l using completed as c where l.run_id = c.id
+    ), event as (
+        insert into plain.run_events (run_id, project_id, event_type, message, payload)
+        select c.id, c.project_id, 'state_change', 'running -> succeeded', jsonb_build_object('previous_status',
+            'running', 'new_status', 'succeeded', 'actor', 'bench', 'worker_id', c.claimed_by, 'reason', c.reason,
+            'exit_code', c.exit_code)
+        from completed as c
+    )
+    select c.finished_at from completed as c
+"""
+"""The row changes and the event of each transition, in one statement."""
+
+UPDATES = """
+    select sum(s.n_tup_upd)::bigint, sum(s.n_tup_hot_upd)::bigint
+    from pg_stat_user_tables as s where s.schemaname in ('ops', 'ops_private')
+"""
+
+
+async def fill(db: asyncpg.Connection, workflow: uuid.UUID, count: int, columns: str = "", values: str = "") -> None:
+    """Queues runs as a client does, many in a statement."""
+    project = await db.fetchval("select project_id from ops.workflows where id = $1", workflow)
+    for at in range(0, count, STEP):
+        await db.execute(
+            f"insert into ops.runs (project_id, workflow_id{columns and f', {columns}'})"
+            f" select $1, $2{values and f', {values}'} from generate_series(1, {min(STEP, count - at)})",
+            project,
+            workflow,
+        )
+        if at == 0:
+            await db.execute("analyze ops.runs")  # plans that were made for an empty table are slow
+
+
+async def fill_projects(bench: Bench, plane: Plane, count: int, columns: str, values: str) -> list[uuid.UUID]:
+    """Divides so many queued runs among new projects; returns their workflows."""
+    projects = [await new_project(plane.db, f"crowd{number}") for number in range(PROJECTS)]
+    workflows = [await plane.workflow(project_id=project) for project in projects]
+    left = list(workflows)
+
+    async def lane(db: asyncpg.Connection) -> None:
+        await db.execute("set synchronous_commit = off")
+        while left:
+            bench.say(f"queued runs of {PROJECTS} projects, {len(left)} are left")
+            await fill(db, left.pop(), count // PROJECTS, columns, values)
+
+    async with connections(plane, 2) as lanes:
+        await _together(lane, lanes)
+    bench.say("vacuum")
+    await plane.db.execute("vacuum (analyze)")
+    return workflows
+
+
+# --- one run's life ---------------------------------------------------------------------------------------------------
+
+
+async def life(bench: Bench) -> list[Figure]:
+    """Claim, start and complete by 1, 4 and 8 clients, against the same row changes and events in plain SQL."""
+    figures, wal, hot = [], list[float](), list[float]()
+    for clients in CLIENTS:
+        async with bench.plane() as plane:
+            ours, bare, written = await lives(bench, plane, clients)
+            if clients == 1:
+                wal = written
+                updates, hot_updates = await plane.db.fetchrow(UPDATES)  # complete, since the workers are closed
+                hot = [hot_updates / updates]
+        figures.append(
+            Figure(
+                f"claim, start, complete, {clients} client{'s' * (clients > 1)}", "runs/s", ours,
+                "the same changes in plain SQL on the schema of 2026-11-26", bare, Mark("≥", 0.9),
+            )
+        )  # fmt: skip
+    return [
+        *figures,
+        Figure("WAL of claim, start and complete", "bytes", wal, mark=Mark("≤", 4600, "value")),
+        Figure("updates that are HOT", "of 1", hot, mark=Mark("≥", 1.0, "value")),
+    ]
+
+
+async def lives(bench: Bench, plane: Plane, clients: int) -> tuple[list[float], list[float], list[float]]:
+    """Runs per second by functions and in plain SQL, and bytes of WAL of a run."""
+    each, wal = bench.size(240 // clients), list[float]()
+    workflow = await plane.workflow()
+    await plane.db.execute(PLAIN.read_text(encoding="utf-8"))
+    async with queues(plane, clients) as workers, connections(plane, clients) as plain:
+
+        async def by_functions() -> float:
+            async def lane(queue: Queue) -> None:
+                for _ in range(each):
+                    await carried_out(queue)
+
+            await fill(plane.db, workflow, each * clients)
+            written = await wal_position(plane.db)
+            rate = each * clients / await seconds(_together(lane, workers))
+            wal.append((await wal_position(plane.db) - written) / (each * clients))
+            return rate
+
+        async def by_plain_sql() -> float:
+            async def lane(db: asyncpg.Connection) -> None:
+                me = uuid.uuid4()
+                for _ in range(each):
+                    run = await db.fetchrow(CLAIM, "bench", me)
+                    await db.fetchval(START, run["id"], me)
+                    await db.fetchval(COMPLETE, run["id"], me)
+
+            await plane.db.execute(
+                "insert into plain.runs (project_id, workflow_id, run_number) select $1, $1, $2 + n"
+                f" from generate_series(1, {each * clients}) as n",
+                plane.project_id,
+                await plane.db.fetchval("select coalesce(max(run_number), 0) from plain.runs"),
+            )
+            return each * clients / await seconds(_together(lane, plain))
+
+        bare, ours = await bench.alternate(by_plain_sql, by_functions)
+    return ours, bare, wal
+
+
+async def _together(work: Callable[[T], Awaitable[None]], over: Sequence[T]) -> None:
+    await asyncio.gather(*(work(one) for one in over))
+
+
+# --- claims behind many runs ------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def crowd(bench: Bench, kind: str) -> AsyncIterator[tuple[Plane, int]]:
+    """A database with many runs of that kind; yields how many."""
+    count = bench.size(1_000_000 if kind in ("finished", "not yet due") else 900_000, 2000)
+    async with bench.plane() as plane, queues(plane) as [holder]:
+        if kind == "finished":
+            bench.say("finished runs")
+            await fill_finished(plane, count)
+        elif kind == "not yet due":
+            await fill_projects(bench, plane, count, "scheduled_at", "now() + interval '1 day'")
+        elif kind == "labels":
+            await fill_projects(bench, plane, count, "labels", "'{gpu}'")
+        else:
+            workflows = await fill_projects(bench, plane, count, "concurrency_key", "'busy'")
+            for _ in workflows:
+                await holder.start((await claimed(holder)).run_id)
+        yield plane, count
+
+
+async def fill_finished(plane: Plane, count: int) -> None:
+    """Stores finished runs without their events."""
+    workflow = await plane.workflow()
+    await plane.db.execute("set session_replication_role = replica; set synchronous_commit = off")
+    await plane.db.execute(
+        "insert into ops.runs (project_id, workflow_id, run_number, status, claimed_by, claimed_at, started_at,"
+        " finished_at, exit_code, reason, claim_count) select $1, $2, n, 'succeeded', 'bench', now(), now(), now(), 0,"
+        f" 'succeeded', 1 from generate_series(1, {count}) as n",
+        plane.project_id,
+        workflow,
+    )
+    await plane.db.execute(
+        "insert into ops_private.run_counters (project_id, last) values ($1, $2)"
+        " on conflict (project_id) do update set last = excluded.last",
+        plane.project_id,
+        count,
+    )
+    await plane.db.execute("reset session_replication_role; reset synchronous_commit")
+    await plane.db.execute("vacuum (analyze)")
+
+
+async def claim_time(plane: Plane, queue: Queue, workflow: uuid.UUID | None, repeats: int) -> float:
+    """The median of a claim in milliseconds. Without a workflow the worker claims what waits."""
+    times = []
+    for _ in range(repeats):
+        if workflow is not None:
+            run_id = await plane.queue(workflow)
+        began = time.perf_counter()
+        claim = await claimed(queue)
+        times.append((time.perf_counter() - began) * 1000)
+        assert workflow is None or claim.run_id == run_id, "the claim took another run"
+        await queue.start(claim.run_id)
+        await queue.complete(claim.run_id, SUCCEEDED)
+        if sum(times) > 5000:
+            break
+    return sorted(times)[len(times) // 2]
+
+
+async def behind(bench: Bench) -> list[Figure]:
+    """The claim of one run while many others are stored or wait, against the claim of an empty queue."""
+    figures = []
+    repeats = bench.size(20, 3)
+    async with bench.plane() as empty, queues(empty) as [alone]:
+        free = await empty.workflow()
+
+        async def measure(what: str, plane: Plane, queue: Queue, workflow: uuid.UUID | None) -> None:
+            await claim_time(plane, queue, workflow, 2)  # the first claim of a connection compiles the functions
+            await claim_time(empty, alone, free, 2)
+            bare, ours = await bench.alternate(
+                lambda: claim_time(empty, alone, free, repeats), lambda: claim_time(plane, queue, workflow, repeats)
+            )
+            figures.append(Figure(what, "ms", ours, "claim of an empty queue", bare, Mark("≤", 3)))
+
+        for kind, what in (
+            ("labels", "a claim behind {:,} runs with other labels"),
+            ("busy key", "a claim behind {:,} runs with a busy key"),
+            ("finished", "a claim beside {:,} finished runs"),
+            ("not yet due", "a claim beside {:,} runs that are not yet due"),
+        ):
+            async with crowd(bench, kind) as (plane, count), queues(plane) as [queue]:
+                await measure(what.format(count), plane, queue, await plane.workflow())
+                if kind == "labels":
+                    async with queues(plane, labels=("gpu",)) as [able]:
+                        await measure(f"a claim with {count:,} runs to choose from", plane, able, None)
+    return figures
+
+
+# --- inserts and lists ------------------------------------------------------------------------------------------------
+
+
+async def inserts(bench: Bench) -> list[Figure]:
+    """Runs that are queued in one statement, and one by one from 8 clients, against a copy without triggers."""
+    at_once, singly, clients = bench.size(10_000, 100), bench.size(1600, 16), 8
+    async with bench.plane() as plane, connections(plane, clients) as lanes:
+        workflow = await plane.workflow()
+        await plane.db.execute("create schema plain; create table plain.runs (like ops.runs including all)")
+        number = 0
+
+        def next_numbers(count: int) -> int:
+            nonlocal number
+            number += count
+            return number - count
+
+        async def by_statement() -> float:
+            return at_once / await seconds(fill(plane.db, workflow, at_once))
+
+        async def plain_statement() -> float:
+            sql = (
+                "insert into plain.runs (project_id, workflow_id, run_number) select $1, $2, $3 + n"
+                f" from generate_series(1, {at_once}) as n"
+            )
+            return at_once / await seconds(plane.db.execute(sql, plane.project_id, workflow, next_numbers(at_once)))
+
+        async def one_by_one(sql: str, *, numbered: bool) -> float:
+            async def lane(db: asyncpg.Connection) -> None:
+                for _ in range(singly // clients):
+                    more = [next_numbers(1) + 1] if numbered else []
+                    await db.execute(sql, plane.project_id, workflow, *more)
+
+            return singly // clients * clients / await seconds(_together(lane, lanes))
+
+        await plane.db.execute("analyze")
+        plain, ours, plain_single, single = await bench.alternate(
+            plain_statement,
+            by_statement,
+            lambda: one_by_one(
+                "insert into plain.runs (project_id, workflow_id, run_number) values ($1, $2, $3)", numbered=True
+            ),
+            lambda: one_by_one("insert into ops.runs (project_id, workflow_id) values ($1, $2)", numbered=False),
+        )
+    table = "a copy of the table without triggers"
+    return [
+        Figure(f"insert of {at_once:,} runs in one statement", "runs/s", ours, table, plain, Mark("≥", 0.9)),
+        Figure(f"insert one by one, {clients} clients", "runs/s", single, table, plain_single, Mark("≥", 0.5)),
+    ]
+
+
+async def listing(bench: Bench) -> list[Figure]:
+    """The first 50 queued runs of many."""
+    count = bench.size(100_000, 1000)
+    async with bench.plane() as plane, connections(plane, 1) as [member]:
+        workflow = await plane.workflow()
+        bench.say("queued runs")
+        await fill(plane.db, workflow, count)
+        await plane.db.execute(
+            "insert into ops.project_memberships (project_id, user_id, role) values ($1, $2, 'developer')",
+            plane.project_id,
+            policies.MEMBER,
+        )
+        await plane.db.execute("create schema plain; create table plain.runs as select * from ops.runs")
+        await plane.db.execute("create index on plain.runs (priority desc, created_at, run_number)")
+        await plane.db.execute("vacuum (analyze)")
+        await member.execute(f"set role authenticated; set request.jwt.claim.sub = '{policies.MEMBER}'")
+        names = await plane.db.fetchval(
+            "select coalesce(proargnames, '{}') from pg_proc where oid = 'ops.list_queued_runs'::regproc"
+        )
+        limited = "p_limit => 50" if "p_limit" in names else ""
+
+        async def read(db: asyncpg.Connection, sql: str) -> float:
+            began = time.perf_counter()
+            for _ in range(3):
+                assert len(await db.fetch(sql)) == 50
+            return (time.perf_counter() - began) * 1000 / 3
+
+        ours = f"select * from ops.list_queued_runs({limited}) limit 50"
+        plain = (
+            "select * from plain.runs where status = 'queued' order by priority desc, created_at, run_number limit 50"
+        )
+        bare, owner, user = await bench.alternate(
+            lambda: read(plane.db, plain), lambda: read(plane.db, ours), lambda: read(member, ours)
+        )
+    what = f"the first 50 of {count:,} queued runs"
+    return [
+        Figure(f"{what}, as {who}", "ms", values, "one index in that order", bare, Mark("≤", 5, "value"))
+        for who, values in (("owner", owner), ("member", user))
+    ]
+
+
+# --- many workers, many projects --------------------------------------------------------------------------------------
+
+
+async def waking(bench: Bench) -> list[Figure]:
+    """One run is queued while many workers wait: how many ask for it, and after which time it is claimed."""
+    crowd_size = bench.size(100, 5)
+    async with bench.plane() as plane:
+        log = await bench.statement_log(plane)
+        workflow = await plane.workflow({"artifacts": []})
+
+        async def enqueue() -> tuple[float, float]:
+            """Milliseconds until the claim, and how many claims the workers tried."""
+            began = log.size
+            run = await plane.run(await plane.queue(workflow))
+            ended = await plane.until(run["id"], "succeeded")
+            await asyncio.sleep(1)
+            claims = [one for _, one in log.since(began) if "claim" in one]
+            return (ended["claimed_at"] - run["created_at"]).total_seconds() * 1000, len(claims)
+
+        async def several(workers: int) -> tuple[list[float], list[float]]:
+            async with listening(plane, workers):
+                await enqueue()
+                answers = []
+                for number in range(bench.rounds):
+                    bench.say(f"{workers} workers, round {number + 1} of {bench.rounds}")
+                    answers.append(await enqueue())
+            return [waited for waited, _ in answers], [asked for _, asked in answers]
+
+        alone, _ = await several(1)
+        crowded, asked = await several(crowd_size)
+    return [
+        Figure(f"{crowd_size} idle workers, one run: queries for it", "queries", asked, mark=Mark("≤", 5, "value")),
+        Figure(
+            f"{crowd_size} idle workers, one run: time to its claim", "ms", crowded, "one worker", alone, Mark("≤", 2)
+        ),
+    ]
+
+
+async def fairness(bench: Bench) -> list[Figure]:
+    """One project has queued many runs, and another queues one: how many claims come before it."""
+    count, patience = bench.size(100_000, 500), 200
+    async with bench.plane() as plane, queues(plane) as [queue]:
+        bench.say("queued runs")
+        await fill(plane.db, await plane.workflow(), count)
+        other = await plane.workflow(project_id=await new_project(plane.db, "small"))
+        project = await plane.db.fetchval("select project_id from ops.workflows where id = $1", other)
+        run_id = await plane.db.fetchval(
+            "insert into ops.runs (project_id, workflow_id) values ($1, $2) returning id", project, other
+        )
+        number = 1
+        while number < patience and await carried_out(queue) != run_id:
+            number += 1
+    what = f"claims until the single run of a project starts, behind {count:,} of another (stops at {patience})"
+    return [Figure(what, "claims", [number], "first in, first out", [count + 1], Mark("≤", 33, "value"))]
+
+
+CASES = (life, behind, inserts, listing, waking, fairness)
