@@ -1,8 +1,8 @@
-"""A strict reader of tar streams (ustar, with pax and GNU extensions), because ``tarfile`` is a lenient one.
+"""A strict reader of tar streams (ustar, with pax and GNU extensions).
 
-``tarfile`` takes a cut or damaged header for the end of the archive, and only private methods of it can tell the
-difference. Here an archive ends with its end mark, which is two blocks of zeros, and with nothing after that mark but
-zeros; everything else raises ``DamagedError``. Memory does not depend on what the archive says.
+``tarfile`` reads a cut or damaged header as the end of the archive, and only its private methods distinguish the two.
+Here an archive ends with its end mark, which is two blocks of zeros, and only zeros may follow. Everything else raises
+``DamagedError``. Memory does not depend on the content of the archive.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ END_MARK = bytes(2 * BLOCK)
 """The whole of an archive without members."""
 
 MAX_HEADER = 1 << 20
-"""Bytes of a long name or of extended attributes, which are read whole."""
+"""Most bytes of a long name or of extended attributes, which are read whole."""
 
 FILE, FOLDER, HARD_LINK, SYMBOLIC_LINK = "0", "5", "1", "2"
 CHARACTER_DEVICE, BLOCK_DEVICE, NAMED_PIPE = "3", "4", "6"
 
 _WITHOUT_CONTENT = frozenset({FOLDER, HARD_LINK, SYMBOLIC_LINK, CHARACTER_DEVICE, BLOCK_DEVICE, NAMED_PIPE})
-"""Kinds whose size, if there is one, is not that of bytes in the archive."""
+"""Kinds of members without content in the archive, whatever size their header has."""
 
 _PAX, _PAX_FOR_ALL, _LONG_NAME, _LONG_LINK, _SPARSE = "x", "g", "L", "K", "S"
 _EXTENSIONS = frozenset({_PAX, _PAX_FOR_ALL, _LONG_NAME, _LONG_LINK})
@@ -34,14 +34,14 @@ _PIECE = 1 << 16
 
 
 class DamagedError(Exception):
-    """The archive is cut or damaged; the text says where."""
+    """The archive is cut or damaged; the text names the damage."""
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
     """An entry of an archive. ``kind`` is one character, such as ``FILE``; ``size`` counts bytes that follow it.
 
-    Bytes of the name that are not UTF-8 are shown as ``surrogateescape`` does.
+    Bytes of the name that are not UTF-8 are decoded with ``surrogateescape``.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Member:
 
 
 def piecewise(chunks: Iterator[bytes]) -> Callable[[int], bytes]:
-    """The source of a ``TarReader``, made of chunks of any size."""
+    """Makes the source of a ``TarReader`` from chunks of any size."""
     rest = memoryview(b"")
 
     def read(size: int) -> bytes:
@@ -69,7 +69,7 @@ def piecewise(chunks: Iterator[bytes]) -> Callable[[int], bytes]:
 def first_file(chunks: Iterator[bytes], max_bytes: int) -> bytes | None:
     """The content of an archive's first member; None unless it is a file of at most that size.
 
-    Reads no further than that member. Raises ``DamagedError``.
+    It does not read beyond that member. Raises ``DamagedError``.
     """
     tar = TarReader(piecewise(chunks))
     member = tar.next()
@@ -87,7 +87,7 @@ class TarReader:
         self._padding = 0
 
     def next(self) -> Member | None:
-        """The next member; None at the end of a whole archive. What is left of the content before is passed over."""
+        """The next member; None at the end of a whole archive. Skips the unread content of the member before."""
         while self.read(_PIECE):
             pass
         self._exactly(self._padding)
@@ -148,7 +148,7 @@ class TarReader:
 
 
 def _member(block: bytes) -> Member:
-    """What a header says without its extensions."""
+    """The member of one header, without the extensions before it."""
     sum_of_bytes = sum(block) - sum(block[148:156]) + 8 * ord(" ")
     if _number(block[148:156]) != sum_of_bytes:
         raise DamagedError("a header with a wrong checksum")
@@ -163,7 +163,7 @@ def _member(block: bytes) -> Member:
 
 
 def _named(name: bytes, kind: str, size: int) -> Member:
-    if kind == "\0":  # of an archive from before ustar
+    if kind == "\0":  # an archive older than ustar
         kind = FOLDER if name.endswith(b"/") else FILE
     if kind == FOLDER:
         name = name.rstrip(b"/") or name
@@ -179,7 +179,7 @@ def _extended(member: Member, long_name: bytes | None, records: dict[bytes, byte
 
 
 def _number(field: bytes) -> int:
-    """A number of a header: octal digits, or binary where the first bit is set."""
+    """A number of a header: octal digits, or binary if the first bit is set."""
     if field[0] & 0x80:
         return _possible(int.from_bytes(field, "big", signed=True) if field[0] == 0xFF else  # noqa: PLR2004
                          int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big"))  # fmt: skip
@@ -196,7 +196,7 @@ def _possible(size: int) -> int:
 
 
 def _records(data: bytes) -> dict[bytes, bytes]:
-    """Those of the pax records that matter here: ``LENGTH KEY=VALUE`` and a line feed each."""
+    """The pax records ``size`` and ``path``. A record is ``LENGTH KEY=VALUE`` and a line feed."""
     records = {}
     at = 0
     while at < len(data):

@@ -1,4 +1,4 @@
-"""``ops-worker`` as a process: what it refuses, what it waits for, what it says about itself, its exit codes."""
+"""``ops-worker`` as a process: what it refuses, what it waits for, what it prints, its exit codes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SECRET = "hunter22"  # noqa: S105 - what must not be seen
 
 
 async def until_waits_for(worker: WorkerProcess, what: str) -> dict[str, Any]:
-    """Waits for the line that says what cannot be reached."""
+    """Waits for the line that names what cannot be reached."""
     async with asyncio.timeout(PATIENCE):
         while True:
             for line in worker.said:
@@ -35,7 +35,7 @@ async def until_waits_for(worker: WorkerProcess, what: str) -> dict[str, Any]:
 
 
 class Surroundings:
-    """All that a worker touches when its settings are good: a database, an engine, a folder."""
+    """The database, the engine and the folder that a worker with good settings uses."""
 
     def __init__(self, folder: Path) -> None:
         self.store = folder / "store"
@@ -56,7 +56,7 @@ class Surroundings:
 
     @property
     def touched(self) -> list[str]:
-        """What of it was."""
+        """Which of the three were used."""
         found = ["artifact store"] if self.store.exists() else []
         for name, listener in (("database", self.database), ("engine", self.engine)):
             listener.setblocking(False)
@@ -96,7 +96,7 @@ BAD_VALUES = [  # of each place where a value is checked; all texts: tests/unit/
 
 def test_each_bad_value_is_one_line_and_nothing_is_touched(surroundings: Surroundings) -> None:
     left = list(BAD_VALUES)
-    while left:  # at once all that are not of the same setting; some are checked later than others
+    while left:  # one value of each setting at once; some are checked later than others
         now = {f"--{row[0].replace('_', '-')} (OPS_WORKER_{row[0].upper()})": row for row in reversed(left)}
         done = ops_worker(**surroundings.environ(**{name: value for name, value, _ in now.values()}))
         assert done.returncode == 2, done.stderr
@@ -109,8 +109,8 @@ def test_each_bad_value_is_one_line_and_nothing_is_touched(surroundings: Surroun
         assert surroundings.touched == []
 
 
-def test_good_values_are_what_the_engine_sees_first(surroundings: Surroundings) -> None:
-    # The other side of the test above: the same surroundings are touched.
+def test_good_values_reach_engine_and_store(surroundings: Surroundings) -> None:
+    # The control of the test above: with good values the same surroundings are touched.
     command = [sys.executable, "-m", "worker"]
     with subprocess.Popen(
         command, cwd=ROOT, env=environ_of(**surroundings.environ()), stderr=subprocess.PIPE
@@ -139,7 +139,7 @@ def test_version_and_help_are_printed_without_any_setting(argv: str, printed: st
     assert re.fullmatch(printed, done.stdout, re.DOTALL)
 
 
-def test_a_secret_in_the_wrong_place_is_not_repeated(db_url: str, tmp_path: Path) -> None:
+def test_a_secret_in_the_place_of_an_argument_is_not_quoted(db_url: str, tmp_path: Path) -> None:
     store = {"OPS_WORKER_ARTIFACT_STORE": (tmp_path / "store").as_uri()}
     misplaced = f"postgresql://worker:{SECRET}@127.0.0.1:9/ops"
     for argv in ("db {}", "db migrate {}", "db rollback {}", "db create-worker build1 {} extra", "prune {}", "{}",
@@ -162,7 +162,7 @@ def test_a_secret_in_the_wrong_place_is_not_repeated(db_url: str, tmp_path: Path
 
 
 def unreachable(cluster: Cluster, case: str) -> str:
-    """The URL of a database that there is no way into."""
+    """The URL of an unreachable database, or with a login that is refused."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     return {
@@ -185,7 +185,7 @@ LOGIN_REFUSED = "--database-url (OPS_WORKER_DATABASE_URL): the server refuses th
         ("no such role", 2, f'{LOGIN_REFUSED}role "nobody_here" does not exist'),
     ],
 )
-def test_a_database_without_a_way_in_is_one_line(
+def test_an_unreachable_database_or_refused_login_is_one_line(
     cluster: Cluster, tmp_path: Path, case: str, status: int, says: str
 ) -> None:
     for argv in ("--until-idle", "db status"):
@@ -198,7 +198,7 @@ def test_a_database_without_a_way_in_is_one_line(
 
 
 @pytest.mark.parametrize("argv", [("--log-level", "error"), ("prune",)])
-def test_a_wrong_password_ends_it_at_once_and_is_not_repeated(
+def test_a_wrong_password_ends_the_worker_at_start_and_is_not_quoted(
     tcp_cluster: Cluster, tmp_path: Path, argv: tuple[str, ...]
 ) -> None:
     # without --until-idle: systemd does not start a service again that ends with 2
@@ -211,7 +211,7 @@ def test_a_wrong_password_ends_it_at_once_and_is_not_repeated(
     assert SECRET not in line
 
 
-async def test_a_password_that_is_changed_while_it_works_is_waited_for(tcp_cluster: Cluster, tmp_path: Path) -> None:
+async def test_a_login_that_is_refused_later_is_retried(tcp_cluster: Cluster, tmp_path: Path) -> None:
     with tcp_cluster.database(tcp_cluster.template()) as name:
         tcp_cluster.execute(f"create role rotated login superuser password '{SECRET}'")
         url = tcp_cluster.url(name, user="rotated", host="127.0.0.1", password=SECRET)
@@ -228,7 +228,7 @@ async def test_a_password_that_is_changed_while_it_works_is_waited_for(tcp_clust
         tcp_cluster.execute("drop role rotated")
 
 
-async def test_a_database_that_comes_up_later_is_found(tmp_path: Path) -> None:
+async def test_start_waits_for_the_database(tmp_path: Path) -> None:
     with Cluster() as cluster, cluster.database(cluster.template()) as name:
         cluster.stop()
         async with started(tmp_path, OPS_WORKER_DATABASE_URL=cluster.url(name)) as worker:
@@ -249,7 +249,7 @@ async def test_a_database_that_comes_up_later_is_found(tmp_path: Path) -> None:
         ("tcp://127.0.0.1:9", 1, "tcp://127.0.0.1:9"),
     ],
 )
-def test_an_engine_out_of_reach_is_one_line(db_url: str, tmp_path: Path, address: str, status: int, says: str) -> None:
+def test_an_unreachable_engine_is_one_line(db_url: str, tmp_path: Path, address: str, status: int, says: str) -> None:
     store = (tmp_path / "store").as_uri()
     done = ops_worker(
         "--until-idle", "--artifact-store", store, OPS_WORKER_DATABASE_URL=db_url, DOCKER_HOST=address
@@ -260,7 +260,7 @@ def test_an_engine_out_of_reach_is_one_line(db_url: str, tmp_path: Path, address
     assert status == 2 or "engine" in line
 
 
-async def test_an_engine_that_comes_up_later_is_found(db_url: str, socket_folder: Path) -> None:
+async def test_start_waits_for_the_engine(db_url: str, socket_folder: Path) -> None:
     engine = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
     if not engine.startswith("unix://"):
         pytest.skip(f"the engine is not on this host: DOCKER_HOST={engine}")
@@ -317,7 +317,7 @@ async def test_an_idle_worker_whose_database_went_away_stops_at_the_first_signal
 
 
 def test_a_taken_metrics_port_is_one_line_and_exit_code_one(surroundings: Surroundings) -> None:
-    # It may be free again a moment later, so it is no wrong setting.
+    # The port may be free a moment later, so this is not a wrong setting.
     taken = surroundings.database.getsockname()[1]
     done = ops_worker("--metrics-address", f"127.0.0.1:{taken}", **surroundings.environ())
     assert done.returncode == 1

@@ -41,7 +41,7 @@ def on_migrated(db_url: str) -> Command:
 
 
 def listed(done: subprocess.CompletedProcess[str]) -> list[tuple[str, str]]:
-    """The lines of the answer that name a migration: what is said of it, and its file."""
+    """The lines that name a migration: the word before it, and its file."""
     assert (done.returncode, done.stderr) == (0, "")
     lines = [line.rpartition("  ") for line in done.stdout.splitlines() if line.endswith(".sql")]
     return [(word.strip(), file) for word, _, file in lines]
@@ -69,9 +69,7 @@ def test_rollback_lists_what_is_rolled_back(on_migrated: Command) -> None:
     assert "nothing to do" in on_migrated("rollback").stdout
 
 
-async def test_rollback_names_what_is_lost_and_takes_back_nothing_without_yes(
-    world: World, on_migrated: Command
-) -> None:
+async def test_rollback_counts_the_lost_rows_and_needs_yes(world: World, on_migrated: Command) -> None:
     rollback = ("rollback", MIGRATIONS[1].partition("_")[0])
     await world.queue()
     await call(world.db, "register_worker", WORKER, INSTANCE)
@@ -129,7 +127,7 @@ async def test_the_role_of_a_worker_is_refused_and_the_role_that_is_needed_is_na
     assert ops_worker("db", "verify", **environ).returncode == 0
 
 
-def test_prune_without_the_schema_says_what_is_to_be_done(empty_db_url: str, tmp_path: Path) -> None:
+def test_prune_without_the_schema_names_db_migrate(empty_db_url: str, tmp_path: Path) -> None:
     store = (tmp_path / "store").as_uri()
     done = ops_worker("prune", OPS_WORKER_DATABASE_URL=empty_db_url, OPS_WORKER_ARTIFACT_STORE=store)
     assert done.returncode == 1

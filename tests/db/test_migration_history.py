@@ -1,4 +1,4 @@
-"""The history of migrations, with three small ones: what is written, continued, taken back, and left when one fails."""
+"""The history of three small migrations: written, continued, rolled back, and unchanged when one fails."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ async def test_status_writes_nothing(db: asyncpg.Connection, small: Path) -> Non
     ],
     ids=["early", "current", "hosted"],
 )
-async def test_a_history_begun_by_others_is_continued(db: asyncpg.Connection, small: Path, table: str) -> None:
+async def test_a_history_of_another_program_is_continued(db: asyncpg.Connection, small: Path, table: str) -> None:
     await db.execute(
         f"""
         create schema supabase_migrations;

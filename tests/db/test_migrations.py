@@ -66,7 +66,7 @@ async def test_up_makes_the_tables_of_the_contract_and_down_and_up_again_changes
     assert server.dump(empty) == up
 
 
-async def test_each_rollback_takes_back_just_its_migration(
+async def test_each_rollback_undoes_exactly_its_migration(
     server: Cluster, empty: str, connect: Connect, tmp_path: Path
 ) -> None:
     db = await connect(server.url(empty))
@@ -84,7 +84,7 @@ async def test_each_rollback_takes_back_just_its_migration(
         assert server.dump(empty, "--exclude-schema", "supabase_migrations") == dumps.pop(), migration.file
 
 
-async def test_rows_do_not_keep_a_migration_from_being_taken_back(server: Cluster, connect: Connect) -> None:
+async def test_migrations_with_rows_are_rolled_back(server: Cluster, connect: Connect) -> None:
     with server.database(server.template()) as name:
         db = await connect(server.url(name))
         await new_workflow(db, await new_project(db, "acme"))
@@ -108,7 +108,7 @@ async def test_twenty_at_once_do_each_step_once(server: Cluster, empty: str) -> 
         assert sum(map(len, results)) == len({each.version for result in results for each in result})
 
 
-async def test_who_waits_for_the_lock_says_for_whom(
+async def test_a_wait_for_the_lock_names_its_holder(
     server: Cluster, empty: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with connected(server.url(empty)) as holder, connected(server.url(empty)) as waiting:
@@ -129,7 +129,7 @@ async def test_who_waits_for_the_lock_says_for_whom(
         assert await migrating == migrations.read_migrations()
 
 
-async def test_a_database_that_looks_like_supabase(server: Cluster, connect: Connect) -> None:
+async def test_supabase_s_owner_migrates_and_rolls_back(server: Cluster, connect: Connect) -> None:
     with supabase_cluster(server.major) as supabase, supabase_database(supabase) as name:
         before = supabase.dump(name)
         db = await connect(supabase.url(name, user=OWNER))
@@ -155,7 +155,9 @@ async def test_a_database_that_looks_like_supabase(server: Cluster, connect: Con
         db.terminate()
 
 
-async def test_populated_agent_tables_make_room_and_come_back(server: Cluster, empty: str, connect: Connect) -> None:
+async def test_populated_agent_tables_are_renamed_and_renamed_back(
+    server: Cluster, empty: str, connect: Connect
+) -> None:
     db = await connect(server.url(empty))
     await db.execute(AGENT_TABLES)
     runs, logs = await db.fetch("table ops.runs"), await db.fetch("table ops.run_logs")

@@ -56,7 +56,7 @@ def test_a_wrong_url_is_one_line_that_does_not_quote_it(name: str, url: str, say
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_database_that_is_not_there_is_one_line_and_a_code_of_its_own(name: str, cluster: Cluster) -> None:
+def test_a_missing_database_is_one_line_and_code_7(name: str, cluster: Cluster) -> None:
     done = script(name, *WORDS.get(name, []), DATABASE_URL=cluster.url("no_such_database"))
     assert done.returncode == 7
     assert 'database "no_such_database" does not exist' in error(done)
@@ -252,7 +252,7 @@ async def test_wait_exits_by_the_outcome(world: World, db_url: str) -> None:
     assert "there is no run" in error(nothing)
 
 
-async def test_destroy_tells_a_run_that_stops_from_one_that_has_ended(world: World, db_url: str) -> None:
+async def test_destroy_answers_by_the_state_of_the_run(world: World, db_url: str) -> None:
     def destroy(run: uuid.UUID) -> subprocess.CompletedProcess[str]:
         return script("env_destroy.sh", str(run), DATABASE_URL=db_url)
 
@@ -314,7 +314,7 @@ async def test_wait_shows_every_line_once_and_in_order(world: World, db_url: str
     assert [line for line in said if not line.startswith("env_wait_ready.sh: ")] == expected
 
 
-async def test_wait_does_not_hand_the_terminal_to_the_program(world: World, db_url: str) -> None:
+async def test_wait_removes_terminal_sequences_from_the_log(world: World, db_url: str) -> None:
     run = await world.running()
     for text in ("\x1b[31mred\x1b[0m\r", "\x1b]0;title\x07", "\u009b2J", "tab\there"):
         await call(world.db, "append_run_log", run, "info", text, p_worker_id=WORKER)

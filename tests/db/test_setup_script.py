@@ -21,7 +21,7 @@ FILES = [path.name for path in sorted((ROOT / "sql" / "migrations").glob("*.sql"
 SETUP = SCRIPTS / "setup_ops_schema.sh"
 
 
-async def test_psql_alone_brings_the_schema_that_migrate_brings(
+async def test_psql_alone_makes_the_schema_of_migrate(
     cluster: Cluster, db_url: str, empty_db_url: str, connect: Connect
 ) -> None:
     done = script(SETUP, DATABASE_URL=empty_db_url)

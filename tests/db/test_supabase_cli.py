@@ -1,4 +1,4 @@
-"""Supabase's own CLI on a database that looks like Supabase's: it pushes, takes turns with us, and finds no fault."""
+"""The Supabase CLI on a database with Supabase's roles: it pushes, shares our history, and reports no fault."""
 
 from __future__ import annotations
 
@@ -79,13 +79,13 @@ def findings(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
     return found
 
 
-def test_what_the_cli_pushed_is_complete_and_leaves_us_nothing_to_do(cli: Cli) -> None:
+def test_migrate_has_nothing_to_do_after_the_cli_pushed(cli: Cli) -> None:
     assert pushed(cli) == FILES
     assert "nothing to do" in ops_worker("migrate", url=cli.url)
     assert "complete" in ops_worker("verify", url=cli.url)
 
 
-def test_both_take_turns(project: Project, url: str) -> None:
+def test_the_cli_and_migrate_continue_each_other_s_history(project: Project, url: str) -> None:
     assert pushed(project(FILES[:2])) == FILES[:2]
     applied = ops_worker("migrate", url=url)
     assert [file for file in FILES if file in applied] == FILES[2:]
@@ -100,7 +100,7 @@ def test_lint_and_advisors_have_no_warning(cli: Cli) -> None:
         assert (done.returncode, findings(done)) == (0, []), done.stderr
 
 
-def test_lint_and_advisors_would_see_a_fault_in_ops(server: Cluster, cli: Cli) -> None:
+def test_lint_and_advisors_report_a_fault_in_ops(server: Cluster, cli: Cli) -> None:
     pushed(cli)
     for fault in (
         "create table ops.bare (id int)",

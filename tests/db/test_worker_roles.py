@@ -1,4 +1,4 @@
-"""A role for each build host: how it is made, and that it reaches nothing but what it claimed itself."""
+"""A role for each build host: how it is created, and that it can change only runs that it claimed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def create_worker(url: str, *words: str, stdin: str = "") -> subprocess.Complete
 
 @pytest.fixture(scope="module", params=OUTERMOST)
 def supabase(request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    """A server with Supabase's roles that asks for passwords; CREATEROLE means another thing from 16 on."""
+    """A server with Supabase's roles that asks for passwords; CREATEROLE has another meaning from 16 on."""
     with supabase_cluster(request.param, listen="127.0.0.1") as cluster:
         yield cluster
 
@@ -75,7 +75,7 @@ async def test_the_password_may_come_by_standard_input(tcp_cluster: Cluster, con
         await connect(tcp_cluster.url(name, user=NAME, host="127.0.0.1", password=PASSWORD[::-1]))
 
 
-def test_words_that_will_not_do_are_refused_in_a_line(db_url: str, empty_db_url: str) -> None:
+def test_wrong_arguments_of_create_worker_are_one_line(db_url: str, empty_db_url: str) -> None:
     for words, stdin, complaint in (
         ((), "", "too few words"),
         ((NAME, "-", "x"), "", "too many words"),
@@ -123,7 +123,9 @@ async def test_a_worker_makes_no_workers(db: asyncpg.Connection, connect: Connec
         await roles.create_worker(host, f"{NAME}_2", PASSWORD)
 
 
-async def test_an_owner_who_may_not_create_roles_is_told_what_it_takes(cluster: Cluster, connect: Connect) -> None:
+async def test_an_owner_without_createrole_is_refused_and_createrole_is_named(
+    cluster: Cluster, connect: Connect
+) -> None:
     await asyncio.to_thread(cluster.template)  # the roles are there
     with cluster.database() as name:
         cluster.execute("create role plain login")
@@ -172,7 +174,7 @@ async def test_a_run_belongs_to_the_host_that_claimed_it(world: World, hosts: Ho
     assert (await call(one, function, p_run_id=run, **(named | MASKS[0]))).get("code") is None
 
 
-async def test_a_host_neither_renews_nor_takes_nor_gives_up_what_is_the_others(world: World, hosts: Hosts) -> None:
+async def test_a_host_cannot_renew_take_over_or_unregister_the_worker_of_another(world: World, hosts: Hosts) -> None:
     one, two = hosts
     run = await world.queue()
     assert (await call(one, "register_worker", WORKER, INSTANCE, "host", ENGINE))["success"]
@@ -192,7 +194,7 @@ async def test_a_host_neither_renews_nor_takes_nor_gives_up_what_is_the_others(w
     assert await world.status(run) == "claimed"
 
 
-async def test_a_worker_id_stays_its_role_s_while_no_worker_runs_under_it(world: World, hosts: Hosts) -> None:
+async def test_a_worker_id_is_reserved_for_its_role_after_unregistering(world: World, hosts: Hosts) -> None:
     one, two = hosts
     await world.queue()
     await call(one, "register_worker", WORKER, INSTANCE)
@@ -248,7 +250,7 @@ async def test_a_host_that_is_shut_out_loses_its_runs_and_ids(
     assert (await call(two, "register_worker", WORKER, uuid.uuid4()))["success"]
 
 
-async def test_service_role_acts_for_any_worker_and_what_it_adopts_is_no_longer_the_host_s(
+async def test_service_role_acts_for_any_worker_and_adopts_its_runs(
     world: World, hosts: Hosts, connect: Connect
 ) -> None:
     run, other = await world.queue(), await world.queue()

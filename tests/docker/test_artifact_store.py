@@ -154,7 +154,7 @@ async def test_an_object_has_its_content_its_type_and_its_address(s3: Server) ->
 
 
 @pytest.mark.parametrize("size", [3, 11 * MIB])
-async def test_the_object_exists_before_anybody_hears_of_it(s3: Server, size: int) -> None:
+async def test_the_object_exists_before_on_artifact_is_called(s3: Server, size: int) -> None:
     seen: list[bytes] = []
 
     async def look(artifact: Artifact) -> None:
@@ -214,7 +214,7 @@ async def test_a_cancelled_collection_leaves_no_unfinished_upload(s3: Server) ->
     assert s3.objects() == []
 
 
-async def test_check_leaves_nothing(s3: Server) -> None:
+async def test_check_leaves_no_object(s3: Server) -> None:
     await s3_store().check()
     assert s3.objects() == []
 
@@ -227,7 +227,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("environment", "why"), WRONG)
-async def test_a_wrong_setting_is_told_without_secrets(
+async def test_the_error_of_a_wrong_setting_quotes_no_secret(
     s3: Server, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], why: str
 ) -> None:
     for name, value in environment.items():
@@ -239,7 +239,7 @@ async def test_a_wrong_setting_is_told_without_secrets(
     assert not any(word in text for word in ("\n", SECRET, "wrong", KEY, "Signature=", "xml"))
 
 
-async def test_a_missing_bucket_is_told(s3: Server) -> None:
+async def test_a_missing_bucket_is_named_as_the_cause(s3: Server) -> None:
     store = ArtifactStore.from_url("s3://elsewhere/prefix")
     with pytest.raises(ArtifactError, match=r"cannot write to s3://elsewhere/prefix: there is no such bucket$"):
         await store.check()
@@ -250,7 +250,7 @@ async def test_a_missing_bucket_is_told(s3: Server) -> None:
         assert told.artifacts == {}
 
 
-async def test_a_store_that_is_away_for_a_moment_is_waited_for(s3: Server) -> None:
+async def test_an_unreachable_store_is_retried(s3: Server) -> None:
     store, told = s3_store(), Told()
     s3.stop()
     async with anyio.create_task_group() as tasks:
@@ -261,7 +261,7 @@ async def test_a_store_that_is_away_for_a_moment_is_waited_for(s3: Server) -> No
     assert s3.stored(f"{PREFIX}large") == b"y" * 7 * MIB
 
 
-async def test_a_store_that_stays_away_is_an_error(s3: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_store_that_stays_unreachable_is_an_error(s3: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(module._PATIENT["retry_config"], "retry_timeout", timedelta(seconds=1))
     store = s3_store()
     s3.stop()
@@ -272,7 +272,7 @@ async def test_a_store_that_stays_away_is_an_error(s3: Server, monkeypatch: pyte
             await collect(store, archive(files(x=b"x" * size)), Told())
 
 
-async def test_cancellation_does_not_wait_for_a_store_that_is_away(s3: Server) -> None:
+async def test_cancellation_does_not_wait_for_an_unreachable_store(s3: Server) -> None:
     store = s3_store()
     s3.stop()
     for size in (1, 20 * MIB):
@@ -289,7 +289,7 @@ def tiny_disk() -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("sizes", [[20 * MIB], [MIB - 1] * 20], ids=["large", "small"])
-async def test_a_full_disk_is_told(tiny_disk: Path, sizes: list[int]) -> None:
+async def test_a_full_disk_is_named_as_the_cause(tiny_disk: Path, sizes: list[int]) -> None:
     store, told = ArtifactStore.from_url(f"{tiny_disk.as_uri()}/store"), Told()
     contents = {f"{n}": b"x" * size for n, size in enumerate(sizes)}
     with pytest.raises(ArtifactError, match=r"cannot store '\d+' in file:///.*/store: no space left on device$"):
@@ -297,7 +297,7 @@ async def test_a_full_disk_is_told(tiny_disk: Path, sizes: list[int]) -> None:
     assert all((tiny_disk / "store" / one.key).stat().st_size == one.size_bytes for one in told.artifacts.values())
 
 
-async def test_a_disk_that_may_not_be_written_is_told(tiny_disk: Path) -> None:
+async def test_a_folder_without_the_right_to_write_is_named_as_the_cause(tiny_disk: Path) -> None:
     store = ArtifactStore.from_url(f"{tiny_disk.as_uri()}/store")
     await anyio.run_process(["mount", "-o", "remount,ro", str(tiny_disk)])
     with pytest.raises(ArtifactError, match=r"cannot write to file:///.*/store: read-only file system$"):

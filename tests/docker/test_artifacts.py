@@ -1,4 +1,4 @@
-"""What a container leaves in /artifacts, over the engine's API, into a store."""
+"""The files of a container's /artifacts reach the store through the engine's API."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What bounds the work of a host: the room on its disk, and the attempts of a run."""
+"""The limits of a host's work: free disk space, and the attempts of a run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from tests.support.docker import FINAL, Plane, until
 
 
 async def test_until_idle_with_a_short_disk_claims_nothing_and_exits_with_1(plane: Plane) -> None:
-    """That a worker waits and claims again later: tests/faults/test_engine.py."""
+    """tests/faults/test_engine.py tests that a worker waits and claims again later."""
     run_id = await plane.shell("true")
     async with plane.worker("--min-free-disk", "1000t", "--until-idle") as worker:
         assert await worker.wait() == 1

@@ -1,4 +1,4 @@
-"""What ends or hands over a run from outside, with real workers as processes; with faults: tests/faults."""
+"""Cancel, time limit and a lost lease, with real workers as processes; with faults: tests/faults."""
 
 from __future__ import annotations
 

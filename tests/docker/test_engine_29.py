@@ -56,7 +56,7 @@ async def test_containerd_s_disk_is_watched_too(plane: Plane, newest: Engine29) 
     assert f"on the disk of {disk}," in line["why"]
 
 
-def test_it_refuses_what_29_refuses(newest: Engine29) -> None:
+def test_an_api_version_that_engine_29_dropped_is_refused(newest: Engine29) -> None:
     with docker.APIClient(newest.url, version="1.43") as client, pytest.raises(docker.errors.APIError, match="too old"):
         client.info()
     assert newest.refused == ["/v1.43/info"]

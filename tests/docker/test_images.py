@@ -1,4 +1,4 @@
-"""Which image a run gets: pulled with whose credentials, made of which id, and what is recorded of it."""
+"""The image of a run: the credentials of its pull, its id, and its record."""
 
 from __future__ import annotations
 

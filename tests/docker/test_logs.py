@@ -70,13 +70,13 @@ def printing(image: str) -> Printing:
 async def test_a_connection_whose_stream_was_closed_half_read_is_not_used_again(
     printing: Printing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What had arrived by then is read to its clean end from a socket that is closed already."""
+    """The bytes that had arrived are read to a clean end, although the socket is closed already."""
     monkeypatch.setattr(containers, "STREAM_BUFFER", 1)
     async with printing("seq 20") as (engine, name):
         docker("wait", name)
         for _ in range(2):
             async with engine.container(name).follow(ended=False) as journal:
-                assert await journal.receive()  # the thread has some more in its hands and waits
+                assert await journal.receive()  # the thread has more bytes and waits
 
 
 async def test_a_log_that_is_not_followed_is_read_as_it_is(printing: Printing) -> None:

@@ -1,4 +1,4 @@
-"""What a container may do when nothing is configured."""
+"""The limits of a container without any configuration."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def test_a_program_has_no_capability_and_the_limits_of_its_run(served: Pla
         assert await served.messages(runs[script]) == expected, script
 
 
-async def test_the_container_s_limits_without_any_configuration(served: Plane) -> None:
+async def test_a_run_without_configuration_has_the_default_limits(served: Plane) -> None:
     run_id = await served.shell(WAITS)
     await served.until_logged(run_id, "up")
     [facts] = json.loads(docker("inspect", served.container(run_id)))

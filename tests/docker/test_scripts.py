@@ -1,4 +1,4 @@
-"""A push, as a CI system does it with ``scripts/odooops``: queue, wait, cancel; by a real worker on a real engine."""
+"""A push, as a CI system does it with ``scripts/odooops``, with a real worker on a real engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The engine is stopped or killed, and started again, with and without live-restore, while runs are at it."""
+"""The engine is stopped or killed, and started again, with and without live-restore, during runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Drain, detach and upgrade while something is broken: no job is killed, and the next worker goes on with it."""
+"""Drain, detach and upgrade while something is broken: no job is killed, and the next worker continues it."""
 
 from __future__ import annotations
 

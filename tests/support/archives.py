@@ -35,7 +35,7 @@ def files(**contents: bytes) -> bytes:
 
 
 def archive(data: bytes, *, piece: int = 65_536, then: Exception | None = None) -> Archive:
-    """What yields the data in pieces, and then that error."""
+    """An archive that yields the data in pieces and then raises that error."""
 
     @contextmanager
     def opened() -> Iterator[Iterator[bytes]]:

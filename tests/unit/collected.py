@@ -1,4 +1,4 @@
-"""A collection into a folder, which is compared with what was told of it."""
+"""A collection into a folder; each stored file is compared with its record."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def read(url: str) -> bytes:
 
 @dataclass
 class Collected:
-    """What a collection told, and what it left in the folder."""
+    """The records and warnings of a collection, and the files in its folder."""
 
     root: Path
     artifacts: dict[str, Artifact] = field(default_factory=dict)
@@ -49,6 +49,6 @@ class Collected:
 
     @property
     def stored(self) -> dict[str, bytes]:
-        """The objects by their path below the prefix; whatever else is in the folder by its full name."""
+        """The files of the folder: an object by its path below the prefix, any other file by its full path."""
         found = (path for path in self.root.rglob("*") if path.is_file() or path.is_symlink())
         return {str(path.relative_to(self.root)).removeprefix(PREFIX): path.read_bytes() for path in found}

@@ -1,7 +1,7 @@
-"""What a run left in /artifacts, as the tar stream that the engine sends of it. Knows nothing of where it goes.
+"""Reads the tar stream of a container's /artifacts and selects the files to store. It does not know the store.
 
-What the archive says is not trusted: only plain files with plain names below /artifacts are taken, and what a rule
-asks for but is nothing of the kind is refused with a warning.
+The archive is not trusted. Only plain files with plain names below /artifacts are selected; every other entry that a
+rule names is refused with a warning.
 """
 
 from __future__ import annotations
@@ -35,30 +35,30 @@ from worker.tar import (
 )
 
 Archive = Callable[[], AbstractContextManager[Iterator[bytes]]]
-"""Opens the tar stream, in pieces of any size; an archive without members where there is no /artifacts.
+"""Opens the tar stream, in pieces of any size. Without a folder /artifacts it is an archive without members.
 
-Entered, read and left in threads, by one at a time. Where the iterator has a ``close``, another thread calls
-it to end a read that waits.
+Threads enter, read and leave it, one at a time. If the iterator has a ``close``, another thread calls that to end a
+read that waits.
 """
 
 MAX_NAME = 240
-"""Bytes of a name in a folder: the file system's 255, less the suffix that a file has while it is written."""
+"""Most bytes of a name in a folder: the file system's 255, minus the suffix that a file has while it is written."""
 
 WARNINGS = 20
-"""Refusals that are told one by one; of the rest only their number."""
+"""How many refusals get a warning each; the others are only counted."""
 
 SMALL = 1 << 20
-"""Files below this size are held whole, and several are on their way at once."""
+"""Files below this size, in bytes, are held whole in memory, and several are uploaded at the same time."""
 
 
 def shown(name: str) -> str:
-    """A name for a person: quoted, with escapes for what cannot be printed, and not endless."""
+    """A name in a message: quoted, cut after ``MAX_NAME`` characters, with escapes for unprintable characters."""
     return repr(name) if len(name) <= MAX_NAME else f"{name[:MAX_NAME]!r}..."
 
 
 @dataclass(frozen=True, slots=True)
 class ArchivedFile:
-    """A file that a rule asks for: its path below /artifacts, and what it becomes in the store."""
+    """A file that a rule names: its path below /artifacts, and its key and properties in the store."""
 
     path: str
     key: str
@@ -68,11 +68,11 @@ class ArchivedFile:
 
 
 _ODD_IN_FOLDERS = re.compile(r"#(?=\d+(?:/|\Z))|(?<=[A-Za-z])[:|]\Z")
-"""Ends of names that LocalFileSystem refuses, or takes for drives as in Windows (object_store 0.14)."""
+"""Ends of names that LocalFileSystem refuses, or reads as drives of Windows (object_store 0.14)."""
 
 
 class Selection:
-    """Decides, without I/O, which members of the archive are artifacts; notes what it refused."""
+    """Decides, without I/O, which members of the archive are artifacts, and collects warnings of refusals."""
 
     def __init__(
         self,
@@ -98,16 +98,16 @@ class Selection:
         self._warnings: list[str] = []
 
     def take_warnings(self, *, last: bool = False) -> list[str]:
-        """The refusals since the last call; at the end also the number of those not told one by one."""
+        """The warnings since the last call. The last call adds how many refusals had no warning of their own."""
         taken, self._warnings = self._warnings, []
         if last and self._refused > WARNINGS:
             taken.append(f"and {self._refused - WARNINGS:,} more entries of /artifacts were refused")
         return taken
 
     def choose(self, member: Member) -> ArchivedFile | None:
-        """The file to store; None for a folder and for what is unwanted or refused.
+        """Returns the file to store; None for a folder, for a file that no rule names, and for a refused entry.
 
-        Raises ``ArtifactError`` beyond a limit. What is not kept has to be read all the same, so its size counts.
+        Raises ``ArtifactError`` beyond a limit. The size of an unselected file counts too, because it is read as well.
         """
         self._bytes += member.size
         if self._bytes > self._max_bytes:
@@ -198,9 +198,10 @@ def _content_type(path: str) -> str:
 
 
 def _glob(pattern: str) -> Callable[[list[str]], bool]:
-    """A test of path parts: ``*`` stays in a folder, ``**`` crosses them, a folder's name means all in it.
+    """A test of path parts: ``*`` matches within a folder, ``**`` across folders; a folder's name matches all in it.
 
-    Part by part, because one expression for all could take for ever, and holds the interpreter meanwhile.
+    It matches part by part. One regular expression for the whole path could take exponential time, and the
+    interpreter's lock is held during that time.
     """
     words = [word for word in pattern.split("/") if word not in ("", ".")]
     steps = [None if word == "**" else re.compile(translate(word)) for word in words]
@@ -223,7 +224,7 @@ class _Abandoned(Exception):
 
 
 class ArchiveReader:
-    """The archive's blocking side. Its methods are for threads, one at a time; ``interrupt`` is for any."""
+    """The blocking calls. Threads call the methods, one at a time; any thread may call ``interrupt`` at any time."""
 
     def __init__(self, archive: Archive, selection: Selection) -> None:
         self._archive = archive
@@ -236,9 +237,9 @@ class ArchiveReader:
         self._error: OpsError | None = None
 
     def next_files(self) -> list[tuple[ArchivedFile, bytes | None]]:
-        """The next files with their content, None for a large one, to be ``read``; empty at the end.
+        """The next files with their content; a large file has None and is read by ``read``. Empty at the end.
 
-        An error is raised after the files before it.
+        An error is raised only after the files before it were returned.
         """
         files: list[tuple[ArchivedFile, bytes | None]] = []
         with self._busy:
@@ -269,7 +270,7 @@ class ArchiveReader:
             return self._tar.read(size)
 
     def interrupt(self) -> None:
-        """Ends a call that no caller waits for: at its next piece, or now where the archive can be closed."""
+        """Ends a call whose caller was cancelled: at its next piece, or at once if the archive can be closed."""
         self._abandoned = True
         close = getattr(self._chunks, "close", None)
         if close is not None and self._busy.locked():
@@ -277,7 +278,7 @@ class ArchiveReader:
                 close()
 
     def close(self) -> None:
-        """Leaves the archive; by an exception unless it was read to its end."""
+        """Leaves the archive's context; with an exception unless the archive was read to its end."""
         with self._busy:
             self._files.close()
 
@@ -288,7 +289,7 @@ class ArchiveReader:
                     yield file
 
     def _wanted(self) -> Iterator[bytes]:
-        """The pieces of the archive, for as long as they are waited for."""
+        """The pieces of the archive, until ``interrupt`` is called."""
         try:
             while not self._abandoned:
                 if (chunk := next(self._chunks, None)) is None:

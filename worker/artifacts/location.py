@@ -1,4 +1,4 @@
-"""The object store that a URL names: a folder, S3, Google or Azure; and what its errors mean."""
+"""Opens the object store that a URL names (a folder, S3, Google or Azure), and explains the store's errors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CREDENTIALS = {
     "az": "AZURE_STORAGE_ACCOUNT_KEY",
 }
 _BACKOFF = {"init_backoff": timedelta(milliseconds=200), "max_backoff": timedelta(seconds=15), "base": 2}
-# A request may take two minutes, which is a part at 0.35 Mbit/s; a store that is away is waited for as long.
+# A request may take two minutes: one part at 0.35 Mbit/s. An unreachable store is retried for the same time.
 _PATIENT: dict[str, Any] = {
     "client_options": {"connect_timeout": timedelta(seconds=10), "timeout": timedelta(minutes=2)},
     "retry_config": {"max_retries": 50, "retry_timeout": timedelta(minutes=2), "backoff": _BACKOFF},
@@ -37,7 +37,7 @@ _IMPATIENT: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """A store and its URL; ``folder`` is None unless the store is a folder. ``impatient`` hardly repeats a request."""
+    """A store and its URL; ``folder`` is None unless the store is a folder. ``impatient`` retries for 20 s at most."""
 
     store: Any
     impatient: Any
@@ -46,7 +46,7 @@ class Location:
 
 
 def locate(url: str) -> Location:
-    """The store at ``file:///folder`` (which is made), ``s3://bucket/prefix``, ``gs://...`` or ``az://...``.
+    """The store at ``file:///folder`` (which is created), ``s3://bucket/prefix``, ``gs://...`` or ``az://...``.
 
     Credentials, region and endpoint come from the environment (``AWS_*``). Raises ``ConfigurationError``.
     """
@@ -68,7 +68,7 @@ def locate(url: str) -> Location:
 def _folder(parts: SplitResult) -> Location:
     root = Path(os.path.normpath(unquote(parts.path)))
     root.mkdir(mode=0o750, parents=True, exist_ok=True)
-    store = LocalStore(root, automatic_cleanup=True)  # of folders that are empty
+    store = LocalStore(root, automatic_cleanup=True)  # removes empty folders
     return Location(store, store, root.as_uri(), root)
 
 
@@ -90,7 +90,7 @@ def _bucket(parts: SplitResult, prefix: str) -> Location:
 
 
 def explain(error: Exception, url: str) -> str:
-    """What a person can do about an error of the store at that URL. Quotes no header and no query of a request."""
+    """Explains an error of the store at that URL, and what to do. Quotes no header and no query of a request."""
     text = _first_line(error)
     if number := re.search(r"\(os error (\d+)\)", text):
         code = int(number[1])
@@ -100,7 +100,7 @@ def explain(error: Exception, url: str) -> str:
     found = re.search(r"<Code>(\w+)</Code>", str(error)), re.search(r"status code: (\d+)", text)
     word, status = (match[1] if match else "" for match in found)
     answer = f"{word} (HTTP {status})" if word else f"HTTP {status}"
-    if "//169.254.169.254/" in text:  # where a virtual machine in a cloud finds its own
+    if "//169.254.169.254/" in text:  # a cloud's address for the credentials of a virtual machine
         return f"there are no credentials; set {credentials}"
     if word == "NoSuchBucket":
         return "there is no such bucket"

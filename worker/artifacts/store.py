@@ -1,10 +1,8 @@
-"""From the tar stream of a container's /artifacts into an object store.
+"""Stores the files of a container's /artifacts, which arrive as a tar stream, in an object store.
 
-Threads pull the stream, a step at a time: a step brings some small files whole, the head of a large one, or a
-piece of it. So memory does not depend on what a run leaves, and a cancelled collection waits for one step at
-most. A file's object always exists before ``on_artifact`` hears of it.
-
-What the archive says is not trusted: only plain files with plain names below /artifacts are taken.
+Threads read the stream in steps. A step reads some small files whole, the header of a large file, or a piece of it. So
+memory does not depend on what a run wrote, and a cancelled collection waits for at most one step. A file's object
+always exists before ``on_artifact`` is called for it.
 """
 
 from __future__ import annotations
@@ -37,13 +35,13 @@ OnWarning = Callable[[str], Awaitable[None]]
 SMALL_AT_ONCE = 8
 
 MAX_KEY = 1024
-"""Bytes of a key (S3)."""
+"""Most bytes of a key (S3)."""
 
 _PROBE = ".ops-worker-check"
 
 
 class ArtifactStore:
-    """Where artifacts go. Any number of collections may run at the same time; the limits are a run's."""
+    """The store of artifacts. Any number of collections may run at the same time; the limits are per run."""
 
     def __init__(self, location: Location, *, max_bytes: int = 10 * 2**30, max_files: int = 10_000) -> None:
         self.url = location.url
@@ -59,11 +57,11 @@ class ArtifactStore:
 
     @property
     def folder(self) -> Path | None:
-        """The folder of a store that is one."""
+        """The store's folder; None for a bucket."""
         return self._location.folder
 
     async def check(self) -> None:
-        """Writes a small object and deletes it. Raises ``ArtifactError`` that says what to do."""
+        """Writes a small object and deletes it. Raises ``ArtifactError``; its text names the remedy."""
 
         # Not put_async: a process that exits within milliseconds of its result may be aborted
         # (pyo3-async-runtimes#40), and after a failed check this one does.
@@ -78,7 +76,7 @@ class ArtifactStore:
             raise ArtifactError(f"cannot write to {self.url}: {explain(error, self.url)}") from None
 
     async def delete(self, key: str) -> None:
-        """Deletes an object; one that is gone is no error. Raises ``ArtifactError``."""
+        """Deletes an object; a missing object is no error. Raises ``ArtifactError``."""
         try:
             await obstore.delete_async(self._location.store, key)
         except FileNotFoundError:
@@ -95,12 +93,12 @@ class ArtifactStore:
         on_warning: OnWarning,
         redact: Callable[[str], str] = str,
     ) -> int:
-        """Stores each file that a rule names (the first such rule counts) and returns how many there were.
+        """Stores each file that a rule names (the first such rule counts) and returns the number of files.
 
-        ``on_artifact`` may be called several times at once. ``on_warning`` is told what was refused; a name that
-        ``redact`` would change always is. Raises ``ArtifactError`` when the store fails, and when the archive is cut,
-        damaged or beyond a limit; what was read in full before is then stored and recorded all the same. The engine's
-        errors and those of the callbacks come out as they are.
+        ``on_artifact`` may be called concurrently. ``on_warning`` is called for each refused entry; a name that
+        ``redact`` changes is always refused. Raises ``ArtifactError`` when the store fails, and when the archive is
+        cut, damaged or beyond a limit. The files that were read whole before the error are stored and recorded. Errors
+        of the engine and of the callbacks are raised unchanged.
         """
         selection = Selection(
             rules,
@@ -120,7 +118,7 @@ class ArtifactStore:
                         await _tell(selection.take_warnings(), on_warning)
                         await collection.store(files, tasks)
                 except (ArtifactError, EngineError, EngineUnavailable) as error:
-                    collection.failure = error  # raised after the small files that are on their way
+                    collection.failure = error  # raised when the small files are stored
         finally:
             reader.interrupt()
             with anyio.move_on_after(CLOSE_SECONDS, shield=True):
@@ -135,7 +133,7 @@ class ArtifactStore:
 
 
 class _Collection:
-    """The files of one archive on their way to the store: large ones one by one, small ones beside each other."""
+    """Stores the files of one archive: a large one alone, small ones concurrently."""
 
     def __init__(self, reader: ArchiveReader, uploader: Uploader, on_artifact: OnArtifact) -> None:
         self.stored = 0
@@ -146,7 +144,7 @@ class _Collection:
         self._slots = anyio.Semaphore(SMALL_AT_ONCE)
 
     async def store(self, files: Sequence[tuple[ArchivedFile, bytes | None]], tasks: TaskGroup) -> None:
-        """Stores the files that a step of the reader brought; one without data is large, and read here."""
+        """Stores the files of one step of the reader. A file without data is large, and is read here."""
         for file, data in files:
             if data is None:
                 await self._record(file, await self._uploader.put_large(file, self._reader))

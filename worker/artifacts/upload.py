@@ -17,17 +17,18 @@ from worker.errors import ArtifactError
 from worker.model.claim import Artifact
 
 PIECE = 1 << 20
-"""Bytes of a large file that a step brings."""
+"""Bytes of a large file that one step reads."""
 
 PART = 5 << 20
-"""The least that S3 takes as a part of a multipart upload, of which it takes 10,000."""
+"""Fewest bytes that S3 accepts as a part of a multipart upload."""
 
 MAX_PARTS = 10_000
+"""Most parts that S3 accepts in one upload."""
 
 PARTS_AT_ONCE = 3
 
 CLOSE_SECONDS = 5.0
-"""How long the end of a cancelled collection may take: a thread that reads, a multipart upload to abort."""
+"""Time limit for the end of a cancelled collection: a thread stops reading, a multipart upload is aborted."""
 
 
 class Uploader:
@@ -42,7 +43,7 @@ class Uploader:
         pieces = _Pieces()
         digest = hashlib.sha256()
         stored = anyio.Event()
-        upload_scope = anyio.CancelScope(shield=True)  # or a multipart upload would be forgotten, not aborted
+        upload_scope = anyio.CancelScope(shield=True)  # so that a multipart upload is aborted, not left behind
 
         def next_piece() -> bytes:
             piece = reader.read(PIECE)
@@ -96,14 +97,14 @@ class Uploader:
 
 
 class _Cut(Exception):
-    """The rest of a large file is not coming."""
+    """The archive ended before the rest of a large file arrived."""
 
 
 class _Pieces:
-    """A large file on its way to the store: an iterator that ends by ``_Cut`` unless it was whole."""
+    """The pieces of a large file between reader and upload. The iterator raises ``_Cut`` unless the file is whole."""
 
     def __init__(self) -> None:
-        self.abandoned = False  # the result of the upload is not needed any more
+        self.abandoned = False  # the result of the upload is no longer needed
         self._whole = False
         self._send, self._receive = anyio.create_memory_object_stream[bytes](2)
         self.send = self._send.send
@@ -116,7 +117,7 @@ class _Pieces:
         self._receive.close()
 
     def end(self, *, whole: bool = False) -> None:
-        """Ends the iterator, for good: the first call says whether the file is whole."""
+        """Ends the iterator. Only the first call decides whether the file is whole."""
         self._whole = self._whole or whole
         self.abandoned = not whole
         self._send.close()

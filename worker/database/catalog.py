@@ -1,8 +1,8 @@
 """Compare the live schema with the one that the migrations make.
 
 The expected one is ``sql/catalog.txt``, a line per object, written by the query in ``sql/catalog.sql`` from a
-database with all migrations; a test keeps it up to date. Objects beyond it are no mistake, but for one kind: a function
-in the schema ``ops`` with the name of one of ours and other arguments, which may win a call that is meant for ours.
+database with all migrations; a test keeps it up to date. Additional objects are allowed, except one kind: a function in
+the schema ``ops`` with the name of one of ours and other arguments. PostgreSQL may choose it for a call of ours.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _AUTH_USERS = "auth.users"
 
 
 class Key(NamedTuple):
-    """What an object is called: its kind and its qualified name."""
+    """The kind and the qualified name of an object."""
 
     kind: str
     name: str
@@ -42,7 +42,7 @@ class Finding:
 
     @property
     def problem(self) -> Literal["missing", "different", "ambiguous"]:
-        """Which of the three."""
+        """The kind of problem."""
         if self.expected is None:
             return "ambiguous"
         return "missing" if self.found is None else "different"
@@ -56,7 +56,7 @@ class Finding:
 
 
 async def verify(connection: asyncpg.Connection, directory: Traversable | None = None) -> list[Finding]:
-    """What is missing in the database, different from the expected schema, or ambiguous; empty when all is well."""
+    """What is missing in the database, different from the expected schema, or ambiguous; empty without problems."""
     root = directory or sql_directory()
     expected = parse((root / CATALOG).read_text(encoding="utf-8"))
     live = await read_catalog(connection, root)

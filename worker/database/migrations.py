@@ -1,8 +1,8 @@
 """Apply, list and roll back the schema's migrations, in turns with ``supabase db push``.
 
-The history is the Supabase CLI's own table: version, name, and the file as one text. Either tool sees what the other
-did, since both compare versions. One migration and its row are one transaction under a
-lock, so however many workers migrate at once, each step happens once.
+The history is the Supabase CLI's own table: version, name, and the file as one text. Both tools compare versions, so
+each sees what the other did. One migration and its row are one transaction under a lock, so each step happens once
+if several processes migrate at the same time.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _DROP_TABLE = re.compile(r"^drop\s+table\s+(?:if\s+exists\s+)?([\w\s.,]+);", re.
 
 
 class MigrationError(OpsError):
-    """A migration or a rollback failed and left nothing behind.
+    """A migration or a rollback failed and was undone.
 
     ``file`` is its name, ``line`` where in it (None: not in one place), ``sqlstate`` the server's code (None:
     not the server's finding).
@@ -276,7 +276,7 @@ def _is_applied(migration: Migration, history: dict[str, str | None]) -> bool:
 async def _ensure_history(connection: asyncpg.Connection) -> None:
     """Create the CLI's table, or complete one from its early days.
 
-    ``if not exists`` asks for the privilege to create even where nothing is to be done; hence the look first.
+    ``if not exists`` needs the right to create even if the object exists, so existence is checked first.
     """
     rows = await connection.fetch(
         "select attname from pg_catalog.pg_attribute"

@@ -1,7 +1,7 @@
 """The command ``prune``: deletes expired artifacts, and the logs and events of runs that ended long ago.
 
-An artifact's record goes first, into a list of its own, then its object, then the entry of that list: so a prune that
-dies leaves no record without its object, and the next one goes on where it stopped.
+An artifact's record moves to a separate list first, then its object is deleted, then the entry of that list. So a prune
+that is killed leaves no record without its object, and the next prune continues where it stopped.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DELETIONS_AT_ONCE = 8
 
 
 class ObjectStore(Protocol):
-    """Where the artifacts are; ``folder`` is None unless that is a folder of this host."""
+    """The store of the artifacts; ``folder`` is None unless it is a folder of this host."""
 
     @property
     def url(self) -> str: ...
@@ -32,14 +32,14 @@ class ObjectStore(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """How many days logs and events are kept after their run has ended; None: for ever."""
+    """How many days logs and events are kept after their run has ended; None: without limit."""
 
     logs: int | None
     events: int | None
 
 
 async def prune(dsn: str, store: ObjectStore, worker_id: str, retention: Retention, *, dry_run: bool) -> int:
-    """Deletes, prints what, and returns the exit code. Of a store that is a folder only what this host's worker stored.
+    """Deletes, prints how much, and returns the exit code. In a folder it deletes only what this host's worker stored.
 
     Raises ``ArtifactError``, ``CommandError`` and ``DatabaseUnavailable``.
     """

@@ -1,7 +1,7 @@
-"""Database roles for build hosts, made by the owner of the schema: one for each host.
+"""Creates database roles for build hosts, one for each host. The owner of the schema does that.
 
-A lease belongs to the role that claimed. So a host with a role of its own touches only what it claimed itself, and
-dropping its role shuts out no other.
+A lease belongs to the role that claimed the run. So a host with its own role can change only runs that it claimed, and
+dropping its role affects no other host.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ import asyncpg
 from worker.errors import OpsError
 
 LEAST_PASSWORD = 12
-"""Characters that a password must have at least when a person chooses it."""
+"""Fewest characters of a password that a person chooses."""
 
-_ROUNDS = 4096  # what the server itself takes; a client repeats them at each login
+_ROUNDS = 4096  # the server's own default; a client repeats them at each login
 _SALT_BYTES = 16
 
 
 class RoleError(OpsError):
-    """A role for a worker could not be made."""
+    """A role for a worker could not be created."""
 
 
 async def create_worker(connection: asyncpg.Connection, name: str, password: str) -> bool:
-    """Makes the role, or gives it that password when it is there; returns whether it is new.
+    """Creates the role, or sets the password of an existing one; returns whether it is new.
 
-    The password itself does not leave this process, so that no log of the server's can hold it.
+    The password itself does not leave this process, so no log of the server can contain it.
 
     Raises:
-        RoleError: the name or the password will not do, or this connection's role may not make it.
+        RoleError: the name or the password is not allowed, or this connection's role may not create roles.
     """
     if len(password) < LEAST_PASSWORD or not password.isascii() or not password.isprintable():
         raise RoleError(f"a password has at least {LEAST_PASSWORD} characters, all of them printable ASCII")
@@ -61,7 +61,7 @@ def new_password() -> str:
 
 
 def scram_verifier(password: str, salt: bytes) -> str:
-    """What the server stores of an ASCII password: SCRAM-SHA-256 as RFC 5803 writes it."""
+    """What the server stores instead of an ASCII password: SCRAM-SHA-256 in the form of RFC 5803."""
     salted = hashlib.pbkdf2_hmac("sha256", password.encode("ascii"), salt, _ROUNDS)
     stored = hashlib.sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()
     server = hmac.digest(salted, b"Server Key", "sha256")
@@ -70,9 +70,9 @@ def scram_verifier(password: str, salt: bytes) -> str:
 
 
 def login_url(dsn: str, user: str, name: str, password: str) -> str:
-    """The URL ``dsn``, which logs in as the role ``user``, for the role ``name``.
+    """Changes the login in the URL ``dsn`` from the role ``user`` to the role ``name``.
 
-    Supabase's pooler wants the project's reference behind the role (``postgres.abcd``); the new role gets the same.
+    Supabase's pooler expects the project's reference after the role (``postgres.abcd``). The new URL keeps it.
     """
     url = urlsplit(dsn)
     login, _, host = url.netloc.rpartition("@")

@@ -10,9 +10,9 @@ import anyio.from_thread
 
 
 class Pipe:
-    """A bounded buffer. Many small pieces cross at once, since waking the event loop costs more than a log line.
+    """A bounded buffer. It passes many small pieces at once, because waking the event loop costs more than a log line.
 
-    ``opened``, ``put`` and ``end`` are the thread's, ``receive`` and ``close`` the event loop's.
+    The thread calls ``opened``, ``put`` and ``end``; the event loop calls ``receive`` and ``close``.
     """
 
     def __init__(self, limit: int) -> None:
@@ -26,7 +26,7 @@ class Pipe:
         self._data = anyio.Event()
 
     def opened(self, cut: Callable[[], None]) -> None:
-        """Takes the function that ends a read which waits."""
+        """Sets the function that ends a waiting read; calls it at once if the pipe is closed already."""
         with self._lock:
             self._cut = cut
             closed = self._closed
@@ -46,13 +46,13 @@ class Pipe:
             anyio.from_thread.run_sync(self._wake)
 
     def end(self, error: Exception | None) -> None:
-        """Marks the end; ``error`` is why, if the bytes should not have ended."""
+        """Marks the end. ``error`` is the reason of an early end, None for a regular one."""
         with self._lock:
             self._ended, self._error = True, error
         anyio.from_thread.run_sync(self._wake)
 
     async def receive(self) -> bytes:
-        """Waits for the next bytes; empty at the end. Raises the error of ``end`` once all before it is received."""
+        """Waits for the next bytes; empty at the end. Raises the error of ``end`` after the bytes before it."""
         await self._data.wait()
         with self._lock:
             chunk, self._buffer = bytes(self._buffer), bytearray()
@@ -64,7 +64,7 @@ class Pipe:
         return chunk
 
     def close(self) -> None:
-        """Ends the thread's reading; what it still puts is dropped."""
+        """Ends the thread's read; later calls of ``put`` have no effect."""
         with self._lock:
             self._closed = True
             self._lock.notify()

@@ -1,4 +1,4 @@
-"""The level of a log line, by what the line says and by the record that it continues. Pure."""
+"""The level of a log line, from its text and from the record that it continues. Pure."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CONTINUED_LINES = 500
 """How many lines at most have the level of the record that they continue."""
 
 _HEAD_BYTES = 256
-"""A line names its level within its first bytes."""
+"""Within how many bytes of its begin a line must name its level."""
 
 _DIGITS = "0123456789"
 BEGINNINGS = frozenset(

@@ -1,4 +1,4 @@
-"""An archive that breaks off, is too much, is damaged or never ends; and a collection that is cancelled."""
+"""An archive that is cut, damaged, endless or beyond a limit, and a collection that is cancelled."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def test_whole_files_before_a_cut_are_stored(collected: Collected, cut: in
         (ArtifactError("odd"), ArtifactError),
     ],
 )
-async def test_an_engine_that_dies_is_an_error(
+async def test_an_engine_that_fails_during_the_archive_is_an_error(
     collected: Collected, cut: int, error: Exception, raised: type[Exception]
 ) -> None:
     @contextmanager
@@ -70,7 +70,7 @@ async def test_an_engine_that_dies_is_an_error(
     assert ("small" in collected.stored, "large" in collected.stored) == (cut >= LARGE, cut >= LAST)
 
 
-async def test_an_archive_that_cannot_be_opened(collected: Collected) -> None:
+async def test_an_archive_that_cannot_be_opened_is_an_error(collected: Collected) -> None:
     @contextmanager
     def closed() -> Iterator[Iterator[bytes]]:
         raise EngineUnavailable("no engine")
@@ -106,7 +106,7 @@ async def test_a_size_that_no_disk_holds_is_refused_before_it_is_read(
 
 
 @pytest.mark.parametrize("name", ["artifacts/x", "././@LongLink"])
-async def test_impossible_sizes_of_headers(collected: Collected, name: str) -> None:
+async def test_a_header_with_an_impossible_size_is_an_error(collected: Collected, name: str) -> None:
     member = tarfile.TarInfo(name)
     member.type = tarfile.REGTYPE if name.startswith("artifacts") else tarfile.GNUTYPE_LONGNAME
     member.size = -512 if member.isreg() else 1 << 33
@@ -114,7 +114,7 @@ async def test_impossible_sizes_of_headers(collected: Collected, name: str) -> N
         await collected.collect(tar(FOLDER)[:512] + member.tobuf(tarfile.GNU_FORMAT) + b"\0" * 2048)
 
 
-async def test_endless_extension_headers(collected: Collected) -> None:
+async def test_repeated_extension_headers_are_an_error(collected: Collected) -> None:
     one = tar(entry("é" * 80), form=tarfile.PAX_FORMAT)[:1024]
     with pytest.raises(ArtifactError, match="an extended header twice"):
         await collected.collect(tar(FOLDER)[:512] + one * 5000)
@@ -131,13 +131,13 @@ async def test_endless_extension_headers(collected: Collected) -> None:
         (tar(entry("é" * 80))[:1024] + bytes(1024), "an extended header of nothing"),
     ],
 )
-async def test_what_tarfile_would_pass_over_is_an_error(collected: Collected, damaged: bytes, problem: str) -> None:
+async def test_damage_that_tarfile_accepts_is_an_error(collected: Collected, damaged: bytes, problem: str) -> None:
     with pytest.raises(ArtifactError, match=problem):
         await collected.collect(damaged)
     assert collected.stored == {}
 
 
-async def test_an_error_of_the_callback_ends_the_collection_as_it_is(collected: Collected) -> None:
+async def test_an_error_of_the_callback_ends_the_collection_unchanged(collected: Collected) -> None:
     async def lost(artifact: Artifact) -> None:
         raise LeaseLost(uuid.UUID(int=1))
 
@@ -210,7 +210,7 @@ async def test_cancellation_does_not_wait_for_the_rest_of_the_archive(collected:
     assert left.is_set()
 
 
-async def test_the_archive_is_left_in_order_only_when_it_was_read_to_its_end(collected: Collected) -> None:
+async def test_the_archive_is_left_without_an_exception_only_at_its_end(collected: Collected) -> None:
     endings: list[str] = []
 
     def watched(data: bytes) -> Archive:

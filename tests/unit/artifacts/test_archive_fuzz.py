@@ -1,4 +1,4 @@
-"""Whatever bytes an archive is: files below /artifacts, warnings, or an ``ArtifactError``, in little memory."""
+"""Any bytes as an archive give files below /artifacts, warnings or an ``ArtifactError``, in bounded memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from worker.model.config import ArtifactRule
 PREFIX = "acme/run-1/"
 MOST_BYTES = 4 * SMALL
 MEMORY = 6 * SMALL
-"""Bytes: a batch of small files, a header, and the copies that reading makes of them."""
+"""Most bytes in memory: a batch of small files, a header, and the copies that a read makes."""
 
 NAMES = st.sampled_from(["artifacts", "artifacts/a", "artifacts/d/b", "artifacts/../x", "/etc/passwd", "..", ""]) | (
     st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=120).map("artifacts/".__add__)
@@ -48,7 +48,7 @@ def made(entries: list[tuple[str, bytes, bytes, dict[str, str]]]) -> bytes:
 
 
 def damaged(data: bytes, changes: list[tuple[int, int]]) -> bytes:
-    """Some bytes changed, and the checksums mended, or the damage would be found at once."""
+    """Changes some bytes and corrects the checksums, which would show the damage at once."""
     changed = bytearray(data)
     for at, value in changes:
         changed[at % len(changed)] = value
@@ -61,7 +61,7 @@ def damaged(data: bytes, changes: list[tuple[int, int]]) -> bytes:
 
 
 def judge(data: bytes, piece: int = 512) -> None:
-    """Reads it to its end or its error; whatever else comes out fails the test."""
+    """Reads the archive to its end or to an ``ArtifactError``; any other error fails the test."""
     chosen = selection()
     reader = ArchiveReader(archive(data, piece=piece), chosen)
     seen: set[str] = set()
@@ -123,7 +123,7 @@ def read_large(reader: ArchiveReader) -> int:
 
 
 def inside(file: ArchivedFile) -> None:
-    """Nothing that a folder or a bucket could take for a way out."""
+    """The key stays below the prefix, in a folder and in a bucket."""
     assert file.key.startswith(PREFIX)
     assert not {"", ".", ".."} & set(file.key.split("/"))
     assert 0 <= file.size <= MOST_BYTES

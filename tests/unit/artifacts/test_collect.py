@@ -1,4 +1,4 @@
-"""What a container's archive may bring into the store, and what it may not. The store is a folder."""
+"""Which entries of a container's archive are stored, and which are refused. The store is a folder."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ async def test_files_are_stored_and_described(collected: Collected) -> None:
 
 
 @pytest.mark.parametrize("data", [END_MARK, tar(FOLDER), tar()], ids=["no folder", "empty folder", "empty archive"])
-async def test_nothing_to_collect(collected: Collected, data: bytes) -> None:
+async def test_an_empty_archive_stores_nothing(collected: Collected, data: bytes) -> None:
     assert await collected.collect(data) == 0
     assert (collected.stored, collected.warnings) == ({}, [])
 
@@ -70,7 +70,7 @@ async def test_every_size_arrives_whole(collected: Collected, size: int, piece: 
 
 
 @pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
-async def test_long_names_in_either_format(collected: Collected, form: int) -> None:
+async def test_long_names_are_read_in_pax_and_gnu_format(collected: Collected, form: int) -> None:
     name = "/".join(["d" * 200] * 4)
     await collected.collect(tar(FOLDER, entry(f"artifacts/{name}", content=b"x"), form=form))
     assert list(collected.stored) == [name]
@@ -116,7 +116,9 @@ async def test_the_second_collection_of_a_run_replaces_the_first(collected: Coll
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
-async def test_what_is_refused(collected: Collected, bad: tuple[tarfile.TarInfo, bytes], why: str, form: int) -> None:
+async def test_links_devices_and_bad_names_are_refused(
+    collected: Collected, bad: tuple[tarfile.TarInfo, bytes], why: str, form: int
+) -> None:
     good = [entry("artifacts/good", content=b"good"), entry("artifacts/dir/x", content=b"x")]
     last = entry("artifacts/last", content=b"last")
     assert await collected.collect(tar(FOLDER, *good, bad, last, form=form)) == 3
@@ -151,7 +153,7 @@ async def test_many_refusals_are_counted_not_listed(collected: Collected) -> Non
     assert collected.warnings[-1] == "and 1,005 more entries of /artifacts were refused"
 
 
-async def test_the_members_of_an_archive_do_not_pile_up(collected: Collected) -> None:
+async def test_members_of_an_archive_are_not_kept_in_memory(collected: Collected) -> None:
     alive: list[int] = []
 
     @contextmanager
@@ -198,7 +200,9 @@ async def test_a_rule_chooses_by_pattern(collected: Collected, pattern: str, cho
     data = tar(FOLDER, *(entry(f"artifacts/{name}") for name in names), entry("artifacts/y", tarfile.SYMTYPE))
     await collected.collect(data, [ArtifactRule(path=pattern)])
     assert sorted(collected.artifacts) == chosen
-    assert len(collected.warnings) == (pattern in ("**", "/artifacts", "*", "[!a]*"))  # who did not ask is not told
+    assert len(collected.warnings) == (
+        pattern in ("**", "/artifacts", "*", "[!a]*")
+    )  # a warning only if a rule names the link
 
 
 async def test_the_first_rule_that_names_a_file_counts(collected: Collected) -> None:
@@ -214,7 +218,7 @@ async def test_the_first_rule_that_names_a_file_counts(collected: Collected) -> 
     assert first.expires_at - datetime.now(UTC) < timedelta(days=1)
 
 
-async def test_a_pattern_that_is_slow_for_regular_expressions_is_not(collected: Collected) -> None:
+async def test_patterns_with_many_stars_are_matched_fast(collected: Collected) -> None:
     names = ["a" * 230 + "/" + "a" * 230, "a/" * 200 + "a"]
     data = tar(FOLDER, *(entry(f"artifacts/{name}") for name in names))
     patterns = ["*a" * 30 + "*b", "**/" * 30 + "*a" * 20 + "b", "**/a/" * 40 + "b"]

@@ -1,4 +1,4 @@
-"""The store's address, and its folder."""
+"""The URL of the store, and its folder."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ def test_a_url_with_credentials_is_refused_and_not_repeated(url: str) -> None:
 
 
 @pytest.mark.parametrize("endpoint", ["garbage", "host:9000", "ftp://host", "https://", "http:// host"])
-def test_a_wrong_endpoint_is_told(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+def test_a_wrong_endpoint_is_refused(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
     with pytest.raises(ConfigurationError, match="AWS_ENDPOINT_URL: expected https://host/path"):
         ArtifactStore.from_url("s3://bucket/prefix")
 
 
-def test_a_folder_is_made_for_its_owner(tmp_path: Path) -> None:
+def test_a_new_folder_is_readable_by_its_owner_and_group_only(tmp_path: Path) -> None:
     store = ArtifactStore.from_url(f"file://{tmp_path}/a%20b/../c%20d/")
     assert store.url == (tmp_path / "c d").as_uri()
     assert (tmp_path / "c d").stat().st_mode & 0o007 == 0
@@ -73,12 +73,12 @@ def test_the_url_of_a_bucket(url: str, shown: str) -> None:
     assert ArtifactStore.from_url(url).url == shown
 
 
-async def test_check_leaves_nothing(collected: Collected) -> None:
+async def test_check_leaves_no_object(collected: Collected) -> None:
     await ArtifactStore.from_url(collected.root.as_uri()).check()
     assert list(collected.root.iterdir()) == []
 
 
-async def test_a_folder_that_is_gone(collected: Collected) -> None:
+async def test_check_of_a_folder_that_was_replaced_by_a_file_fails(collected: Collected) -> None:
     store = ArtifactStore.from_url(collected.root.as_uri())
     collected.root.rmdir()
     collected.root.write_text("now a file")

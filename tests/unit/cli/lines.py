@@ -1,4 +1,4 @@
-"""Command lines, for the tests of what they mean."""
+"""Helpers that parse a command line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def load(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> Setti
 
 
 def problems(*argv: str, **environ: str) -> tuple[str, ...]:
-    """What is wrong with that command line and environment, line by line."""
+    """The problems of that command line and environment, one per line."""
     with pytest.raises(UsageError) as caught:
         load(argv, environ)
     return caught.value.problems

@@ -1,4 +1,4 @@
-"""The command line, the environment and the env file: which value wins, and what is said of a mistake; the help."""
+"""The command line, the environment and the env file: which value wins, the message for a mistake, the help."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ NAMED = re.compile(
     r"(-\S+( \(OPS_WORKER_[A-Z_]+\))?|OPS_WORKER_.*? in .*): |unknown (setting -|command; )|too many words after ",
     re.DOTALL,
 )
-"""How a line begins: with the setting, the variable, or the word of the command line, that it is about."""
+"""A message begins with its setting, its variable, or its word of the command line."""
 
 
 @hypothesis.settings(max_examples=hypothesis.settings().max_examples // 4)  # each makes a parser

@@ -1,4 +1,4 @@
-"""What is said to the server about a worker's role, and to the host that logs in with it."""
+"""The verifier that the server gets for a worker's role, and the URL that the host gets."""
 
 from __future__ import annotations
 
