@@ -96,7 +96,7 @@ async def test_rollback_counts_the_lost_rows_and_needs_yes(world: World, on_migr
     assert {"lost  ops.runs, 3 rows", "lost  ops.workflows, 1 row"} < set(done.stdout.splitlines())
 
 
-@pytest.mark.parametrize(("answer", "status"), [("no", 1), ("\x04", 1), ("yes", 0)])
+@pytest.mark.parametrize(("answer", "status"), [("y", 1), ("\x04", 1), ("yes", 0)])
 def test_rollback_asks_on_a_terminal(db_url: str, answer: str, status: int) -> None:
     ours, its = pty.openpty()
     os.write(ours, f"{answer}\n".encode())
