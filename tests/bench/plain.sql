@@ -1,5 +1,5 @@
--- The tables of a run as they were when the marks of the benchmark were set, with their checks and indexes, and without
--- triggers and functions: what the plain SQL of the baseline writes to. They do not follow the schema.
+-- The tables of a run as they were when the marks of the benchmark were set, with their checks, keys and indexes, and
+-- without triggers and functions: what the plain SQL of the baseline writes to. They do not follow the schema.
 
 create schema plain;
 
@@ -93,7 +93,10 @@ create table plain.leases (
 alter table plain.runs
     add primary key (id),
     add unique (idempotency_key),
-    add unique (project_id, run_number);
+    add unique (project_id, run_number),
+    add foreign key (project_id) references ops.projects (id) on delete cascade,
+    add foreign key (project_id, workflow_id) references ops.workflows (project_id, id) on delete cascade,
+    add foreign key (retry_of) references plain.runs (id) on delete set null;
 alter table plain.run_events
     add primary key (id),
     add foreign key (run_id) references plain.runs (id);
