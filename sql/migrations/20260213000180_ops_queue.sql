@@ -46,6 +46,14 @@ create table ops_private.project_limits (
 
 comment on column ops_private.project_limits.max_queued_runs is 'Null: max_queued_runs of ops_private.control.';
 
+-- The instances whose last claim found nothing. The notification about a new run names a few of them, so that a hundred
+-- idle workers do not all ask for one run.
+create table ops_private.idle_workers (
+    instance_id uuid primary key,
+    labels text[] not null,
+    since timestamptz not null
+);
+
 create function ops_private.lane_digest(p_priority integer, p_labels text[], p_key text) returns bytea
 language plpgsql immutable set search_path = pg_catalog, pg_temp
 as $$
@@ -287,6 +295,62 @@ begin
     return jsonb_build_object(
         'run_id', null, 'waiting', v_waiting,
         'message', case when v_waiting then 'no run can be claimed yet' else 'no queued runs' end);
+end
+$$;
+
+create function ops_private.become_idle(p_instance_id uuid, p_labels text[]) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp
+as $$
+begin
+    insert into ops_private.idle_workers as i (instance_id, labels, since)
+    select p_instance_id, p_labels, ops_private.current_time() where p_instance_id is not null
+    on conflict (instance_id) do nothing;
+end
+$$;
+
+-- Skips a row that another transaction has locked: that transaction deletes it.
+create function ops_private.become_busy(p_instance_id uuid) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp
+as $$
+begin
+    delete from ops_private.idle_workers as i where i.instance_id in (
+        select k.instance_id from ops_private.idle_workers as k
+        where k.instance_id = p_instance_id for update skip locked);
+end
+$$;
+
+-- Notifies workers of a run with these labels that can be claimed. The payload names up to three of the workers that have
+-- been idle for the longest time, each by the beginning of a digest: an instance id is a part of a lease. They count as
+-- idle again once a claim of theirs finds nothing. An empty payload is for all workers. If the named workers are dead, the
+-- run waits for the next poll of another one.
+create function ops_private.notify_idle_workers(p_labels text[]) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_named text;
+begin
+    with named as (
+        delete from ops_private.idle_workers as i where i.instance_id in (
+            select k.instance_id from ops_private.idle_workers as k
+            where p_labels <@ k.labels order by k.since limit 3 for update skip locked)
+        returning left(encode(sha256(convert_to(i.instance_id::text, 'UTF8')), 'hex'), 16) as mark
+    )
+    select string_agg(n.mark, ' ') into v_named from named as n;
+    perform pg_notify('ops_queue', coalesce(v_named, ''));
+end
+$$;
+
+-- Deletes the rows of instances that no longer live.
+create function ops_private.forget_idle_workers() returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp
+as $$
+begin
+    delete from ops_private.idle_workers as i where i.instance_id in (
+        select k.instance_id from ops_private.idle_workers as k
+        where not exists (
+            select from ops_private.workers as w
+            where w.instance_id = k.instance_id and w.expires_at > ops_private.current_time())
+        for update skip locked);
 end
 $$;
 

@@ -115,7 +115,12 @@ begin
         v_payload := ops_private.run_payload(v_run_id);
         exit when v_payload is not null;
     end loop;
-    return coalesce(v_payload, ops_private.nothing_claimed(v_labels));
+    if v_payload is null then
+        perform ops_private.become_idle(p_instance_id, v_labels);
+        return ops_private.nothing_claimed(v_labels);
+    end if;
+    perform ops_private.become_busy(p_instance_id);
+    return v_payload;
 end
 $$;
 

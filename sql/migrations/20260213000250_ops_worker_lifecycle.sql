@@ -400,6 +400,7 @@ begin
         end if;
     end loop;
     perform ops_private.drop_empty_lanes();
+    perform ops_private.forget_idle_workers();
     return jsonb_build_object(
         'requeued', v_requeued, 'failed', v_failed, 'quarantined', v_quarantined,
         'woken', ops_private.wake_scheduled_runs());

@@ -216,6 +216,11 @@ begin
     from (select i.project_id, max(i.run_number) as last from inserted as i group by i.project_id) as f
     where c.project_id = f.project_id;
     perform ops_private.queue_new_runs(array(select i.id from inserted as i));
+    if (select count(*) from inserted as i where i.scheduled_at is null) > 1 then
+        perform pg_notify('ops_queue', '');
+    else
+        perform ops_private.notify_idle_workers(i.labels) from inserted as i where i.scheduled_at is null;
+    end if;
 
     with counted as (
         update ops_private.run_counters as c set counted = c.last
@@ -301,9 +306,6 @@ begin
     if tg_op = 'INSERT' then
         perform ops_private.add_event(
             new.id, 'info', 'queued', jsonb_build_object('actor', ops_private.actor()));
-        if new.scheduled_at is null then
-            perform pg_notify('ops_queue', '');
-        end if;
         return null;
     end if;
 

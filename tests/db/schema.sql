@@ -343,7 +343,12 @@ begin
         v_payload := ops_private.run_payload(v_run_id);
         exit when v_payload is not null;
     end loop;
-    return coalesce(v_payload, ops_private.nothing_claimed(v_labels));
+    if v_payload is null then
+        perform ops_private.become_idle(p_instance_id, v_labels);
+        return ops_private.nothing_claimed(v_labels);
+    end if;
+    perform ops_private.become_busy(p_instance_id);
+    return v_payload;
 end
 $$;
 
@@ -702,6 +707,7 @@ begin
         end if;
     end loop;
     perform ops_private.drop_empty_lanes();
+    perform ops_private.forget_idle_workers();
     return jsonb_build_object(
         'requeued', v_requeued, 'failed', v_failed, 'quarantined', v_quarantined,
         'woken', ops_private.wake_scheduled_runs());
@@ -1234,6 +1240,28 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.become_busy(p_instance_id uuid) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    delete from ops_private.idle_workers as i where i.instance_id in (
+        select k.instance_id from ops_private.idle_workers as k
+        where k.instance_id = p_instance_id for update skip locked);
+end
+$$;
+
+CREATE FUNCTION ops_private.become_idle(p_instance_id uuid, p_labels text[]) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    insert into ops_private.idle_workers as i (instance_id, labels, since)
+    select p_instance_id, p_labels, ops_private.current_time() where p_instance_id is not null
+    on conflict (instance_id) do nothing;
+end
+$$;
+
 CREATE FUNCTION ops_private.caller() RETURNS text
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1349,6 +1377,11 @@ begin
     from (select i.project_id, max(i.run_number) as last from inserted as i group by i.project_id) as f
     where c.project_id = f.project_id;
     perform ops_private.queue_new_runs(array(select i.id from inserted as i));
+    if (select count(*) from inserted as i where i.scheduled_at is null) > 1 then
+        perform pg_notify('ops_queue', '');
+    else
+        perform ops_private.notify_idle_workers(i.labels) from inserted as i where i.scheduled_at is null;
+    end if;
 
     with counted as (
         update ops_private.run_counters as c set counted = c.last
@@ -1567,6 +1600,20 @@ CREATE FUNCTION ops_private.forget_artifacts(p_artifact_ids uuid[]) RETURNS void
     AS $$
 begin
     delete from ops_private.retired_artifacts as t where t.artifact_id = any (p_artifact_ids);
+end
+$$;
+
+CREATE FUNCTION ops_private.forget_idle_workers() RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    delete from ops_private.idle_workers as i where i.instance_id in (
+        select k.instance_id from ops_private.idle_workers as k
+        where not exists (
+            select from ops_private.workers as w
+            where w.instance_id = k.instance_id and w.expires_at > ops_private.current_time())
+        for update skip locked);
 end
 $$;
 
@@ -1989,6 +2036,24 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.notify_idle_workers(p_labels text[]) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_named text;
+begin
+    with named as (
+        delete from ops_private.idle_workers as i where i.instance_id in (
+            select k.instance_id from ops_private.idle_workers as k
+            where p_labels <@ k.labels order by k.since limit 3 for update skip locked)
+        returning left(encode(sha256(convert_to(i.instance_id::text, 'UTF8')), 'hex'), 16) as mark
+    )
+    select string_agg(n.mark, ' ') into v_named from named as n;
+    perform pg_notify('ops_queue', coalesce(v_named, ''));
+end
+$$;
+
 CREATE FUNCTION ops_private.owns(p_lease ops_private.leases, p_worker_id text, p_instance_id uuid) RETURNS boolean
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -2281,9 +2346,6 @@ begin
     if tg_op = 'INSERT' then
         perform ops_private.add_event(
             new.id, 'info', 'queued', jsonb_build_object('actor', ops_private.actor()));
-        if new.scheduled_at is null then
-            perform pg_notify('ops_queue', '');
-        end if;
         return null;
     end if;
 
@@ -2775,6 +2837,12 @@ COMMENT ON COLUMN ops_private.control.max_lost_leases IS 'A run is quarantined w
 
 COMMENT ON COLUMN ops_private.control.max_queued_runs IS 'How many runs of one project may be queued at once. Retries by the database are not refused, but they count.';
 
+CREATE TABLE ops_private.idle_workers (
+    instance_id uuid NOT NULL,
+    labels text[] NOT NULL,
+    since timestamp with time zone NOT NULL
+);
+
 CREATE TABLE ops_private.lanes (
     lane_id bigint NOT NULL,
     project_id uuid NOT NULL,
@@ -2918,6 +2986,9 @@ ALTER TABLE ONLY ops.workflows
 
 ALTER TABLE ONLY ops_private.control
     ADD CONSTRAINT control_pkey PRIMARY KEY (singleton);
+
+ALTER TABLE ONLY ops_private.idle_workers
+    ADD CONSTRAINT idle_workers_pkey PRIMARY KEY (instance_id);
 
 ALTER TABLE ONLY ops_private.lanes
     ADD CONSTRAINT lanes_pkey PRIMARY KEY (lane_id);
@@ -3305,6 +3376,10 @@ REVOKE ALL ON FUNCTION ops_private.bad_retry(p_retry jsonb) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.bad_worker(p_worker_id text, p_lease_seconds integer) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.become_busy(p_instance_id uuid) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.become_idle(p_instance_id uuid, p_labels text[]) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.caller() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.calling_worker() FROM PUBLIC;
@@ -3335,6 +3410,8 @@ REVOKE ALL ON FUNCTION ops_private.fail_unreadable(p_run_id uuid, p_error text) 
 
 REVOKE ALL ON FUNCTION ops_private.forget_artifacts(p_artifact_ids uuid[]) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops_private.forget_artifacts(p_artifact_ids uuid[]) TO service_role;
+
+REVOKE ALL ON FUNCTION ops_private.forget_idle_workers() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.hand_over(p_lease ops_private.leases, p_worker_id text, p_instance_id uuid, p_engine_id text, p_lease_seconds integer) FROM PUBLIC;
 
@@ -3392,6 +3469,8 @@ GRANT ALL ON FUNCTION ops_private.my_projects(p_role text) TO service_role;
 REVOKE ALL ON FUNCTION ops_private.next_run(p_labels text[]) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.nothing_claimed(p_labels text[]) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.notify_idle_workers(p_labels text[]) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.owns(p_lease ops_private.leases, p_worker_id text, p_instance_id uuid) FROM PUBLIC;
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import uuid
 from collections import Counter
@@ -358,6 +359,47 @@ async def test_no_update_in_the_life_of_a_run_writes_an_index(world: World) -> N
                       pg_stat_get_xact_tuples_hot_updated('ops.runs'::regclass)"""
         )
     assert tuple(updates) == (3, 3)
+
+
+# Waking workers ---------------------------------------------------------------------------------------------
+
+
+async def test_a_new_run_wakes_three_of_the_workers_that_wait_for_such_runs(world: World, connect: Connect) -> None:
+    waiting = [(f"w{n}", uuid.uuid4(), ["gpu"] if n else []) for n in range(6)]
+    for name, instance, labels in waiting:
+        assert (await world.claim(name, instance, p_labels=labels))["run_id"] is None
+    wakes = await heard(connect, "ops_queue")
+
+    async def woken(**columns: object) -> list[int]:
+        run = await world.queue(**columns)
+        marks = (await next_of(wakes)).split()
+        await world.set_status(run, "canceled")
+        digests = [hashlib.sha256(str(instance).encode()).hexdigest()[:16] for _, instance, _ in waiting]
+        return sorted(digests.index(mark) for mark in marks)
+
+    assert await woken(labels=["gpu"]) == [1, 2, 3]  # who waits longest; each once, until it waits again
+    assert await woken() == [0, 4, 5]
+    assert await woken() == [], "no worker is known to wait: all are woken"
+    assert (await world.claim("w2", waiting[2][1], p_labels=["gpu"]))["run_id"] is None
+    assert await woken() == [2]
+
+
+async def test_a_worker_that_got_a_run_or_is_gone_waits_no_more(world: World, connect: Connect) -> None:
+    mine = uuid.uuid4()
+    await world.claim("one", mine)
+    await world.claim("gone", uuid.uuid4())
+    first = await connect()
+    async with first.transaction():
+        await first.execute("select from ops_private.idle_workers for update")  # as a run that is being queued does
+        assert (await world.claim("one", mine))["run_id"] is None
+        await call(world.db, "reap")
+    await call(world.db, "reap")  # neither is registered
+    assert await world.db.fetchval("select count(*) from ops_private.idle_workers") == 0
+    await world.claim("one", mine)
+    await world.queue()
+    await world.queue()
+    await world.claim("one", mine)
+    assert await world.db.fetchval("select count(*) from ops_private.idle_workers") == 0
 
 
 # Pause and limits -------------------------------------------------------------------------------------------

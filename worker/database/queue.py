@@ -11,6 +11,7 @@ leases, so that a renewal never waits for a batch of log lines.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import time
@@ -245,7 +246,7 @@ class Queue:
         heard = anyio.Event()
         probe = f"ops_probe_{self._me.instance_id.hex}"
         async with self._controlling() as connection:
-            await connection.add_listener("ops_queue", lambda *_: on_queue())
+            await connection.add_listener("ops_queue", lambda *args: on_queue() if self._is_for_us(args[3]) else None)
             await connection.add_listener("ops_cancel", lambda *args: _with_id(on_cancel, args[3]))
             await connection.add_listener(probe, lambda *_: heard.set())
             self._subscribed = connection
@@ -253,6 +254,14 @@ class Queue:
         with anyio.move_on_after(3):
             await heard.wait()
         return heard.is_set()
+
+    def _is_for_us(self, payload: str) -> bool:
+        """Whether a notification of the queue is for this worker: it names no worker, or this one.
+
+        The name is the beginning of a digest of the instance id (``ops_private.notify_idle_workers``).
+        """
+        mark = hashlib.sha256(str(self._me.instance_id).encode()).hexdigest()[:16]
+        return not payload or mark in payload.split()
 
     @property
     def listening(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import re
 import uuid
@@ -344,10 +345,12 @@ async def test_listen_probes_itself_and_passes_notifications_on(control: list[Sc
     assert not queue.listening
     assert await queue.listen(lambda: heard.append("queue"), heard.append)
     assert queue.listening
-    connection.notify("ops_queue", "")
+    ours = hashlib.sha256(str(queue._me.instance_id).encode()).hexdigest()[:16]
+    for payload in ("", "0123456789abcdef", f"0123456789abcdef {ours}"):
+        connection.notify("ops_queue", payload)
     for payload in (str(RUN_ID), "", "no id", str(RUN_ID)[:-1]):
         connection.notify("ops_cancel", payload)
-    assert heard == ["queue", RUN_ID]
+    assert heard == ["queue", "queue", RUN_ID]
     connection.terminate()
     assert not queue.listening
 
