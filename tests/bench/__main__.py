@@ -69,7 +69,7 @@ def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--scale", type=float, default=1.0, help="of all numbers of lines and runs (default: 1)")
     parser.add_argument("--postgres", type=versions, default=[15, 18], help="its versions (default: 15,18)")
     parser.add_argument(
-        "--minutes", type=float, default=18.0, help="after these a case ends after its first round (default: 18)"
+        "--minutes", type=float, default=15.0, help="after these a case ends after its first round (default: 15)"
     )
     parser.add_argument("--output", type=Path, help="the document to write")
     options = parser.parse_args(argv)
