@@ -67,6 +67,12 @@ class OwnEngine:
             subprocess.run(["umount", mount], check=False, capture_output=True)
         shutil.rmtree(self._folder, ignore_errors=True)
 
+    @property
+    def pid(self) -> int:
+        """Of the engine's process."""
+        assert self._process is not None
+        return self._process.pid
+
     def docker(self, *words: str) -> str:
         return docker("--host", f"unix://{self.socket}", *words)
 
