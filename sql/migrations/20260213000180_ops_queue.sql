@@ -5,7 +5,8 @@
 -- the first run of each. Its cost grows with the number of lanes, not with the number of runs that wait.
 --
 -- Workers claim the highest priority first. Among equal priorities, the project with the fewest active runs comes
--- first, so a project with many queued runs does not delay another; within a project, the oldest run.
+-- first, and among those the one whose last turn is longest ago, so a project with many queued runs does not delay
+-- another; within a project, the oldest run.
 --
 -- Triggers of ops.runs maintain both tables. An index on the status of ops.runs would do the same, but then no update
 -- of a run would be a heap-only one, and a claim would read past all runs that it cannot take.
@@ -45,6 +46,14 @@ create table ops_private.project_limits (
 );
 
 comment on column ops_private.project_limits.max_queued_runs is 'Null: max_queued_runs of ops_private.control.';
+
+-- When each project had its last turn: a number that grows with every claim.
+create table ops_private.turns (
+    project_id uuid primary key references ops.projects (id) on delete cascade,
+    turn bigint not null default 0
+) with (fillfactor = 50);
+
+create sequence ops_private.turn_seq as bigint;
 
 -- The instances whose last claim found nothing. The notification about a new run names a few of them, so that a hundred
 -- idle workers do not all ask for one run.
@@ -114,6 +123,11 @@ begin
             select from ops_private.lanes as k where k.project_id = r.project_id and k.digest = d.digest)
     order by r.project_id, d.digest
     on conflict (project_id, digest) do nothing;
+    if found then
+        insert into ops_private.turns as t (project_id)
+        select distinct r.project_id from ops.runs as r where r.id = any (p_run_ids)
+        on conflict (project_id) do nothing;
+    end if;
     insert into ops_private.queued as q (run_id, lane_id, scheduled_at, created_at, run_number)
     select r.id, l.lane_id, r.scheduled_at, r.created_at, r.run_number
     from ops.runs as r
@@ -208,6 +222,17 @@ begin
 end
 $$;
 
+-- Notes that the project had its turn, unless another claim does it at the moment.
+create function ops_private.take_turn(p_project_id uuid) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp
+as $$
+begin
+    update ops_private.turns as t set turn = nextval('ops_private.turn_seq') where t.project_id in (
+        select k.project_id from ops_private.turns as k
+        where k.project_id = p_project_id for no key update skip locked);
+end
+$$;
+
 -- Locks the run that a worker with these labels claims next and returns its id; null if there is none. It skips runs
 -- that another transaction has locked. The settings prevent a plan from the time when the queue was empty, and so does
 -- reading the queue and the runs in two statements.
@@ -232,6 +257,7 @@ begin
             select a.project_id, count(*) as runs from ops_private.leases as a group by a.project_id
         ) as active on active.project_id = l.project_id
         left join ops_private.project_limits as k on k.project_id = l.project_id
+        left join ops_private.turns as t on t.project_id = l.project_id
         where l.labels <@ p_labels
             and k.paused_at is null
             and coalesce(active.runs < k.max_active_runs, true)
@@ -239,7 +265,7 @@ begin
             and (l.concurrency_key is null or not exists (
                 select from ops_private.leases as a
                 where a.project_id = l.project_id and a.concurrency_key = l.concurrency_key))
-        order by l.priority desc, coalesce(active.runs, 0), head.created_at, head.run_number
+        order by l.priority desc, coalesce(active.runs, 0), t.turn nulls first, head.created_at, head.run_number
     loop
         continue when v_lane.is_limited and not ops_private.has_room(v_lane.project_id);
         for v_queued_id in
@@ -250,6 +276,7 @@ begin
             select r.id into v_run_id from ops.runs as r
             where r.id = v_queued_id and r.status = 'queued' for update skip locked;
             if found then
+                perform ops_private.take_turn(v_lane.project_id);
                 return v_run_id;
             end if;
         end loop;
@@ -298,12 +325,16 @@ begin
 end
 $$;
 
+-- The first condition keeps a claim from waiting for a client that queues a run and keeps its transaction open: such a
+-- transaction has deleted the row.
 create function ops_private.become_idle(p_instance_id uuid, p_labels text[]) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp
 as $$
 begin
     insert into ops_private.idle_workers as i (instance_id, labels, since)
-    select p_instance_id, p_labels, ops_private.current_time() where p_instance_id is not null
+    select p_instance_id, p_labels, ops_private.current_time()
+    where p_instance_id is not null
+        and not exists (select from ops_private.idle_workers as k where k.instance_id = p_instance_id)
     on conflict (instance_id) do nothing;
 end
 $$;
@@ -319,10 +350,10 @@ begin
 end
 $$;
 
--- Notifies workers of a run with these labels that can be claimed. The payload names up to three of the workers that have
--- been idle for the longest time, each by the beginning of a digest: an instance id is a part of a lease. They count as
--- idle again once a claim of theirs finds nothing. An empty payload is for all workers. If the named workers are dead, the
--- run waits for the next poll of another one.
+-- Notifies workers of a run with these labels that can be claimed. The payload names up to three of the workers that
+-- have been idle for the longest time, each by the beginning of a digest: an instance id is a part of a lease. They
+-- count as idle again once a claim of theirs finds nothing. An empty payload is for all workers. If the named workers
+-- are dead, the run waits for the next poll of another one.
 create function ops_private.notify_idle_workers(p_labels text[]) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp
 as $$
@@ -406,7 +437,7 @@ begin
     return query
         select w.run_id, w.first_number
         from (
-            select h.*, l.priority,
+            select h.*, l.priority, t.turn,
                 first_value(h.run_number) over (
                     partition by l.lane_id order by h.scheduled_at nulls first, h.created_at, h.run_number
                 ) as first_number,
@@ -422,9 +453,10 @@ begin
             left join (
                 select a.project_id, count(*) as runs from ops_private.leases as a group by a.project_id
             ) as active on active.project_id = l.project_id
+            left join ops_private.turns as t on t.project_id = l.project_id
             where l.project_id = any (p_projects)
         ) as w
-        order by w.scheduled_at nulls first, w.priority desc, w.place, w.created_at, w.run_number
+        order by w.scheduled_at nulls first, w.priority desc, w.place, w.turn nulls first, w.created_at, w.run_number
         limit p_limit;
 end
 $$;

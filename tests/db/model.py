@@ -129,6 +129,7 @@ class Contract:
         self.workers: dict[str, Registration] = {}
         self.owners: dict[str, str] = {}  # the role that registered a worker id first
         self.events: list[Event] = []
+        self.turns: dict[str, int] = {}  # the last turn of each project
 
     def answer(self, function: str, who: Caller, **arguments: Any) -> Answer:
         """What the function must answer, refusals included."""
@@ -172,9 +173,16 @@ class Contract:
             and (run.key is None or (run.project, run.key) not in held)
         ]  # fmt: skip
         active = Counter(run.project for run in self._active())
-        return min(
-            fitting, key=lambda run: (-run.priority, active[run.project], run.created_at, run.number), default=None
-        )
+        first = min(
+            fitting,
+            key=lambda run: (
+                -run.priority, active[run.project], self.turns.get(run.project, 0), run.created_at, run.number,
+            ),
+            default=None,
+        )  # fmt: skip
+        if first is not None:
+            self.turns[first.project] = max(self.turns.values(), default=0) + 1
+        return first
 
     def _wake(self) -> int:
         """Scheduled runs join the queue once they are due, and a worker reaps or finds nothing else to claim."""
@@ -198,7 +206,8 @@ class Contract:
             active[run.project] += 1
             places[run.id] = active[run.project]
         queued.sort(key=lambda run: (
-            run.scheduled_at or 0, -run.priority, places[run.id], run.created_at, run.number,
+            run.scheduled_at or 0, -run.priority, places[run.id], self.turns.get(run.project, 0), run.created_at,
+            run.number,
         ))  # fmt: skip
         return [run.id for run in (*claimed, *queued)]
 

@@ -1257,7 +1257,9 @@ CREATE FUNCTION ops_private.become_idle(p_instance_id uuid, p_labels text[]) RET
     AS $$
 begin
     insert into ops_private.idle_workers as i (instance_id, labels, since)
-    select p_instance_id, p_labels, ops_private.current_time() where p_instance_id is not null
+    select p_instance_id, p_labels, ops_private.current_time()
+    where p_instance_id is not null
+        and not exists (select from ops_private.idle_workers as k where k.instance_id = p_instance_id)
     on conflict (instance_id) do nothing;
 end
 $$;
@@ -1992,6 +1994,7 @@ begin
             select a.project_id, count(*) as runs from ops_private.leases as a group by a.project_id
         ) as active on active.project_id = l.project_id
         left join ops_private.project_limits as k on k.project_id = l.project_id
+        left join ops_private.turns as t on t.project_id = l.project_id
         where l.labels <@ p_labels
             and k.paused_at is null
             and coalesce(active.runs < k.max_active_runs, true)
@@ -1999,7 +2002,7 @@ begin
             and (l.concurrency_key is null or not exists (
                 select from ops_private.leases as a
                 where a.project_id = l.project_id and a.concurrency_key = l.concurrency_key))
-        order by l.priority desc, coalesce(active.runs, 0), head.created_at, head.run_number
+        order by l.priority desc, coalesce(active.runs, 0), t.turn nulls first, head.created_at, head.run_number
     loop
         continue when v_lane.is_limited and not ops_private.has_room(v_lane.project_id);
         for v_queued_id in
@@ -2010,6 +2013,7 @@ begin
             select r.id into v_run_id from ops.runs as r
             where r.id = v_queued_id and r.status = 'queued' for update skip locked;
             if found then
+                perform ops_private.take_turn(v_lane.project_id);
                 return v_run_id;
             end if;
         end loop;
@@ -2228,6 +2232,11 @@ begin
             select from ops_private.lanes as k where k.project_id = r.project_id and k.digest = d.digest)
     order by r.project_id, d.digest
     on conflict (project_id, digest) do nothing;
+    if found then
+        insert into ops_private.turns as t (project_id)
+        select distinct r.project_id from ops.runs as r where r.id = any (p_run_ids)
+        on conflict (project_id) do nothing;
+    end if;
     insert into ops_private.queued as q (run_id, lane_id, scheduled_at, created_at, run_number)
     select r.id, l.lane_id, r.scheduled_at, r.created_at, r.run_number
     from ops.runs as r
@@ -2247,7 +2256,7 @@ begin
     return query
         select w.run_id, w.first_number
         from (
-            select h.*, l.priority,
+            select h.*, l.priority, t.turn,
                 first_value(h.run_number) over (
                     partition by l.lane_id order by h.scheduled_at nulls first, h.created_at, h.run_number
                 ) as first_number,
@@ -2263,9 +2272,10 @@ begin
             left join (
                 select a.project_id, count(*) as runs from ops_private.leases as a group by a.project_id
             ) as active on active.project_id = l.project_id
+            left join ops_private.turns as t on t.project_id = l.project_id
             where l.project_id = any (p_projects)
         ) as w
-        order by w.scheduled_at nulls first, w.priority desc, w.place, w.created_at, w.run_number
+        order by w.scheduled_at nulls first, w.priority desc, w.place, w.turn nulls first, w.created_at, w.run_number
         limit p_limit;
 end
 $$;
@@ -2554,6 +2564,17 @@ begin
         raise exception 'there is no run %', new.run_id using errcode = 'foreign_key_violation';
     end if;
     return new;
+end
+$$;
+
+CREATE FUNCTION ops_private.take_turn(p_project_id uuid) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    update ops_private.turns as t set turn = nextval('ops_private.turn_seq') where t.project_id in (
+        select k.project_id from ops_private.turns as k
+        where k.project_id = p_project_id for no key update skip locked);
 end
 $$;
 
@@ -2911,6 +2932,19 @@ CREATE TABLE ops_private.run_requests (
     digest bytea NOT NULL
 );
 
+CREATE SEQUENCE ops_private.turn_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1;
+
+CREATE TABLE ops_private.turns (
+    project_id uuid NOT NULL,
+    turn bigint DEFAULT 0 NOT NULL
+)
+WITH (fillfactor='50');
+
 CREATE TABLE ops_private.worker_ids (
     worker_id text NOT NULL,
     db_role text NOT NULL
@@ -3017,6 +3051,9 @@ ALTER TABLE ONLY ops_private.run_counters
 ALTER TABLE ONLY ops_private.run_requests
     ADD CONSTRAINT run_requests_pkey PRIMARY KEY (run_id);
 
+ALTER TABLE ONLY ops_private.turns
+    ADD CONSTRAINT turns_pkey PRIMARY KEY (project_id);
+
 ALTER TABLE ONLY ops_private.worker_ids
     ADD CONSTRAINT worker_ids_pkey PRIMARY KEY (worker_id);
 
@@ -3118,6 +3155,9 @@ ALTER TABLE ONLY ops_private.run_counters
 
 ALTER TABLE ONLY ops_private.run_requests
     ADD CONSTRAINT run_requests_run_id_fkey FOREIGN KEY (run_id) REFERENCES ops.runs(id) ON DELETE CASCADE;
+
+ALTER TABLE ONLY ops_private.turns
+    ADD CONSTRAINT turns_project_id_fkey FOREIGN KEY (project_id) REFERENCES ops.projects(id) ON DELETE CASCADE;
 
 CREATE POLICY admins_add ON ops.project_memberships FOR INSERT TO authenticated WITH CHECK (((project_id = ANY (ARRAY( SELECT ops_private.my_projects('owner'::text) AS my_projects))) OR ((role <> 'owner'::text) AND (project_id = ANY (ARRAY( SELECT ops_private.my_projects('admin'::text) AS my_projects))))));
 
@@ -3523,6 +3563,8 @@ REVOKE ALL ON FUNCTION ops_private.run_payload(p_run_id uuid) FROM PUBLIC;
 REVOKE ALL ON FUNCTION ops_private.set_giver() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.set_project_of_run() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.take_turn(p_project_id uuid) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.touch_updated_at() FROM PUBLIC;
 
