@@ -29,7 +29,7 @@ NODE = "{{.Description.Hostname}}"
 def swarm() -> Iterator[OwnEngine]:
     """An engine that is a swarm of its own and has the worker's image."""
     with OwnEngine() as engine:
-        subprocess.run(["nsenter", "-t", str(engine.pid), "-n", "ip", "link", "set", "lo", "up"], check=True)
+        engine.bring_up_loopback()
         load = f"docker save {worker_image()} | docker --host unix://{engine.socket} load"
         subprocess.run(["bash", "-o", "pipefail", "-c", load], check=True, capture_output=True)
         engine.docker("swarm", "init", "--advertise-addr", "127.0.0.1", "--listen-addr", "127.0.0.1:0")

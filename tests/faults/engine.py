@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,9 @@ from tests.support.docker import docker
 IMAGE = "tiny:1"
 START_SECONDS = 60
 _PROGRAMS = "sh seq sleep touch cat head yes mkdir rm ls dd"
+
+_UP = "import fcntl, socket, struct; fcntl.ioctl(socket.socket(), 0x8914, struct.pack('16sh', b'lo', 1))"
+"""Sets the flags of ``lo`` (SIOCSIFFLAGS) to IFF_UP."""
 
 
 @contextmanager
@@ -120,6 +124,11 @@ class OwnEngine:
         while _lives(pid):  # it dies with its parent
             time.sleep(0.01)
         containerd.unlink()  # where no init collects dead processes, the next engine would wait for this one
+
+    def bring_up_loopback(self) -> None:
+        """Gives its network namespace the loopback interface. A bare machine has no ``ip``."""
+        words = ["nsenter", "--target", str(self.pid), "--net", sys.executable, "-c", _UP]
+        subprocess.run(words, check=True)
 
     @contextmanager
     def away(self, way: Callable[[OwnEngine], None]) -> Iterator[None]:
