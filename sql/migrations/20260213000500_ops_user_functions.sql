@@ -128,8 +128,8 @@ begin
         limit p_limit;
     return query
         select r.id, r.project_id, r.workflow_id, r.run_number, r.status, r.created_at, r.claimed_by, r.claimed_at,
-            ops_private.waits_for(r, o.first_number)
-        from ops_private.queue_order(v_projects, p_limit) with ordinality as o (run_id, first_number, i)
+            o.waits_for
+        from ops_private.queue_order(v_projects, p_limit) with ordinality as o (run_id, waits_for, i)
         join ops.runs as r on r.id = o.run_id
         order by o.i;
 end
@@ -352,7 +352,7 @@ $$;
 
 -- Pause and limits ------------------------------------------------------------------------------------------
 
--- Pauses a project, or lets it go on. No worker claims a run of a paused project; active runs continue.
+-- Pauses a project, or resumes it. No worker claims a run of a paused project; active runs continue.
 create function ops_private.pause_project(p_project_id uuid, p_paused boolean, p_reason text) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$

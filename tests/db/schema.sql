@@ -579,8 +579,8 @@ begin
         limit p_limit;
     return query
         select r.id, r.project_id, r.workflow_id, r.run_number, r.status, r.created_at, r.claimed_by, r.claimed_at,
-            ops_private.waits_for(r, o.first_number)
-        from ops_private.queue_order(v_projects, p_limit) with ordinality as o (run_id, first_number, i)
+            o.waits_for
+        from ops_private.queue_order(v_projects, p_limit) with ordinality as o (run_id, waits_for, i)
         join ops.runs as r on r.id = o.run_id
         order by o.i;
 end
@@ -2247,16 +2247,20 @@ begin
 end
 $$;
 
-CREATE FUNCTION ops_private.queue_order(p_projects uuid[], p_limit bigint) RETURNS TABLE(run_id uuid, first_number integer)
+CREATE FUNCTION ops_private.queue_order(p_projects uuid[], p_limit bigint) RETURNS TABLE(run_id uuid, waits_for text)
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET enable_seqscan TO 'off'
     AS $$
 begin
     return query
-        select w.run_id, w.first_number
-        from (
-            select h.*, l.priority, t.turn,
+        with lane as materialized (
+            select l.*, y.paused, y.held, y.lacking
+            from ops_private.lanes as l
+            cross join lateral ops_private.why_lane_waits(l) as y
+            where l.project_id = any (p_projects)
+        ), waiting as (
+            select h.*, l.priority, l.concurrency_key, l.paused, l.held, l.lacking, t.turn,
                 first_value(h.run_number) over (
                     partition by l.lane_id order by h.scheduled_at nulls first, h.created_at, h.run_number
                 ) as first_number,
@@ -2264,7 +2268,7 @@ begin
                     partition by l.project_id
                     order by h.scheduled_at nulls first, l.priority desc, h.created_at, h.run_number
                 ) as place
-            from ops_private.lanes as l
+            from lane as l
             cross join lateral (
                 select q.* from ops_private.queued as q where q.lane_id = l.lane_id
                 order by q.scheduled_at nulls first, q.created_at, q.run_number limit p_limit
@@ -2273,8 +2277,15 @@ begin
                 select a.project_id, count(*) as runs from ops_private.leases as a group by a.project_id
             ) as active on active.project_id = l.project_id
             left join ops_private.turns as t on t.project_id = l.project_id
-            where l.project_id = any (p_projects)
-        ) as w
+        )
+        select w.run_id, coalesce(
+            w.paused,
+            to_char(w.scheduled_at at time zone 'UTC', '"time: due at "YYYY-MM-DD HH24:MI:SS" UTC"'),
+            w.held,
+            case when w.concurrency_key is not null and w.first_number <> w.run_number then
+                format('key: run #%s goes before it for %s', w.first_number, w.concurrency_key) end,
+            w.lacking)
+        from waiting as w
         order by w.scheduled_at nulls first, w.priority desc, w.place, w.turn nulls first, w.created_at, w.run_number
         limit p_limit;
 end
@@ -2614,47 +2625,6 @@ begin
 end
 $_$;
 
-CREATE FUNCTION ops_private.waits_for(p_run ops.runs, p_first integer) RETURNS text
-    LANGUAGE plpgsql STABLE
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$
-declare
-    v_limits ops_private.project_limits;
-    v_holder integer;
-begin
-    select k.* into v_limits from ops_private.project_limits as k where k.project_id = p_run.project_id;
-    if exists (select from ops_private.control as c where c.paused_at is not null) then
-        return 'queue: paused';
-    elsif v_limits.paused_at is not null then
-        return 'project: paused by ' || v_limits.paused_by;
-    elsif p_run.scheduled_at is not null then
-        return format('time: due at %s', to_char(p_run.scheduled_at at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS UTC'));
-    end if;
-    if p_run.concurrency_key is not null then
-        select r.run_number into v_holder
-        from ops_private.leases as l join ops.runs as r on r.id = l.run_id
-        where l.project_id = p_run.project_id and l.concurrency_key = p_run.concurrency_key;
-        if found then
-            return format('key: run #%s holds %s', v_holder, p_run.concurrency_key);
-        elsif p_first <> p_run.run_number then
-            return format('key: run #%s goes before it for %s', p_first, p_run.concurrency_key);
-        end if;
-    end if;
-    if v_limits.max_active_runs <= (
-        select count(*) from ops_private.leases as l where l.project_id = p_run.project_id
-    ) then
-        return format('limit: the project has %s active runs', v_limits.max_active_runs);
-    end if;
-    if not exists (
-        select from ops_private.workers as w
-        where p_run.labels <@ w.labels and w.expires_at > ops_private.current_time()
-    ) then
-        return 'labels: no worker has ' || coalesce(nullif(array_to_string(p_run.labels, ', '), ''), 'registered');
-    end if;
-    return 'worker: the next one that is free';
-end
-$$;
-
 CREATE FUNCTION ops_private.wake_scheduled_runs() RETURNS integer
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -2676,6 +2646,43 @@ begin
     )
     select count(*) into v_woken from woken;
     return v_woken;
+end
+$$;
+
+CREATE TABLE ops_private.lanes (
+    lane_id bigint NOT NULL,
+    project_id uuid NOT NULL,
+    priority integer NOT NULL,
+    labels text[] NOT NULL,
+    concurrency_key text,
+    digest bytea NOT NULL
+);
+
+COMMENT ON COLUMN ops_private.lanes.digest IS 'Of priority, labels and key, which are too long for an index.';
+
+CREATE FUNCTION ops_private.why_lane_waits(p_lane ops_private.lanes, OUT paused text, OUT held text, OUT lacking text) RETURNS record
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_limits ops_private.project_limits;
+begin
+    select k.* into v_limits from ops_private.project_limits as k where k.project_id = p_lane.project_id;
+    paused := case
+        when exists (select from ops_private.control as c where c.paused_at is not null) then 'queue: paused'
+        when v_limits.paused_at is not null then 'project: paused by ' || v_limits.paused_by end;
+    select format('key: run #%s holds %s', r.run_number, p_lane.concurrency_key) into held
+    from ops_private.leases as l join ops.runs as r on r.id = l.run_id
+    where l.project_id = p_lane.project_id and l.concurrency_key = p_lane.concurrency_key;
+    lacking := case
+        when v_limits.max_active_runs <= (
+            select count(*) from ops_private.leases as l where l.project_id = p_lane.project_id
+        ) then format('limit: the project has %s active runs', v_limits.max_active_runs)
+        when not exists (
+            select from ops_private.workers as w
+            where p_lane.labels <@ w.labels and w.expires_at > ops_private.current_time()
+        ) then 'labels: no worker has ' || coalesce(nullif(array_to_string(p_lane.labels, ', '), ''), 'registered')
+        else 'worker: the next one that is free' end;
 end
 $$;
 
@@ -2863,17 +2870,6 @@ CREATE TABLE ops_private.idle_workers (
     labels text[] NOT NULL,
     since timestamp with time zone NOT NULL
 );
-
-CREATE TABLE ops_private.lanes (
-    lane_id bigint NOT NULL,
-    project_id uuid NOT NULL,
-    priority integer NOT NULL,
-    labels text[] NOT NULL,
-    concurrency_key text,
-    digest bytea NOT NULL
-);
-
-COMMENT ON COLUMN ops_private.lanes.digest IS 'Of priority, labels and key, which are too long for an index.';
 
 ALTER TABLE ops_private.lanes ALTER COLUMN lane_id ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME ops_private.lanes_lane_id_seq
@@ -3572,9 +3568,9 @@ REVOKE ALL ON FUNCTION ops_private.trusted() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.version_key(p_version text) FROM PUBLIC;
 
-REVOKE ALL ON FUNCTION ops_private.waits_for(p_run ops.runs, p_first integer) FROM PUBLIC;
-
 REVOKE ALL ON FUNCTION ops_private.wake_scheduled_runs() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.why_lane_waits(p_lane ops_private.lanes, OUT paused text, OUT held text, OUT lacking text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.worker_id_taken(p_worker_id text, p_instance_id uuid) FROM PUBLIC;
 

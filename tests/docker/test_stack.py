@@ -74,7 +74,7 @@ async def test_a_run_goes_through_on_a_swarm_and_an_update_drains(
     assert (await plane.run(run_id))["claimed_by"] == swarm.docker("node", "inspect", "--format", NODE, "self").strip()
     [task] = swarm.docker("service", "ps", "--quiet", "workers_worker").split()
     state = ("inspect", "--format", "{{.Status.State}}", task)
-    await until(lambda: swarm.docker(*state) == "running\n")  # only once its health check says so
+    await until(lambda: swarm.docker(*state) == "running\n")  # only once its health check succeeds
 
     swarm.docker("service", "update", "--detach", "--force", "workers_worker")
     await until(lambda: swarm.docker("inspect", "--format", "{{.DesiredState}}", task) == "shutdown\n")
