@@ -225,7 +225,7 @@ class Queue(RuleBasedStateMachine):
     # What holds after each -----------------------------------------------------------------------------------
 
     def pick(self, which: tuple[int, bool], statuses: Sequence[str]) -> uuid.UUID:
-        """One run: one in these states if there is any, and if the choice says so, else any, or none."""
+        """One run: one in these states if there is any, and if the choice is so, else any, or none."""
         place, fitting = which
         known = [*self.model.runs, UNKNOWN]
         right = [run.id for run in self.model.runs.values() if run.status in statuses] if fitting else []
