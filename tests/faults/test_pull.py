@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -97,21 +98,33 @@ async def test_a_pull_that_drips_bytes_frees_its_slot_and_is_aborted(pulling: Pu
     await pulling.scene.holds(pulling.job, ending, reason, ran=False)
 
 
-async def test_canceled_pulls_of_a_silent_registry_leave_no_call_behind(pulling: Pulling) -> None:
+async def test_canceled_pulls_of_a_silent_registry_leave_no_connection_behind(pulling: Pulling) -> None:
     plane, registry = pulling.scene.plane, pulling.registry
     registry.silent = True
     registry.flowing.clear()
-    run_id = pulling.job.run_id
-    async with pulling.scene.worker("--concurrency", "1", **pulling.environ):  # which may make five calls at once
-        for _ in range(6):
+    run_id, held = pulling.job.run_id, list[int]()
+    async with pulling.scene.worker("--concurrency", "1", **pulling.environ) as worker:
+        for _ in range(10):
             await pulling.until_halfway()
+            held.append(sockets(worker.process.pid))
             await plane.cancel(run_id)
             assert (await plane.until(run_id, *FINAL))["status"] == "canceled"
             run_id = await plane.queue(await plane.workflow({"command": INIT}))
+        await pulling.until_halfway()
+        await until(lambda: sockets(worker.process.pid) < held[0] + 5)  # the pools of the worker grow by less
         registry.silent = False
         registry.flowing.set()
         assert (await plane.until(run_id, *FINAL))["status"] == "succeeded"
         await plane.until_containers(0)
+
+
+def sockets(pid: int) -> int:
+    """How many sockets that process has."""
+    count = 0
+    for file in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            count += file.readlink().name.startswith("socket:")
+    return count
 
 
 async def test_a_registry_that_says_nothing_ends_the_run_at_the_idle_limit(pulling: Pulling) -> None:
