@@ -186,8 +186,37 @@ export type Database = {
           seq: number;
           stream: string | null;
           timestamp: string;
+          runs: {
+            attempt: number;
+            cancel_requested_at: string | null;
+            claim_count: number;
+            claimed_at: string | null;
+            claimed_by: string | null;
+            claimed_instance: string | null;
+            concurrency_key: string | null;
+            container_id: string | null;
+            created_at: string;
+            created_by: string | null;
+            error_message: string | null;
+            exit_code: number | null;
+            finished_at: string | null;
+            id: string;
+            idempotency_key: string | null;
+            labels: string[];
+            metadata: NonNullable<Json>;
+            priority: number;
+            project_id: string;
+            reason: string | null;
+            retry_of: string | null;
+            run_number: number;
+            scheduled_at: string | null;
+            started_at: string | null;
+            status: string;
+            updated_at: string;
+            workflow_id: string;
+          } | null;
         };
-        ComputedFields: never;
+        ComputedFields: "runs";
         Insert: {
           created_at?: string;
           log_level: string;
@@ -210,15 +239,7 @@ export type Database = {
           stream?: string | null;
           timestamp?: string;
         };
-        Relationships: [
-          {
-            foreignKeyName: "run_logs_run_id_fkey";
-            columns: ["run_id"];
-            isOneToOne: false;
-            referencedRelation: "runs";
-            referencedColumns: ["id"];
-          },
-        ];
+        Relationships: [];
       };
       runs: {
         Row: {
@@ -249,8 +270,19 @@ export type Database = {
           status: string;
           updated_at: string;
           workflow_id: string;
+          run_logs: {
+            created_at: string;
+            log_level: string;
+            message: string;
+            metadata: NonNullable<Json>;
+            project_id: string;
+            run_id: string;
+            seq: number;
+            stream: string | null;
+            timestamp: string;
+          } | null;
         };
-        ComputedFields: never;
+        ComputedFields: "run_logs";
         Insert: {
           attempt?: number;
           cancel_requested_at?: string | null;
@@ -510,12 +542,11 @@ export type Database = {
       };
       append_run_logs: {
         Args: {
+          p_first_seq: number;
           p_instance_id: string;
-          p_levels: string[];
-          p_messages: string[];
+          p_marks: string;
+          p_messages: string;
           p_run_id: string;
-          p_seqs: number[];
-          p_streams: string[];
           p_timestamps: string[];
           p_worker_id: string;
         };
@@ -620,6 +651,71 @@ export type Database = {
       resume_project: { Args: { p_project_id: string }; Returns: Json };
       resume_queue: { Args: Record<PropertyKey, never>; Returns: Json };
       retry_run: { Args: { p_run_id: string }; Returns: Json };
+      run_logs: {
+        Args: {
+          p_run: Omit<Database["ops"]["Tables"]["runs"]["Row"], Database["ops"]["Tables"]["runs"]["ComputedFields"]>;
+        };
+        Returns: {
+          created_at: string;
+          log_level: string;
+          message: string;
+          metadata: NonNullable<Json>;
+          project_id: string;
+          run_id: string;
+          seq: number;
+          stream: string | null;
+          timestamp: string;
+        }[];
+        SetofOptions: {
+          from: "ops.runs";
+          to: "run_logs";
+          isOneToOne: false;
+          isSetofReturn: true;
+        };
+      };
+      runs: {
+        Args: {
+          p_line: Omit<
+            Database["ops"]["Tables"]["run_logs"]["Row"],
+            Database["ops"]["Tables"]["run_logs"]["ComputedFields"]
+          >;
+        };
+        Returns: {
+          attempt: number;
+          cancel_requested_at: string | null;
+          claim_count: number;
+          claimed_at: string | null;
+          claimed_by: string | null;
+          claimed_instance: string | null;
+          concurrency_key: string | null;
+          container_id: string | null;
+          created_at: string;
+          created_by: string | null;
+          error_message: string | null;
+          exit_code: number | null;
+          finished_at: string | null;
+          id: string;
+          idempotency_key: string | null;
+          labels: string[];
+          metadata: NonNullable<Json>;
+          priority: number;
+          project_id: string;
+          reason: string | null;
+          retry_of: string | null;
+          run_number: number;
+          scheduled_at: string | null;
+          started_at: string | null;
+          status: string;
+          updated_at: string;
+          workflow_id: string;
+        };
+        SetofOptions: {
+          from: "ops.run_logs";
+          to: "runs";
+          isOneToOne: true;
+          isSetofReturn: true;
+        };
+      };
       search_run_logs: {
         Args: {
           p_before?: string;

@@ -356,14 +356,29 @@ $$;
 
 -- Log -------------------------------------------------------------------------------------------------------
 
--- The number of the last line of the container's journal that is stored.
+-- The number of the last line of the container's journal that is stored. Without the setting, a plan that was made
+-- while the table was empty could read all of it.
 create function ops_private.log_position(p_run_id uuid) returns bigint
-language plpgsql stable set search_path = pg_catalog, pg_temp
+language plpgsql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off
 as $$
 begin
     return (
         select coalesce(max(g.seq), 0) from ops.run_logs as g
         where g.run_id = p_run_id and g.seq < 1099511627776);
+end
+$$;
+
+-- Makes the appends to one log take turns, so that each reads the position that the one before it left. Like check_run,
+-- it waits at most 3 s.
+create function ops_private.lock_log(p_run_id uuid) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp set lock_timeout = '3s'
+as $$
+begin
+    perform from ops_private.log_tails as t where t.run_id = p_run_id for update;
+    if not found then
+        insert into ops_private.log_tails (run_id) values (p_run_id) on conflict (run_id) do nothing;
+        perform from ops_private.log_tails as t where t.run_id = p_run_id for update;
+    end if;
 end
 $$;
 

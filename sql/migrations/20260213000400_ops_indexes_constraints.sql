@@ -396,9 +396,39 @@ create trigger set_project_of_run before insert on ops.run_events
     for each row execute function ops_private.set_project_of_run();
 create trigger set_project_of_run before insert or update of run_id, project_id on ops.run_artifacts
     for each row execute function ops_private.set_project_of_run();
--- most rows are written here: a batch sets the project itself, so the trigger is not called
-create trigger set_project_of_run before insert on ops.run_logs
-    for each row when (new.project_id is null) execute function ops_private.set_project_of_run();
+
+-- Does for a log line what a foreign key does for others: its run exists, and is not deleted before the line is stored.
+create function ops_private.set_run_of_line() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+    select r.project_id into new.project_id from ops.runs as r where r.id = new.run_id for key share;
+    if not found then
+        raise exception 'there is no run %', new.run_id using errcode = 'foreign_key_violation';
+    end if;
+    return new;
+end
+$$;
+
+-- ops.append_run_logs has locked the run and names its project, so it does not call the trigger for each line.
+create trigger set_run_of_line before insert on ops.run_logs
+    for each row when (current_setting('ops.appending', true) is distinct from 'on')
+    execute function ops_private.set_run_of_line();
+create trigger set_run_of_changed_line before update of run_id, project_id on ops.run_logs
+    for each row execute function ops_private.set_run_of_line();
+
+-- Without the setting, a plan that was made while the table was empty could read all of it for each run.
+create function ops_private.delete_run_logs() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off
+as $$
+begin
+    delete from ops.run_logs as g where g.run_id = old.id;
+    return null;
+end
+$$;
+
+create trigger delete_run_logs after delete on ops.runs
+    for each row execute function ops_private.delete_run_logs();
 
 -- Events are append-only: they are deleted with their run, or by ops_private.prune_run_events.
 create function ops_private.keep_run_events() returns trigger

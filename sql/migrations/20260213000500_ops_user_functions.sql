@@ -514,18 +514,31 @@ begin atomic
     select a from ops_private.applicable_advisories(p_from, p_to) as a;
 end;
 
+-- The relation between a run and its lines, for PostgREST, which finds it by a foreign key otherwise. Row policies apply.
+create function ops.runs(p_line ops.run_logs) returns setof ops.runs
+language sql stable rows 1 set search_path = pg_catalog, pg_temp
+begin atomic
+    select r.* from ops.runs as r where r.id = p_line.run_id;
+end;
+
+create function ops.run_logs(p_run ops.runs) returns setof ops.run_logs
+language sql stable set search_path = pg_catalog, pg_temp
+begin atomic
+    select g.* from ops.run_logs as g where g.run_id = p_run.id;
+end;
+
 -- Grants ----------------------------------------------------------------------------------------------------
 
 revoke execute on all functions in schema ops_private from public;
 revoke execute on function
     ops.enqueue_run, ops.retry_run, ops.cancel_run, ops.list_queued_runs, ops.search_run_logs,
     ops.applicable_advisories, ops.pause_project, ops.resume_project, ops.pause_queue, ops.resume_queue,
-    ops.limit_project
+    ops.limit_project, ops.runs, ops.run_logs
 from public;
 
 grant execute on function
     ops.enqueue_run, ops.retry_run, ops.cancel_run, ops.list_queued_runs, ops.search_run_logs,
-    ops.applicable_advisories, ops.pause_project, ops.resume_project,
+    ops.applicable_advisories, ops.pause_project, ops.resume_project, ops.runs, ops.run_logs,
     ops_private.enqueue_run, ops_private.retry_run, ops_private.cancel_run, ops_private.list_queued_runs,
     ops_private.search_run_logs, ops_private.applicable_advisories, ops_private.pause_project
 to authenticated, service_role;

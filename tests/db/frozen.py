@@ -54,7 +54,7 @@ FORGET = """
     set session_replication_role = replica;
     truncate ops.runs, ops.run_events, ops.run_logs, ops.run_artifacts, ops_private.leases, ops_private.workers,
         ops_private.run_counters, ops_private.run_requests, ops_private.worker_ids, ops_private.pending_retries,
-        ops_private.queued, ops_private.lanes,
+        ops_private.queued, ops_private.lanes, ops_private.log_tails,
         ops_private.idle_workers, ops_private.turns
         restart identity;
     reset session_replication_role
@@ -93,10 +93,9 @@ def parameters(function: str, who: Caller, arguments: dict[str, Any]) -> dict[st
     named: dict[str, Any] = {trait: traits[trait] for trait in TRAITS.get(function, ("worker_id", "instance_id"))}
     for name, value in arguments.items():
         if name == "lines":
-            named["seqs"] = [line.seq for line in value]
-            named["streams"] = ["stdout"] * len(value)
-            named["levels"] = [line.level for line in value]
-            named["messages"] = [line.message for line in value]
+            named["first_seq"] = value[0].seq if value else 1
+            named["messages"] = "\n".join(line.message for line in value)
+            named["marks"] = "".join(line.level[0] for line in value)
             named["timestamps"] = [at(0)] * len(value)
         else:
             named[name] = json.dumps(value) if name == "payload" else value

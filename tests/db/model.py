@@ -280,12 +280,10 @@ class Contract:
             raise Refused("bad_level")
         if any(line.seq is None or line.seq < 1 for line in lines):
             raise Refused("bad_argument")
-        stored = 0
-        for line in lines:
-            if line.seq is not None and line.seq not in run.journal:
-                run.journal[line.seq] = line
-                stored += 1
-        return {"success": True, "stored": stored, "position": run.position}
+        position = run.position
+        stored = {line.seq: line for line in lines if line.seq is not None and line.seq > position}
+        run.journal |= stored
+        return {"success": True, "stored": len(stored), "position": run.position}
 
     def add_run_artifact(self, who: Caller, run_id: uuid.UUID, artifact_key: str, artifact_url: str) -> Answer:
         run = self._checked(who, run_id, ("running",))

@@ -148,57 +148,68 @@ begin
     if v_refusal is not null then
         return v_refusal;
     end if;
-    insert into ops.run_logs (run_id, project_id, log_level, message, metadata, "timestamp")
-    select r.id, r.project_id, p_level, p_message, coalesce(p_metadata, '{}'), v_now
-    from ops.runs as r where r.id = p_run_id;
+    perform ops_private.lock_log(p_run_id);
+    insert into ops.run_logs (run_id, log_level, message, metadata, "timestamp")
+    values (p_run_id, p_level, p_message, coalesce(p_metadata, '{}'), v_now);
     return jsonb_build_object('success', true, 'timestamp', v_now);
 end
 $$;
 
-CREATE FUNCTION ops.append_run_logs(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_seqs bigint[], p_streams text[], p_levels text[], p_messages text[], p_timestamps timestamp with time zone[]) RETURNS jsonb
+CREATE FUNCTION ops.append_run_logs(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_first_seq bigint, p_messages text, p_marks text, p_timestamps timestamp with time zone[]) RETURNS jsonb
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 declare
     v_refusal constant jsonb :=
         ops_private.check_run(p_run_id, p_worker_id, p_instance_id, '{running}', true);
-    v_count constant integer := cardinality(p_seqs);
-    v_uneven constant text := case
-        when v_count is null then 'seqs'
-        when cardinality(p_streams) is distinct from v_count then 'streams'
-        when cardinality(p_levels) is distinct from v_count then 'levels'
-        when cardinality(p_messages) is distinct from v_count then 'messages'
-        when cardinality(p_timestamps) is distinct from v_count then 'timestamps'
+    v_count constant integer := length(p_marks);
+    -- an empty text is one empty line or none
+    v_messages constant text[] := case
+        when p_messages = '' and v_count = 1 then '{""}' else string_to_array(p_messages, E'\n') end;
+    v_wrong constant text := case
+        when v_count is null then 'marks must be a text, a letter for each line'
+        when (p_first_seq between 1 and 1099511627776 - v_count) is not true then
+            'first_seq must be at least 1, and the last seq below 1099511627776'
+        when cardinality(v_messages) is distinct from v_count then
+            'messages must be a text of as many lines as there are marks'
+        when cardinality(p_timestamps) is distinct from v_count or array_ndims(p_timestamps) > 1 then
+            'timestamps must be a list, as long as the marks'
+        when array_position(p_timestamps, null) is not null then 'timestamps must not be null'
+        when octet_length(p_messages) > 65600
+            and exists (select from unnest(v_messages) as m (message) where octet_length(m.message) > 65600) then
+            'messages must be lines of at most 65600 bytes'
     end;
     v_project_id uuid;
+    v_position bigint;
     v_stored integer;
 begin
     if v_refusal is not null then
         return v_refusal;
     end if;
-    if v_uneven is not null then
-        return ops_private.refusal(
-            'bad_argument', format('the %s must be a list, as long as the seqs', v_uneven));
+    if translate(p_marks, 'diweDIWE', '') <> '' then
+        return ops_private.refusal('bad_level', 'each of the marks must be d, i, w or e, or D, I, W or E');
     end if;
-    if not p_levels <@ '{debug,info,warn,error}' then
-        return ops_private.refusal('bad_level', 'each level must be debug, info, warn or error');
-    end if;
-    if 1099511627776 <= any (p_seqs) then
-        return ops_private.refusal('bad_argument', 'the seqs end below 1099511627776');
+    if v_wrong is not null then
+        return ops_private.refusal('bad_argument', 'the ' || v_wrong);
     end if;
     select r.project_id into v_project_id from ops.runs as r where r.id = p_run_id;
-    begin
-        insert into ops.run_logs (run_id, project_id, seq, stream, log_level, message, "timestamp")
-        select p_run_id, v_project_id, u.seq, u.stream, u.log_level, u.message, u.written
-        from unnest(p_seqs, p_streams, p_levels, p_messages, p_timestamps)
-            as u (seq, stream, log_level, message, written)
-        on conflict (run_id, seq) do nothing;
-        get diagnostics v_stored = row_count;
-    exception when check_violation or not_null_violation then
-        return ops_private.refusal('bad_argument', sqlerrm);
-    end;
+    perform ops_private.lock_log(p_run_id);
+    v_position := ops_private.log_position(p_run_id);
+
+    perform set_config('ops.appending', 'on', true);
+    insert into ops.run_logs (run_id, project_id, seq, stream, log_level, message, "timestamp")
+    select p_run_id, v_project_id, p_first_seq + u.n - 1,
+        case when ascii(u.mark) < 97 then 'stderr' else 'stdout' end,
+        case lower(u.mark) when 'i' then 'info' when 'w' then 'warn' when 'e' then 'error' else 'debug' end,
+        u.message, u.written
+    from unnest(v_messages, string_to_array(p_marks, null), p_timestamps)
+        with ordinality as u (message, mark, written, n)
+    where p_first_seq + u.n - 1 > v_position;
+    get diagnostics v_stored = row_count;
+    perform set_config('ops.appending', 'off', true);
     return jsonb_build_object(
-        'success', true, 'stored', v_stored, 'position', ops_private.log_position(p_run_id));
+        'success', true, 'stored', v_stored,
+        'position', case when v_stored > 0 then p_first_seq + v_count - 1 else v_position end);
 end
 $$;
 
@@ -871,6 +882,156 @@ CREATE FUNCTION ops.retry_run(p_run_id uuid) RETURNS jsonb
     SET search_path TO 'pg_catalog', 'pg_temp'
     RETURN ops_private.retry_run(p_run_id);
 
+CREATE SEQUENCE ops_private.run_log_seq
+    START WITH 1099511627776
+    INCREMENT BY 1
+    MINVALUE 1099511627776
+    NO MAXVALUE
+    CACHE 1;
+
+CREATE TABLE ops.run_logs (
+    run_id uuid NOT NULL,
+    seq bigint DEFAULT nextval('ops_private.run_log_seq'::regclass) NOT NULL,
+    log_level text NOT NULL,
+    message text NOT NULL,
+    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
+    "timestamp" timestamp with time zone DEFAULT now() NOT NULL,
+    stream text,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    project_id uuid NOT NULL,
+    CONSTRAINT run_logs_log_level_check CHECK ((log_level = ANY (ARRAY['debug'::text, 'info'::text, 'warn'::text, 'error'::text]))),
+    CONSTRAINT run_logs_message_check CHECK ((octet_length(message) <= 65600)),
+    CONSTRAINT run_logs_metadata_at_most_256_kib CHECK (((metadata = '{}'::jsonb) OR (octet_length((metadata)::text) <= 262144))),
+    CONSTRAINT run_logs_metadata_at_most_32_deep CHECK (((metadata = '{}'::jsonb) OR (NOT jsonb_path_exists(metadata, 'strict $.**{33}'::jsonpath)))),
+    CONSTRAINT run_logs_metadata_check CHECK ((jsonb_typeof(metadata) = 'object'::text)),
+    CONSTRAINT run_logs_seq_check CHECK ((seq > 0)),
+    CONSTRAINT run_logs_stream_check CHECK ((stream = ANY (ARRAY['stdout'::text, 'stderr'::text])))
+);
+
+COMMENT ON COLUMN ops.run_logs.seq IS 'The number of the line in the container''s journal; a line that is not from the journal has 2^40 or more.';
+
+COMMENT ON COLUMN ops.run_logs."timestamp" IS 'The time at which the line was written, not stored.';
+
+CREATE TABLE ops.runs (
+    id uuid DEFAULT gen_random_uuid() NOT NULL,
+    project_id uuid NOT NULL,
+    workflow_id uuid NOT NULL,
+    run_number integer NOT NULL,
+    idempotency_key text,
+    status text DEFAULT 'queued'::text NOT NULL,
+    claimed_by text,
+    claimed_at timestamp with time zone,
+    started_at timestamp with time zone,
+    finished_at timestamp with time zone,
+    exit_code integer,
+    error_message text,
+    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    priority integer DEFAULT 0 NOT NULL,
+    labels text[] DEFAULT '{}'::text[] NOT NULL,
+    concurrency_key text,
+    scheduled_at timestamp with time zone,
+    cancel_requested_at timestamp with time zone,
+    claim_count integer DEFAULT 0 NOT NULL,
+    claimed_instance uuid,
+    created_by uuid,
+    retry_of uuid,
+    attempt integer DEFAULT 1 NOT NULL,
+    reason text,
+    container_id text,
+    CONSTRAINT runs_attempt_check CHECK ((attempt > 0)),
+    CONSTRAINT runs_claim_count_check CHECK ((claim_count >= 0)),
+    CONSTRAINT runs_claimed_by_not_empty CHECK ((claimed_by <> ''::text)),
+    CONSTRAINT runs_claimed_names_worker CHECK (((status <> ALL (ARRAY['claimed'::text, 'running'::text])) OR ((claimed_by IS NOT NULL) AND (claimed_at IS NOT NULL)))),
+    CONSTRAINT runs_claimed_not_started CHECK (((status <> 'claimed'::text) OR (started_at IS NULL))),
+    CONSTRAINT runs_concurrency_key_length CHECK (((length(concurrency_key) >= 1) AND (length(concurrency_key) <= 200))),
+    CONSTRAINT runs_container_id_length CHECK (((octet_length(container_id) >= 1) AND (octet_length(container_id) <= 200))),
+    CONSTRAINT runs_container_of_started CHECK (((container_id IS NULL) OR (started_at IS NOT NULL))),
+    CONSTRAINT runs_exit_code_of_finished CHECK (((exit_code IS NULL) OR (finished_at IS NOT NULL))),
+    CONSTRAINT runs_finished_at_iff_final CHECK (((finished_at IS NOT NULL) = (status = ANY (ARRAY['succeeded'::text, 'failed'::text, 'canceled'::text])))),
+    CONSTRAINT runs_labels_at_most_20_of_100_characters CHECK (((cardinality(labels) <= 20) AND (length(array_to_string(labels, ''::text)) <= 2000) AND (array_to_string(labels, '
+'::text) !~ '[^\n]{101}'::text))),
+    CONSTRAINT runs_labels_hold_no_null CHECK ((array_position(labels, NULL::text) IS NULL)),
+    CONSTRAINT runs_metadata_at_most_256_kib CHECK ((octet_length((metadata)::text) <= 262144)),
+    CONSTRAINT runs_metadata_at_most_32_deep CHECK ((NOT jsonb_path_exists(metadata, 'strict $.**{33}'::jsonpath))),
+    CONSTRAINT runs_metadata_check CHECK ((jsonb_typeof(metadata) = 'object'::text)),
+    CONSTRAINT runs_queued_is_unclaimed CHECK (((status <> 'queued'::text) OR ((claimed_by IS NULL) AND (claimed_at IS NULL) AND (claimed_instance IS NULL) AND (started_at IS NULL)))),
+    CONSTRAINT runs_reason_is_a_word CHECK ((reason ~ '^[a-z][a-z0-9_]{0,62}$'::text)),
+    CONSTRAINT runs_retry_is_later_attempt CHECK (((retry_of IS NULL) OR (attempt > 1))),
+    CONSTRAINT runs_run_number_check CHECK ((run_number > 0)),
+    CONSTRAINT runs_scheduled_is_unclaimed CHECK (((scheduled_at IS NULL) OR (claimed_at IS NULL))),
+    CONSTRAINT runs_started_at CHECK (((status <> ALL (ARRAY['running'::text, 'succeeded'::text, 'failed'::text])) OR (started_at IS NOT NULL))),
+    CONSTRAINT runs_status_check CHECK ((status = ANY (ARRAY['queued'::text, 'claimed'::text, 'running'::text, 'succeeded'::text, 'failed'::text, 'canceled'::text]))),
+    CONSTRAINT runs_succeeded_exited_zero CHECK (((status <> 'succeeded'::text) OR (NOT (exit_code IS DISTINCT FROM 0)))),
+    CONSTRAINT runs_texts_fit CHECK (((octet_length(idempotency_key) <= 300) AND (octet_length(claimed_by) <= 200) AND (length(error_message) <= 10000)))
+)
+WITH (fillfactor='70');
+
+COMMENT ON COLUMN ops.runs.run_number IS 'Counts 1, 2, 3 and so on within the project, without gaps.';
+
+COMMENT ON COLUMN ops.runs.scheduled_at IS 'The earliest time of a claim; null when the run is due.';
+
+COMMENT ON COLUMN ops.runs.claim_count IS 'How many claims and adoptions the run had; a released claim does not count.';
+
+COMMENT ON COLUMN ops.runs.created_by IS 'The signed-in user who queued the run; null for other callers.';
+
+COMMENT ON COLUMN ops.runs.reason IS 'The reason of the last change of status, in one word.';
+
+COMMENT ON COLUMN ops.runs.container_id IS 'The container of the run; a run has at most one.';
+
+CREATE FUNCTION ops.run_logs(p_run ops.runs) RETURNS SETOF ops.run_logs
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    BEGIN ATOMIC
+ SELECT g.run_id,
+     g.seq,
+     g.log_level,
+     g.message,
+     g.metadata,
+     g."timestamp",
+     g.stream,
+     g.created_at,
+     g.project_id
+    FROM ops.run_logs g
+   WHERE (g.run_id = (run_logs.p_run).id);
+END;
+
+CREATE FUNCTION ops.runs(p_line ops.run_logs) RETURNS SETOF ops.runs
+    LANGUAGE sql STABLE ROWS 1
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    BEGIN ATOMIC
+ SELECT r.id,
+     r.project_id,
+     r.workflow_id,
+     r.run_number,
+     r.idempotency_key,
+     r.status,
+     r.claimed_by,
+     r.claimed_at,
+     r.started_at,
+     r.finished_at,
+     r.exit_code,
+     r.error_message,
+     r.metadata,
+     r.created_at,
+     r.updated_at,
+     r.priority,
+     r.labels,
+     r.concurrency_key,
+     r.scheduled_at,
+     r.cancel_requested_at,
+     r.claim_count,
+     r.claimed_instance,
+     r.created_by,
+     r.retry_of,
+     r.attempt,
+     r.reason,
+     r.container_id
+    FROM ops.runs r
+   WHERE (r.id = (runs.p_line).run_id);
+END;
+
 CREATE FUNCTION ops_private.search_run_logs(p_query text, p_project_id uuid, p_run_id uuid, p_limit integer, p_before timestamp with time zone, p_before_run_id uuid, p_before_seq bigint) RETURNS TABLE(run_id uuid, run_number integer, seq bigint, "timestamp" timestamp with time zone, log_level text, message text)
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1481,6 +1642,17 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.delete_run_logs() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    AS $$
+begin
+    delete from ops.run_logs as g where g.run_id = old.id;
+    return null;
+end
+$$;
+
 CREATE FUNCTION ops_private.drop_empty_lanes() RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1750,74 +1922,6 @@ begin
 end
 $$;
 
-CREATE TABLE ops.runs (
-    id uuid DEFAULT gen_random_uuid() NOT NULL,
-    project_id uuid NOT NULL,
-    workflow_id uuid NOT NULL,
-    run_number integer NOT NULL,
-    idempotency_key text,
-    status text DEFAULT 'queued'::text NOT NULL,
-    claimed_by text,
-    claimed_at timestamp with time zone,
-    started_at timestamp with time zone,
-    finished_at timestamp with time zone,
-    exit_code integer,
-    error_message text,
-    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
-    created_at timestamp with time zone DEFAULT now() NOT NULL,
-    updated_at timestamp with time zone DEFAULT now() NOT NULL,
-    priority integer DEFAULT 0 NOT NULL,
-    labels text[] DEFAULT '{}'::text[] NOT NULL,
-    concurrency_key text,
-    scheduled_at timestamp with time zone,
-    cancel_requested_at timestamp with time zone,
-    claim_count integer DEFAULT 0 NOT NULL,
-    claimed_instance uuid,
-    created_by uuid,
-    retry_of uuid,
-    attempt integer DEFAULT 1 NOT NULL,
-    reason text,
-    container_id text,
-    CONSTRAINT runs_attempt_check CHECK ((attempt > 0)),
-    CONSTRAINT runs_claim_count_check CHECK ((claim_count >= 0)),
-    CONSTRAINT runs_claimed_by_not_empty CHECK ((claimed_by <> ''::text)),
-    CONSTRAINT runs_claimed_names_worker CHECK (((status <> ALL (ARRAY['claimed'::text, 'running'::text])) OR ((claimed_by IS NOT NULL) AND (claimed_at IS NOT NULL)))),
-    CONSTRAINT runs_claimed_not_started CHECK (((status <> 'claimed'::text) OR (started_at IS NULL))),
-    CONSTRAINT runs_concurrency_key_length CHECK (((length(concurrency_key) >= 1) AND (length(concurrency_key) <= 200))),
-    CONSTRAINT runs_container_id_length CHECK (((octet_length(container_id) >= 1) AND (octet_length(container_id) <= 200))),
-    CONSTRAINT runs_container_of_started CHECK (((container_id IS NULL) OR (started_at IS NOT NULL))),
-    CONSTRAINT runs_exit_code_of_finished CHECK (((exit_code IS NULL) OR (finished_at IS NOT NULL))),
-    CONSTRAINT runs_finished_at_iff_final CHECK (((finished_at IS NOT NULL) = (status = ANY (ARRAY['succeeded'::text, 'failed'::text, 'canceled'::text])))),
-    CONSTRAINT runs_labels_at_most_20_of_100_characters CHECK (((cardinality(labels) <= 20) AND (length(array_to_string(labels, ''::text)) <= 2000) AND (array_to_string(labels, '
-'::text) !~ '[^\n]{101}'::text))),
-    CONSTRAINT runs_labels_hold_no_null CHECK ((array_position(labels, NULL::text) IS NULL)),
-    CONSTRAINT runs_metadata_at_most_256_kib CHECK ((octet_length((metadata)::text) <= 262144)),
-    CONSTRAINT runs_metadata_at_most_32_deep CHECK ((NOT jsonb_path_exists(metadata, 'strict $.**{33}'::jsonpath))),
-    CONSTRAINT runs_metadata_check CHECK ((jsonb_typeof(metadata) = 'object'::text)),
-    CONSTRAINT runs_queued_is_unclaimed CHECK (((status <> 'queued'::text) OR ((claimed_by IS NULL) AND (claimed_at IS NULL) AND (claimed_instance IS NULL) AND (started_at IS NULL)))),
-    CONSTRAINT runs_reason_is_a_word CHECK ((reason ~ '^[a-z][a-z0-9_]{0,62}$'::text)),
-    CONSTRAINT runs_retry_is_later_attempt CHECK (((retry_of IS NULL) OR (attempt > 1))),
-    CONSTRAINT runs_run_number_check CHECK ((run_number > 0)),
-    CONSTRAINT runs_scheduled_is_unclaimed CHECK (((scheduled_at IS NULL) OR (claimed_at IS NULL))),
-    CONSTRAINT runs_started_at CHECK (((status <> ALL (ARRAY['running'::text, 'succeeded'::text, 'failed'::text])) OR (started_at IS NOT NULL))),
-    CONSTRAINT runs_status_check CHECK ((status = ANY (ARRAY['queued'::text, 'claimed'::text, 'running'::text, 'succeeded'::text, 'failed'::text, 'canceled'::text]))),
-    CONSTRAINT runs_succeeded_exited_zero CHECK (((status <> 'succeeded'::text) OR (NOT (exit_code IS DISTINCT FROM 0)))),
-    CONSTRAINT runs_texts_fit CHECK (((octet_length(idempotency_key) <= 300) AND (octet_length(claimed_by) <= 200) AND (length(error_message) <= 10000)))
-)
-WITH (fillfactor='70');
-
-COMMENT ON COLUMN ops.runs.run_number IS 'Counts 1, 2, 3 and so on within the project, without gaps.';
-
-COMMENT ON COLUMN ops.runs.scheduled_at IS 'The earliest time of a claim; null when the run is due.';
-
-COMMENT ON COLUMN ops.runs.claim_count IS 'How many claims and adoptions the run had; a released claim does not count.';
-
-COMMENT ON COLUMN ops.runs.created_by IS 'The signed-in user who queued the run; null for other callers.';
-
-COMMENT ON COLUMN ops.runs.reason IS 'The reason of the last change of status, in one word.';
-
-COMMENT ON COLUMN ops.runs.container_id IS 'The container of the run; a run has at most one.';
-
 CREATE FUNCTION ops_private.lane_of(p_run ops.runs) RETURNS bigint
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1877,6 +1981,20 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.lock_log(p_run_id uuid) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET lock_timeout TO '3s'
+    AS $$
+begin
+    perform from ops_private.log_tails as t where t.run_id = p_run_id for update;
+    if not found then
+        insert into ops_private.log_tails (run_id) values (p_run_id) on conflict (run_id) do nothing;
+        perform from ops_private.log_tails as t where t.run_id = p_run_id for update;
+    end if;
+end
+$$;
+
 CREATE FUNCTION ops_private.lock_queue(p_project_id uuid) RETURNS integer
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1914,6 +2032,7 @@ $$;
 CREATE FUNCTION ops_private.log_position(p_run_id uuid) RETURNS bigint
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
     AS $$
 begin
     return (
@@ -2578,6 +2697,19 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.set_run_of_line() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    select r.project_id into new.project_id from ops.runs as r where r.id = new.run_id for key share;
+    if not found then
+        raise exception 'there is no run %', new.run_id using errcode = 'foreign_key_violation';
+    end if;
+    return new;
+end
+$$;
+
 CREATE FUNCTION ops_private.take_turn(p_project_id uuid) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -2780,36 +2912,6 @@ ALTER TABLE ops.run_events ALTER COLUMN seq ADD GENERATED ALWAYS AS IDENTITY (
     CACHE 1
 );
 
-CREATE SEQUENCE ops_private.run_log_seq
-    START WITH 1099511627776
-    INCREMENT BY 1
-    MINVALUE 1099511627776
-    NO MAXVALUE
-    CACHE 1;
-
-CREATE TABLE ops.run_logs (
-    run_id uuid NOT NULL,
-    seq bigint DEFAULT nextval('ops_private.run_log_seq'::regclass) NOT NULL,
-    log_level text NOT NULL,
-    message text NOT NULL,
-    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
-    "timestamp" timestamp with time zone DEFAULT now() NOT NULL,
-    stream text,
-    created_at timestamp with time zone DEFAULT now() NOT NULL,
-    project_id uuid NOT NULL,
-    CONSTRAINT run_logs_log_level_check CHECK ((log_level = ANY (ARRAY['debug'::text, 'info'::text, 'warn'::text, 'error'::text]))),
-    CONSTRAINT run_logs_message_check CHECK ((octet_length(message) <= 65600)),
-    CONSTRAINT run_logs_metadata_at_most_256_kib CHECK (((metadata = '{}'::jsonb) OR (octet_length((metadata)::text) <= 262144))),
-    CONSTRAINT run_logs_metadata_at_most_32_deep CHECK (((metadata = '{}'::jsonb) OR (NOT jsonb_path_exists(metadata, 'strict $.**{33}'::jsonpath)))),
-    CONSTRAINT run_logs_metadata_check CHECK ((jsonb_typeof(metadata) = 'object'::text)),
-    CONSTRAINT run_logs_seq_check CHECK ((seq > 0)),
-    CONSTRAINT run_logs_stream_check CHECK ((stream = ANY (ARRAY['stdout'::text, 'stderr'::text])))
-);
-
-COMMENT ON COLUMN ops.run_logs.seq IS 'The number of the line in the container''s journal; a line that is not from the journal has 2^40 or more.';
-
-COMMENT ON COLUMN ops.run_logs."timestamp" IS 'The time at which the line was written, not stored.';
-
 CREATE TABLE ops.tools (
     id uuid DEFAULT gen_random_uuid() NOT NULL,
     tool_name text NOT NULL,
@@ -2878,6 +2980,10 @@ ALTER TABLE ops_private.lanes ALTER COLUMN lane_id ADD GENERATED ALWAYS AS IDENT
     NO MINVALUE
     NO MAXVALUE
     CACHE 1
+);
+
+CREATE TABLE ops_private.log_tails (
+    run_id uuid NOT NULL
 );
 
 CREATE TABLE ops_private.pending_retries (
@@ -3029,6 +3135,9 @@ ALTER TABLE ONLY ops_private.lanes
 ALTER TABLE ONLY ops_private.leases
     ADD CONSTRAINT leases_pkey PRIMARY KEY (run_id);
 
+ALTER TABLE ONLY ops_private.log_tails
+    ADD CONSTRAINT log_tails_pkey PRIMARY KEY (run_id);
+
 ALTER TABLE ONLY ops_private.pending_retries
     ADD CONSTRAINT pending_retries_pkey PRIMARY KEY (run_id);
 
@@ -3076,6 +3185,8 @@ CREATE INDEX queued_scheduled_idx ON ops_private.queued USING btree (scheduled_a
 
 CREATE TRIGGER count_runs AFTER INSERT ON ops.runs REFERENCING NEW TABLE AS inserted FOR EACH STATEMENT EXECUTE FUNCTION ops_private.count_runs();
 
+CREATE TRIGGER delete_run_logs AFTER DELETE ON ops.runs FOR EACH ROW EXECUTE FUNCTION ops_private.delete_run_logs();
+
 CREATE TRIGGER enforce_run_status_transition BEFORE UPDATE ON ops.runs FOR EACH ROW EXECUTE FUNCTION ops_private.enforce_run_status_transition();
 
 CREATE TRIGGER keep_all_run_events BEFORE TRUNCATE ON ops.run_events FOR EACH STATEMENT EXECUTE FUNCTION ops_private.keep_run_events();
@@ -3098,7 +3209,9 @@ CREATE TRIGGER set_project_of_run BEFORE INSERT OR UPDATE OF run_id, project_id 
 
 CREATE TRIGGER set_project_of_run BEFORE INSERT ON ops.run_events FOR EACH ROW EXECUTE FUNCTION ops_private.set_project_of_run();
 
-CREATE TRIGGER set_project_of_run BEFORE INSERT ON ops.run_logs FOR EACH ROW WHEN ((new.project_id IS NULL)) EXECUTE FUNCTION ops_private.set_project_of_run();
+CREATE TRIGGER set_run_of_changed_line BEFORE UPDATE OF run_id, project_id ON ops.run_logs FOR EACH ROW EXECUTE FUNCTION ops_private.set_run_of_line();
+
+CREATE TRIGGER set_run_of_line BEFORE INSERT ON ops.run_logs FOR EACH ROW WHEN ((current_setting('ops.appending'::text, true) IS DISTINCT FROM 'on'::text)) EXECUTE FUNCTION ops_private.set_run_of_line();
 
 CREATE TRIGGER touch_updated_at BEFORE UPDATE ON ops.project_memberships FOR EACH ROW EXECUTE FUNCTION ops_private.touch_updated_at();
 
@@ -3119,9 +3232,6 @@ ALTER TABLE ONLY ops.run_artifacts
 ALTER TABLE ONLY ops.run_events
     ADD CONSTRAINT run_events_run_id_fkey FOREIGN KEY (run_id) REFERENCES ops.runs(id) ON DELETE CASCADE;
 
-ALTER TABLE ONLY ops.run_logs
-    ADD CONSTRAINT run_logs_run_id_fkey FOREIGN KEY (run_id) REFERENCES ops.runs(id) ON DELETE CASCADE;
-
 ALTER TABLE ONLY ops.runs
     ADD CONSTRAINT runs_project_id_fkey FOREIGN KEY (project_id) REFERENCES ops.projects(id) ON DELETE CASCADE;
 
@@ -3139,6 +3249,9 @@ ALTER TABLE ONLY ops_private.lanes
 
 ALTER TABLE ONLY ops_private.leases
     ADD CONSTRAINT leases_run_id_fkey FOREIGN KEY (run_id) REFERENCES ops.runs(id) ON DELETE CASCADE;
+
+ALTER TABLE ONLY ops_private.log_tails
+    ADD CONSTRAINT log_tails_run_id_fkey FOREIGN KEY (run_id) REFERENCES ops.runs(id) ON DELETE CASCADE;
 
 ALTER TABLE ONLY ops_private.pending_retries
     ADD CONSTRAINT pending_retries_run_id_fkey FOREIGN KEY (run_id) REFERENCES ops.runs(id) ON DELETE CASCADE;
@@ -3251,9 +3364,9 @@ REVOKE ALL ON FUNCTION ops.append_run_log(p_run_id uuid, p_level text, p_message
 GRANT ALL ON FUNCTION ops.append_run_log(p_run_id uuid, p_level text, p_message text, p_metadata jsonb, p_worker_id text, p_instance_id uuid) TO ops_worker;
 GRANT ALL ON FUNCTION ops.append_run_log(p_run_id uuid, p_level text, p_message text, p_metadata jsonb, p_worker_id text, p_instance_id uuid) TO service_role;
 
-REVOKE ALL ON FUNCTION ops.append_run_logs(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_seqs bigint[], p_streams text[], p_levels text[], p_messages text[], p_timestamps timestamp with time zone[]) FROM PUBLIC;
-GRANT ALL ON FUNCTION ops.append_run_logs(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_seqs bigint[], p_streams text[], p_levels text[], p_messages text[], p_timestamps timestamp with time zone[]) TO ops_worker;
-GRANT ALL ON FUNCTION ops.append_run_logs(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_seqs bigint[], p_streams text[], p_levels text[], p_messages text[], p_timestamps timestamp with time zone[]) TO service_role;
+REVOKE ALL ON FUNCTION ops.append_run_logs(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_first_seq bigint, p_messages text, p_marks text, p_timestamps timestamp with time zone[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.append_run_logs(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_first_seq bigint, p_messages text, p_marks text, p_timestamps timestamp with time zone[]) TO ops_worker;
+GRANT ALL ON FUNCTION ops.append_run_logs(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_first_seq bigint, p_messages text, p_marks text, p_timestamps timestamp with time zone[]) TO service_role;
 
 GRANT SELECT ON TABLE ops.upgrade_advisories TO authenticated;
 GRANT SELECT ON TABLE ops.upgrade_advisories TO ops_worker;
@@ -3371,6 +3484,30 @@ REVOKE ALL ON FUNCTION ops.retry_run(p_run_id uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops.retry_run(p_run_id uuid) TO authenticated;
 GRANT ALL ON FUNCTION ops.retry_run(p_run_id uuid) TO service_role;
 
+GRANT USAGE ON SEQUENCE ops_private.run_log_seq TO service_role;
+
+GRANT SELECT ON TABLE ops.run_logs TO authenticated;
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE ops.run_logs TO service_role;
+
+GRANT SELECT ON TABLE ops.runs TO authenticated;
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE ops.runs TO service_role;
+
+GRANT INSERT(project_id) ON TABLE ops.runs TO authenticated;
+
+GRANT INSERT(workflow_id) ON TABLE ops.runs TO authenticated;
+
+GRANT INSERT(status) ON TABLE ops.runs TO authenticated;
+
+GRANT INSERT(metadata) ON TABLE ops.runs TO authenticated;
+
+REVOKE ALL ON FUNCTION ops.run_logs(p_run ops.runs) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.run_logs(p_run ops.runs) TO authenticated;
+GRANT ALL ON FUNCTION ops.run_logs(p_run ops.runs) TO service_role;
+
+REVOKE ALL ON FUNCTION ops.runs(p_line ops.run_logs) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.runs(p_line ops.run_logs) TO authenticated;
+GRANT ALL ON FUNCTION ops.runs(p_line ops.run_logs) TO service_role;
+
 REVOKE ALL ON FUNCTION ops_private.search_run_logs(p_query text, p_project_id uuid, p_run_id uuid, p_limit integer, p_before timestamp with time zone, p_before_run_id uuid, p_before_seq bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops_private.search_run_logs(p_query text, p_project_id uuid, p_run_id uuid, p_limit integer, p_before timestamp with time zone, p_before_run_id uuid, p_before_seq bigint) TO authenticated;
 GRANT ALL ON FUNCTION ops_private.search_run_logs(p_query text, p_project_id uuid, p_run_id uuid, p_limit integer, p_before timestamp with time zone, p_before_run_id uuid, p_before_seq bigint) TO service_role;
@@ -3434,6 +3571,8 @@ REVOKE ALL ON FUNCTION ops_private."current_time"() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.database_identity() FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.delete_run_logs() FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.drop_empty_lanes() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.enforce_run_status_transition() FROM PUBLIC;
@@ -3469,22 +3608,13 @@ REVOKE ALL ON FUNCTION ops_private.keep_run_events() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.lane_digest(p_priority integer, p_labels text[], p_key text) FROM PUBLIC;
 
-GRANT SELECT ON TABLE ops.runs TO authenticated;
-GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE ops.runs TO service_role;
-
-GRANT INSERT(project_id) ON TABLE ops.runs TO authenticated;
-
-GRANT INSERT(workflow_id) ON TABLE ops.runs TO authenticated;
-
-GRANT INSERT(status) ON TABLE ops.runs TO authenticated;
-
-GRANT INSERT(metadata) ON TABLE ops.runs TO authenticated;
-
 REVOKE ALL ON FUNCTION ops_private.lane_of(p_run ops.runs) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.leave_queue() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.lock_for_retry(p_run_id uuid, p_wait boolean) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.lock_log(p_run_id uuid) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.lock_queue(p_project_id uuid) FROM PUBLIC;
 
@@ -3560,6 +3690,8 @@ REVOKE ALL ON FUNCTION ops_private.set_giver() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.set_project_of_run() FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.set_run_of_line() FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.take_turn(p_project_id uuid) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.touch_updated_at() FROM PUBLIC;
@@ -3592,11 +3724,6 @@ GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE ops.run_artifacts TO service_role;
 
 GRANT SELECT ON TABLE ops.run_events TO authenticated;
 GRANT SELECT,INSERT ON TABLE ops.run_events TO service_role;
-
-GRANT USAGE ON SEQUENCE ops_private.run_log_seq TO service_role;
-
-GRANT SELECT ON TABLE ops.run_logs TO authenticated;
-GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE ops.run_logs TO service_role;
 
 GRANT SELECT ON TABLE ops.tools TO authenticated;
 GRANT SELECT ON TABLE ops.tools TO ops_worker;

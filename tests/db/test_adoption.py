@@ -152,7 +152,7 @@ async def make_progress(world: World, run: uuid.UUID, sign: str) -> None:
     instance = (await world.row(run))["claimed_instance"]
     if sign == "line":
         seq = 1 + await world.db.fetchval("select count(*) from ops.run_logs where run_id = $1", run)
-        line = ([seq], ["stdout"], ["info"], ["on it goes"], [datetime.now(UTC)])
+        line = (seq, "on it goes", "i", [datetime.now(UTC)])
         assert (await call(world.db, "append_run_logs", run, WORKER, instance, *line))["success"]
     elif sign == "renewal":
         await call(world.db, "heartbeat", WORKER, instance)

@@ -28,7 +28,7 @@ async def test_who_executes_what(world: World) -> None:
     )
     user = {
         "current_user_id", "current_user_role", "cancel_run", "list_queued_runs", "enqueue_run", "retry_run",
-        "search_run_logs", "applicable_advisories", "pause_project", "resume_project",
+        "search_run_logs", "applicable_advisories", "runs", "run_logs", "pause_project", "resume_project",
     }  # fmt: skip
     may: dict[str, set[str]] = {
         "anon": set(),

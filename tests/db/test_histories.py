@@ -141,8 +141,8 @@ class Task:
         first = max(1, self.positions.get(run, 0) + 1 - self.dice.randrange(4))
         seqs = range(first, first + self.dice.randrange(1, 6))
         return {
-            "p_seqs": list(seqs), "p_streams": ["stdout"] * len(seqs), "p_levels": ["info"] * len(seqs),
-            "p_messages": [self.who] * len(seqs), "p_timestamps": [datetime.now(UTC)] * len(seqs),
+            "p_first_seq": first, "p_messages": "\n".join([self.who] * len(seqs)), "p_marks": "i" * len(seqs),
+            "p_timestamps": [datetime.now(UTC)] * len(seqs),
         }  # fmt: skip
 
     # The operations ------------------------------------------------------------------------------------------

@@ -280,11 +280,8 @@ async def test_wait_shows_every_line_once_and_in_order(world: World, db_url: str
 
     async def journal(start: int, count: int) -> None:
         await world.db.fetchval(
-            "select ops.append_run_logs($1, $2, null, array(select generate_series($3::bigint, $4)),"
-            " array_fill('stdout'::text, array[$5::int]), array_fill('info'::text, array[$5]),"
-            " array(select 'line ' || i from generate_series($3::bigint, $4) as i),"
-            " array_fill(now(), array[$5]))",
-            run, WORKER, start, start + count - 1, count,
+            "select ops.append_run_logs($1, $2, null, $3, $4, $5, array_fill(now(), array[$6::int]))",
+            run, WORKER, start, "\n".join(f"line {n}" for n in range(start, start + count)), "i" * count, count,
         )  # fmt: skip
 
     async def until(line: str) -> None:

@@ -200,16 +200,16 @@ class Queue:
         await self._owned("select ops.record_container($1, $2, $3, $4, $5::jsonb)", run_id, container_id, details)
 
     async def append_logs(self, run_id: uuid.UUID, lines: Sequence[LogLine]) -> None:
-        """Stores a batch of journal lines; skips those that are stored already. Raises ``LeaseLost``."""
-        await self._owned(
-            "select ops.append_run_logs($1, $2, $3, $4, $5, $6, $7, $8)",
-            run_id,
-            [line.seq for line in lines],
-            [line.stream for line in lines],
-            [line.level for line in lines],
-            [line.message for line in lines],
-            [line.timestamp for line in lines],
-        )
+        """Stores a batch of journal lines in their order; skips those that are stored already. Raises ``LeaseLost``."""
+        for part in _without_gaps(lines):
+            await self._owned(
+                "select ops.append_run_logs($1, $2, $3, $4, $5, $6, $7)",
+                run_id,
+                part[0].seq,
+                "\n".join([line.message for line in part]),
+                "".join([_MARKS[line.stream, line.level] for line in part]),
+                [line.timestamp for line in part],
+            )
 
     async def add_artifact(self, run_id: uuid.UUID, artifact: Artifact) -> None:
         """Records an artifact that is already stored. Raises ``LeaseLost``."""
@@ -354,6 +354,22 @@ def _readable() -> Iterator[None]:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         message = f"what the control plane says of the run cannot be read: {repr(error)[:200]}"
         raise UnreadableRun(Reason.WORKER_ERROR, message) from error
+
+
+_MARKS = {("stdout", level): level[0] for level in ("debug", "info", "warn", "error")}
+_MARKS |= {("stderr", level): mark.upper() for (_, level), mark in _MARKS.items()}
+
+
+def _without_gaps(lines: Sequence[LogLine]) -> Iterator[Sequence[LogLine]]:
+    """The lines in parts with consecutive numbers: one, unless lines are left out of a long log."""
+    start = 0
+    for end in range(1, len(lines) + 1):
+        if lines[-1].seq - lines[start].seq == len(lines) - 1 - start:
+            yield lines[start:]
+            return
+        if lines[end].seq != lines[end - 1].seq + 1:
+            yield lines[start:end]
+            start = end
 
 
 def _storable(arg: object) -> object:

@@ -55,7 +55,7 @@ select is(pg_temp.answer('tap_host_two', c.call) ->> 'code', 'not_owner', 'not t
 from (values
     ($$append_run_log('{run}', 'info', 'x')$$),
     ($$append_run_log('{run}', 'info', 'x', p_worker_id => 'one', p_instance_id => '{instance}')$$),
-    ($$append_run_logs('{run}', 'one', '{instance}', '{1}', '{stdout}', '{info}', '{x}', array[now()])$$),
+    ($$append_run_logs('{run}', 'one', '{instance}', 1, 'x', 'i', array[now()])$$),
     ($$add_run_event('{run}', 'info', 'x', p_worker_id => 'one')$$),
     ($$add_run_artifact('{run}', 'x', 'x', p_worker_id => 'one')$$),
     ($$complete_workflow_run('{run}', 0)$$),

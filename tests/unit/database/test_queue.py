@@ -173,7 +173,18 @@ async def test_text_that_the_database_refuses_is_replaced() -> None:
     await queue.append_logs(RUN_ID, [LINE._replace(message="\0")])
     (_, said), (_, logged) = pool.statements
     assert said[-2:] == ("a\ufffdb \ufffd ü", json.dumps({"k\ufffd": ["\ufffd", 1]}))
-    assert ["\ufffd"] in logged
+    assert "\ufffd" in logged
+
+
+async def test_lines_without_gap_are_one_call() -> None:
+    seqs = (1, 2, 4, 8, 9)  # the middle of a long log is left out
+    queue, pool = queue_on(*[{"success": True}] * 3)
+    await queue.append_logs(RUN_ID, [LINE._replace(seq=n, message=f"{n}", stream="stderr") for n in seqs])
+    assert [args[3:] for _, args in pool.statements] == [
+        (1, "1\n2", "II", [LINE.timestamp] * 2),
+        (4, "4", "I", [LINE.timestamp]),
+        (8, "8\n9", "II", [LINE.timestamp] * 2),
+    ]
 
 
 async def test_empty_claim_says_whether_a_run_is_scheduled() -> None:
