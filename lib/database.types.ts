@@ -548,6 +548,7 @@ export type Database = {
           p_messages: string;
           p_run_id: string;
           p_timestamps: string[];
+          p_words?: string;
           p_worker_id: string;
         };
         Returns: Json;

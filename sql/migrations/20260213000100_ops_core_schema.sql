@@ -123,7 +123,9 @@ create table ops.run_logs (
     created_at timestamptz not null default now(),
     project_id uuid not null,
     primary key (run_id, seq)
-);
+) partition by range (run_id);
+
+create table ops_private.run_logs_other partition of ops.run_logs default;
 
 comment on column ops.run_logs."timestamp" is 'The time at which the line was written, not stored.';
 comment on column ops.run_logs.seq is
@@ -239,11 +241,6 @@ comment on column ops_private.leases.log_position is
 comment on column ops_private.leases.lost is
     'How many holders in a row were lost before they stored a line, or renewed the lease of a created container.';
 comment on column ops_private.leases.lost_since is 'When the first of these losses was noticed.';
-
--- The appends to one log take turns: each locks the row of its run. A heartbeat needs the lease, and never waits for it.
-create table ops_private.log_tails (
-    run_id uuid primary key references ops.runs (id) on delete cascade
-);
 
 create table ops_private.workers (
     worker_id text primary key,

@@ -368,20 +368,6 @@ begin
 end
 $$;
 
--- Makes the appends to one log take turns, so that each reads the position that the one before it left. Like check_run,
--- it waits at most 3 s.
-create function ops_private.lock_log(p_run_id uuid) returns void
-language plpgsql volatile set search_path = pg_catalog, pg_temp set lock_timeout = '3s'
-as $$
-begin
-    perform from ops_private.log_tails as t where t.run_id = p_run_id for update;
-    if not found then
-        insert into ops_private.log_tails (run_id) values (p_run_id) on conflict (run_id) do nothing;
-        perform from ops_private.log_tails as t where t.run_id = p_run_id for update;
-    end if;
-end
-$$;
-
 -- Queue -----------------------------------------------------------------------------------------------------
 
 -- Takes the locks that queueing a run of this project needs, in the common order, and returns the highest run number of

@@ -328,6 +328,7 @@ declare
     v_refusal jsonb;
     v_now constant timestamptz := ops_private.current_time();
     v_wrong constant text := ops_private.bad_document('metadata', p_metadata);
+    v_project_id uuid;
 begin
     if p_level is null or p_level not in ('debug', 'info', 'warn', 'error') then
         return ops_private.refusal('bad_level', 'the level must be debug, info, warn or error');
@@ -342,9 +343,12 @@ begin
     if v_refusal is not null then
         return v_refusal;
     end if;
-    perform ops_private.lock_log(p_run_id);
-    insert into ops.run_logs (run_id, log_level, message, metadata, "timestamp")
-    values (p_run_id, p_level, p_message, coalesce(p_metadata, '{}'), v_now);
+    select r.project_id into v_project_id from ops.runs as r where r.id = p_run_id;
+    perform ops_private.lock_log(p_run_id, v_project_id);
+    perform set_config('ops.appending', 'on', true);
+    insert into ops.run_logs (run_id, project_id, log_level, message, metadata, "timestamp")
+    values (p_run_id, v_project_id, p_level, p_message, coalesce(p_metadata, '{}'), v_now);
+    perform set_config('ops.appending', 'off', true);
     return jsonb_build_object('success', true, 'timestamp', v_now);
 end
 $$;
@@ -353,6 +357,9 @@ $$;
 -- stored. So a worker can send a batch again if the answer was lost. position is the number of the last stored line.
 -- p_messages has the lines, separated by newlines. p_marks has a letter for each: the first of its level, lower case for
 -- stdout and upper case for stderr. Such arguments cost client and server a third of what an array for each column does.
+--
+-- p_words has the words of these lines for the search (ops_private.words), separated by spaces, if the client knows them:
+-- to find them costs the server more than to store the lines. Without p_words, the server does it for 1,000 lines at a time.
 create function ops.append_run_logs(
     p_run_id uuid,
     p_worker_id text,
@@ -360,7 +367,8 @@ create function ops.append_run_logs(
     p_first_seq bigint,
     p_messages text,
     p_marks text,
-    p_timestamps timestamptz[]
+    p_timestamps timestamptz[],
+    p_words text default null
 ) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -371,6 +379,7 @@ declare
     -- an empty text is one empty line or none
     v_messages constant text[] := case
         when p_messages = '' and v_count = 1 then '{""}' else string_to_array(p_messages, E'\n') end;
+    v_words constant text[] := array_remove(string_to_array(p_words, ' '), '');
     v_wrong constant text := case
         when v_count is null then 'marks must be a text, a letter for each line'
         when (p_first_seq between 1 and 1099511627776 - v_count) is not true then
@@ -383,8 +392,13 @@ declare
         when octet_length(p_messages) > 65600
             and exists (select from unnest(v_messages) as m (message) where octet_length(m.message) > 65600) then
             'messages must be lines of at most 65600 bytes'
+        when octet_length(p_words) > 262144
+            or exists (select from unnest(v_words) as w (word) where octet_length(w.word) > 2046) then
+            'words must be at most 262144 bytes, each of at most 2046'
     end;
     v_project_id uuid;
+    v_end bigint;
+    v_tail bigint;
     v_position bigint;
     v_stored integer;
 begin
@@ -398,7 +412,8 @@ begin
         return ops_private.refusal('bad_argument', 'the ' || v_wrong);
     end if;
     select r.project_id into v_project_id from ops.runs as r where r.id = p_run_id;
-    perform ops_private.lock_log(p_run_id);
+    v_end := p_first_seq + v_count;
+    v_tail := ops_private.lock_log(p_run_id, v_project_id);
     v_position := ops_private.log_position(p_run_id);
 
     perform set_config('ops.appending', 'on', true);
@@ -412,9 +427,23 @@ begin
     where p_first_seq + u.n - 1 > v_position;
     get diagnostics v_stored = row_count;
     perform set_config('ops.appending', 'off', true);
-    return jsonb_build_object(
-        'success', true, 'stored', v_stored,
-        'position', case when v_stored > 0 then p_first_seq + v_count - 1 else v_position end);
+    if v_stored = 0 then
+        return jsonb_build_object('success', true, 'stored', 0, 'position', v_position);
+    end if;
+
+    if p_words is not null then
+        perform ops_private.add_log_blocks(p_run_id, v_project_id, v_tail, v_end - v_stored);
+        insert into ops_private.log_blocks (run_id, first_seq, last_seq, first_at, last_at, lines, words)
+        select p_run_id, v_end - v_stored, v_end - 1, min(t.written), max(t.written), v_stored,
+            array_to_tsvector(v_words || v_project_id::text)
+        from unnest(p_timestamps) as t (written);
+    elsif v_end - v_tail >= 1000 then
+        perform ops_private.add_log_blocks(p_run_id, v_project_id, v_tail, v_end);
+    else
+        return jsonb_build_object('success', true, 'stored', v_stored, 'position', v_end - 1);
+    end if;
+    update ops_private.log_tails as t set from_seq = v_end where t.run_id = p_run_id;
+    return jsonb_build_object('success', true, 'stored', v_stored, 'position', v_end - 1);
 end
 $$;
 

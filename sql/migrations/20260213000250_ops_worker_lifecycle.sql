@@ -401,6 +401,8 @@ begin
     end loop;
     perform ops_private.drop_empty_lanes();
     perform ops_private.forget_idle_workers();
+    perform ops_private.close_ended_logs();
+    perform ops_private.add_log_partitions();
     return jsonb_build_object(
         'requeued', v_requeued, 'failed', v_failed, 'quarantined', v_quarantined,
         'woken', ops_private.wake_scheduled_runs());

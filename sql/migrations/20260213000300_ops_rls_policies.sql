@@ -51,6 +51,7 @@ alter table ops.runs enable row level security;
 alter table ops.run_events enable row level security;
 alter table ops.run_artifacts enable row level security;
 alter table ops.run_logs enable row level security;
+alter table ops_private.run_logs_other enable row level security;
 alter table ops.tools enable row level security;
 alter table ops.upgrade_advisories enable row level security;
 alter table ops.project_memberships enable row level security;
@@ -151,11 +152,12 @@ to service_role;
 grant select, insert on ops.run_events to service_role;
 grant usage on sequence ops_private.run_log_seq to service_role;
 
-grant execute on function ops_private.my_projects, ops.current_user_id, ops.current_user_role
+grant execute on function
+    ops_private.my_projects, ops_private.search_run_logs, ops.current_user_id, ops.current_user_role
 to authenticated, service_role;
 
--- A CHECK runs with the rights of the role that writes the row.
-grant execute on function ops_private.is_git_ref to authenticated, service_role;
+-- A CHECK and a default run with the rights of the role that writes the row.
+grant execute on function ops_private.is_git_ref, ops_private.new_run_id to authenticated, service_role;
 
 grant execute on function ops.shut_out_worker to service_role;
 

@@ -113,8 +113,6 @@ alter table ops.runs
 create index runs_workflow_idx on ops.runs (workflow_id);
 create index runs_retry_of_idx on ops.runs (retry_of) where retry_of is not null;
 create index run_events_run_idx on ops.run_events (run_id, seq);
--- Only the beginning of a line is indexed: to_tsvector needs quadratic time for some texts (26 s for 64 KiB).
-create index run_logs_message_idx on ops.run_logs using gin (to_tsvector('simple', left(message, 1000)));
 create index project_memberships_user_idx on ops.project_memberships (user_id);
 
 -- updated_at ------------------------------------------------------------------------------------------------
@@ -333,6 +331,7 @@ begin
             on conflict (run_id) do nothing;
         elsif new.status <> 'running' then
             delete from ops_private.leases as l where l.run_id = new.id;
+            perform ops_private.close_log(new.id);
         end if;
     end if;
 
@@ -396,39 +395,6 @@ create trigger set_project_of_run before insert on ops.run_events
     for each row execute function ops_private.set_project_of_run();
 create trigger set_project_of_run before insert or update of run_id, project_id on ops.run_artifacts
     for each row execute function ops_private.set_project_of_run();
-
--- Does for a log line what a foreign key does for others: its run exists, and is not deleted before the line is stored.
-create function ops_private.set_run_of_line() returns trigger
-language plpgsql security definer set search_path = pg_catalog, pg_temp
-as $$
-begin
-    select r.project_id into new.project_id from ops.runs as r where r.id = new.run_id for key share;
-    if not found then
-        raise exception 'there is no run %', new.run_id using errcode = 'foreign_key_violation';
-    end if;
-    return new;
-end
-$$;
-
--- ops.append_run_logs has locked the run and names its project, so it does not call the trigger for each line.
-create trigger set_run_of_line before insert on ops.run_logs
-    for each row when (current_setting('ops.appending', true) is distinct from 'on')
-    execute function ops_private.set_run_of_line();
-create trigger set_run_of_changed_line before update of run_id, project_id on ops.run_logs
-    for each row execute function ops_private.set_run_of_line();
-
--- Without the setting, a plan that was made while the table was empty could read all of it for each run.
-create function ops_private.delete_run_logs() returns trigger
-language plpgsql security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off
-as $$
-begin
-    delete from ops.run_logs as g where g.run_id = old.id;
-    return null;
-end
-$$;
-
-create trigger delete_run_logs after delete on ops.runs
-    for each row execute function ops_private.delete_run_logs();
 
 -- Events are append-only: they are deleted with their run, or by ops_private.prune_run_events.
 create function ops_private.keep_run_events() returns trigger

@@ -183,86 +183,6 @@ begin
 end
 $$;
 
--- Search ----------------------------------------------------------------------------------------------------
-
--- Raises an error if the arguments of a search are wrong.
-create function ops_private.check_search(
-    p_query tsquery, p_project_id uuid, p_run_id uuid, p_limit integer,
-    p_before timestamptz, p_before_run_id uuid, p_before_seq bigint
-) returns void
-language plpgsql immutable set search_path = pg_catalog, pg_temp
-as $$
-begin
-    if num_nonnulls(p_project_id, p_run_id) <> 1 then
-        raise exception 'a search has either a project_id or a run_id' using errcode = 'invalid_parameter_value';
-    elsif numnode(p_query) > 0 is not true then
-        raise exception 'the query needs a word' using errcode = 'invalid_parameter_value';
-    elsif (p_limit between 1 and 1000) is not true then
-        raise exception 'the limit must be from 1 to 1000' using errcode = 'invalid_parameter_value';
-    elsif num_nonnulls(p_before, p_before_run_id, p_before_seq) not in (0, 3) then
-        raise exception 'before, before_run_id and before_seq go together: they are those of the last line'
-            using errcode = 'invalid_parameter_value';
-    end if;
-end
-$$;
-
--- PostgreSQL applies row policies before an operator that is not leakproof, such as @@, so the full-text index could
--- not be used. So this function bypasses the policies and checks the membership itself.
-create function ops_private.search_run_logs(
-    p_query text,
-    p_project_id uuid,
-    p_run_id uuid,
-    p_limit integer,
-    p_before timestamptz,
-    p_before_run_id uuid,
-    p_before_seq bigint
-) returns table (
-    run_id uuid,
-    run_number integer,
-    seq bigint,
-    "timestamp" timestamptz,
-    log_level text,
-    message text
-)
-language plpgsql stable security definer set search_path = pg_catalog, pg_temp
-as $$
-declare
-    v_query constant tsquery := websearch_to_tsquery('simple', p_query);
-    v_before constant timestamptz := coalesce(p_before, 'infinity');
-    v_project_id constant uuid := coalesce(
-        p_project_id, (select r.project_id from ops.runs as r where r.id = p_run_id));
-begin
-    perform ops_private.check_search(
-        v_query, p_project_id, p_run_id, p_limit, p_before, p_before_run_id, p_before_seq);
-    if not ops_private.trusted()
-        and (v_project_id = any (array(select ops_private.my_projects()))) is not true then
-        return;
-    end if;
-    if p_run_id is not null then
-        return query
-        select g.run_id, r.run_number, g.seq, g."timestamp", g.log_level, g.message
-        from ops.run_logs as g
-        join ops.runs as r on r.id = g.run_id
-        where g.run_id = p_run_id
-            and to_tsvector('simple', left(g.message, 1000)) @@ v_query
-            and (g."timestamp", g.seq) < (v_before, coalesce(p_before_seq, 0))
-        order by g."timestamp" desc, g.seq desc
-        limit p_limit;
-    else
-        return query
-        select g.run_id, r.run_number, g.seq, g."timestamp", g.log_level, g.message
-        from ops.run_logs as g
-        join ops.runs as r on r.id = g.run_id
-        where g.project_id = p_project_id
-            and to_tsvector('simple', left(g.message, 1000)) @@ v_query
-            and (g."timestamp", g.run_id, g.seq) < (
-                v_before, coalesce(p_before_run_id, r.id), coalesce(p_before_seq, 0))
-        order by g."timestamp" desc, g.run_id desc, g.seq desc
-        limit p_limit;
-    end if;
-end
-$$;
-
 -- Advisories ------------------------------------------------------------------------------------------------
 
 -- The key by which versions are compared: 9.0 is before 10.0, and 17 equals 17.0; null if the text is not a version.
@@ -540,7 +460,7 @@ grant execute on function
     ops.enqueue_run, ops.retry_run, ops.cancel_run, ops.list_queued_runs, ops.search_run_logs,
     ops.applicable_advisories, ops.pause_project, ops.resume_project, ops.runs, ops.run_logs,
     ops_private.enqueue_run, ops_private.retry_run, ops_private.cancel_run, ops_private.list_queued_runs,
-    ops_private.search_run_logs, ops_private.applicable_advisories, ops_private.pause_project
+    ops_private.applicable_advisories, ops_private.pause_project
 to authenticated, service_role;
 
 grant execute on function

@@ -64,6 +64,61 @@ begin
 end
 $$;
 
+-- Whether the log of a run may be deleted. Logs of the week that contains p_before are kept until the week is over, so
+-- that they can be deleted with its partition.
+create function ops_private.log_is_old(p_run_id uuid, p_finished_at timestamptz, p_before timestamptz) returns boolean
+language plpgsql stable set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return p_finished_at < p_before and not (
+        p_run_id >= ops_private.first_run_id(date_trunc('week', p_before, 'UTC'))
+        and p_run_id < ops_private.first_run_id(p_before));
+end
+$$;
+
+-- Drops the partitions whose runs all ended before p_before; returns how many lines they had. A partition with a run
+-- that is kept stays; prune_run_logs deletes the lines of its other runs. A partition that a reader uses for more than a
+-- second stays until the next call.
+create function ops_private.drop_log_partitions(p_before timestamptz) returns bigint
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set lock_timeout = '1s'
+as $$
+declare
+    v_part record;
+    v_lines bigint;
+    v_dropped bigint := 0;
+begin
+    for v_part in
+        select w.name, ops_private.first_run_id(w.week) as first,
+            ops_private.first_run_id(w.week + interval '7 days') as ends
+        from (
+            select c.relname as name, to_timestamp(right(c.relname, 8) || ' UTC', 'YYYYMMDD TZ') as week
+            from pg_inherits as i
+            join pg_class as c on c.oid = i.inhrelid
+            where i.inhparent = 'ops.run_logs'::regclass and c.relname ~ '^run_logs_\d{8}$'
+        ) as w
+        where w.week + interval '7 days' <= p_before
+    loop
+        continue when exists (
+            select from ops.runs as r
+            where r.id >= v_part.first and r.id < v_part.ends
+                and not coalesce(ops_private.log_is_old(r.id, r.finished_at, p_before), false));
+        begin
+            execute format('drop table ops_private.%I', v_part.name);
+        exception when lock_not_available then
+            continue;
+        end;
+        delete from ops_private.log_tails as t where t.run_id >= v_part.first and t.run_id < v_part.ends;
+        with gone as (
+            delete from ops_private.log_blocks as b
+            where b.run_id >= v_part.first and b.run_id < v_part.ends returning b.lines
+        )
+        select coalesce(sum(g.lines), 0) into v_lines from gone as g;
+        v_dropped := v_dropped + v_lines;
+    end loop;
+    return v_dropped;
+end
+$$;
+
 -- Deletes log lines of runs that ended before p_before, of at most p_runs runs; returns how many lines and runs.
 create function ops_private.prune_run_logs(p_before timestamptz, p_runs integer default 20)
 returns table (lines bigint, runs bigint)
@@ -73,8 +128,13 @@ begin
     return query
         with old as (
             select r.id from ops.runs as r
-            where r.finished_at < p_before and exists (select from ops.run_logs as g where g.run_id = r.id)
+            where ops_private.log_is_old(r.id, r.finished_at, p_before)
+                and exists (select from ops.run_logs as g where g.run_id = r.id)
             limit p_runs
+        ), blocks as (
+            delete from ops_private.log_blocks as b using old where b.run_id = old.id
+        ), tails as (
+            delete from ops_private.log_tails as t using old where t.run_id = old.id
         ), gone as (
             delete from ops.run_logs as g using old where g.run_id = old.id returning g.run_id
         )
@@ -107,7 +167,7 @@ language sql stable security definer set search_path = pg_catalog, pg_temp
 as $$
     select e.artifacts, e.bytes,
         (select count(*) from ops.run_logs as g join ops.runs as r on r.id = g.run_id
-         where r.finished_at < p_logs_before),
+         where ops_private.log_is_old(r.id, r.finished_at, p_logs_before)),
         (select count(*) from ops.run_events as v join ops.runs as r on r.id = v.run_id
          where r.finished_at < p_events_before)
     from (
@@ -118,10 +178,11 @@ $$;
 
 revoke execute on function
     ops_private.expired_artifacts, ops_private.retire_artifacts, ops_private.forget_artifacts,
-    ops_private.prune_run_logs, ops_private.prune_run_events, ops_private.prunable
+    ops_private.log_is_old, ops_private.drop_log_partitions, ops_private.prune_run_logs,
+    ops_private.prune_run_events, ops_private.prunable
 from public;
 
 grant execute on function
-    ops_private.retire_artifacts, ops_private.forget_artifacts, ops_private.prune_run_logs,
-    ops_private.prune_run_events, ops_private.prunable
+    ops_private.retire_artifacts, ops_private.forget_artifacts, ops_private.drop_log_partitions,
+    ops_private.prune_run_logs, ops_private.prune_run_events, ops_private.prunable
 to service_role;

@@ -54,6 +54,7 @@ alter table ops.runs disable row level security;
 alter table ops.run_events disable row level security;
 alter table ops.run_artifacts disable row level security;
 alter table ops.run_logs disable row level security;
+alter table ops_private.run_logs_other disable row level security;
 alter table ops.tools disable row level security;
 alter table ops.upgrade_advisories disable row level security;
 alter table ops.project_memberships disable row level security;

@@ -134,6 +134,7 @@ declare
     v_refusal jsonb;
     v_now constant timestamptz := ops_private.current_time();
     v_wrong constant text := ops_private.bad_document('metadata', p_metadata);
+    v_project_id uuid;
 begin
     if p_level is null or p_level not in ('debug', 'info', 'warn', 'error') then
         return ops_private.refusal('bad_level', 'the level must be debug, info, warn or error');
@@ -148,14 +149,17 @@ begin
     if v_refusal is not null then
         return v_refusal;
     end if;
-    perform ops_private.lock_log(p_run_id);
-    insert into ops.run_logs (run_id, log_level, message, metadata, "timestamp")
-    values (p_run_id, p_level, p_message, coalesce(p_metadata, '{}'), v_now);
+    select r.project_id into v_project_id from ops.runs as r where r.id = p_run_id;
+    perform ops_private.lock_log(p_run_id, v_project_id);
+    perform set_config('ops.appending', 'on', true);
+    insert into ops.run_logs (run_id, project_id, log_level, message, metadata, "timestamp")
+    values (p_run_id, v_project_id, p_level, p_message, coalesce(p_metadata, '{}'), v_now);
+    perform set_config('ops.appending', 'off', true);
     return jsonb_build_object('success', true, 'timestamp', v_now);
 end
 $$;
 
-CREATE FUNCTION ops.append_run_logs(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_first_seq bigint, p_messages text, p_marks text, p_timestamps timestamp with time zone[]) RETURNS jsonb
+CREATE FUNCTION ops.append_run_logs(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_first_seq bigint, p_messages text, p_marks text, p_timestamps timestamp with time zone[], p_words text DEFAULT NULL::text) RETURNS jsonb
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
@@ -166,6 +170,7 @@ declare
     -- an empty text is one empty line or none
     v_messages constant text[] := case
         when p_messages = '' and v_count = 1 then '{""}' else string_to_array(p_messages, E'\n') end;
+    v_words constant text[] := array_remove(string_to_array(p_words, ' '), '');
     v_wrong constant text := case
         when v_count is null then 'marks must be a text, a letter for each line'
         when (p_first_seq between 1 and 1099511627776 - v_count) is not true then
@@ -178,8 +183,13 @@ declare
         when octet_length(p_messages) > 65600
             and exists (select from unnest(v_messages) as m (message) where octet_length(m.message) > 65600) then
             'messages must be lines of at most 65600 bytes'
+        when octet_length(p_words) > 262144
+            or exists (select from unnest(v_words) as w (word) where octet_length(w.word) > 2046) then
+            'words must be at most 262144 bytes, each of at most 2046'
     end;
     v_project_id uuid;
+    v_end bigint;
+    v_tail bigint;
     v_position bigint;
     v_stored integer;
 begin
@@ -193,7 +203,8 @@ begin
         return ops_private.refusal('bad_argument', 'the ' || v_wrong);
     end if;
     select r.project_id into v_project_id from ops.runs as r where r.id = p_run_id;
-    perform ops_private.lock_log(p_run_id);
+    v_end := p_first_seq + v_count;
+    v_tail := ops_private.lock_log(p_run_id, v_project_id);
     v_position := ops_private.log_position(p_run_id);
 
     perform set_config('ops.appending', 'on', true);
@@ -207,9 +218,23 @@ begin
     where p_first_seq + u.n - 1 > v_position;
     get diagnostics v_stored = row_count;
     perform set_config('ops.appending', 'off', true);
-    return jsonb_build_object(
-        'success', true, 'stored', v_stored,
-        'position', case when v_stored > 0 then p_first_seq + v_count - 1 else v_position end);
+    if v_stored = 0 then
+        return jsonb_build_object('success', true, 'stored', 0, 'position', v_position);
+    end if;
+
+    if p_words is not null then
+        perform ops_private.add_log_blocks(p_run_id, v_project_id, v_tail, v_end - v_stored);
+        insert into ops_private.log_blocks (run_id, first_seq, last_seq, first_at, last_at, lines, words)
+        select p_run_id, v_end - v_stored, v_end - 1, min(t.written), max(t.written), v_stored,
+            array_to_tsvector(v_words || v_project_id::text)
+        from unnest(p_timestamps) as t (written);
+    elsif v_end - v_tail >= 1000 then
+        perform ops_private.add_log_blocks(p_run_id, v_project_id, v_tail, v_end);
+    else
+        return jsonb_build_object('success', true, 'stored', v_stored, 'position', v_end - 1);
+    end if;
+    update ops_private.log_tails as t set from_seq = v_end where t.run_id = p_run_id;
+    return jsonb_build_object('success', true, 'stored', v_stored, 'position', v_end - 1);
 end
 $$;
 
@@ -719,6 +744,8 @@ begin
     end loop;
     perform ops_private.drop_empty_lanes();
     perform ops_private.forget_idle_workers();
+    perform ops_private.close_ended_logs();
+    perform ops_private.add_log_partitions();
     return jsonb_build_object(
         'requeued', v_requeued, 'failed', v_failed, 'quarantined', v_quarantined,
         'woken', ops_private.wake_scheduled_runs());
@@ -882,6 +909,16 @@ CREATE FUNCTION ops.retry_run(p_run_id uuid) RETURNS jsonb
     SET search_path TO 'pg_catalog', 'pg_temp'
     RETURN ops_private.retry_run(p_run_id);
 
+CREATE FUNCTION ops_private.new_run_id() RETURNS uuid
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return overlay(gen_random_uuid()::text placing
+        left(ops_private.first_run_id(ops_private.current_time())::text, 14) || '7' from 1 for 15)::uuid;
+end
+$$;
+
 CREATE SEQUENCE ops_private.run_log_seq
     START WITH 1099511627776
     INCREMENT BY 1
@@ -906,14 +943,15 @@ CREATE TABLE ops.run_logs (
     CONSTRAINT run_logs_metadata_check CHECK ((jsonb_typeof(metadata) = 'object'::text)),
     CONSTRAINT run_logs_seq_check CHECK ((seq > 0)),
     CONSTRAINT run_logs_stream_check CHECK ((stream = ANY (ARRAY['stdout'::text, 'stderr'::text])))
-);
+)
+PARTITION BY RANGE (run_id);
 
 COMMENT ON COLUMN ops.run_logs.seq IS 'The number of the line in the container''s journal; a line that is not from the journal has 2^40 or more.';
 
 COMMENT ON COLUMN ops.run_logs."timestamp" IS 'The time at which the line was written, not stored.';
 
 CREATE TABLE ops.runs (
-    id uuid DEFAULT gen_random_uuid() NOT NULL,
+    id uuid DEFAULT ops_private.new_run_id() NOT NULL,
     project_id uuid NOT NULL,
     workflow_id uuid NOT NULL,
     run_number integer NOT NULL,
@@ -1035,12 +1073,18 @@ END;
 CREATE FUNCTION ops_private.search_run_logs(p_query text, p_project_id uuid, p_run_id uuid, p_limit integer, p_before timestamp with time zone, p_before_run_id uuid, p_before_seq bigint) RETURNS TABLE(run_id uuid, run_number integer, seq bigint, "timestamp" timestamp with time zone, log_level text, message text)
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
     AS $$
 declare
     v_query constant tsquery := websearch_to_tsquery('simple', p_query);
     v_before constant timestamptz := coalesce(p_before, 'infinity');
     v_project_id constant uuid := coalesce(
         p_project_id, (select r.project_id from ops.runs as r where r.id = p_run_id));
+    v_words tsquery;
+    v_texts text[] := array['%'];
+    v_block record;
+    v_new ops.run_logs[];
+    v_found ops.run_logs[] := array[]::ops.run_logs[];
 begin
     perform ops_private.check_search(
         v_query, p_project_id, p_run_id, p_limit, p_before, p_before_run_id, p_before_seq);
@@ -1048,28 +1092,45 @@ begin
         and (v_project_id = any (array(select ops_private.my_projects()))) is not true then
         return;
     end if;
-    if p_run_id is not null then
-        return query
-        select g.run_id, r.run_number, g.seq, g."timestamp", g.log_level, g.message
-        from ops.run_logs as g
-        join ops.runs as r on r.id = g.run_id
-        where g.run_id = p_run_id
-            and to_tsvector('simple', left(g.message, 1000)) @@ v_query
-            and (g."timestamp", g.seq) < (v_before, coalesce(p_before_seq, 0))
-        order by g."timestamp" desc, g.seq desc
-        limit p_limit;
-    else
-        return query
-        select g.run_id, r.run_number, g.seq, g."timestamp", g.log_level, g.message
-        from ops.run_logs as g
-        join ops.runs as r on r.id = g.run_id
-        where g.project_id = p_project_id
-            and to_tsvector('simple', left(g.message, 1000)) @@ v_query
-            and (g."timestamp", g.run_id, g.seq) < (
-                v_before, coalesce(p_before_run_id, r.id), coalesce(p_before_seq, 0))
-        order by g."timestamp" desc, g.run_id desc, g.seq desc
-        limit p_limit;
+    v_words := ops_private.words_of_query(v_query, v_project_id);
+    if v_words::text !~ '\|' then
+        v_texts := array(
+            select '%' || m.word[1] || '%' from regexp_matches(v_words::text, '''([a-z0-9]+)''', 'g') as m (word));
     end if;
+
+    for v_block in
+        select b.run_id, b.first_seq, b.last_seq, b.last_at
+        from ops_private.log_blocks as b
+        where b.words @@ v_words and (p_run_id is null or b.run_id = p_run_id) and b.first_at <= v_before
+        union all
+        select t.run_id, t.from_seq, 9223372036854775807, 'infinity'
+        from ops_private.log_tails as t
+        where t.project_id = v_project_id and (p_run_id is null or t.run_id = p_run_id)
+        order by last_at desc
+    loop
+        exit when cardinality(v_found) = p_limit and v_block.last_at < v_found[p_limit]."timestamp";
+        v_new := array(
+            select c from (
+                select x.* from ops.run_logs as x
+                where x.run_id = v_block.run_id and x.seq between v_block.first_seq and v_block.last_seq
+                    and (x."timestamp", x.run_id, x.seq) < (
+                        v_before, coalesce(p_before_run_id, x.run_id), coalesce(p_before_seq, 0))
+                    and lower(x.message collate "C") like all (v_texts)
+                order by x."timestamp" desc, x.seq desc offset 0
+            ) as c
+            where to_tsvector('simple', left(c.message, 1000)) @@ v_query
+            limit p_limit);
+        if v_new <> '{}' then
+            v_found := array(
+                select f from unnest(v_found || v_new) as f
+                order by f."timestamp" desc, f.run_id desc, f.seq desc limit p_limit);
+        end if;
+    end loop;
+    return query
+        select f.run_id, r.run_number, f.seq, f."timestamp", f.log_level, f.message
+        from unnest(v_found) with ordinality as f
+        join ops.runs as r on r.id = f.run_id
+        order by f.ordinality;
 end
 $$;
 
@@ -1223,6 +1284,57 @@ begin
     values (p_run_id, p_event_type, p_message, p_payload)
     returning id into v_event_id;
     return v_event_id;
+end
+$$;
+
+CREATE FUNCTION ops_private.add_log_blocks(p_run_id uuid, p_project_id uuid, p_from bigint, p_before bigint) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    AS $$
+begin
+    insert into ops_private.log_blocks (run_id, first_seq, last_seq, first_at, last_at, lines, words)
+    select p_run_id, min(g.seq), max(g.seq), min(g."timestamp"), max(g."timestamp"), count(*),
+        array_to_tsvector(
+            ops_private.words(tsvector_to_array(to_tsvector(
+                'simple', string_agg(translate(g.message, '<', ' '), E'\n' order by g.seq))))
+            || p_project_id::text)
+    from (
+        select x.seq, x."timestamp", left(x.message, 1000) as message,
+            (row_number() over seqs - 1) / 1000 as thousand,
+            sum(octet_length(left(x.message, 1000)) + 1) over seqs / 262144 as size
+        from ops.run_logs as x
+        where x.run_id = p_run_id and x.seq >= p_from and x.seq < p_before
+        window seqs as (order by x.seq)
+    ) as g
+    group by g.thousand, g.size;
+end
+$$;
+
+CREATE FUNCTION ops_private.add_log_partitions() RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET lock_timeout TO '100ms'
+    AS $$
+declare
+    v_week constant timestamp := date_trunc('week', ops_private.current_time() at time zone 'UTC');
+    v_name text;
+begin
+    for v_weeks in 1 .. 2 loop
+        v_name := to_char(v_week + v_weeks * interval '7 days', '"run_logs_"YYYYMMDD');
+        continue when to_regclass('ops_private.' || v_name) is not null
+            or not pg_try_advisory_xact_lock(hashtext('ops_private.add_log_partitions'));
+        begin
+            execute format('create table ops_private.%I (like ops.run_logs including all)', v_name);
+            execute format('alter table ops_private.%I enable row level security', v_name);
+            execute format(
+                'alter table ops.run_logs attach partition ops_private.%I for values from (%L) to (%L)', v_name,
+                ops_private.first_run_id((v_week + v_weeks * interval '7 days') at time zone 'UTC'),
+                ops_private.first_run_id((v_week + (v_weeks + 1) * interval '7 days') at time zone 'UTC'));
+        exception when lock_not_available or check_violation then
+            null;  -- check_violation: run_logs_other has lines of this week
+        end;
+    end loop;
 end
 $$;
 
@@ -1529,6 +1641,43 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.close_ended_logs() RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    perform ops_private.close_log(e.run_id) from (
+        select t.run_id from ops_private.log_tails as t join ops.runs as r on r.id = t.run_id
+        where ops_private.is_final(r.status) limit 20
+    ) as e;
+end
+$$;
+
+CREATE FUNCTION ops_private.close_log(p_run_id uuid) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    AS $$
+declare
+    v_tail ops_private.log_tails;
+    v_next bigint;
+begin
+    select t.* into v_tail from ops_private.log_tails as t where t.run_id = p_run_id for update skip locked;
+    if not found then
+        return;
+    end if;
+    select g.seq into v_next from ops.run_logs as g
+    where g.run_id = p_run_id and g.seq >= v_tail.from_seq order by g.seq offset 10000 limit 1;
+    perform ops_private.add_log_blocks(
+        p_run_id, v_tail.project_id, v_tail.from_seq, coalesce(v_next, 9223372036854775807));
+    if v_next is null then
+        delete from ops_private.log_tails as t where t.run_id = p_run_id;
+    else
+        update ops_private.log_tails as t set from_seq = v_next where t.run_id = p_run_id;
+    end if;
+end
+$$;
+
 CREATE FUNCTION ops_private.count_runs() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1681,6 +1830,48 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.drop_log_partitions(p_before timestamp with time zone) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET lock_timeout TO '1s'
+    AS $_$
+declare
+    v_part record;
+    v_lines bigint;
+    v_dropped bigint := 0;
+begin
+    for v_part in
+        select w.name, ops_private.first_run_id(w.week) as first,
+            ops_private.first_run_id(w.week + interval '7 days') as ends
+        from (
+            select c.relname as name, to_timestamp(right(c.relname, 8) || ' UTC', 'YYYYMMDD TZ') as week
+            from pg_inherits as i
+            join pg_class as c on c.oid = i.inhrelid
+            where i.inhparent = 'ops.run_logs'::regclass and c.relname ~ '^run_logs_\d{8}$'
+        ) as w
+        where w.week + interval '7 days' <= p_before
+    loop
+        continue when exists (
+            select from ops.runs as r
+            where r.id >= v_part.first and r.id < v_part.ends
+                and not coalesce(ops_private.log_is_old(r.id, r.finished_at, p_before), false));
+        begin
+            execute format('drop table ops_private.%I', v_part.name);
+        exception when lock_not_available then
+            continue;
+        end;
+        delete from ops_private.log_tails as t where t.run_id >= v_part.first and t.run_id < v_part.ends;
+        with gone as (
+            delete from ops_private.log_blocks as b
+            where b.run_id >= v_part.first and b.run_id < v_part.ends returning b.lines
+        )
+        select coalesce(sum(g.lines), 0) into v_lines from gone as g;
+        v_dropped := v_dropped + v_lines;
+    end loop;
+    return v_dropped;
+end
+$_$;
+
 CREATE FUNCTION ops_private.enforce_run_status_transition() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1765,6 +1956,15 @@ begin
     update ops.runs as r set status = 'failed', reason = 'invalid_config', error_message = v_error
     where r.id = p_run_id;
     perform ops_private.add_event(p_run_id, 'error', v_error, '{"reason": "invalid_config"}');
+end
+$$;
+
+CREATE FUNCTION ops_private.first_run_id(p_time timestamp with time zone) RETURNS uuid
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return rpad(lpad(to_hex((extract(epoch from p_time) * 1000)::bigint), 12, '0'), 32, '0')::uuid;
 end
 $$;
 
@@ -1981,17 +2181,21 @@ begin
 end
 $$;
 
-CREATE FUNCTION ops_private.lock_log(p_run_id uuid) RETURNS void
+CREATE FUNCTION ops_private.lock_log(p_run_id uuid, p_project_id uuid) RETURNS bigint
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET lock_timeout TO '3s'
     AS $$
+declare
+    v_from bigint;
 begin
-    perform from ops_private.log_tails as t where t.run_id = p_run_id for update;
+    select t.from_seq into v_from from ops_private.log_tails as t where t.run_id = p_run_id for update;
     if not found then
-        insert into ops_private.log_tails (run_id) values (p_run_id) on conflict (run_id) do nothing;
-        perform from ops_private.log_tails as t where t.run_id = p_run_id for update;
+        insert into ops_private.log_tails (run_id, project_id) values (p_run_id, p_project_id)
+        on conflict (run_id) do nothing;
+        select t.from_seq into v_from from ops_private.log_tails as t where t.run_id = p_run_id for update;
     end if;
+    return v_from;
 end
 $$;
 
@@ -2026,6 +2230,17 @@ begin
     return true;
 exception when lock_not_available then
     return false;
+end
+$$;
+
+CREATE FUNCTION ops_private.log_is_old(p_run_id uuid, p_finished_at timestamp with time zone, p_before timestamp with time zone) RETURNS boolean
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return p_finished_at < p_before and not (
+        p_run_id >= ops_private.first_run_id(date_trunc('week', p_before, 'UTC'))
+        and p_run_id < ops_private.first_run_id(p_before));
 end
 $$;
 
@@ -2251,7 +2466,7 @@ CREATE FUNCTION ops_private.prunable(p_store text, p_worker_id text, p_logs_befo
     AS $$
     select e.artifacts, e.bytes,
         (select count(*) from ops.run_logs as g join ops.runs as r on r.id = g.run_id
-         where r.finished_at < p_logs_before),
+         where ops_private.log_is_old(r.id, r.finished_at, p_logs_before)),
         (select count(*) from ops.run_events as v join ops.runs as r on r.id = v.run_id
          where r.finished_at < p_events_before)
     from (
@@ -2284,8 +2499,13 @@ begin
     return query
         with old as (
             select r.id from ops.runs as r
-            where r.finished_at < p_before and exists (select from ops.run_logs as g where g.run_id = r.id)
+            where ops_private.log_is_old(r.id, r.finished_at, p_before)
+                and exists (select from ops.run_logs as g where g.run_id = r.id)
             limit p_runs
+        ), blocks as (
+            delete from ops_private.log_blocks as b using old where b.run_id = old.id
+        ), tails as (
+            delete from ops_private.log_tails as t using old where t.run_id = old.id
         ), gone as (
             delete from ops.run_logs as g using old where g.run_id = old.id returning g.run_id
         )
@@ -2513,6 +2733,7 @@ begin
             on conflict (run_id) do nothing;
         elsif new.status <> 'running' then
             delete from ops_private.leases as l where l.run_id = new.id;
+            perform ops_private.close_log(new.id);
         end if;
     end if;
 
@@ -2538,6 +2759,25 @@ CREATE FUNCTION ops_private.refusal(p_code text, p_error text) RETURNS jsonb
     AS $$
 begin
     return jsonb_build_object('success', false, 'code', p_code, 'error', p_error);
+end
+$$;
+
+CREATE FUNCTION ops_private.reopen_log(p_run_id uuid, p_project_id uuid, p_seq bigint) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_from bigint;
+begin
+    with gone as (
+        delete from ops_private.log_blocks as b where b.run_id = p_run_id and b.last_seq >= p_seq returning b.first_seq
+    )
+    select least(min(g.first_seq), p_seq) into v_from from gone as g;
+    insert into ops_private.log_tails as t (run_id, project_id, from_seq)
+    select p_run_id, p_project_id, case when exists (
+        select from ops_private.log_blocks as b where b.run_id = p_run_id
+    ) then v_from else 1 end
+    on conflict (run_id) do update set from_seq = excluded.from_seq where t.from_seq > excluded.from_seq;
 end
 $$;
 
@@ -2706,6 +2946,7 @@ begin
     if not found then
         raise exception 'there is no run %', new.run_id using errcode = 'foreign_key_violation';
     end if;
+    perform ops_private.reopen_log(new.run_id, new.project_id, new.seq);
     return new;
 end
 $$;
@@ -2815,6 +3056,36 @@ begin
             where p_lane.labels <@ w.labels and w.expires_at > ops_private.current_time()
         ) then 'labels: no worker has ' || coalesce(nullif(array_to_string(p_lane.labels, ', '), ''), 'registered')
         else 'worker: the next one that is free' end;
+end
+$$;
+
+CREATE FUNCTION ops_private.words(p_lexemes text[]) RETURNS text[]
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return array(
+        select m.word[1]
+        from regexp_matches(array_to_string(p_lexemes, ' ') collate "C", '[a-z0-9]+|[^\x01-\x7f]+', 'g') as m (word));
+end
+$$;
+
+CREATE FUNCTION ops_private.words_of_query(p_query tsquery, p_project_id uuid) RETURNS tsquery
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_any constant text := quote_literal(p_project_id);
+    v_words text;
+begin
+    select string_agg(
+        case when left(t.part[1], 1) = '''' then coalesce(
+            (select '(' || string_agg(quote_literal(w.word), ' & ') || ')'
+             from unnest(ops_private.words(array[t.part[1]])) as w (word)),
+            v_any)
+        else regexp_replace(t.part[1], '<(-|\d+)>', '&', 'g') end, '' order by t.place) into v_words
+    from regexp_matches(querytree(p_query), '''(?:[^'']|'''')*''|[^'']+', 'g') with ordinality as t (part, place);
+    return v_any::tsquery && case v_words when 'T' then v_any else v_words end::tsquery;
 end
 $$;
 
@@ -2982,9 +3253,22 @@ ALTER TABLE ops_private.lanes ALTER COLUMN lane_id ADD GENERATED ALWAYS AS IDENT
     CACHE 1
 );
 
-CREATE TABLE ops_private.log_tails (
-    run_id uuid NOT NULL
+CREATE TABLE ops_private.log_blocks (
+    run_id uuid NOT NULL,
+    first_seq bigint NOT NULL,
+    last_seq bigint NOT NULL,
+    first_at timestamp with time zone NOT NULL,
+    last_at timestamp with time zone NOT NULL,
+    lines integer NOT NULL,
+    words tsvector NOT NULL
 );
+
+CREATE TABLE ops_private.log_tails (
+    run_id uuid NOT NULL,
+    project_id uuid NOT NULL,
+    from_seq bigint DEFAULT 1 NOT NULL
+)
+WITH (fillfactor='50');
 
 CREATE TABLE ops_private.pending_retries (
     run_id uuid NOT NULL
@@ -3029,6 +3313,25 @@ CREATE TABLE ops_private.run_counters (
 
 COMMENT ON COLUMN ops_private.run_counters.counted IS 'The run number at which the queued runs were last counted.';
 
+CREATE TABLE ops_private.run_logs_other (
+    run_id uuid CONSTRAINT run_logs_run_id_not_null NOT NULL,
+    seq bigint DEFAULT nextval('ops_private.run_log_seq'::regclass) CONSTRAINT run_logs_seq_not_null NOT NULL,
+    log_level text CONSTRAINT run_logs_log_level_not_null NOT NULL,
+    message text CONSTRAINT run_logs_message_not_null NOT NULL,
+    metadata jsonb DEFAULT '{}'::jsonb CONSTRAINT run_logs_metadata_not_null NOT NULL,
+    "timestamp" timestamp with time zone DEFAULT now() CONSTRAINT run_logs_timestamp_not_null NOT NULL,
+    stream text,
+    created_at timestamp with time zone DEFAULT now() CONSTRAINT run_logs_created_at_not_null NOT NULL,
+    project_id uuid CONSTRAINT run_logs_project_id_not_null NOT NULL,
+    CONSTRAINT run_logs_log_level_check CHECK ((log_level = ANY (ARRAY['debug'::text, 'info'::text, 'warn'::text, 'error'::text]))),
+    CONSTRAINT run_logs_message_check CHECK ((octet_length(message) <= 65600)),
+    CONSTRAINT run_logs_metadata_at_most_256_kib CHECK (((metadata = '{}'::jsonb) OR (octet_length((metadata)::text) <= 262144))),
+    CONSTRAINT run_logs_metadata_at_most_32_deep CHECK (((metadata = '{}'::jsonb) OR (NOT jsonb_path_exists(metadata, 'strict $.**{33}'::jsonpath)))),
+    CONSTRAINT run_logs_metadata_check CHECK ((jsonb_typeof(metadata) = 'object'::text)),
+    CONSTRAINT run_logs_seq_check CHECK ((seq > 0)),
+    CONSTRAINT run_logs_stream_check CHECK ((stream = ANY (ARRAY['stdout'::text, 'stderr'::text])))
+);
+
 CREATE TABLE ops_private.run_requests (
     run_id uuid NOT NULL,
     digest bytea NOT NULL
@@ -3065,6 +3368,8 @@ CREATE TABLE ops_private.workers (
     CONSTRAINT workers_texts_fit CHECK (((octet_length(worker_id) <= 200) AND (octet_length(host_id) <= 1000) AND (octet_length(engine_id) <= 1000) AND (octet_length(version) <= 1000) AND (cardinality(labels) <= 1000) AND (octet_length(array_to_string(labels, ''::text)) <= 100000)))
 )
 WITH (fillfactor='50');
+
+ALTER TABLE ONLY ops.run_logs ATTACH PARTITION ops_private.run_logs_other DEFAULT;
 
 ALTER TABLE ONLY ops.project_memberships
     ADD CONSTRAINT project_memberships_pkey PRIMARY KEY (id);
@@ -3135,6 +3440,9 @@ ALTER TABLE ONLY ops_private.lanes
 ALTER TABLE ONLY ops_private.leases
     ADD CONSTRAINT leases_pkey PRIMARY KEY (run_id);
 
+ALTER TABLE ONLY ops_private.log_blocks
+    ADD CONSTRAINT log_blocks_pkey PRIMARY KEY (run_id, first_seq);
+
 ALTER TABLE ONLY ops_private.log_tails
     ADD CONSTRAINT log_tails_pkey PRIMARY KEY (run_id);
 
@@ -3152,6 +3460,9 @@ ALTER TABLE ONLY ops_private.retired_artifacts
 
 ALTER TABLE ONLY ops_private.run_counters
     ADD CONSTRAINT run_counters_pkey PRIMARY KEY (project_id);
+
+ALTER TABLE ONLY ops_private.run_logs_other
+    ADD CONSTRAINT run_logs_other_pkey PRIMARY KEY (run_id, seq);
 
 ALTER TABLE ONLY ops_private.run_requests
     ADD CONSTRAINT run_requests_pkey PRIMARY KEY (run_id);
@@ -3171,17 +3482,21 @@ CREATE INDEX run_artifacts_expires_idx ON ops.run_artifacts USING btree (expires
 
 CREATE INDEX run_events_run_idx ON ops.run_events USING btree (run_id, seq);
 
-CREATE INDEX run_logs_message_idx ON ops.run_logs USING gin (to_tsvector('simple'::regconfig, "left"(message, 1000)));
-
 CREATE INDEX runs_retry_of_idx ON ops.runs USING btree (retry_of) WHERE (retry_of IS NOT NULL);
 
 CREATE INDEX runs_workflow_idx ON ops.runs USING btree (workflow_id);
 
 CREATE UNIQUE INDEX leases_concurrency_idx ON ops_private.leases USING btree (project_id, concurrency_key) WHERE (concurrency_key IS NOT NULL);
 
+CREATE INDEX log_blocks_words_idx ON ops_private.log_blocks USING gin (words);
+
+CREATE INDEX log_tails_project_idx ON ops_private.log_tails USING btree (project_id);
+
 CREATE INDEX queued_lane_idx ON ops_private.queued USING btree (lane_id, scheduled_at NULLS FIRST, created_at, run_number);
 
 CREATE INDEX queued_scheduled_idx ON ops_private.queued USING btree (scheduled_at) WHERE (scheduled_at IS NOT NULL);
+
+ALTER INDEX ops.run_logs_pkey ATTACH PARTITION ops_private.run_logs_other_pkey;
 
 CREATE TRIGGER count_runs AFTER INSERT ON ops.runs REFERENCING NEW TABLE AS inserted FOR EACH STATEMENT EXECUTE FUNCTION ops_private.count_runs();
 
@@ -3209,7 +3524,7 @@ CREATE TRIGGER set_project_of_run BEFORE INSERT OR UPDATE OF run_id, project_id 
 
 CREATE TRIGGER set_project_of_run BEFORE INSERT ON ops.run_events FOR EACH ROW EXECUTE FUNCTION ops_private.set_project_of_run();
 
-CREATE TRIGGER set_run_of_changed_line BEFORE UPDATE OF run_id, project_id ON ops.run_logs FOR EACH ROW EXECUTE FUNCTION ops_private.set_run_of_line();
+CREATE TRIGGER set_run_of_changed_line BEFORE UPDATE OF run_id, project_id, seq, message ON ops.run_logs FOR EACH ROW EXECUTE FUNCTION ops_private.set_run_of_line();
 
 CREATE TRIGGER set_run_of_line BEFORE INSERT ON ops.run_logs FOR EACH ROW WHEN ((current_setting('ops.appending'::text, true) IS DISTINCT FROM 'on'::text)) EXECUTE FUNCTION ops_private.set_run_of_line();
 
@@ -3249,6 +3564,9 @@ ALTER TABLE ONLY ops_private.lanes
 
 ALTER TABLE ONLY ops_private.leases
     ADD CONSTRAINT leases_run_id_fkey FOREIGN KEY (run_id) REFERENCES ops.runs(id) ON DELETE CASCADE;
+
+ALTER TABLE ONLY ops_private.log_blocks
+    ADD CONSTRAINT log_blocks_run_id_fkey FOREIGN KEY (run_id) REFERENCES ops.runs(id) ON DELETE CASCADE;
 
 ALTER TABLE ONLY ops_private.log_tails
     ADD CONSTRAINT log_tails_run_id_fkey FOREIGN KEY (run_id) REFERENCES ops.runs(id) ON DELETE CASCADE;
@@ -3340,6 +3658,8 @@ CREATE POLICY workers_read ON ops.upgrade_advisories FOR SELECT TO ops_worker US
 
 ALTER TABLE ops.workflows ENABLE ROW LEVEL SECURITY;
 
+ALTER TABLE ops_private.run_logs_other ENABLE ROW LEVEL SECURITY;
+
 GRANT USAGE ON SCHEMA ops TO authenticated;
 GRANT USAGE ON SCHEMA ops TO service_role;
 GRANT USAGE ON SCHEMA ops TO ops_worker;
@@ -3364,9 +3684,9 @@ REVOKE ALL ON FUNCTION ops.append_run_log(p_run_id uuid, p_level text, p_message
 GRANT ALL ON FUNCTION ops.append_run_log(p_run_id uuid, p_level text, p_message text, p_metadata jsonb, p_worker_id text, p_instance_id uuid) TO ops_worker;
 GRANT ALL ON FUNCTION ops.append_run_log(p_run_id uuid, p_level text, p_message text, p_metadata jsonb, p_worker_id text, p_instance_id uuid) TO service_role;
 
-REVOKE ALL ON FUNCTION ops.append_run_logs(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_first_seq bigint, p_messages text, p_marks text, p_timestamps timestamp with time zone[]) FROM PUBLIC;
-GRANT ALL ON FUNCTION ops.append_run_logs(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_first_seq bigint, p_messages text, p_marks text, p_timestamps timestamp with time zone[]) TO ops_worker;
-GRANT ALL ON FUNCTION ops.append_run_logs(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_first_seq bigint, p_messages text, p_marks text, p_timestamps timestamp with time zone[]) TO service_role;
+REVOKE ALL ON FUNCTION ops.append_run_logs(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_first_seq bigint, p_messages text, p_marks text, p_timestamps timestamp with time zone[], p_words text) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.append_run_logs(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_first_seq bigint, p_messages text, p_marks text, p_timestamps timestamp with time zone[], p_words text) TO ops_worker;
+GRANT ALL ON FUNCTION ops.append_run_logs(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_first_seq bigint, p_messages text, p_marks text, p_timestamps timestamp with time zone[], p_words text) TO service_role;
 
 GRANT SELECT ON TABLE ops.upgrade_advisories TO authenticated;
 GRANT SELECT ON TABLE ops.upgrade_advisories TO ops_worker;
@@ -3484,6 +3804,10 @@ REVOKE ALL ON FUNCTION ops.retry_run(p_run_id uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops.retry_run(p_run_id uuid) TO authenticated;
 GRANT ALL ON FUNCTION ops.retry_run(p_run_id uuid) TO service_role;
 
+REVOKE ALL ON FUNCTION ops_private.new_run_id() FROM PUBLIC;
+GRANT ALL ON FUNCTION ops_private.new_run_id() TO authenticated;
+GRANT ALL ON FUNCTION ops_private.new_run_id() TO service_role;
+
 GRANT USAGE ON SEQUENCE ops_private.run_log_seq TO service_role;
 
 GRANT SELECT ON TABLE ops.run_logs TO authenticated;
@@ -3535,6 +3859,10 @@ REVOKE ALL ON FUNCTION ops_private.actor() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.add_event(p_run_id uuid, p_event_type text, p_message text, p_payload jsonb) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.add_log_blocks(p_run_id uuid, p_project_id uuid, p_from bigint, p_before bigint) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.add_log_partitions() FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.adopt_refusal(p_status text, p_lease ops_private.leases, p_worker_id text, p_instance_id uuid, p_engine_id text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.bad_config(p_config jsonb) FROM PUBLIC;
@@ -3563,6 +3891,10 @@ REVOKE ALL ON FUNCTION ops_private.check_search(p_query tsquery, p_project_id uu
 
 REVOKE ALL ON FUNCTION ops_private.check_workflow(p_workflow_id uuid) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.close_ended_logs() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.close_log(p_run_id uuid) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.count_runs() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.create_worker(p_name text, p_password text) FROM PUBLIC;
@@ -3575,6 +3907,9 @@ REVOKE ALL ON FUNCTION ops_private.delete_run_logs() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.drop_empty_lanes() FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.drop_log_partitions(p_before timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops_private.drop_log_partitions(p_before timestamp with time zone) TO service_role;
+
 REVOKE ALL ON FUNCTION ops_private.enforce_run_status_transition() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.expired_artifacts(p_store text, p_worker_id text) FROM PUBLIC;
@@ -3582,6 +3917,8 @@ REVOKE ALL ON FUNCTION ops_private.expired_artifacts(p_store text, p_worker_id t
 REVOKE ALL ON FUNCTION ops_private.fail_lost(p_run_id uuid, p_lease ops_private.leases, p_error text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.fail_unreadable(p_run_id uuid, p_error text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.first_run_id(p_time timestamp with time zone) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.forget_artifacts(p_artifact_ids uuid[]) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops_private.forget_artifacts(p_artifact_ids uuid[]) TO service_role;
@@ -3614,11 +3951,13 @@ REVOKE ALL ON FUNCTION ops_private.leave_queue() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.lock_for_retry(p_run_id uuid, p_wait boolean) FROM PUBLIC;
 
-REVOKE ALL ON FUNCTION ops_private.lock_log(p_run_id uuid) FROM PUBLIC;
+REVOKE ALL ON FUNCTION ops_private.lock_log(p_run_id uuid, p_project_id uuid) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.lock_queue(p_project_id uuid) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.lock_queue_briefly(p_project_id uuid) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.log_is_old(p_run_id uuid, p_finished_at timestamp with time zone, p_before timestamp with time zone) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.log_position(p_run_id uuid) FROM PUBLIC;
 
@@ -3673,6 +4012,8 @@ REVOKE ALL ON FUNCTION ops_private.record_run_change() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.refusal(p_code text, p_error text) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.reopen_log(p_run_id uuid, p_project_id uuid, p_seq bigint) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.repeats(p_run ops.runs, p_worker_id text, p_instance_id uuid, p_status text, p_exit_code integer) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.reserved_keys() FROM PUBLIC;
@@ -3703,6 +4044,10 @@ REVOKE ALL ON FUNCTION ops_private.version_key(p_version text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION ops_private.wake_scheduled_runs() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.why_lane_waits(p_lane ops_private.lanes, OUT paused text, OUT held text, OUT lacking text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.words(p_lexemes text[]) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.words_of_query(p_query tsquery, p_project_id uuid) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.worker_id_taken(p_worker_id text, p_instance_id uuid) FROM PUBLIC;
 

@@ -60,6 +60,6 @@ async def test_the_last_lines_of_a_run_are_read_backwards_from_its_end(
     member = await connect(role="authenticated")
     await member.execute(f"set request.jwt.claim.sub = '{MEMBER}'")
     plan = await plan_of(member, LAST_LINES.replace("$1", f"'{run}'"))
-    (scan,) = [node for node in nodes(plan) if node.get("Relation Name") == "run_logs"]
+    (scan,) = [node for node in nodes(plan) if node.get("Relation Name") == "run_logs_other"]
     assert (scan["Node Type"], scan["Scan Direction"]) == ("Index Scan", "Backward")
     assert scan["Actual Rows"] == 50

@@ -7,13 +7,14 @@ import hashlib
 import subprocess
 import sys
 import uuid
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import asyncpg
 import pytest
 
 from tests.conftest import Connect
-from tests.db.world import World, call, until_blocked
+from tests.db.world import World, call, shift_clock, until_blocked
 from tests.support.docker import ROOT
 from tests.support.scripts import environ_of
 
@@ -180,9 +181,85 @@ async def test_old_logs_and_events_go_when_a_setting_says_so(world: World, db_ur
     assert await world.db.fetchval("select count(*) from ops.runs") == 27, "runs stay: the audit trail"
 
 
+MONDAY = datetime(2026, 1, 5, tzinfo=UTC)
+PARTITIONS = "select inhrelid::regclass::text from pg_inherits where inhparent = 'ops.run_logs'::regclass order by 1"
+
+
+async def parts(world: World) -> list[str]:
+    """The partitions of the log, without the default one."""
+    names = [row[0].removeprefix("ops_private.run_logs_") for row in await world.db.fetch(PARTITIONS)]
+    assert names.pop() == "other"
+    return names
+
+
+async def at(world: World, time: datetime) -> None:
+    await shift_clock(world.db, (time - datetime.now(UTC)).total_seconds())
+
+
+async def test_a_week_of_old_logs_is_dropped_at_once(world: World, db_url: str, store: Path) -> None:
+    """But not the week that is still being kept, nor one with a run that goes on; and no run's lines are lost early."""
+    day = timedelta(days=1)
+    runs = {}
+    for week in range(5):
+        await at(world, MONDAY + week * 7 * day)
+        await call(world.db, "reap")
+        runs[week] = await world.running()
+        await call(world.db, "append_run_log", runs[week], "info", "line")
+        if week == 1:
+            going = await world.running()
+            await call(world.db, "append_run_log", going, "info", "still here")
+            await world.db.execute("update ops_private.leases set expires_at = 'infinity' where run_id = $1", going)
+        await call(world.db, "complete_workflow_run", runs[week], 0)
+    assert await parts(world) == ["20260112", "20260119", "20260126", "20260202", "20260209", "20260216"]
+
+    async def pruned(before: datetime) -> tuple[str, set[int]]:
+        days = (datetime.now(UTC) - before) // day
+        printed = (await asyncio.to_thread(prune, db_url, store, "--keep-logs", str(days))).stdout
+        return printed.split(", ")[1], {week for week, run in runs.items() if await count(world, "run_logs", run)}
+
+    assert await pruned(MONDAY + 3 * 7 * day + 2 * day) == ("3 log lines", {3, 4})
+    assert await parts(world) == ["20260112", "20260126", "20260202", "20260209", "20260216"], "the run that goes on"
+    assert await count(world, "run_logs", going) == 1
+    await world.db.execute("update ops.runs set finished_at = started_at, status = 'failed' where id = $1", going)
+    assert await pruned(MONDAY + 5 * 7 * day) == ("3 log lines", set())
+    assert await parts(world) == ["20260209", "20260216"]
+    for table in ("log_blocks", "log_tails"):
+        assert await world.db.fetchval(f"select count(*) from ops_private.{table}") == 0
+
+
+async def test_a_reader_of_the_logs_delays_their_partitions_and_nothing_else(world: World, connect: Connect) -> None:
+    await at(world, MONDAY)
+    reader = await connect()
+    async with reader.transaction():
+        await reader.fetch("select * from ops.run_logs")
+        assert "failed" in await call(world.db, "reap")
+        assert await parts(world) == []
+    await call(world.db, "reap")
+    await call(world.db, "reap")
+    assert await parts(world) == ["20260112", "20260119"]
+    async with reader.transaction():
+        await reader.fetch("select * from ops.run_logs")
+        assert await world.db.fetchval("select ops_private.drop_log_partitions(now())") == 0
+        assert len(await parts(world)) == 2
+    await world.db.fetchval("select ops_private.drop_log_partitions(now())")
+    assert await parts(world) == []
+
+
+async def test_a_week_with_lines_has_no_partition_of_its_own(world: World) -> None:
+    """Of an installation whose workers slept, or with a clock that was wrong."""
+    await at(world, MONDAY + timedelta(days=9))
+    run = await world.running()
+    await call(world.db, "append_run_log", run, "info", "line")
+    await at(world, MONDAY)
+    await call(world.db, "reap")
+    assert await parts(world) == ["20260119"]
+    assert await count(world, "run_logs", run) == 1
+
+
 async def test_a_worker_s_role_may_not_prune(db: asyncpg.Connection) -> None:
     for call_ in (
         "retire_artifacts('file:///x', null)", "forget_artifacts('{}')", "prune_run_logs(now())",
+        "drop_log_partitions(now())",
         "prune_run_events(now())", "prunable('file:///x', null, now(), now())",
     ):  # fmt: skip
         async with db.transaction():

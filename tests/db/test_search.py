@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from datetime import timedelta
 
 import asyncpg
 import pytest
 import pytest_asyncio
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.conftest import Connect
-from tests.db.world import World, new_project, sign_in
+from tests.db.world import INSTANCE, NOW, WORKER, World, call, new_project, sign_in
+from worker.database.words import words
 
 
 @pytest_asyncio.fixture
@@ -100,22 +104,172 @@ async def test_a_search_with_a_wrong_argument_is_an_error(developer: asyncpg.Con
             await search(developer, query, **named)
 
 
-async def test_a_search_reads_the_full_text_index(world: World, connect: Connect) -> None:
-    """As a member: with row policies the planner would have to look at every line first."""
+NASTY = ["ab1.-_/:@+e2, ", "abcdef0123456789-", "a1.,:-e/<>&;=#%'|!\\", "htp:/w.a1-_?=&#@", "aé1ß.Я-/b2<>"]
+LINES = st.lists(st.sampled_from(NASTY).flatmap(lambda some: st.text(some, max_size=25)), min_size=1, max_size=12)
+
+
+@pytest.mark.usefixtures("world")
+def test_the_words_of_a_block_are_those_of_its_lines_and_more(db_url: str) -> None:
+    """Else a search would pass over a line. Both the worker and the server split lines that are joined."""
+
+    async def both(messages: list[str]) -> tuple[set[str], set[str]]:
+        of_lines = "select ops_private.words(tsvector_to_array(to_tsvector('simple', m))) from unnest($1::text[]) as m"
+        joined = "select ops_private.words(tsvector_to_array(to_tsvector('simple', translate($1, '<', ' '))))"
+        needed = {word for row in await db.fetch(of_lines, messages) for word in row[0]}
+        return needed, set(await db.fetchval(joined, "\n".join(messages)))
+
+    @settings(max_examples=300, deadline=None)
+    @given(LINES)
+    def check(messages: list[str]) -> None:
+        needed, servers = loop.run_until_complete(both(messages))
+        assert needed <= servers
+        mine = words(messages)
+        assert mine is None or needed <= set(mine.split())
+
+    with asyncio.Runner() as runner:
+        loop = runner.get_loop()
+        db = runner.run(asyncpg.connect(db_url))
+        try:
+            check()
+        finally:
+            runner.run(db.close())
+
+
+COMPARED = """
+    select g.run_id, g.seq from ops.run_logs as g
+    where g.project_id = $1 and to_tsvector('simple', left(g.message, 1000)) @@ websearch_to_tsquery('simple', $2)
+    order by g."timestamp" desc, g.run_id desc, g.seq desc limit $3
+"""
+QUERIES = [
+    "loading",
+    "p3",
+    "sale -p3",
+    "p3 or p4",
+    '"loading sale"',
+    "-loading",
+    "1.5.3",
+    "a_b",
+    "größe",
+    "/_",
+    "i7 p7",
+]
+
+
+async def test_a_search_finds_what_a_comparison_of_all_lines_finds(world: World, connect: Connect) -> None:
+    """Whichever way the lines came: in batches with words or without, one by one, as rows, changed, after the end."""
+    runs = [await world.running() for _ in range(3)]
+    for number, run in enumerate(runs):
+        at = 1
+        for count in (3, 700, 1, 400, 700, 30):
+            numbers = range(at, at + count)
+            other = "fit" if count == 700 else "Größe"  # the worker finds the words of an ASCII text only
+            messages = [f"loading {'sale' if n % 3 else other} p{n % 7} 1.5.{n % 9} a_b i{n} /_" for n in numbers]
+            await call(
+                world.db, "append_run_logs", run, WORKER, INSTANCE, p_first_seq=at, p_messages="\n".join(messages),
+                p_marks="i" * count, p_timestamps=[NOW + timedelta(seconds=n % 50) for n in numbers],
+                p_words=words(messages) if count == 700 else None,
+            )  # fmt: skip
+            at += count
+        for n in range(5):
+            await call(world.db, "append_run_log", run, "info", f"single p{n}")
+        if number > 0:
+            await call(world.db, "complete_workflow_run", run, 0)
+    assert await tails(world) == {runs[0]}
+
+    async def check() -> None:
+        for query in QUERIES:
+            for limit in (1, 20, 1000):
+                found = await search(world.db, query, p_project_id=world.project, p_limit=limit)
+                expected = await world.db.fetch(COMPARED, world.project, query, limit)
+                assert [(row["run_id"], row["seq"]) for row in found] == [tuple(row) for row in expected], (
+                    query,
+                    limit,
+                )
+
+    await check()
+    service = await connect(role="service_role")
+    await service.execute(
+        "insert into ops.run_logs (run_id, log_level, message) values ($1, 'info', 'late p3')", runs[1]
+    )
+    await service.execute(
+        "update ops.run_logs set message = 'changed p3 sale' where run_id = $1 and seq = 900", runs[2]
+    )
+    await service.execute("delete from ops.run_logs where seq between 1100 and 1300")
+    await check()
+    await world.db.fetchval("select ops.reap()")
+    assert await tails(world) == {runs[0]}
+    await check()
+
+
+async def tails(world: World) -> set[uuid.UUID]:
+    """The runs with lines that are in no block."""
+    return {row["run_id"] for row in await world.db.fetch("select run_id from ops_private.log_tails")}
+
+
+async def test_a_log_of_any_lines_ends_up_in_blocks(world: World) -> None:
+    """Lines with as many different words as fit, which a tsvector of 1,000 of them could not hold; and a long log."""
+    run = await world.running()
+    full = [" ".join(f"{n:x}z{k:x}" for k in range(200))[:999] for n in range(1000)]
+    links = [" ".join(f"a{n}.b{k}.example/c-{k}" for k in range(60))[:999] for n in range(1000)]
+    short = [f"line {n}" for n in range(12_000)]
+    at = 1
+    for messages in (full, links, short):
+        times, marks = [NOW] * len(messages), "i" * len(messages)
+        answer = await call(
+            world.db, "append_run_logs", run, WORKER, INSTANCE, p_first_seq=at, p_messages="\n".join(messages),
+            p_marks=marks, p_timestamps=times,
+        )  # fmt: skip
+        assert answer["success"]
+        at += len(messages)
+    blocks = await world.db.fetch("select first_seq, last_seq, lines from ops_private.log_blocks order by first_seq")
+    assert [row["first_seq"] for row in blocks] == [1, *(row["last_seq"] + 1 for row in blocks[:-1])]
+    assert (blocks[-1]["last_seq"], max(row["lines"] for row in blocks)) == (at - 1, 1000)
+    await world.db.execute("delete from ops_private.log_blocks; update ops_private.log_tails set from_seq = 1")
+    await call(world.db, "complete_workflow_run", run, 0)
+    assert await world.db.fetchval("select from_seq from ops_private.log_tails") == 10_001
+    await world.db.fetchval("select ops.reap()")
+    assert await tails(world) == set()
+    assert await world.db.fetchval("select sum(lines) from ops_private.log_blocks") == at - 1
+
+
+async def test_pages_and_searches_of_a_million_lines_read_what_they_show(world: World, connect: Connect) -> None:
+    """Of a member, on the full tables: a page, and words of all lines, of one, of one block's lines apart, of none."""
     run = await world.queue()
-    await logged(world, run, *(f"line {n}" for n in range(3000)))
-    await world.db.execute("analyze ops.run_logs")
+    await world.db.execute("set session_replication_role = replica")
+    await world.db.execute(
+        """insert into ops.run_logs (run_id, project_id, seq, log_level, message, "timestamp")
+           select $1, $2, n, 'info', 'loading' || case n when 500000 then ' rare' when 1 then ' odd' else '' end,
+               now() + n * interval '1 ms'
+           from generate_series(1, 1000000) as n""",
+        run, world.project,
+    )  # fmt: skip
+    await world.db.execute(
+        """insert into ops_private.log_blocks (run_id, first_seq, last_seq, first_at, last_at, lines, words)
+           select $1, n * 1000 + 1, (n + 1) * 1000, now() + n * interval '1 s', now() + (n + 1) * interval '1 s', 1000,
+               array_to_tsvector(array['loading', $2, case n when 499 then 'rare' when 0 then 'odd' else 'x' end])
+           from generate_series(0, 999) as n""",
+        run, str(world.project),
+    )  # fmt: skip
+    await world.db.execute("reset session_replication_role; analyze ops.run_logs, ops_private.log_blocks")
+    lines = await world.db.fetchval("select 'ops_private.run_logs_other'::regclass::oid")
     member = await sign_in(world, connect, "viewer")
-    await world.db.execute("select pg_stat_force_next_flush(), pg_stat_reset()")
-    found = await search(member, "2718", p_project_id=world.project)
-    assert len(found) == 1
-    await member.execute("select pg_stat_force_next_flush()")
-    await member.close()
-    scans = "select idx_scan from pg_stat_user_indexes where indexrelname = 'run_logs_message_idx'"
-    async with asyncio.timeout(10):
-        while not await world.db.fetchval(scans):
-            await asyncio.sleep(0.02)
-    assert await world.db.fetchval("select seq_scan from pg_stat_user_tables where relname = 'run_logs'") == 0
+    page = f"select * from ops.run_logs where run_id = '{run}'"
+    project, one = f"p_project_id => '{world.project}'", f"p_run_id => '{run}'"
+    for sql, shown, most in (
+        (f"{page} order by seq desc limit 50", 50, 50),
+        (f"{page} and seq > 700000 order by seq limit 100", 100, 100),
+        (f"select * from ops.search_run_logs('loading', {project})", 100, 1000),
+        (f"select * from ops.search_run_logs('rare', {project})", 1, 1000),
+        (f"select * from ops.search_run_logs('rare', {one})", 1, 1000),
+        (f"select * from ops.search_run_logs('loading odd', {project})", 1, 1000),
+        (f"select * from ops.search_run_logs('odd rare', {project})", 0, 0),
+        (f"select * from ops.search_run_logs('nothing', {project})", 0, 0),
+    ):
+        async with member.transaction():
+            assert (sql, len(await member.fetch(sql))) == (sql, shown)
+            scanned = await member.fetchval("select pg_stat_get_xact_tuples_returned($1)", lines)
+            read = await member.fetchval("select pg_stat_get_xact_tuples_fetched($1)", lines)
+        assert (sql, scanned, read) == (sql, 0, min(read, most))
 
 
 # Advisories -------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ import structlog
 
 from worker.concurrency import retrying
 from worker.database.connection import acquire, connect, is_transient, open_pool
+from worker.database.words import words
 from worker.errors import LeaseLost, Refused, UnreadableRun
 from worker.model.claim import Adoption, Artifact, Claim, Heartbeat, LogLine, NextRun, NotAdopted, WorkerIdentity
 from worker.model.outcome import Outcome, Reason
@@ -202,13 +203,15 @@ class Queue:
     async def append_logs(self, run_id: uuid.UUID, lines: Sequence[LogLine]) -> None:
         """Stores a batch of journal lines in their order; skips those that are stored already. Raises ``LeaseLost``."""
         for part in _without_gaps(lines):
+            messages = [line.message for line in part]
             await self._owned(
-                "select ops.append_run_logs($1, $2, $3, $4, $5, $6, $7)",
+                "select ops.append_run_logs($1, $2, $3, $4, $5, $6, $7, $8)",
                 run_id,
                 part[0].seq,
-                "\n".join([line.message for line in part]),
+                "\n".join(messages),
                 "".join([_MARKS[line.stream, line.level] for line in part]),
                 [line.timestamp for line in part],
+                words(messages) if len(part) >= _LINES_WITH_WORDS else None,
             )
 
     async def add_artifact(self, run_id: uuid.UUID, artifact: Artifact) -> None:
@@ -355,6 +358,9 @@ def _readable() -> Iterator[None]:
         message = f"what the control plane says of the run cannot be read: {repr(error)[:200]}"
         raise UnreadableRun(Reason.WORKER_ERROR, message) from error
 
+
+_LINES_WITH_WORDS = 500
+"""Smaller batches get no words: each batch with words is a block of its own."""
 
 _MARKS = {("stdout", level): level[0] for level in ("debug", "info", "warn", "error")}
 _MARKS |= {("stderr", level): mark.upper() for (_, level), mark in _MARKS.items()}

@@ -80,7 +80,7 @@ async def _prune_artifacts(connection: asyncpg.Connection, store: ObjectStore, o
 
 
 async def _prune_logs(connection: asyncpg.Connection, before: datetime) -> int:
-    lines = 0
+    lines: int = await connection.fetchval("select ops_private.drop_log_partitions($1)", before)
     while (row := await connection.fetchrow("select * from ops_private.prune_run_logs($1)", before))["runs"]:
         lines += row["lines"]
     return lines

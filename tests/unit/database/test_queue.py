@@ -181,9 +181,9 @@ async def test_lines_without_gap_are_one_call() -> None:
     queue, pool = queue_on(*[{"success": True}] * 3)
     await queue.append_logs(RUN_ID, [LINE._replace(seq=n, message=f"{n}", stream="stderr") for n in seqs])
     assert [args[3:] for _, args in pool.statements] == [
-        (1, "1\n2", "II", [LINE.timestamp] * 2),
-        (4, "4", "I", [LINE.timestamp]),
-        (8, "8\n9", "II", [LINE.timestamp] * 2),
+        (1, "1\n2", "II", [LINE.timestamp] * 2, None),
+        (4, "4", "I", [LINE.timestamp], None),
+        (8, "8\n9", "II", [LINE.timestamp] * 2, None),
     ]
 
 
