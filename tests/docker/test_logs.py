@@ -6,11 +6,18 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
+import anyio
 import pytest
+import structlog
 
 from tests.support.docker import FINAL, Plane, docker, until
+from tests.unit.fakes import World
 from worker.engine import containers
 from worker.engine.engine import Engine
+from worker.run.engine_retry import EngineRetry
+from worker.run.journal import JournalReader, LogLimits
+from worker.run.quota import DiskQuota
+from worker.run.reporter import Reporter
 
 BYTES = r"import os; os.write(1, b'a\x00b\n\xff\xfe\ncaf\xc3\xa9\n\xe2\x82\n')"
 LINES: dict[str, list[str]] = {
@@ -97,3 +104,28 @@ async def test_a_log_that_is_not_followed_is_read_as_it_is(printing: Printing) -
         docker("kill", name)
         assert so_far.count(b"\n") == 100_000
         assert await reading(ended=True) == await reading(ended=False) == so_far
+
+
+async def test_a_log_that_the_engine_ends_too_early_is_read_again(printing: Printing) -> None:
+    """Docker 20.10 ends a followed log after what was in it at first, if the container ends before all that is sent."""
+    script = "trap 'seq 60001 100000; exit' USR1; seq 60000; while :; do sleep 0.1; done"
+    async with printing(script) as (engine, name):
+        container, world, gate = engine.container(name), World(), anyio.Event()
+        queue, calls = world.queue, EngineRetry(structlog.get_logger())
+        queue.storing = gate.wait
+        reader = JournalReader(
+            container, world.context, Reporter(queue, uuid.UUID(int=1)), DiskQuota(print), calls, print,
+            LogLimits(0, 1 << 30, 1 << 30), structlog.get_logger(),
+        )  # fmt: skip
+
+        async def printed() -> bool:
+            return (await container.last_entry()).endswith(b" 60000\n")
+
+        await until(printed)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(reader.run, uuid.UUID(int=1))
+            await until(lambda: "append_logs" in world.story)
+            docker("kill", "--signal", "USR1", name)
+            docker("wait", name)
+            gate.set()
+    assert world.said == [(n, str(n)) for n in range(1, 100_001)]
