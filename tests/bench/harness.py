@@ -124,6 +124,7 @@ async def queues(plane: Plane, count: int = 1, labels: tuple[str, ...] = ()) -> 
             me = WorkerIdentity(f"bench-{uuid.uuid4().hex[:8]}-{n}", uuid.uuid4(), "bench", "bench", "0", labels)
             made.append(await Queue.connected(plane.login(plane.url), me, lease_seconds=LEASE))
             stack.push_async_callback(made[-1].close)
+            assert await made[-1].listen(lambda: None, lambda _: None)  # as a worker does before its first claim
         yield made
 
 

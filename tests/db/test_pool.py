@@ -72,3 +72,17 @@ async def test_a_transaction_left_open_is_rolled_back(world: World, pool: asyncp
         assert connection.get_server_pid() == pid
         assert not connection.is_in_transaction()
         assert await connection.fetchval("select priority from ops.runs where id = $1", run) == 0
+
+
+async def test_calls_are_prepared_once_where_notifications_arrive(
+    db_url: str, world: World, pool: asyncpg.Pool
+) -> None:
+    queue = Queue(db_url, pool, WorkerIdentity(WORKER, INSTANCE, "boot", ENGINE, "0", ()), 60)
+    assert await queue.listen(lambda: None, lambda _: None)
+    for _ in range(2):
+        await world.queue()
+        await queue.claim()
+    async with acquire(pool) as connection:
+        kept = await connection.fetch("select statement, generic_plans + custom_plans from pg_prepared_statements")
+    assert ["claim_next_run" in statement and calls for statement, calls in kept if "ops." in statement] == [2]
+    await queue.close()

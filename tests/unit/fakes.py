@@ -626,10 +626,18 @@ class ScriptedPool(ScriptedConnection):
     """A pool whose connections all follow one script; what they notify reaches ``audience``."""
 
     audience: ScriptedConnection | None = None
+    prepared = 0
+    """How many statements each of its next connections keeps prepared."""
 
     async def execute(self, sql: str, *args: object) -> None:
         if self.audience is not None:
             self.audience.notify(cast("str", args[0]), "")
+
+    def set_connect_args(self, dsn: str, **options: object) -> None:
+        self.prepared = cast("int", options["statement_cache_size"])
+
+    async def expire_connections(self) -> None:
+        """All follow one script."""
 
     @asynccontextmanager
     async def acquire(self, *, timeout: float) -> AsyncIterator[ScriptedConnection]:  # noqa: ASYNC109 - asyncpg's

@@ -25,7 +25,7 @@ import asyncpg
 import structlog
 
 from worker.concurrency import retrying
-from worker.database.connection import acquire, connect, is_transient, open_pool
+from worker.database.connection import acquire, connect, is_transient, open_pool, prepare_statements
 from worker.database.words import words
 from worker.errors import LeaseLost, Refused, UnreadableRun
 from worker.model.claim import Adoption, Artifact, Claim, Heartbeat, LogLine, NextRun, NotAdopted, WorkerIdentity
@@ -47,13 +47,14 @@ class Queue:
         self._lease_seconds = lease_seconds
         self._control: asyncpg.Connection | None = None
         self._subscribed: asyncpg.Connection | None = None
+        self._prepares = False
         self._control_lock = anyio.Lock()
         self._connected_at, self._renewed = time.monotonic(), False
 
     @classmethod
     async def connected(cls, dsn: str, identity: WorkerIdentity, *, lease_seconds: int) -> Self:
         """Tries once to connect. Raises ``DatabaseUnavailable``, or ``ConfigurationError`` if the login is refused."""
-        pool = await open_pool(dsn, application_name=f"ops-worker {identity.worker_id}", size=2)
+        pool = await open_pool(dsn, application_name=_name(identity), size=2)
         return cls(dsn, pool, identity, lease_seconds)
 
     async def close(self) -> None:
@@ -245,6 +246,7 @@ class Queue:
 
         It sends itself a notification as a probe, because a pooler accepts LISTEN and then delivers nothing. The probe
         uses another connection: on the same one, such a pooler may use the same session twice and deliver the probe.
+        If it arrives, each connection is one session, so the pool keeps its statements prepared.
         """
         heard = anyio.Event()
         probe = f"ops_probe_{self._me.instance_id.hex}"
@@ -256,6 +258,9 @@ class Queue:
         await self._pool.execute("select pg_notify($1, '')", probe)
         with anyio.move_on_after(3):
             await heard.wait()
+        if self._prepares != heard.is_set():
+            self._prepares = heard.is_set()
+            await prepare_statements(self._pool, self._dsn, application_name=_name(self._me), prepare=self._prepares)
         return heard.is_set()
 
     def _is_for_us(self, payload: str) -> bool:
@@ -280,8 +285,7 @@ class Queue:
         async with self._control_lock:
             with anyio.fail_after(self._lease_seconds / 3):
                 if self._control is None or self._control.is_closed():
-                    name = f"ops-worker {self._me.worker_id} control"
-                    self._control = await connect(self._dsn, application_name=name)
+                    self._control = await connect(self._dsn, application_name=f"{_name(self._me)} control")
                     self._connected_at, self._renewed = time.monotonic(), False
                 connection = self._control
                 try:
@@ -324,6 +328,11 @@ class Queue:
             return await _persist(once, note)
         except asyncpg.PostgresError as error:
             raise Refused(error.sqlstate, str(error)) from error
+
+
+def _name(identity: WorkerIdentity) -> str:
+    """The name of the worker's connections, as operators see it in ``pg_stat_activity``."""
+    return f"ops-worker {identity.worker_id}"
 
 
 async def _persist(once: Callable[[], Awaitable[T]], note: Callable[[Exception], object]) -> T:

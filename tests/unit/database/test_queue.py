@@ -372,7 +372,25 @@ async def test_listen_detects_a_pooler_that_delivers_nothing(
     control += [ScriptedConnection()]
     move_on_after = anyio.move_on_after
     monkeypatch.setattr(anyio, "move_on_after", lambda seconds: move_on_after(seconds / 1000))
-    assert not await queue_on()[0].listen(lambda: None, lambda _: None)
+    queue, pool = queue_on()
+    assert not await queue.listen(lambda: None, lambda _: None)
+    assert not pool.prepared
+
+
+async def test_statements_stay_prepared_as_long_as_notifications_arrive(
+    control: list[ScriptedConnection], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = ScriptedConnection()
+    control += [first, ScriptedConnection()]
+    queue, pool = queue_on()
+    pool.audience = first
+    await queue.listen(lambda: None, lambda _: None)
+    assert pool.prepared
+    first.terminate()  # the address leads to a transaction pooler now
+    move_on_after = anyio.move_on_after
+    monkeypatch.setattr(anyio, "move_on_after", lambda seconds: move_on_after(seconds / 1000))
+    await queue.listen(lambda: None, lambda _: None)
+    assert not pool.prepared
 
 
 async def test_heartbeat_before_listen_is_no_subscription(control: list[ScriptedConnection]) -> None:
