@@ -42,17 +42,16 @@ create table ops.runs (
     id uuid primary key default gen_random_uuid(),
     project_id uuid not null references ops.projects (id) on delete cascade,
     workflow_id uuid not null,
-    run_number integer not null check (run_number > 0),
+    run_number integer not null,
     idempotency_key text unique,
-    status text not null default 'queued'
-        check (status in ('queued', 'claimed', 'running', 'succeeded', 'failed', 'canceled')),
+    status text not null default 'queued',
     claimed_by text,
     claimed_at timestamptz,
     started_at timestamptz,
     finished_at timestamptz,
     exit_code integer,
     error_message text,
-    metadata jsonb not null default '{}' check (jsonb_typeof(metadata) = 'object'),
+    metadata jsonb not null default '{}',
     created_at timestamptz not null default now(),
     updated_at timestamptz not null default now(),
     priority integer not null default 0,
@@ -60,11 +59,11 @@ create table ops.runs (
     concurrency_key text,
     scheduled_at timestamptz,
     cancel_requested_at timestamptz,
-    claim_count integer not null default 0 check (claim_count >= 0),
+    claim_count integer not null default 0,
     claimed_instance uuid,
     created_by uuid,
     retry_of uuid references ops.runs (id) on delete set null,
-    attempt integer not null default 1 check (attempt > 0),
+    attempt integer not null default 1,
     reason text,
     container_id text,
     unique (project_id, run_number),
@@ -73,6 +72,7 @@ create table ops.runs (
 ) with (fillfactor = 70);
 
 comment on column ops.runs.run_number is 'Counts 1, 2, 3 and so on within the project, without gaps.';
+comment on column ops.runs.status is 'One of queued, claimed, running, succeeded, failed and canceled.';
 comment on column ops.runs.scheduled_at is 'The earliest time of a claim; null when the run is due.';
 comment on column ops.runs.claim_count is 'How many claims and adoptions the run had; a released claim does not count.';
 comment on column ops.runs.created_by is 'The signed-in user who queued the run; null for other callers.';
@@ -83,13 +83,15 @@ comment on column ops.runs.container_id is 'The container of the run; a run has 
 create table ops.run_events (
     id uuid primary key default gen_random_uuid(),
     run_id uuid not null references ops.runs (id) on delete cascade,
-    event_type text not null check (event_type in ('state_change', 'error', 'warning', 'info')),
+    event_type text not null,
     message text not null,
-    payload jsonb not null default '{}' check (jsonb_typeof(payload) = 'object'),
+    payload jsonb not null default '{}',
     created_at timestamptz not null default now(),
     seq bigint generated always as identity,
     project_id uuid not null
 );
+
+comment on column ops.run_events.event_type is 'One of state_change, error, warning and info.';
 
 create table ops.run_artifacts (
     id uuid primary key default gen_random_uuid(),

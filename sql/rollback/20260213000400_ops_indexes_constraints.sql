@@ -49,35 +49,14 @@ drop index ops.run_events_run_idx;
 drop index ops.runs_retry_of_idx;
 drop index ops.runs_workflow_idx;
 
-alter table ops.runs
-    drop constraint runs_finished_at_iff_final,
-    drop constraint runs_queued_is_unclaimed,
-    drop constraint runs_claimed_names_worker,
-    drop constraint runs_claimed_not_started,
-    drop constraint runs_started_at,
-    drop constraint runs_exit_code_of_finished,
-    drop constraint runs_succeeded_exited_zero,
-    drop constraint runs_scheduled_is_unclaimed,
-    drop constraint runs_claimed_by_not_empty,
-    drop constraint runs_labels_hold_no_null,
-    drop constraint runs_concurrency_key_length,
-    drop constraint runs_reason_is_a_word,
-    drop constraint runs_retry_is_later_attempt,
-    drop constraint runs_container_id_length,
-    drop constraint runs_container_of_started,
-    drop constraint runs_texts_fit,
-    drop constraint runs_labels_at_most_20_of_100_characters,
-    drop constraint runs_metadata_at_most_256_kib,
-    drop constraint runs_metadata_at_most_32_deep;
+alter table ops.runs drop constraint runs_valid;
+drop function ops_private.is_valid_run;
+alter table ops.run_events drop constraint run_events_valid;
+drop function ops_private.is_valid_event;
 
 alter table ops.run_logs
     drop constraint run_logs_metadata_at_most_256_kib,
     drop constraint run_logs_metadata_at_most_32_deep;
-
-alter table ops.run_events
-    drop constraint run_events_texts_fit,
-    drop constraint run_events_payload_at_most_256_kib,
-    drop constraint run_events_payload_at_most_32_deep;
 
 alter table ops.tools
     drop constraint tools_docker_image_format,

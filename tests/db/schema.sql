@@ -977,36 +977,13 @@ CREATE TABLE ops.runs (
     retry_of uuid,
     attempt integer DEFAULT 1 NOT NULL,
     reason text,
-    container_id text,
-    CONSTRAINT runs_attempt_check CHECK ((attempt > 0)),
-    CONSTRAINT runs_claim_count_check CHECK ((claim_count >= 0)),
-    CONSTRAINT runs_claimed_by_not_empty CHECK ((claimed_by <> ''::text)),
-    CONSTRAINT runs_claimed_names_worker CHECK (((status <> ALL (ARRAY['claimed'::text, 'running'::text])) OR ((claimed_by IS NOT NULL) AND (claimed_at IS NOT NULL)))),
-    CONSTRAINT runs_claimed_not_started CHECK (((status <> 'claimed'::text) OR (started_at IS NULL))),
-    CONSTRAINT runs_concurrency_key_length CHECK (((length(concurrency_key) >= 1) AND (length(concurrency_key) <= 200))),
-    CONSTRAINT runs_container_id_length CHECK (((octet_length(container_id) >= 1) AND (octet_length(container_id) <= 200))),
-    CONSTRAINT runs_container_of_started CHECK (((container_id IS NULL) OR (started_at IS NOT NULL))),
-    CONSTRAINT runs_exit_code_of_finished CHECK (((exit_code IS NULL) OR (finished_at IS NOT NULL))),
-    CONSTRAINT runs_finished_at_iff_final CHECK (((finished_at IS NOT NULL) = (status = ANY (ARRAY['succeeded'::text, 'failed'::text, 'canceled'::text])))),
-    CONSTRAINT runs_labels_at_most_20_of_100_characters CHECK (((cardinality(labels) <= 20) AND (length(array_to_string(labels, ''::text)) <= 2000) AND (array_to_string(labels, '
-'::text) !~ '[^\n]{101}'::text))),
-    CONSTRAINT runs_labels_hold_no_null CHECK ((array_position(labels, NULL::text) IS NULL)),
-    CONSTRAINT runs_metadata_at_most_256_kib CHECK ((octet_length((metadata)::text) <= 262144)),
-    CONSTRAINT runs_metadata_at_most_32_deep CHECK ((NOT jsonb_path_exists(metadata, 'strict $.**{33}'::jsonpath))),
-    CONSTRAINT runs_metadata_check CHECK ((jsonb_typeof(metadata) = 'object'::text)),
-    CONSTRAINT runs_queued_is_unclaimed CHECK (((status <> 'queued'::text) OR ((claimed_by IS NULL) AND (claimed_at IS NULL) AND (claimed_instance IS NULL) AND (started_at IS NULL)))),
-    CONSTRAINT runs_reason_is_a_word CHECK ((reason ~ '^[a-z][a-z0-9_]{0,62}$'::text)),
-    CONSTRAINT runs_retry_is_later_attempt CHECK (((retry_of IS NULL) OR (attempt > 1))),
-    CONSTRAINT runs_run_number_check CHECK ((run_number > 0)),
-    CONSTRAINT runs_scheduled_is_unclaimed CHECK (((scheduled_at IS NULL) OR (claimed_at IS NULL))),
-    CONSTRAINT runs_started_at CHECK (((status <> ALL (ARRAY['running'::text, 'succeeded'::text, 'failed'::text])) OR (started_at IS NOT NULL))),
-    CONSTRAINT runs_status_check CHECK ((status = ANY (ARRAY['queued'::text, 'claimed'::text, 'running'::text, 'succeeded'::text, 'failed'::text, 'canceled'::text]))),
-    CONSTRAINT runs_succeeded_exited_zero CHECK (((status <> 'succeeded'::text) OR (NOT (exit_code IS DISTINCT FROM 0)))),
-    CONSTRAINT runs_texts_fit CHECK (((octet_length(idempotency_key) <= 300) AND (octet_length(claimed_by) <= 200) AND (length(error_message) <= 10000)))
+    container_id text
 )
 WITH (fillfactor='70');
 
 COMMENT ON COLUMN ops.runs.run_number IS 'Counts 1, 2, 3 and so on within the project, without gaps.';
+
+COMMENT ON COLUMN ops.runs.status IS 'One of queued, claimed, running, succeeded, failed and canceled.';
 
 COMMENT ON COLUMN ops.runs.scheduled_at IS 'The earliest time of a claim; null when the run is due.';
 
@@ -2064,6 +2041,80 @@ CREATE FUNCTION ops_private.is_git_ref(p_ref text) RETURNS boolean
     AS $_$
 begin
     return length(p_ref) <= 255 and p_ref ~ '^(?![-/.])(?!.*(\.\.|//|@\{))[^\x01-\x20\x7f~^:?*\[\\]+$' and p_ref !~ '[/.]$';
+end
+$_$;
+
+CREATE FUNCTION ops_private.is_valid_event(p_event_type text, p_message text, p_payload jsonb) RETURNS boolean
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$
+declare
+    v_broken constant text := case
+        when p_event_type not in ('state_change', 'error', 'warning', 'info') then 'event_type_check'
+        when octet_length(p_message) > 65600 then 'texts_fit'
+        when jsonb_typeof(p_payload) <> 'object' then 'payload_check'
+        when octet_length(p_payload::text) > 262144 then 'payload_at_most_256_kib'
+        when jsonb_path_exists(p_payload, 'strict $.**{33}') then 'payload_at_most_32_deep'
+    end;
+begin
+    if v_broken is not null then
+        raise exception 'new row for relation "run_events" violates check constraint "run_events_%"', v_broken
+            using errcode = 'check_violation', schema = 'ops', table = 'run_events',
+                constraint = 'run_events_' || v_broken;
+    end if;
+    return true;
+end
+$_$;
+
+CREATE FUNCTION ops_private.is_valid_run(p_run ops.runs) RETURNS boolean
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$
+declare
+    v_broken constant text := coalesce(
+        case
+            when p_run.status not in ('queued', 'claimed', 'running', 'succeeded', 'failed', 'canceled') then
+                'status_check'
+            when (p_run.finished_at is not null) <> (p_run.status in ('succeeded', 'failed', 'canceled')) then
+                'finished_at_iff_final'
+            when p_run.status = 'queued' and num_nonnulls(
+                p_run.claimed_by, p_run.claimed_at, p_run.claimed_instance, p_run.started_at) > 0 then
+                'queued_is_unclaimed'
+            when p_run.status in ('claimed', 'running') and (p_run.claimed_by is null or p_run.claimed_at is null) then
+                'claimed_names_worker'
+            when p_run.status = 'claimed' and p_run.started_at is not null then 'claimed_not_started'
+            when p_run.status in ('running', 'succeeded', 'failed') and p_run.started_at is null then 'started_at'
+            when p_run.exit_code is not null and p_run.finished_at is null then 'exit_code_of_finished'
+            when p_run.status = 'succeeded' and p_run.exit_code is distinct from 0 then 'succeeded_exited_zero'
+            when p_run.scheduled_at is not null and p_run.claimed_at is not null then 'scheduled_is_unclaimed'
+            when p_run.container_id is not null and p_run.started_at is null then 'container_of_started'
+            when octet_length(p_run.container_id) not between 1 and 200 then 'container_id_length'
+            when p_run.claimed_by = '' then 'claimed_by_not_empty'
+            when p_run.reason !~ '^[a-z][a-z0-9_]{0,62}$' then 'reason_is_a_word'
+            when length(p_run.concurrency_key) not between 1 and 200 then 'concurrency_key_length'
+            when p_run.retry_of is not null and p_run.attempt <= 1 then 'retry_is_later_attempt'
+            when p_run.run_number <= 0 then 'run_number_check'
+            when p_run.claim_count < 0 then 'claim_count_check'
+            when p_run.attempt <= 0 then 'attempt_check'
+            when octet_length(p_run.idempotency_key) > 300 or octet_length(p_run.claimed_by) > 200
+                or length(p_run.error_message) > 10000 then 'texts_fit'
+        end,
+        case when p_run.labels <> '{}' then case
+            when array_position(p_run.labels, null) is not null then 'labels_hold_no_null'
+            when cardinality(p_run.labels) > 20 or length(array_to_string(p_run.labels, '')) > 2000
+                or array_to_string(p_run.labels, E'\n') ~ '[^\n]{101}' then 'labels_at_most_20_of_100_characters'
+        end end,
+        case when p_run.metadata <> '{}' then case
+            when jsonb_typeof(p_run.metadata) <> 'object' then 'metadata_check'
+            when octet_length(p_run.metadata::text) > 262144 then 'metadata_at_most_256_kib'
+            when jsonb_path_exists(p_run.metadata, 'strict $.**{33}') then 'metadata_at_most_32_deep'
+        end end);
+begin
+    if v_broken is not null then
+        raise exception 'new row for relation "runs" violates check constraint "runs_%"', v_broken
+            using errcode = 'check_violation', schema = 'ops', table = 'runs', constraint = 'runs_' || v_broken;
+    end if;
+    return true;
 end
 $_$;
 
@@ -3167,12 +3218,10 @@ CREATE TABLE ops.run_events (
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     seq bigint NOT NULL,
     project_id uuid NOT NULL,
-    CONSTRAINT run_events_event_type_check CHECK ((event_type = ANY (ARRAY['state_change'::text, 'error'::text, 'warning'::text, 'info'::text]))),
-    CONSTRAINT run_events_payload_at_most_256_kib CHECK ((octet_length((payload)::text) <= 262144)),
-    CONSTRAINT run_events_payload_at_most_32_deep CHECK ((NOT jsonb_path_exists(payload, 'strict $.**{33}'::jsonpath))),
-    CONSTRAINT run_events_payload_check CHECK ((jsonb_typeof(payload) = 'object'::text)),
-    CONSTRAINT run_events_texts_fit CHECK ((octet_length(message) <= 65600))
+    CONSTRAINT run_events_valid CHECK (ops_private.is_valid_event(event_type, message, payload))
 );
+
+COMMENT ON COLUMN ops.run_events.event_type IS 'One of state_change, error, warning and info.';
 
 ALTER TABLE ops.run_events ALTER COLUMN seq ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME ops.run_events_seq_seq
@@ -3406,6 +3455,9 @@ ALTER TABLE ONLY ops.runs
 
 ALTER TABLE ONLY ops.runs
     ADD CONSTRAINT runs_project_id_run_number_key UNIQUE (project_id, run_number);
+
+ALTER TABLE ops.runs
+    ADD CONSTRAINT runs_valid CHECK (ops_private.is_valid_run(runs.*));
 
 ALTER TABLE ONLY ops.tools
     ADD CONSTRAINT tools_pkey PRIMARY KEY (id);
@@ -3936,6 +3988,14 @@ REVOKE ALL ON FUNCTION ops_private.is_final(p_status text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION ops_private.is_git_ref(p_ref text) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops_private.is_git_ref(p_ref text) TO authenticated;
 GRANT ALL ON FUNCTION ops_private.is_git_ref(p_ref text) TO service_role;
+
+REVOKE ALL ON FUNCTION ops_private.is_valid_event(p_event_type text, p_message text, p_payload jsonb) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops_private.is_valid_event(p_event_type text, p_message text, p_payload jsonb) TO authenticated;
+GRANT ALL ON FUNCTION ops_private.is_valid_event(p_event_type text, p_message text, p_payload jsonb) TO service_role;
+
+REVOKE ALL ON FUNCTION ops_private.is_valid_run(p_run ops.runs) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops_private.is_valid_run(p_run ops.runs) TO authenticated;
+GRANT ALL ON FUNCTION ops_private.is_valid_run(p_run ops.runs) TO service_role;
 
 REVOKE ALL ON FUNCTION ops_private.is_whole_number(p_value jsonb, p_least integer, p_most integer) FROM PUBLIC;
 

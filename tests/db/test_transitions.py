@@ -99,23 +99,40 @@ async def test_a_run_keeps_its_number_and_its_project(world: World) -> None:
 
 
 CONTRADICTIONS = {
-    "queued": (
-        "finished_at = now()", "claimed_by = 'w'", "started_at = now()", "exit_code = 1", "concurrency_key = ''",
-        "labels = '{a,null}'", "metadata = '[]'", "reason = 'two words'", "attempt = 0", "retry_of = id",
-    ),
-    "claimed": ("claimed_by = null", "claimed_by = ''", "started_at = now()", "scheduled_at = now()"),
-    "running": ("started_at = null", "finished_at = now()"),
-    "succeeded": ("finished_at = null", "exit_code = 1", "exit_code = null"),
-    "failed": ("started_at = null",),
+    "queued": {
+        "finished_at = now()": "finished_at_iff_final", "claimed_by = 'w'": "queued_is_unclaimed",
+        "started_at = now()": "queued_is_unclaimed", "exit_code = 1": "exit_code_of_finished",
+        "concurrency_key = ''": "concurrency_key_length", "labels = '{a,null}'": "labels_hold_no_null",
+        "metadata = '[]'": "metadata_check", "reason = 'two words'": "reason_is_a_word", "attempt = 0": "attempt_check",
+        "retry_of = id": "retry_is_later_attempt", "claim_count = -1": "claim_count_check",
+        "container_id = 'c'": "container_of_started",
+    },
+    "claimed": {
+        "claimed_by = null": "claimed_names_worker", "claimed_by = ''": "claimed_by_not_empty",
+        "started_at = now()": "claimed_not_started", "scheduled_at = now()": "scheduled_is_unclaimed",
+    },
+    "running": {"started_at = null": "started_at", "finished_at = now()": "finished_at_iff_final"},
+    "succeeded": {
+        "finished_at = null": "finished_at_iff_final", "exit_code = 1": "succeeded_exited_zero",
+        "exit_code = null": "succeeded_exited_zero",
+    },
+    "failed": {"started_at = null": "started_at"},
 }  # fmt: skip
 
 
-async def test_what_contradicts_the_status_cannot_be_stored(world: World) -> None:
+async def test_what_contradicts_the_status_cannot_be_stored_and_the_error_names_the_rule(world: World) -> None:
     for state, changes in CONTRADICTIONS.items():
         run = await world.run_in(state)
-        for change in changes:
-            try:
+        for change, rule in changes.items():
+            with pytest.raises(asyncpg.CheckViolationError) as refused:
                 await world.db.execute(f"update ops.runs set {change} where id = $1", run)
-            except asyncpg.CheckViolationError:
-                continue
-            pytest.fail(f"{state}, {change}: stored")
+            assert refused.value.constraint_name == f"runs_{rule}", change
+            assert f'"runs_{rule}"' in str(refused.value)
+
+
+async def test_an_event_of_an_unknown_type_cannot_be_stored(world: World) -> None:
+    with pytest.raises(asyncpg.CheckViolationError) as refused:
+        await world.db.execute(
+            "insert into ops.run_events (run_id, event_type, message) values ($1, 'x', 'x')", await world.queue()
+        )
+    assert refused.value.constraint_name == "run_events_event_type_check"
