@@ -7,7 +7,7 @@ import re
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -19,7 +19,7 @@ import asyncpg
 from tests.support.docker import Plane, base_image, new_plane
 from tests.support.postgres import Cluster
 from worker.database.queue import Queue
-from worker.model.claim import Claim, LogLine, WorkerIdentity
+from worker.model.claim import Claim, LogLines, WorkerIdentity
 from worker.model.outcome import Outcome, Reason
 
 SETTINGS = {
@@ -179,31 +179,22 @@ async def table_bytes(db: asyncpg.Connection) -> int:
     return size
 
 
-def log_lines(count: int, first: int = 1) -> list[LogLine]:
+def log_lines(count: int, first: int = 1) -> LogLines:
     """Lines of about 100 bytes, as Odoo prints them.
 
     ``loading`` is in every line. ``p<n>`` repeats after 997 lines and ``i<n>`` after 1,009, so both are in nearly every
     thousand lines, and two of them together are rare.
     """
-    began = datetime(2026, 1, 1, tzinfo=UTC)
-    return [
-        LogLine(
-            n, "stderr", "info",
-            f"2026-01-01 00:00:00,000 12 INFO demo odoo.modules.loading: loading partner p{n % 997} order i{n % 1009}",
-            began + timedelta(microseconds=n),
-        )
-        for n in range(first, first + count)
-    ]  # fmt: skip
+    began, seqs = datetime(2026, 1, 1, tzinfo=UTC), range(first, first + count)
+    text = "2026-01-01 00:00:00,000 12 INFO demo odoo.modules.loading: loading"
+    messages = [f"{text} partner p{n % 997} order i{n % 1009}" for n in seqs]
+    return LogLines(first, messages, "I" * count, [began + timedelta(microseconds=n) for n in seqs])
 
 
-def batches(lines: Sequence[LogLine]) -> Iterator[Sequence[LogLine]]:
-    return (lines[at : at + BATCH] for at in range(0, len(lines), BATCH))
-
-
-async def append(queue: Queue, run_id: uuid.UUID, lines: Sequence[LogLine]) -> None:
+async def append(queue: Queue, run_id: uuid.UUID, lines: LogLines) -> None:
     """Stores the lines as the worker does, a batch at a time."""
-    for batch in batches(lines):
-        await queue.append_logs(run_id, batch)
+    for at in range(0, len(lines), BATCH):
+        await queue.append_logs(run_id, lines.part(at, at + BATCH))
 
 
 async def settled(plane: Plane) -> None:

@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import redirect_stdout, suppress
+from dataclasses import replace
 from functools import partial
 
 import asyncpg
@@ -37,7 +38,7 @@ from worker.artifacts.store import ArtifactStore
 from worker.database import retention
 from worker.database.queue import Queue
 from worker.engine.create import NETWORK, ensure_network
-from worker.model.claim import LogLine
+from worker.model.claim import LogLines
 
 COLUMNS = ["run_id", "project_id", "seq", "stream", "log_level", "message", "timestamp"]
 HEAP = """
@@ -59,9 +60,12 @@ TIME_LIMIT_MS = 8000
 RARE = "unmistakable"
 
 
-async def copy(db: asyncpg.Connection, run_id: uuid.UUID, project_id: uuid.UUID, lines: list[LogLine]) -> None:
+async def copy(db: asyncpg.Connection, run_id: uuid.UUID, project_id: uuid.UUID, lines: LogLines) -> None:
     """Stores the lines in the bare heap, a batch in a transaction."""
-    rows = [(run_id, project_id, *line) for line in lines]
+    rows = [
+        (run_id, project_id, seq, "stderr", "info", message, time)
+        for seq, (message, time) in enumerate(zip(lines.messages, lines.timestamps, strict=True), lines.first_seq)
+    ]
     for at in range(0, len(rows), BATCH):
         await db.copy_records_to_table("lines", schema_name="bare", columns=COLUMNS, records=rows[at : at + BATCH])
 
@@ -81,7 +85,7 @@ async def appending(bench: Bench) -> list[Figure]:
             copied_wal.append((await wal_position(plane.db) - before) / count)
             return rate
 
-        async def by_runs(some: list[Queue], each: list[LogLine]) -> float:
+        async def by_runs(some: list[Queue], each: LogLines) -> float:
             runs = [await started(plane, queue, workflow) for queue in some]
             before = await wal_position(plane.db)
 
@@ -100,7 +104,7 @@ async def appending(bench: Bench) -> list[Figure]:
         copied, single, four = await bench.alternate(
             by_copy,
             lambda: by_runs(workers[:1], lines),
-            lambda: by_runs(workers, lines[: max(count // 4, 1)]),
+            lambda: by_runs(workers, lines.part(0, max(count // 4, 1))),
         )
     return [
         Figure("lines stored by one run", "lines/s", single, COPY, copied, Mark("≥", 0.25)),
@@ -139,7 +143,7 @@ async def storage(bench: Bench) -> list[Figure]:
 
 def printing(count: int) -> str:
     """A program that prints lines as Odoo does."""
-    text = log_lines(1)[0].message.rpartition(" ")[0]
+    text = log_lines(1).messages[0].rpartition(" ")[0]
     return f"import sys; sys.stderr.writelines('{text} %d\\n' % n for n in range({count}))"
 
 
@@ -224,7 +228,7 @@ async def milliseconds(work: Callable[[], Awaitable[object]], repeats: int) -> f
     return sorted(times)[len(times) // 2]
 
 
-async def filled(bench: Bench, plane: Plane, queue: Queue, runs: int, lines: list[LogLine]) -> list[uuid.UUID]:
+async def filled(bench: Bench, plane: Plane, queue: Queue, runs: int, lines: LogLines) -> list[uuid.UUID]:
     """A workflow's runs with these lines each; all but the last run are finished. One line of the first is rare."""
     workflow = await plane.workflow()
     ids = []
@@ -234,7 +238,8 @@ async def filled(bench: Bench, plane: Plane, queue: Queue, runs: int, lines: lis
         own = lines
         if number == 0:
             middle = len(lines) // 2
-            own = [*lines[:middle], lines[middle]._replace(message=f"an {RARE} line"), *lines[middle + 1 :]]
+            rare = [*lines.messages[:middle], f"an {RARE} line", *lines.messages[middle + 1 :]]
+            own = replace(lines, messages=rare)
         await append(queue, ids[-1], own)
         if number < runs - 1:
             await queue.complete(ids[-1], SUCCEEDED)
@@ -247,7 +252,7 @@ async def reading(bench: Bench) -> list[Figure]:
     """Searches of one run and of a whole project; pages and new lines as owner and as member."""
     each, runs = bench.size(100_000, 2000), 21
     lines = log_lines(each)
-    some = lines[each // 3].message.split()
+    some = lines.messages[each // 3].split()
     words = {"a rare word": RARE, "a frequent word": "loading", "two words": f"{some[-3]} {some[-1]}", "no line": "zzz"}
     async with bench.plane() as plane, queues(plane) as [queue]:
         ids = await filled(bench, plane, queue, runs, lines)

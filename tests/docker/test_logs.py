@@ -10,7 +10,7 @@ import anyio
 import pytest
 import structlog
 
-from tests.support.docker import FINAL, Plane, docker, until
+from tests.support.docker import FINAL, PATIENCE, Plane, docker, until
 from tests.unit.fakes import World
 from worker.engine import containers
 from worker.engine.engine import Engine
@@ -113,6 +113,7 @@ async def test_a_log_that_the_engine_ends_too_early_is_read_again(printing: Prin
         container, world, gate = engine.container(name), World(), anyio.Event()
         queue, calls = world.queue, EngineRetry(structlog.get_logger())
         queue.storing = gate.wait
+        world.set(quiet=PATIENCE)
         reader = JournalReader(
             container, world.context, Reporter(queue, uuid.UUID(int=1)), DiskQuota(print), calls, print,
             LogLimits(0, 1 << 30, 1 << 30), structlog.get_logger(),

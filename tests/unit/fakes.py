@@ -16,10 +16,10 @@ from anyio import wait_all_tasks_blocked
 from anyio.lowlevel import checkpoint
 
 from tests.unit.claims import make_claim
-from tests.unit.journal import frame
+from tests.unit.journal import LogLine, frame, rows
 from worker.daemon import Daemon, DaemonOptions, Timings
 from worker.errors import EngineUnavailable, Refused
-from worker.model.claim import Adoption, Artifact, Claim, Heartbeat, LogLine, NextRun, NotAdopted
+from worker.model.claim import Adoption, Artifact, Claim, Heartbeat, LogLines, NextRun, NotAdopted
 from worker.model.config import ArtifactRule
 from worker.model.container import LABEL_TERMS, ContainerState, Image, Secret, Written
 from worker.model.outcome import Outcome, Stop
@@ -306,11 +306,11 @@ class ScriptedQueue(Scripted):
         await self.call("record_container")
         self.events.append(("info", "container created", {**details, "container_id": container_id}))
 
-    async def append_logs(self, run_id: uuid.UUID, lines: Sequence[LogLine]) -> None:
+    async def append_logs(self, run_id: uuid.UUID, lines: LogLines) -> None:
         await self.call("append_logs")
         if self.storing is not None:
             await self.storing()
-        self.lines += lines
+        self.lines += rows([lines])
 
     async def add_artifact(self, run_id: uuid.UUID, artifact: Artifact) -> None:
         await self.call("add_artifact")

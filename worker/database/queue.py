@@ -16,7 +16,7 @@ import json
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Self, TypeVar
 
@@ -28,10 +28,13 @@ from worker.concurrency import retrying
 from worker.database.connection import acquire, connect, is_transient, open_pool, prepare_statements
 from worker.database.words import words
 from worker.errors import LeaseLost, Refused, UnreadableRun
-from worker.model.claim import Adoption, Artifact, Claim, Heartbeat, LogLine, NextRun, NotAdopted, WorkerIdentity
+from worker.model.claim import Adoption, Artifact, Claim, Heartbeat, LogLines, NextRun, NotAdopted, WorkerIdentity
 from worker.model.outcome import Outcome, Reason
 
 T = TypeVar("T")
+
+_LINES_WITH_WORDS = 500
+"""Smaller batches get no words: each batch with words is a block of its own."""
 log = structlog.get_logger()
 
 _LOST = frozenset({"not_owner", "not_running", "not_claimed", "final", "not_found"})
@@ -201,19 +204,17 @@ class Queue:
         """Records the container of a run and its details, before it starts. Raises ``LeaseLost``."""
         await self._owned("select ops.record_container($1, $2, $3, $4, $5::jsonb)", run_id, container_id, details)
 
-    async def append_logs(self, run_id: uuid.UUID, lines: Sequence[LogLine]) -> None:
-        """Stores a batch of journal lines in their order; skips those that are stored already. Raises ``LeaseLost``."""
-        for part in _without_gaps(lines):
-            messages = [line.message for line in part]
-            await self._owned(
-                "select ops.append_run_logs($1, $2, $3, $4, $5, $6, $7, $8)",
-                run_id,
-                part[0].seq,
-                "\n".join(messages),
-                "".join([_MARKS[line.stream, line.level] for line in part]),
-                [line.timestamp for line in part],
-                words(messages) if len(part) >= _LINES_WITH_WORDS else None,
-            )
+    async def append_logs(self, run_id: uuid.UUID, lines: LogLines) -> None:
+        """Stores a batch of journal lines; skips those that are stored already. Raises ``LeaseLost``."""
+        await self._owned(
+            "select ops.append_run_logs($1, $2, $3, $4, $5, $6, $7, $8)",
+            run_id,
+            lines.first_seq,
+            "\n".join(lines.messages),
+            lines.marks,
+            lines.timestamps,
+            words(lines.messages) if len(lines) >= _LINES_WITH_WORDS else None,
+        )
 
     async def add_artifact(self, run_id: uuid.UUID, artifact: Artifact) -> None:
         """Records an artifact that is already stored. Raises ``LeaseLost``."""
@@ -366,25 +367,6 @@ def _readable() -> Iterator[None]:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         message = f"what the control plane says of the run cannot be read: {repr(error)[:200]}"
         raise UnreadableRun(Reason.WORKER_ERROR, message) from error
-
-
-_LINES_WITH_WORDS = 500
-"""Smaller batches get no words: each batch with words is a block of its own."""
-
-_MARKS = {("stdout", level): level[0] for level in ("debug", "info", "warn", "error")}
-_MARKS |= {("stderr", level): mark.upper() for (_, level), mark in _MARKS.items()}
-
-
-def _without_gaps(lines: Sequence[LogLine]) -> Iterator[Sequence[LogLine]]:
-    """The lines in parts with consecutive numbers: one, unless lines are left out of a long log."""
-    start = 0
-    for end in range(1, len(lines) + 1):
-        if lines[-1].seq - lines[start].seq == len(lines) - 1 - start:
-            yield lines[start:]
-            return
-        if lines[end].seq != lines[end - 1].seq + 1:
-            yield lines[start:end]
-            start = end
 
 
 def _storable(arg: object) -> object:

@@ -23,7 +23,7 @@ def words(messages: Sequence[str]) -> str | None:
     Which characters beyond ASCII are letters, only the server knows.
     """
     text = "\n".join(messages)
-    if not text.isascii():
+    if not text.isascii() or "\0" in text:  # which is stored as U+FFFD
         return None
     if len(max(messages, key=len, default="")) > LONGEST:
         text = "\n".join([message[:LONGEST] for message in messages])

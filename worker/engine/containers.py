@@ -26,6 +26,7 @@ import docker.errors
 import requests
 
 from worker.concurrency import task_group
+from worker.engine.chunks import body
 from worker.engine.client import API_TIMEOUT, BROKEN, Body, EngineApi, cut, get, logs, translated
 from worker.engine.create import OPENED_TIME
 from worker.engine.pipe import Pipe
@@ -195,11 +196,10 @@ class Container:
     async def _pump(self, pipe: Pipe, params: dict[str, int]) -> None:
         def pump() -> None:
             try:
-                with closing(self._api.new_client()) as client:
-                    response = logs(client, self.ref, params)
+                with closing(self._api.new_client()) as client, closing(logs(client, self.ref, params)) as response:
                     pipe.opened(partial(cut, response))
-                    for chunk in response.raw.stream(65536, decode_content=False):
-                        pipe.put(chunk)
+                    for piece in body(response):
+                        pipe.put(piece)
             except Exception as error:  # noqa: BLE001 - the thread's edge: the reader of the pipe gets it
                 pipe.end(translated(error))
             else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 
 LEVELS = {
     "trace": "debug",
@@ -38,6 +39,9 @@ BEGINNINGS = frozenset(
 
 _SHORTEST_SUMMARY = len("1 failed in 0")
 
+ODOO_LEVEL = rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} \d{1,20} (DEBUG|INFO|WARNING|ERROR|CRITICAL)\b"
+"""The begin of a line in Odoo's format without colours, and its level."""
+
 _COLOUR = re.compile(rb"\x1b\[[\d;]*m")
 _NAMED = re.compile(
     rb"""
@@ -72,6 +76,11 @@ _CHAINED = re.compile(
 )
 
 
+def mark(level: str, stream: str) -> str:
+    """The letter for a line with that level, as ``ops.append_run_logs`` takes it."""
+    return level[0].upper() if stream == "stderr" else level[0]
+
+
 class LevelReader:
     """Gives each line of one stream its level, in the order of the stream.
 
@@ -94,9 +103,9 @@ class LevelReader:
         self._record = stream
         self._traceback = False  # whether the line that names the exception is still to come
 
-    def read(self, line: bytes, *, may_name: bool) -> str:
-        """The level of the next line, given without its end; ``may_name``: it has one of the ``BEGINNINGS``."""
-        if may_name:
+    def read(self, line: bytes) -> str:
+        """The level of the next line, given without its end."""
+        if line[:3] in BEGINNINGS:
             if (level := self._named(line)) is not None:
                 self._record, self.left, self._traceback = level, CONTINUED_LINES, False
                 return level
@@ -110,6 +119,13 @@ class LevelReader:
             return self.level
         self.left -= 1
         return self._record
+
+    def read_odoo(self, word: bytes) -> str:
+        """The level of the next line, in Odoo's format and with that word for it."""
+        level = _WORDS[word]
+        self._record, self.left, self._traceback = level, CONTINUED_LINES, False
+        self.level = self._after_odoo(level)
+        return level
 
     def _named(self, line: bytes) -> str | None:
         """The level that the line names itself, None if it names none."""
@@ -125,8 +141,12 @@ class LevelReader:
             return "error"
         level = _WORDS[found[group]]
         if group == _ODOO:
-            self.level = "info" if level in ("info", "debug") else self._stream
+            self.level = self._after_odoo(level)
         return level
+
+    def _after_odoo(self, level: str) -> str:
+        """The level of a line that names none, after one in Odoo's format."""
+        return "info" if level in ("info", "debug") else self._stream
 
     def _continues(self, line: bytes) -> bool:
         if not line or line.startswith(_INDENT):
@@ -139,3 +159,23 @@ class LevelReader:
             self._traceback = False
             return True
         return _CHAINED.match(line) is not None
+
+
+def read_levels(
+    readers: Mapping[bytes, LevelReader], kinds: Sequence[bytes], lines: Sequence[bytes], words: Sequence[bytes]
+) -> list[str]:
+    """The levels of the next lines; ``kinds`` tells the reader of each, ``words`` what a line in Odoo's format says."""
+    if b"" not in words and kinds.count(kinds[0]) == len(kinds):
+        readers[kinds[0]].read_odoo(words[-1])
+        return [_WORDS[word] for word in words]
+    levels = []
+    for kind, line, word in zip(kinds, lines, words, strict=True):
+        reader = readers[kind]
+        if word:
+            level = reader.read_odoo(word)
+        elif reader.left or line[:3] in BEGINNINGS:
+            level = reader.read(line)
+        else:
+            level = reader.level
+        levels.append(level)
+    return levels

@@ -15,7 +15,7 @@ import html
 import json
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any
 from urllib.parse import quote, quote_plus
@@ -119,6 +119,17 @@ class Redactor:
             parts += [data[at:start], MASK]
             at = end
         return b"".join([*parts, data[at:limit]])
+
+    def mask_lines(self, lines: Sequence[bytes]) -> Sequence[bytes]:
+        """Each of the lines, masked. No pattern has a line break, so most are looked at only once, and together."""
+        if self._automaton is None:
+            return lines
+        text = b"\n".join(lines)
+        if self._find(text):
+            return [self.mask(line) for line in lines]
+        if _ESCAPE in text:
+            return [self.mask(line) if _ESCAPE in line else line for line in lines]
+        return lines
 
     def text(self, text: str) -> str:
         """The text, masked."""

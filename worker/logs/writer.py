@@ -10,7 +10,7 @@ import anyio
 
 from worker.concurrency import task_group
 from worker.logs.batches import Batcher
-from worker.model.claim import LogLine
+from worker.model.claim import LogLines
 
 MAX_WAITING_BYTES = 1 << 20
 MAX_WAITING_LINES = 5_000
@@ -20,7 +20,7 @@ MAX_WAITING_LINES = 5_000
 class LogWriter:
     """Lines in, batches out, in order. While the database is away ``put`` waits, so memory is bounded."""
 
-    def __init__(self, store: Callable[[Sequence[LogLine]], Awaitable[None]]) -> None:
+    def __init__(self, store: Callable[[LogLines], Awaitable[None]]) -> None:
         self._store = store
         self._lines = Batcher()
         self._closed = False
@@ -36,20 +36,21 @@ class LogWriter:
                 self._closed = True
                 self._changed.notify_all()
 
-    async def put(self, lines: Sequence[LogLine]) -> None:
+    async def put(self, lines: Sequence[LogLines]) -> None:
         """Takes lines over."""
-        async with self._changed:
-            while len(self._lines) >= MAX_WAITING_LINES or self._lines.bytes >= MAX_WAITING_BYTES:
-                await self._changed.wait()
-            self._lines.add(lines, time.monotonic())
-            self._changed.notify_all()
+        for some in lines:
+            async with self._changed:
+                while len(self._lines) >= MAX_WAITING_LINES or self._lines.bytes >= MAX_WAITING_BYTES:
+                    await self._changed.wait()
+                self._lines.add(some, time.monotonic())
+                self._changed.notify_all()
 
     async def _run(self) -> None:
         while batch := await self._next():
             await self._store(batch)
 
-    async def _next(self) -> list[LogLine]:
-        """The next batch once it is due; empty when all is stored and no more will come."""
+    async def _next(self) -> LogLines | None:
+        """The next batch once it is due; None when all is stored and no more will come."""
         async with self._changed:
             while not self._closed and (due := self._lines.due_in(time.monotonic())) != 0:
                 with anyio.move_on_after(due):

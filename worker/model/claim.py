@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 T = TypeVar("T")
 
@@ -162,17 +162,31 @@ class WorkerIdentity:
     labels: tuple[str, ...]
 
 
-class LogLine(NamedTuple):
-    """Line ``seq`` (from 1) of a container's journal.
+@dataclass(frozen=True, slots=True)
+class LogLines:
+    """Consecutive lines of a container's journal, from line ``first_seq`` on (the first of all is 1), as columns.
 
-    Made millions of times: a tuple takes less than half of the time that a frozen dataclass takes.
+    An object for each line would cost more time than all that is done with its text.
     """
 
-    seq: int
-    stream: str
-    level: str
-    message: str
-    timestamp: datetime
+    first_seq: int
+    messages: list[str]
+    marks: str
+    """A letter for each line: the first of its level, lower case for stdout and upper case for stderr."""
+    timestamps: list[datetime]
+
+    def __len__(self) -> int:
+        return len(self.messages)
+
+    @property
+    def last_seq(self) -> int:
+        """The number of the last line."""
+        return self.first_seq + len(self.messages) - 1
+
+    def part(self, start: int, end: int | None = None) -> LogLines:
+        """Some of the lines, by their places as in a slice."""
+        where = slice(start, end)
+        return LogLines(self.first_seq + start, self.messages[where], self.marks[where], self.timestamps[where])
 
 
 @dataclass(frozen=True, slots=True)

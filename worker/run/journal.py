@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 
 import anyio
 import structlog
@@ -14,7 +15,6 @@ from worker.concurrency import backoff
 from worker.errors import EngineError, EngineUnavailable
 from worker.logs.lines import LineAssembler
 from worker.logs.writer import LogWriter
-from worker.model.claim import LogLine
 from worker.model.container import ContainerState
 from worker.model.outcome import Stop
 from worker.run.engine_retry import ENGINE_REFUSALS, EngineRetry
@@ -68,12 +68,8 @@ class JournalReader:
 
     async def run(self, run_id: uuid.UUID) -> ContainerState | None:
         """Returns the state of the ended container; None when the container is gone. Raises ``EngineError``."""
-
-        async def store(lines: Sequence[LogLine]) -> None:
-            await self._context.queue.append_logs(run_id, lines)
-
         skip = self._limits.skip
-        async with LogWriter(store).running() as writer:
+        async with LogWriter(partial(self._context.queue.append_logs, run_id)).running() as writer:
             attempt = 0
             while True:
                 lines = LineAssembler(skip, self._limits.stored, self._reporter.redactor)

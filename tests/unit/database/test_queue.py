@@ -21,7 +21,7 @@ from worker.database import queue as module
 from worker.database.connection import is_transient
 from worker.database.queue import Queue
 from worker.errors import LeaseLost, Refused, UnreadableRun
-from worker.model.claim import Adoption, Artifact, LogLine, NextRun, NotAdopted, WorkerIdentity
+from worker.model.claim import Adoption, Artifact, LogLines, NextRun, NotAdopted, WorkerIdentity
 from worker.model.outcome import Outcome, Reason
 
 ME = WorkerIdentity("host-a", uuid.UUID(int=1), "boot", "engine-1", "0", ("big",))
@@ -128,13 +128,13 @@ async def test_backoff_can_be_cancelled(monkeypatch: pytest.MonkeyPatch) -> None
 
 # --- answers about one run ------------------------------------------------------------------------------------------
 
-LINE = LogLine(1, "stdout", "info", "hello", datetime.now(UTC))
+LINES = LogLines(7, ["hello", ""], "iE", [datetime.now(UTC)] * 2)
 ARTIFACT = Artifact("a.txt", "k/a.txt", "file:///k/a.txt", "text/plain", 1, "sha256:00", None)
 OWNED: dict[str, Callable[[Queue], Awaitable[object]]] = {
     "release": lambda queue: queue.release(RUN_ID),
     "start": lambda queue: queue.start(RUN_ID),
     "complete": lambda queue: queue.complete(RUN_ID, Outcome(0, Reason.SUCCEEDED)),
-    "append_logs": lambda queue: queue.append_logs(RUN_ID, [LINE]),
+    "append_logs": lambda queue: queue.append_logs(RUN_ID, LINES),
     "add_artifact": lambda queue: queue.add_artifact(RUN_ID, ARTIFACT),
     "record_container": lambda queue: queue.record_container(RUN_ID, "c0ffee", {}),
     "add_event": lambda queue: queue.add_event(RUN_ID, "info", "said", {}),
@@ -170,21 +170,10 @@ async def test_call_names_run_worker_and_instance(method: str) -> None:
 async def test_text_that_the_database_refuses_is_replaced() -> None:
     queue, pool = queue_on({"success": True}, {"success": True})
     await queue.add_event(RUN_ID, "info", "a\0b \ud800 ü", {"k\0": ["\udfff", 1]})
-    await queue.append_logs(RUN_ID, [LINE._replace(message="\0")])
+    await queue.append_logs(RUN_ID, dataclasses.replace(LINES, messages=["\0", "\ud800"]))
     (_, said), (_, logged) = pool.statements
     assert said[-2:] == ("a\ufffdb \ufffd ü", json.dumps({"k\ufffd": ["\ufffd", 1]}))
-    assert "\ufffd" in logged
-
-
-async def test_lines_without_gap_are_one_call() -> None:
-    seqs = (1, 2, 4, 8, 9)  # the middle of a long log is left out
-    queue, pool = queue_on(*[{"success": True}] * 3)
-    await queue.append_logs(RUN_ID, [LINE._replace(seq=n, message=f"{n}", stream="stderr") for n in seqs])
-    assert [args[3:] for _, args in pool.statements] == [
-        (1, "1\n2", "II", [LINE.timestamp] * 2, None),
-        (4, "4", "I", [LINE.timestamp], None),
-        (8, "8\n9", "II", [LINE.timestamp] * 2, None),
-    ]
+    assert logged[3:] == (7, "\ufffd\n\ufffd", "iE", LINES.timestamps, None)
 
 
 async def test_empty_claim_says_whether_a_run_is_scheduled() -> None:

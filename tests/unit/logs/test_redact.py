@@ -30,8 +30,8 @@ def said(data: bytes, secrets: list[bytes], *cuts: int) -> list[str]:
     """The messages of a log that arrives in pieces cut at those places."""
     assembler = LineAssembler(0, redactor=Redactor(secrets))
     places = [0, *sorted(cuts), len(data)]
-    lines = [line for start, end in pairwise(places) for line in assembler.feed(data[start:end])]
-    return [line.message for line in lines + assembler.flush()]
+    batches = [lines for start, end in pairwise(places) for lines in assembler.feed(data[start:end])]
+    return [message for lines in batches + assembler.flush() for message in lines.messages]
 
 
 def url_component(secret: bytes) -> bytes:

@@ -15,34 +15,35 @@ from worker.errors import LeaseLost
 from worker.logs import writer as log_writer
 from worker.logs.batches import Batcher
 from worker.logs.writer import LogWriter
-from worker.model.claim import LogLine
+from worker.model.claim import LogLines
 
 FOREVER = 3600.0
 PATIENCE = 30.0
 
 
-def lines(first: int, last: int, message: str = "x") -> list[LogLine]:
-    return [LogLine(n, "stdout", "info", message, datetime.now(UTC)) for n in range(first, last + 1)]
+def lines(first: int, last: int, message: str = "x") -> list[LogLines]:
+    count = last - first + 1
+    return [LogLines(first, [message] * count, "i" * count, [datetime.now(UTC)] * count)]
 
 
-def seqs(batches: Sequence[Sequence[LogLine]]) -> list[list[int]]:
-    return [[line.seq for line in batch] for batch in batches]
+def seqs(batches: Sequence[LogLines]) -> list[list[int]]:
+    return [list(range(batch.first_seq, batch.last_seq + 1)) for batch in batches]
 
 
 class Store:
     """Takes batches; while the gate is closed the database is away."""
 
     def __init__(self) -> None:
-        self.batches: list[list[LogLine]] = []
+        self.batches: list[LogLines] = []
         self.gate = anyio.Event()
         self.gate.set()
         self.waiting = 0
 
-    async def __call__(self, batch: Sequence[LogLine]) -> None:
+    async def __call__(self, batch: LogLines) -> None:
         self.waiting += 1
         await self.gate.wait()
         self.waiting -= 1
-        self.batches.append(list(batch))
+        self.batches.append(batch)
 
     async def until(self, batches: int) -> None:
         with anyio.fail_after(PATIENCE):
@@ -97,7 +98,7 @@ async def test_lines_that_keep_coming_do_not_hold_back_the_first(store: Store) -
                 n += 1
                 await writer.put(lines(n, n))
                 await anyio.sleep(0.01)
-        assert store.batches[0][0].seq == 1
+        assert store.batches[0].first_seq == 1
         assert len(store.batches[0]) < 1000  # it left by its age
 
 
@@ -151,7 +152,7 @@ async def test_while_the_database_is_away_the_reader_has_to_wait(
 
 
 async def test_an_error_of_the_store_ends_the_reader_as_itself(store: Store) -> None:
-    async def lost(batch: Sequence[LogLine]) -> None:
+    async def lost(batch: LogLines) -> None:
         raise LeaseLost(uuid.UUID(int=1))
 
     with pytest.raises(LeaseLost), anyio.fail_after(PATIENCE):
@@ -161,7 +162,7 @@ async def test_an_error_of_the_store_ends_the_reader_as_itself(store: Store) -> 
 
 
 async def test_an_error_of_the_store_at_the_last_batch_is_not_swallowed() -> None:
-    async def lost(batch: Sequence[LogLine]) -> None:
+    async def lost(batch: LogLines) -> None:
         raise LeaseLost(uuid.UUID(int=1))
 
     with pytest.raises(LeaseLost):
@@ -172,7 +173,7 @@ async def test_an_error_of_the_store_at_the_last_batch_is_not_swallowed() -> Non
 async def test_an_error_of_the_store_frees_a_reader_that_waits_for_room() -> None:
     gate = anyio.Event()
 
-    async def lost(batch: Sequence[LogLine]) -> None:
+    async def lost(batch: LogLines) -> None:
         await gate.wait()
         raise LeaseLost(uuid.UUID(int=1))
 

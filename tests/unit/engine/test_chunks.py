@@ -1,0 +1,48 @@
+"""The chunks of an answer, whole and cut."""
+
+from __future__ import annotations
+
+import pytest
+
+from worker.engine.chunks import BUSY_BYTES, unchunked
+
+CONTENTS = [b"one\n", b"\r\n0\r\n\r\n", b"x" * 300, b"7\r\n"]
+ANSWER = b"".join(b"%x\r\n%b\r\n" % (len(content), content) for content in CONTENTS) + b"0\r\n\r\n"
+
+
+def pieces(*reads: bytes) -> list[bytes]:
+    waiting = [*reads, b""]
+    return list(unchunked(lambda: waiting.pop(0), lambda: None))
+
+
+def test_contents_are_the_same_however_they_arrive() -> None:
+    for cut in range(1, len(ANSWER)):
+        got = pieces(ANSWER[:cut], ANSWER[cut:])
+        assert b"".join(got) == b"".join(CONTENTS)
+        assert b"" not in got, "an empty piece would be taken for the end"
+    assert b"".join(pieces(*(bytes([byte]) for byte in ANSWER))) == b"".join(CONTENTS)
+
+
+def test_answer_that_is_cut_anywhere_is_an_error_after_its_contents() -> None:
+    for cut in range(len(ANSWER) - len(b"\n\r\n")):
+        with pytest.raises(ConnectionError, match="cut off"):
+            pieces(*([ANSWER[:cut]] if cut else []))
+
+
+@pytest.mark.parametrize("wrong", [b"no\r\n", b"-5\r\nhello", b"\r\n\r\n", b"x" * 30])
+def test_what_is_no_chunk_is_an_error(wrong: bytes) -> None:
+    with pytest.raises(ConnectionError, match="chunk"):
+        pieces(b"4\r\nfour\r\n" + wrong)
+
+
+def test_only_a_read_that_brought_little_is_followed_by_a_pause() -> None:
+    story = []
+    chunk = b"%x\r\n%b\r\n" % (BUSY_BYTES, b"x" * BUSY_BYTES)
+    reads = [chunk, b"1\r\na\r\n", chunk, b"0\r\n\r\n"]
+
+    def read() -> bytes:
+        story.append("read")
+        return reads.pop(0)
+
+    story.extend("piece" for _ in unchunked(read, lambda: story.append("pause")))
+    assert story == ["read", "piece", "read", "piece", "pause", "read", "piece", "read"]
