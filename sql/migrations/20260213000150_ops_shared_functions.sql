@@ -279,9 +279,10 @@ create function ops_private.worker_id_taken(p_worker_id text, p_instance_id uuid
 language plpgsql volatile set search_path = pg_catalog, pg_temp
 as $$
 declare
+    v_caller constant text := ops_private.caller();
     v_owner constant text := (
         select i.db_role from ops_private.worker_ids as i
-        where i.worker_id = p_worker_id and i.db_role <> ops_private.caller()
+        where i.worker_id = p_worker_id and i.db_role <> v_caller
             and exists (select from pg_roles as r where r.rolname = i.db_role));
 begin
     if v_owner is not null and not ops_private.trusted() then
@@ -299,18 +300,6 @@ begin
 end
 $$;
 
-create function ops_private.owns(
-    p_lease ops_private.leases, p_worker_id text, p_instance_id uuid
-) returns boolean
-language plpgsql stable set search_path = pg_catalog, pg_temp
-as $$
-begin
-    return (p_lease.db_role = ops_private.caller() or ops_private.trusted())
-        and (p_worker_id is null or p_worker_id = p_lease.worker_id)
-        and (p_instance_id is null or p_instance_id is not distinct from p_lease.instance_id);
-end
-$$;
-
 -- Locks the run, and returns null if the caller holds its lease and its status is one of p_statuses, else the refusal.
 -- A separate statement reads the lease after the lock, because every function that changes its owner locks the run
 -- first. Appending functions share the lock, so they wait for changes of status only. They wait at most 3 s, since
@@ -321,10 +310,10 @@ create function ops_private.check_run(
 language plpgsql volatile set search_path = pg_catalog, pg_temp set lock_timeout = '3s' set enable_seqscan = off
 as $$
 declare
+    v_caller constant text := ops_private.calling_worker();
     v_status text;
     v_lease ops_private.leases;
 begin
-    perform ops_private.calling_worker();
     if p_shared then
         select r.status into v_status from ops.runs as r where r.id = p_run_id for share;
     else
@@ -342,7 +331,9 @@ begin
             'the run is queued');
     end if;
     select l.* into v_lease from ops_private.leases as l where l.run_id = p_run_id;
-    if not ops_private.owns(v_lease, p_worker_id, p_instance_id) then
+    if (v_lease.db_role <> v_caller and not ops_private.trusted())
+        or p_worker_id <> v_lease.worker_id
+        or (p_instance_id is not null and p_instance_id is distinct from v_lease.instance_id) then
         return ops_private.refusal('not_owner', 'the run is not claimed by this worker');
     end if;
     if v_status <> all (p_statuses) then

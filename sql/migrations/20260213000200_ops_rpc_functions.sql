@@ -39,7 +39,7 @@ begin
             'claim_count', r.claim_count,
             'lease_expires_at', l.expires_at,
             'cancel_requested', r.cancel_requested_at is not null,
-            'log_position', ops_private.log_position(r.id),
+            'log_position', case when r.started_at is null then 0 else ops_private.log_position(r.id) end,
             'container_id', r.container_id,
             'metadata', r.metadata,
             'project', jsonb_build_object(
@@ -96,22 +96,23 @@ begin
             exit when ops_private.wake_scheduled_runs() = 0;
             continue;
         end if;
-        begin
-            with claimed as (
-                update ops.runs as r
-                set status = 'claimed', claimed_by = p_worker_id, claimed_instance = p_instance_id
-                where r.id = v_run_id
-                returning r.id, r.project_id, r.concurrency_key
-            )
-            insert into ops_private.leases
+        with lease as (
+            insert into ops_private.leases as l
                 (run_id, worker_id, instance_id, db_role, engine_id, lease_seconds, expires_at, project_id,
                 concurrency_key)
-            select c.id, p_worker_id, p_instance_id, v_caller, p_engine_id, p_lease_seconds,
-                ops_private.current_time() + make_interval(secs => p_lease_seconds), c.project_id, c.concurrency_key
-            from claimed as c;
-        exception when unique_violation then
-            continue;  -- another claim took the same concurrency key at the same time: try the next run
-        end;
+            select r.id, p_worker_id, p_instance_id, v_caller, p_engine_id, p_lease_seconds,
+                ops_private.current_time() + make_interval(secs => p_lease_seconds), r.project_id, r.concurrency_key
+            from ops.runs as r where r.id = v_run_id
+            on conflict do nothing
+            returning l.run_id, l.project_id
+        ), turn as (
+            update ops_private.turns as t set turn = nextval('ops_private.turn_seq') where t.project_id in (
+                select k.project_id from ops_private.turns as k
+                where k.project_id = (select l.project_id from lease as l) for no key update skip locked)
+        )
+        update ops.runs as r set status = 'claimed', claimed_by = p_worker_id, claimed_instance = p_instance_id
+        from lease where r.id = lease.run_id;
+        continue when not found;  -- another claim took the same concurrency key at the same time: try the next run
         v_payload := ops_private.run_payload(v_run_id);
         exit when v_payload is not null;
     end loop;
@@ -119,7 +120,10 @@ begin
         perform ops_private.become_idle(p_instance_id, v_labels);
         return ops_private.nothing_claimed(v_labels);
     end if;
-    perform ops_private.become_busy(p_instance_id);
+    perform from ops_private.idle_workers as i where i.instance_id = p_instance_id;
+    if found then
+        perform ops_private.become_busy(p_instance_id);
+    end if;
     return v_payload;
 end
 $$;
@@ -156,19 +160,19 @@ as $$
 declare
     v_refusal constant jsonb :=
         ops_private.check_run(p_run_id, p_worker_id, p_instance_id, '{claimed,running}');
-    v_status text;
     v_started_at timestamptz;
 begin
     if v_refusal is not null then
         return v_refusal;
     end if;
-    select r.status, r.started_at into v_status, v_started_at from ops.runs as r where r.id = p_run_id;
-    if v_status = 'claimed' then
-        update ops.runs as r set status = 'running' where r.id = p_run_id
-        returning r.started_at into v_started_at;
-    elsif p_instance_id is null then
-        -- without an instance, a repeated call and a call of another worker look the same
-        return ops_private.refusal('not_claimed', 'the run is running');
+    update ops.runs as r set status = 'running' where r.id = p_run_id and r.status = 'claimed'
+    returning r.started_at into v_started_at;
+    if not found then
+        if p_instance_id is null then
+            -- without an instance, a repeated call and a call of another worker look the same
+            return ops_private.refusal('not_claimed', 'the run is running');
+        end if;
+        select r.started_at into v_started_at from ops.runs as r where r.id = p_run_id;
     end if;
     return jsonb_build_object('success', true, 'started_at', v_started_at);
 end
@@ -221,14 +225,14 @@ as $$
 declare
     v_refusal jsonb;
     v_run ops.runs;
-    v_status text;
+    v_status text := case p_exit_code when 0 then 'succeeded' else 'failed' end;
     v_locked boolean := true;
     -- the event adds these two fields
     v_wrong constant text := ops_private.bad_document(
         'details', p_details || jsonb_build_object('reason', p_reason, 'exit_code', p_exit_code));
 begin
-    perform ops_private.calling_worker();
     if p_exit_code is distinct from 0 then
+        perform ops_private.calling_worker();
         v_locked := ops_private.lock_for_retry(p_run_id);
     end if;
     v_refusal := ops_private.check_run(p_run_id, p_worker_id, p_instance_id, '{running}');
@@ -238,12 +242,10 @@ begin
     if v_wrong is not null then
         return ops_private.refusal('bad_argument', v_wrong);
     end if;
-    select r.* into v_run from ops.runs as r where r.id = p_run_id;
-    v_status := case
-        when p_reason = 'canceled' and v_run.cancel_requested_at is not null then 'canceled'
-        when p_exit_code = 0 then 'succeeded'
-        else 'failed'
-    end;
+    if p_reason = 'canceled' then
+        perform from ops.runs as r where r.id = p_run_id and r.cancel_requested_at is not null;
+        v_status := case when found then 'canceled' else v_status end;
+    end if;
     if v_refusal is null then
         update ops.runs as r
         set status = v_status, exit_code = p_exit_code, reason = p_reason,
@@ -253,8 +255,11 @@ begin
         if v_status = 'failed' then
             perform ops_private.record_failure(v_run, p_details, v_locked);
         end if;
-    elsif not ops_private.repeats(v_run, p_worker_id, p_instance_id, v_status, p_exit_code) then
-        return v_refusal;
+    else
+        select r.* into v_run from ops.runs as r where r.id = p_run_id;
+        if not ops_private.repeats(v_run, p_worker_id, p_instance_id, v_status, p_exit_code) then
+            return v_refusal;
+        end if;
     end if;
     return jsonb_build_object(
         'success', true, 'status', v_run.status, 'finished_at', v_run.finished_at,

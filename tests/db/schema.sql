@@ -360,22 +360,23 @@ begin
             exit when ops_private.wake_scheduled_runs() = 0;
             continue;
         end if;
-        begin
-            with claimed as (
-                update ops.runs as r
-                set status = 'claimed', claimed_by = p_worker_id, claimed_instance = p_instance_id
-                where r.id = v_run_id
-                returning r.id, r.project_id, r.concurrency_key
-            )
-            insert into ops_private.leases
+        with lease as (
+            insert into ops_private.leases as l
                 (run_id, worker_id, instance_id, db_role, engine_id, lease_seconds, expires_at, project_id,
                 concurrency_key)
-            select c.id, p_worker_id, p_instance_id, v_caller, p_engine_id, p_lease_seconds,
-                ops_private.current_time() + make_interval(secs => p_lease_seconds), c.project_id, c.concurrency_key
-            from claimed as c;
-        exception when unique_violation then
-            continue;  -- another claim took the same concurrency key at the same time: try the next run
-        end;
+            select r.id, p_worker_id, p_instance_id, v_caller, p_engine_id, p_lease_seconds,
+                ops_private.current_time() + make_interval(secs => p_lease_seconds), r.project_id, r.concurrency_key
+            from ops.runs as r where r.id = v_run_id
+            on conflict do nothing
+            returning l.run_id, l.project_id
+        ), turn as (
+            update ops_private.turns as t set turn = nextval('ops_private.turn_seq') where t.project_id in (
+                select k.project_id from ops_private.turns as k
+                where k.project_id = (select l.project_id from lease as l) for no key update skip locked)
+        )
+        update ops.runs as r set status = 'claimed', claimed_by = p_worker_id, claimed_instance = p_instance_id
+        from lease where r.id = lease.run_id;
+        continue when not found;  -- another claim took the same concurrency key at the same time: try the next run
         v_payload := ops_private.run_payload(v_run_id);
         exit when v_payload is not null;
     end loop;
@@ -383,7 +384,10 @@ begin
         perform ops_private.become_idle(p_instance_id, v_labels);
         return ops_private.nothing_claimed(v_labels);
     end if;
-    perform ops_private.become_busy(p_instance_id);
+    perform from ops_private.idle_workers as i where i.instance_id = p_instance_id;
+    if found then
+        perform ops_private.become_busy(p_instance_id);
+    end if;
     return v_payload;
 end
 $$;
@@ -395,14 +399,14 @@ CREATE FUNCTION ops.complete_workflow_run(p_run_id uuid, p_exit_code integer, p_
 declare
     v_refusal jsonb;
     v_run ops.runs;
-    v_status text;
+    v_status text := case p_exit_code when 0 then 'succeeded' else 'failed' end;
     v_locked boolean := true;
     -- the event adds these two fields
     v_wrong constant text := ops_private.bad_document(
         'details', p_details || jsonb_build_object('reason', p_reason, 'exit_code', p_exit_code));
 begin
-    perform ops_private.calling_worker();
     if p_exit_code is distinct from 0 then
+        perform ops_private.calling_worker();
         v_locked := ops_private.lock_for_retry(p_run_id);
     end if;
     v_refusal := ops_private.check_run(p_run_id, p_worker_id, p_instance_id, '{running}');
@@ -412,12 +416,10 @@ begin
     if v_wrong is not null then
         return ops_private.refusal('bad_argument', v_wrong);
     end if;
-    select r.* into v_run from ops.runs as r where r.id = p_run_id;
-    v_status := case
-        when p_reason = 'canceled' and v_run.cancel_requested_at is not null then 'canceled'
-        when p_exit_code = 0 then 'succeeded'
-        else 'failed'
-    end;
+    if p_reason = 'canceled' then
+        perform from ops.runs as r where r.id = p_run_id and r.cancel_requested_at is not null;
+        v_status := case when found then 'canceled' else v_status end;
+    end if;
     if v_refusal is null then
         update ops.runs as r
         set status = v_status, exit_code = p_exit_code, reason = p_reason,
@@ -427,8 +429,11 @@ begin
         if v_status = 'failed' then
             perform ops_private.record_failure(v_run, p_details, v_locked);
         end if;
-    elsif not ops_private.repeats(v_run, p_worker_id, p_instance_id, v_status, p_exit_code) then
-        return v_refusal;
+    else
+        select r.* into v_run from ops.runs as r where r.id = p_run_id;
+        if not ops_private.repeats(v_run, p_worker_id, p_instance_id, v_status, p_exit_code) then
+            return v_refusal;
+        end if;
     end if;
     return jsonb_build_object(
         'success', true, 'status', v_run.status, 'finished_at', v_run.finished_at,
@@ -1181,19 +1186,19 @@ CREATE FUNCTION ops.start_workflow_run(p_run_id uuid, p_worker_id text, p_instan
 declare
     v_refusal constant jsonb :=
         ops_private.check_run(p_run_id, p_worker_id, p_instance_id, '{claimed,running}');
-    v_status text;
     v_started_at timestamptz;
 begin
     if v_refusal is not null then
         return v_refusal;
     end if;
-    select r.status, r.started_at into v_status, v_started_at from ops.runs as r where r.id = p_run_id;
-    if v_status = 'claimed' then
-        update ops.runs as r set status = 'running' where r.id = p_run_id
-        returning r.started_at into v_started_at;
-    elsif p_instance_id is null then
-        -- without an instance, a repeated call and a call of another worker look the same
-        return ops_private.refusal('not_claimed', 'the run is running');
+    update ops.runs as r set status = 'running' where r.id = p_run_id and r.status = 'claimed'
+    returning r.started_at into v_started_at;
+    if not found then
+        if p_instance_id is null then
+            -- without an instance, a repeated call and a call of another worker look the same
+            return ops_private.refusal('not_claimed', 'the run is running');
+        end if;
+        select r.started_at into v_started_at from ops.runs as r where r.id = p_run_id;
     end if;
     return jsonb_build_object('success', true, 'started_at', v_started_at);
 end
@@ -1546,10 +1551,10 @@ CREATE FUNCTION ops_private.check_run(p_run_id uuid, p_worker_id text, p_instanc
     SET enable_seqscan TO 'off'
     AS $$
 declare
+    v_caller constant text := ops_private.calling_worker();
     v_status text;
     v_lease ops_private.leases;
 begin
-    perform ops_private.calling_worker();
     if p_shared then
         select r.status into v_status from ops.runs as r where r.id = p_run_id for share;
     else
@@ -1567,7 +1572,9 @@ begin
             'the run is queued');
     end if;
     select l.* into v_lease from ops_private.leases as l where l.run_id = p_run_id;
-    if not ops_private.owns(v_lease, p_worker_id, p_instance_id) then
+    if (v_lease.db_role <> v_caller and not ops_private.trusted())
+        or p_worker_id <> v_lease.worker_id
+        or (p_instance_id is not null and p_instance_id is distinct from v_lease.instance_id) then
         return ops_private.refusal('not_owner', 'the run is not claimed by this worker');
     end if;
     if v_status <> all (p_statuses) then
@@ -1665,6 +1672,9 @@ begin
     update ops_private.run_counters as c set last = f.last
     from (select i.project_id, max(i.run_number) as last from inserted as i group by i.project_id) as f
     where c.project_id = f.project_id;
+    insert into ops.run_events (run_id, project_id, event_type, message, payload)
+    select i.id, i.project_id, 'info', 'queued', jsonb_build_object('actor', ops_private.actor())
+    from inserted as i order by i.run_number;
     perform ops_private.queue_new_runs(array(select i.id from inserted as i));
     if (select count(*) from inserted as i where i.scheduled_at is null) > 1 then
         perform pg_notify('ops_queue', '');
@@ -1863,11 +1873,11 @@ begin
     if new.status = old.status then
         return new;
     end if;
-    if (old.status, new.status) not in (
-        ('queued', 'claimed'), ('queued', 'canceled'),
-        ('claimed', 'running'), ('claimed', 'queued'), ('claimed', 'canceled'),
-        ('running', 'succeeded'), ('running', 'failed'), ('running', 'canceled')
-    ) then
+    if new.status <> all (case old.status
+        when 'queued' then '{claimed,canceled}'
+        when 'claimed' then '{running,queued,canceled}'
+        when 'running' then '{succeeded,failed,canceled}'
+        else '{}' end::text[]) then
         raise exception 'run % may not change from % to %', old.id, old.status, new.status
             using errcode = 'OPS01';
     end if;
@@ -1890,7 +1900,7 @@ begin
         end if;
     end if;
     if new.reason is not distinct from old.reason then
-        new.reason := case when ops_private.is_final(new.status) then new.status end;
+        new.reason := case when new.status in ('succeeded', 'failed', 'canceled') then new.status end;
     end if;
     return new;
 end
@@ -2362,48 +2372,44 @@ CREATE FUNCTION ops_private.next_run(p_labels text[]) RETURNS uuid
     SET enable_bitmapscan TO 'off'
     SET plan_cache_mode TO 'force_generic_plan'
     AS $$
-declare
-    v_lane record;
-    v_queued_id uuid;
-    v_run_id uuid;
 begin
-    for v_lane in
-        select l.lane_id, l.project_id, k.max_active_runs is not null as is_limited
-        from ops_private.lanes as l
+    return (
+        select locked.id
+        from (
+            select l.lane_id, l.project_id, k.max_active_runs is not null as is_limited
+            from ops_private.lanes as l
+            cross join lateral (
+                select q.created_at, q.run_number from ops_private.queued as q
+                where q.lane_id = l.lane_id and q.scheduled_at is null
+                order by q.scheduled_at nulls first, q.created_at, q.run_number limit 1
+            ) as head
+            left join (
+                select a.project_id, count(*) as runs from ops_private.leases as a group by a.project_id
+            ) as active on active.project_id = l.project_id
+            left join ops_private.project_limits as k on k.project_id = l.project_id
+            left join ops_private.turns as t on t.project_id = l.project_id
+            where l.labels <@ p_labels
+                and k.paused_at is null
+                and coalesce(active.runs < k.max_active_runs, true)
+                and exists (select from ops_private.control as c where c.paused_at is null)
+                and (l.concurrency_key is null or not exists (
+                    select from ops_private.leases as a
+                    where a.project_id = l.project_id and a.concurrency_key = l.concurrency_key))
+            order by l.priority desc, coalesce(active.runs, 0), t.turn nulls first, head.created_at, head.run_number
+            offset 0
+        ) as lane
         cross join lateral (
-            select q.created_at, q.run_number from ops_private.queued as q
-            where q.lane_id = l.lane_id and q.scheduled_at is null
-            order by q.scheduled_at nulls first, q.created_at, q.run_number limit 1
-        ) as head
-        left join (
-            select a.project_id, count(*) as runs from ops_private.leases as a group by a.project_id
-        ) as active on active.project_id = l.project_id
-        left join ops_private.project_limits as k on k.project_id = l.project_id
-        left join ops_private.turns as t on t.project_id = l.project_id
-        where l.labels <@ p_labels
-            and k.paused_at is null
-            and coalesce(active.runs < k.max_active_runs, true)
-            and exists (select from ops_private.control as c where c.paused_at is null)
-            and (l.concurrency_key is null or not exists (
-                select from ops_private.leases as a
-                where a.project_id = l.project_id and a.concurrency_key = l.concurrency_key))
-        order by l.priority desc, coalesce(active.runs, 0), t.turn nulls first, head.created_at, head.run_number
-    loop
-        continue when v_lane.is_limited and not ops_private.has_room(v_lane.project_id);
-        for v_queued_id in
             select q.run_id from ops_private.queued as q
-            where q.lane_id = v_lane.lane_id and q.scheduled_at is null
+            where q.lane_id = lane.lane_id and q.scheduled_at is null
             order by q.scheduled_at nulls first, q.created_at, q.run_number
-        loop
-            select r.id into v_run_id from ops.runs as r
-            where r.id = v_queued_id and r.status = 'queued' for update skip locked;
-            if found then
-                perform ops_private.take_turn(v_lane.project_id);
-                return v_run_id;
-            end if;
-        end loop;
-    end loop;
-    return null;
+        ) as waiting
+        cross join lateral (
+            select r.id from ops.runs as r
+            where r.id = waiting.run_id and r.status = 'queued' for update skip locked
+        ) as locked
+        where not lane.is_limited or ops_private.has_room(lane.project_id)
+        limit 1
+    );
 end
 $$;
 
@@ -2440,17 +2446,6 @@ begin
     )
     select string_agg(n.mark, ' ') into v_named from named as n;
     perform pg_notify('ops_queue', coalesce(v_named, ''));
-end
-$$;
-
-CREATE FUNCTION ops_private.owns(p_lease ops_private.leases, p_worker_id text, p_instance_id uuid) RETURNS boolean
-    LANGUAGE plpgsql STABLE
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$
-begin
-    return (p_lease.db_role = ops_private.caller() or ops_private.trusted())
-        and (p_worker_id is null or p_worker_id = p_lease.worker_id)
-        and (p_instance_id is null or p_instance_id is not distinct from p_lease.instance_id);
 end
 $$;
 
@@ -2753,13 +2748,9 @@ CREATE FUNCTION ops_private.record_run_change() RETURNS trigger
     AS $$
 declare
     v_lease_seconds constant integer := 300;
+    v_was_active constant boolean := old.status in ('claimed', 'running');
+    v_is_active constant boolean := new.status in ('claimed', 'running');
 begin
-    if tg_op = 'INSERT' then
-        perform ops_private.add_event(
-            new.id, 'info', 'queued', jsonb_build_object('actor', ops_private.actor()));
-        return null;
-    end if;
-
     if new.status = 'queued' then
         perform ops_private.put_into_queue(new);
     elsif old.status = 'queued' then
@@ -2768,34 +2759,39 @@ begin
         update ops_private.leases as l set concurrency_key = new.concurrency_key where l.run_id = new.id;
     end if;
     if new.status <> old.status then
-        perform ops_private.add_event(
-            new.id, 'state_change', format('%s -> %s', old.status, new.status),
+        insert into ops.run_events (run_id, project_id, event_type, message, payload)
+        values (new.id, new.project_id, 'state_change', old.status || ' -> ' || new.status,
             jsonb_strip_nulls(jsonb_build_object(
                 'previous_status', old.status, 'new_status', new.status, 'actor', ops_private.actor(),
                 'worker_id', coalesce(new.claimed_by, old.claimed_by), 'reason', new.reason,
                 'exit_code', new.exit_code)));
-        if new.status = 'claimed' then
-            -- claim_next_run has written the lease already
-            insert into ops_private.leases
-                (run_id, worker_id, instance_id, db_role, lease_seconds, expires_at, project_id, concurrency_key)
-            values (new.id, new.claimed_by, new.claimed_instance, ops_private.caller(), v_lease_seconds,
-                ops_private.current_time() + make_interval(secs => v_lease_seconds), new.project_id,
-                new.concurrency_key)
-            on conflict (run_id) do nothing;
-        elsif new.status <> 'running' then
-            delete from ops_private.leases as l where l.run_id = new.id;
-            perform ops_private.close_log(new.id);
-        end if;
+    end if;
+    if v_is_active and not v_was_active then
+        -- claim_next_run has written the lease already
+        insert into ops_private.leases
+            (run_id, worker_id, instance_id, db_role, lease_seconds, expires_at, project_id, concurrency_key)
+        values (new.id, new.claimed_by, new.claimed_instance, ops_private.caller(), v_lease_seconds,
+            ops_private.current_time() + make_interval(secs => v_lease_seconds), new.project_id,
+            new.concurrency_key)
+        on conflict (run_id) do nothing;
+    elsif v_was_active and not v_is_active then
+        delete from ops_private.leases as l where l.run_id = new.id;
+        perform ops_private.close_log(new.id);
     end if;
 
-    if (new.status = 'queued' and new.scheduled_at is null)
-        or (old.status in ('claimed', 'running') and new.status not in ('claimed', 'running')
-            and (new.concurrency_key is not null or exists (
-                select from ops_private.project_limits as k
-                where k.project_id = new.project_id and k.max_active_runs is not null))) then
-        perform pg_notify('ops_queue', '');
+    if new.status = 'queued' then
+        if new.scheduled_at is null then
+            perform pg_notify('ops_queue', '');
+        end if;
+    elsif v_was_active and not v_is_active then
+        if new.concurrency_key is not null or exists (
+            select from ops_private.project_limits as k
+            where k.project_id = new.project_id and k.max_active_runs is not null
+        ) then
+            perform pg_notify('ops_queue', '');
+        end if;
     end if;
-    if old.status in ('claimed', 'running') and (
+    if v_was_active and (
         (new.status = 'running' and old.cancel_requested_at is null and new.cancel_requested_at is not null)
         or (new.status = 'canceled' and old.cancel_requested_at is null)) then
         perform pg_notify('ops_cancel', new.id::text);
@@ -2937,7 +2933,7 @@ begin
             'claim_count', r.claim_count,
             'lease_expires_at', l.expires_at,
             'cancel_requested', r.cancel_requested_at is not null,
-            'log_position', ops_private.log_position(r.id),
+            'log_position', case when r.started_at is null then 0 else ops_private.log_position(r.id) end,
             'container_id', r.container_id,
             'metadata', r.metadata,
             'project', jsonb_build_object(
@@ -2999,17 +2995,6 @@ begin
     end if;
     perform ops_private.reopen_log(new.run_id, new.project_id, new.seq);
     return new;
-end
-$$;
-
-CREATE FUNCTION ops_private.take_turn(p_project_id uuid) RETURNS void
-    LANGUAGE plpgsql
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$
-begin
-    update ops_private.turns as t set turn = nextval('ops_private.turn_seq') where t.project_id in (
-        select k.project_id from ops_private.turns as k
-        where k.project_id = p_project_id for no key update skip locked);
 end
 $$;
 
@@ -3145,9 +3130,10 @@ CREATE FUNCTION ops_private.worker_id_taken(p_worker_id text, p_instance_id uuid
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
 declare
+    v_caller constant text := ops_private.caller();
     v_owner constant text := (
         select i.db_role from ops_private.worker_ids as i
-        where i.worker_id = p_worker_id and i.db_role <> ops_private.caller()
+        where i.worker_id = p_worker_id and i.db_role <> v_caller
             and exists (select from pg_roles as r where r.rolname = i.db_role));
 begin
     if v_owner is not null and not ops_private.trusted() then
@@ -3568,13 +3554,13 @@ CREATE TRIGGER leave_queue AFTER DELETE ON ops.runs REFERENCING OLD TABLE AS del
 
 CREATE TRIGGER prepare_run BEFORE INSERT ON ops.runs FOR EACH ROW EXECUTE FUNCTION ops_private.prepare_run();
 
-CREATE TRIGGER record_run_change AFTER INSERT OR UPDATE OF status, scheduled_at, cancel_requested_at, created_at, priority, labels, concurrency_key ON ops.runs FOR EACH ROW EXECUTE FUNCTION ops_private.record_run_change();
+CREATE TRIGGER record_run_change AFTER UPDATE OF status, scheduled_at, cancel_requested_at, created_at, priority, labels, concurrency_key ON ops.runs FOR EACH ROW EXECUTE FUNCTION ops_private.record_run_change();
 
 CREATE TRIGGER set_giver BEFORE INSERT OR UPDATE OF role ON ops.project_memberships FOR EACH ROW EXECUTE FUNCTION ops_private.set_giver();
 
 CREATE TRIGGER set_project_of_run BEFORE INSERT OR UPDATE OF run_id, project_id ON ops.run_artifacts FOR EACH ROW EXECUTE FUNCTION ops_private.set_project_of_run();
 
-CREATE TRIGGER set_project_of_run BEFORE INSERT ON ops.run_events FOR EACH ROW EXECUTE FUNCTION ops_private.set_project_of_run();
+CREATE TRIGGER set_project_of_run BEFORE INSERT ON ops.run_events FOR EACH ROW WHEN (((new.project_id IS NULL) OR (pg_trigger_depth() = 0))) EXECUTE FUNCTION ops_private.set_project_of_run();
 
 CREATE TRIGGER set_run_of_changed_line BEFORE UPDATE OF run_id, project_id, seq, message ON ops.run_logs FOR EACH ROW EXECUTE FUNCTION ops_private.set_run_of_line();
 
@@ -4037,8 +4023,6 @@ REVOKE ALL ON FUNCTION ops_private.nothing_claimed(p_labels text[]) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.notify_idle_workers(p_labels text[]) FROM PUBLIC;
 
-REVOKE ALL ON FUNCTION ops_private.owns(p_lease ops_private.leases, p_worker_id text, p_instance_id uuid) FROM PUBLIC;
-
 REVOKE ALL ON FUNCTION ops_private.prepare_run() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.prunable(p_store text, p_worker_id text, p_logs_before timestamp with time zone, p_events_before timestamp with time zone) FROM PUBLIC;
@@ -4092,8 +4076,6 @@ REVOKE ALL ON FUNCTION ops_private.set_giver() FROM PUBLIC;
 REVOKE ALL ON FUNCTION ops_private.set_project_of_run() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.set_run_of_line() FROM PUBLIC;
-
-REVOKE ALL ON FUNCTION ops_private.take_turn(p_project_id uuid) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.touch_updated_at() FROM PUBLIC;
 

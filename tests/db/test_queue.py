@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import uuid
 from datetime import UTC, datetime
@@ -207,6 +208,19 @@ async def test_a_limited_project_has_no_more_active_runs_than_it_may(world: Worl
     await world.set_status(runs[0], "canceled")
     await next_of(wakes)
     assert (await world.claim())["run_id"] == str(runs[2])
+
+
+async def test_a_claim_locks_only_the_limit_of_the_project_whose_run_it_takes(world: World, connect: Connect) -> None:
+    first = await world.queue(priority=1)
+    other = await new_project(world.db, "other")
+    await world.queue(project_id=other, workflow_id=await new_workflow(world.db, other))
+    for project in (world.project, other):
+        await call(world.db, "limit_project", project, 2)
+    worker = await connect()
+    async with world.db.transaction():
+        await world.db.execute("select from ops_private.project_limits where project_id = $1 for update", other)
+        claim = await asyncio.wait_for(call(worker, "claim_next_run", WORKER, INSTANCE), 10)
+    assert claim["run_id"] == str(first)
 
 
 async def test_a_limit_of_queued_runs_is_the_projects_own(world: World) -> None:
