@@ -38,6 +38,8 @@ create table ops.workflows (
     unique (project_id, id)
 );
 
+-- Half of each page is left for updates. With a fillfactor of 70, one update in 40 found no room in its page and wrote
+-- all indexes, and a claim took a tenth longer.
 create table ops.runs (
     id uuid primary key default gen_random_uuid(),
     project_id uuid not null references ops.projects (id) on delete cascade,
@@ -69,7 +71,7 @@ create table ops.runs (
     unique (project_id, run_number),
     constraint runs_workflow_of_project_fkey foreign key (project_id, workflow_id)
         references ops.workflows (project_id, id) on delete cascade
-) with (fillfactor = 70);
+) with (fillfactor = 50);
 
 comment on column ops.runs.run_number is 'Counts 1, 2, 3 and so on within the project, without gaps.';
 comment on column ops.runs.status is 'One of queued, claimed, running, succeeded, failed and canceled.';

@@ -984,7 +984,7 @@ CREATE TABLE ops.runs (
     reason text,
     container_id text
 )
-WITH (fillfactor='70');
+WITH (fillfactor='50');
 
 COMMENT ON COLUMN ops.runs.run_number IS 'Counts 1, 2, 3 and so on within the project, without gaps.';
 
