@@ -107,34 +107,36 @@ begin
 end
 $$;
 
--- Puts new runs into their lanes. The caller holds the lock of the counter of their projects. A new plan for each call
--- would cost more than the call.
+-- Puts new runs into their lanes, and makes the lanes that are missing. The caller holds the lock of the counter of
+-- their projects. A new plan for each call would cost more than the call.
 create function ops_private.queue_new_runs(p_run_ids uuid[]) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off
     set plan_cache_mode = force_generic_plan
 as $$
+declare
+    v_queued bigint;
 begin
-    insert into ops_private.lanes as l (project_id, priority, labels, concurrency_key, digest)
-    select distinct on (r.project_id, d.digest) r.project_id, r.priority, r.labels, r.concurrency_key, d.digest
-    from ops.runs as r
-    cross join lateral ops_private.lane_digest(r.priority, r.labels, r.concurrency_key) as d (digest)
-    where r.id = any (p_run_ids)
-        and not exists (
-            select from ops_private.lanes as k where k.project_id = r.project_id and k.digest = d.digest)
-    order by r.project_id, d.digest
-    on conflict (project_id, digest) do nothing;
-    if found then
+    for v_try in 1 .. 2 loop
+        insert into ops_private.queued as q (run_id, lane_id, scheduled_at, created_at, run_number)
+        select r.id, l.lane_id, r.scheduled_at, r.created_at, r.run_number
+        from ops.runs as r
+        join ops_private.lanes as l on l.project_id = r.project_id
+            and l.digest = ops_private.lane_digest(r.priority, r.labels, r.concurrency_key)
+        where r.id = any (p_run_ids)
+        on conflict (run_id) do nothing;
+        get diagnostics v_queued = row_count;
+        exit when v_try = 2 or v_queued = cardinality(p_run_ids);
+        insert into ops_private.lanes as l (project_id, priority, labels, concurrency_key, digest)
+        select distinct on (r.project_id, d.digest) r.project_id, r.priority, r.labels, r.concurrency_key, d.digest
+        from ops.runs as r
+        cross join lateral ops_private.lane_digest(r.priority, r.labels, r.concurrency_key) as d (digest)
+        where r.id = any (p_run_ids)
+        order by r.project_id, d.digest
+        on conflict (project_id, digest) do nothing;
         insert into ops_private.turns as t (project_id)
         select distinct r.project_id from ops.runs as r where r.id = any (p_run_ids)
         on conflict (project_id) do nothing;
-    end if;
-    insert into ops_private.queued as q (run_id, lane_id, scheduled_at, created_at, run_number)
-    select r.id, l.lane_id, r.scheduled_at, r.created_at, r.run_number
-    from ops.runs as r
-    join ops_private.lanes as l on l.project_id = r.project_id
-        and l.digest = ops_private.lane_digest(r.priority, r.labels, r.concurrency_key)
-    where r.id = any (p_run_ids)
-    on conflict (run_id) do nothing;
+    end loop;
 end
 $$;
 

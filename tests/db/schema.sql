@@ -1667,32 +1667,46 @@ CREATE FUNCTION ops_private.count_runs() RETURNS trigger
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 declare
-    v_full integer;
+    v_payload constant jsonb := jsonb_build_object('actor', ops_private.actor());
+    v_run_ids uuid[];
+    v_due integer;
+    v_to_count uuid[];
+    v_full uuid;
 begin
-    update ops_private.run_counters as c set last = f.last
-    from (select i.project_id, max(i.run_number) as last from inserted as i group by i.project_id) as f
-    where c.project_id = f.project_id;
     insert into ops.run_events (run_id, project_id, event_type, message, payload)
-    select i.id, i.project_id, 'info', 'queued', jsonb_build_object('actor', ops_private.actor())
-    from inserted as i order by i.run_number;
-    perform ops_private.queue_new_runs(array(select i.id from inserted as i));
-    if (select count(*) from inserted as i where i.scheduled_at is null) > 1 then
-        perform pg_notify('ops_queue', '');
-    else
+    select i.id, i.project_id, 'info', 'queued', v_payload from inserted as i order by i.run_number;
+    select array_agg(i.id), count(*) filter (where i.scheduled_at is null) into v_run_ids, v_due
+    from inserted as i;
+    if v_run_ids is null then
+        return null;  -- `on conflict do nothing` skipped every row
+    end if;
+    with counted as (
+        update ops_private.run_counters as c
+        set last = f.last,
+            counted = case
+                when f.is_counted and f.last - c.counted >= greatest(ops_private.max_queued_runs(c.project_id) / 1000, 1)
+                then f.last else c.counted end
+        from (
+            select i.project_id, max(i.run_number) as last, bool_or(i.retry_of is null) as is_counted
+            from inserted as i group by i.project_id
+        ) as f
+        where c.project_id = f.project_id
+        returning c.project_id, c.counted = c.last as is_due
+    )
+    select array_agg(k.project_id) filter (where k.is_due) into v_to_count from counted as k;
+    perform ops_private.queue_new_runs(v_run_ids);
+    if v_due = 1 then
         perform ops_private.notify_idle_workers(i.labels) from inserted as i where i.scheduled_at is null;
+    elsif v_due > 1 then
+        perform pg_notify('ops_queue', '');
     end if;
 
-    with counted as (
-        update ops_private.run_counters as c set counted = c.last
-        where c.last - c.counted >= greatest(ops_private.max_queued_runs(c.project_id) / 1000, 1)
-            and c.project_id in (select i.project_id from inserted as i where i.retry_of is null)
-        returning case when ops_private.queue_is_full(c.project_id, 1) then
-            ops_private.max_queued_runs(c.project_id) end as is_full
-    )
-    select max(k.is_full) into v_full from counted as k;
-    if v_full is not null then
-        raise exception 'the queue of the project is full: at most % runs (max_queued_runs)', v_full
-            using errcode = 'OPS04';
+    if v_to_count is not null then
+        select p.id into v_full from unnest(v_to_count) as p (id) where ops_private.queue_is_full(p.id, 1) limit 1;
+        if found then
+            raise exception 'the queue of the project is full: at most % runs (max_queued_runs)',
+                ops_private.max_queued_runs(v_full) using errcode = 'OPS04';
+        end if;
     end if;
     return null;
 end
@@ -2267,13 +2281,14 @@ CREATE FUNCTION ops_private.lock_queue(p_project_id uuid) RETURNS integer
 declare
     v_last integer;
 begin
-    perform from ops.projects as p where p.id = p_project_id for key share;
+    select c.last into v_last
+    from ops.projects as p
+    join ops_private.run_counters as c on c.project_id = p.id
+    where p.id = p_project_id
+    for key share of p for update of c;
     if not found then
-        return null;
-    end if;
-    select c.last into v_last from ops_private.run_counters as c where c.project_id = p_project_id for update;
-    if not found then
-        insert into ops_private.run_counters as c (project_id, last) values (p_project_id, 0)
+        insert into ops_private.run_counters as c (project_id, last)
+        select p.id, 0 from ops.projects as p where p.id = p_project_id for key share
         on conflict (project_id) do update set last = c.last
         returning c.last into v_last;
     end if;
@@ -2455,15 +2470,17 @@ CREATE FUNCTION ops_private.prepare_run() RETURNS trigger
     SET enable_seqscan TO 'off'
     AS $$
 declare
-    v_config jsonb;
+    v_caller constant text := ops_private.caller();
     v_last integer;
+    v_highest integer;
+    v_config jsonb;
     v_wrong text;
 begin
     -- The policy checks the same, but only after this trigger: without this check a user without a role could learn
     -- from the error or from a wait whether a project exists. A role without the right to insert comes from a
     -- function, which has checked already.
     if not ops_private.trusted()
-        and has_any_column_privilege(ops_private.caller()::name, tg_relid, 'insert')
+        and has_any_column_privilege(v_caller::name, tg_relid, 'insert')
         and new.project_id <> all (array(select ops_private.my_projects('developer'))) then
         raise exception 'new row violates row-level security policy for table "runs"'
             using errcode = 'insufficient_privilege';
@@ -2471,34 +2488,34 @@ begin
     if new.status <> 'queued' then
         raise exception 'a run begins as queued, not as %', new.status using errcode = 'OPS01';
     end if;
-    if ops_private.caller() = 'authenticated' then
+    if v_caller = 'authenticated' then
         new.created_by := ops.current_user_id();
     end if;
 
     v_last := ops_private.lock_queue(new.project_id);
-    if v_last is null then
-        new.run_number := 1;
-        return new;  -- the foreign key refuses the row
-    end if;
     -- earlier rows of the same statement have numbers above the counter
-    select r.run_number into new.run_number from ops.runs as r
-    where r.project_id = new.project_id
-    order by r.run_number desc limit 1;
-    new.run_number := greatest(v_last, new.run_number) + 1;
-
-    select w.config into v_config from ops.workflows as w
-    where w.id = new.workflow_id and w.project_id = new.project_id;
+    select w.config, (
+        select r.run_number from ops.runs as r where r.project_id = new.project_id order by r.run_number desc limit 1)
+    into v_config, v_highest
+    from (values (true)) as one
+    left join ops.workflows as w on w.id = new.workflow_id and w.project_id = new.project_id;
+    new.run_number := coalesce(greatest(v_last, v_highest), 0) + 1;
     if v_config is null or new.retry_of is not null then
         return new;  -- a retry keeps the values of the first attempt; without a workflow the foreign key refuses
     end if;
-    v_wrong := coalesce(ops_private.bad_config(v_config), ops_private.bad_metadata(new.metadata, v_config));
+    if new.metadata <> '{}' then
+        v_wrong := ops_private.bad_metadata(new.metadata, v_config);
+    end if;
+    if v_config ?| '{priority,labels,concurrency_key,retry}' then
+        v_wrong := coalesce(ops_private.bad_config(v_config), v_wrong);
+    end if;
     if v_wrong is not null then
         raise exception '%', v_wrong using errcode = 'check_violation';
     end if;
     if new.priority = 0 then
         new.priority := coalesce((v_config ->> 'priority')::integer, 0);
     end if;
-    if new.labels = '{}' then
+    if new.labels = '{}' and v_config ? 'labels' then
         new.labels := array(select jsonb_array_elements_text(v_config -> 'labels'));
     end if;
     new.concurrency_key := coalesce(new.concurrency_key, nullif(v_config ->> 'concurrency_key', ''));
@@ -2607,28 +2624,30 @@ CREATE FUNCTION ops_private.queue_new_runs(p_run_ids uuid[]) RETURNS void
     SET enable_seqscan TO 'off'
     SET plan_cache_mode TO 'force_generic_plan'
     AS $$
+declare
+    v_queued bigint;
 begin
-    insert into ops_private.lanes as l (project_id, priority, labels, concurrency_key, digest)
-    select distinct on (r.project_id, d.digest) r.project_id, r.priority, r.labels, r.concurrency_key, d.digest
-    from ops.runs as r
-    cross join lateral ops_private.lane_digest(r.priority, r.labels, r.concurrency_key) as d (digest)
-    where r.id = any (p_run_ids)
-        and not exists (
-            select from ops_private.lanes as k where k.project_id = r.project_id and k.digest = d.digest)
-    order by r.project_id, d.digest
-    on conflict (project_id, digest) do nothing;
-    if found then
+    for v_try in 1 .. 2 loop
+        insert into ops_private.queued as q (run_id, lane_id, scheduled_at, created_at, run_number)
+        select r.id, l.lane_id, r.scheduled_at, r.created_at, r.run_number
+        from ops.runs as r
+        join ops_private.lanes as l on l.project_id = r.project_id
+            and l.digest = ops_private.lane_digest(r.priority, r.labels, r.concurrency_key)
+        where r.id = any (p_run_ids)
+        on conflict (run_id) do nothing;
+        get diagnostics v_queued = row_count;
+        exit when v_try = 2 or v_queued = cardinality(p_run_ids);
+        insert into ops_private.lanes as l (project_id, priority, labels, concurrency_key, digest)
+        select distinct on (r.project_id, d.digest) r.project_id, r.priority, r.labels, r.concurrency_key, d.digest
+        from ops.runs as r
+        cross join lateral ops_private.lane_digest(r.priority, r.labels, r.concurrency_key) as d (digest)
+        where r.id = any (p_run_ids)
+        order by r.project_id, d.digest
+        on conflict (project_id, digest) do nothing;
         insert into ops_private.turns as t (project_id)
         select distinct r.project_id from ops.runs as r where r.id = any (p_run_ids)
         on conflict (project_id) do nothing;
-    end if;
-    insert into ops_private.queued as q (run_id, lane_id, scheduled_at, created_at, run_number)
-    select r.id, l.lane_id, r.scheduled_at, r.created_at, r.run_number
-    from ops.runs as r
-    join ops_private.lanes as l on l.project_id = r.project_id
-        and l.digest = ops_private.lane_digest(r.priority, r.labels, r.concurrency_key)
-    where r.id = any (p_run_ids)
-    on conflict (run_id) do nothing;
+    end loop;
 end
 $$;
 
@@ -3012,13 +3031,13 @@ CREATE FUNCTION ops_private.trusted() RETURNS boolean
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
+declare
+    v_caller constant name := ops_private.caller();
 begin
-    return pg_has_role(
-            ops_private.caller()::name,
-            (select n.nspowner from pg_namespace as n where n.nspname = 'ops'), 'usage')
-        or exists (
-            select from pg_roles as r
-            where r.rolname = 'service_role' and pg_has_role(ops_private.caller()::name, r.oid, 'usage'));
+    if pg_has_role(v_caller, to_regrole('service_role'), 'usage') then
+        return true;
+    end if;
+    return pg_has_role(v_caller, (select n.nspowner from pg_namespace as n where n.nspname = 'ops'), 'usage');
 end
 $$;
 
