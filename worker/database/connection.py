@@ -31,6 +31,9 @@ TRANSIENT = (
     asyncpg.ReadOnlySQLTransactionError,  # connected to the old primary after a failover
     asyncpg.LockNotAvailableError,
     asyncpg.PostgresSystemError,  # class 58: the server's disk
+    # The address leads to a transaction pooler now; the pool keeps its statements prepared until `listen` finds out.
+    asyncpg.InvalidSQLStatementNameError,
+    asyncpg.DuplicatePreparedStatementError,
     # The password was changed, or the role or the database is gone. An operator may mend that while containers run.
     asyncpg.InvalidAuthorizationSpecificationError,  # class 28
     asyncpg.InvalidCatalogNameError,

@@ -35,7 +35,8 @@ PASSING: list[Exception] = [
     asyncpg.CannotConnectNowError("starting up"), asyncpg.QueryCanceledError("statement timeout"),
     asyncpg.SerializationError("could not serialize"), asyncpg.DeadlockDetectedError("deadlock"),
     asyncpg.ReadOnlySQLTransactionError("after a failover"), asyncpg.LockNotAvailableError("lock timeout"),
-    asyncpg.PostgresIOError("could not read block"),
+    asyncpg.PostgresIOError("could not read block"), asyncpg.InvalidSQLStatementNameError("no such statement"),
+    asyncpg.DuplicatePreparedStatementError("already prepared"),
 ]  # fmt: skip
 LASTING: list[Exception] = [
     asyncpg.UndefinedFunctionError("no such function"), asyncpg.InsufficientPrivilegeError("permission denied"),
