@@ -198,6 +198,7 @@ export type Database = {
             created_at: string;
             created_by: string | null;
             error_message: string | null;
+            errors: number;
             exit_code: number | null;
             finished_at: string | null;
             id: string;
@@ -212,7 +213,9 @@ export type Database = {
             scheduled_at: string | null;
             started_at: string | null;
             status: string;
+            tests: Json | null;
             updated_at: string;
+            warnings: number;
             workflow_id: string;
           } | null;
         };
@@ -254,6 +257,7 @@ export type Database = {
           created_at: string;
           created_by: string | null;
           error_message: string | null;
+          errors: number;
           exit_code: number | null;
           finished_at: string | null;
           id: string;
@@ -268,7 +272,9 @@ export type Database = {
           scheduled_at: string | null;
           started_at: string | null;
           status: string;
+          tests: Json | null;
           updated_at: string;
+          warnings: number;
           workflow_id: string;
           run_logs: {
             created_at: string;
@@ -295,6 +301,7 @@ export type Database = {
           created_at?: string;
           created_by?: string | null;
           error_message?: string | null;
+          errors?: number;
           exit_code?: number | null;
           finished_at?: string | null;
           id?: string;
@@ -309,7 +316,9 @@ export type Database = {
           scheduled_at?: string | null;
           started_at?: string | null;
           status?: string;
+          tests?: Json | null;
           updated_at?: string;
+          warnings?: number;
           workflow_id: string;
         };
         Update: {
@@ -324,6 +333,7 @@ export type Database = {
           created_at?: string;
           created_by?: string | null;
           error_message?: string | null;
+          errors?: number;
           exit_code?: number | null;
           finished_at?: string | null;
           id?: string;
@@ -338,7 +348,9 @@ export type Database = {
           scheduled_at?: string | null;
           started_at?: string | null;
           status?: string;
+          tests?: Json | null;
           updated_at?: string;
+          warnings?: number;
           workflow_id?: string;
         };
         Relationships: [
@@ -635,6 +647,10 @@ export type Database = {
         };
         Returns: Json;
       };
+      record_report: {
+        Args: { p_instance_id: string; p_run_id: string; p_summary?: string; p_tests?: Json; p_worker_id: string };
+        Returns: Json;
+      };
       register_worker: {
         Args: {
           p_engine_id?: string;
@@ -674,6 +690,7 @@ export type Database = {
           isSetofReturn: true;
         };
       };
+      run_summary: { Args: { p_run_id: string }; Returns: string };
       runs: {
         Args: {
           p_line: Omit<
@@ -693,6 +710,7 @@ export type Database = {
           created_at: string;
           created_by: string | null;
           error_message: string | null;
+          errors: number;
           exit_code: number | null;
           finished_at: string | null;
           id: string;
@@ -707,7 +725,9 @@ export type Database = {
           scheduled_at: string | null;
           started_at: string | null;
           status: string;
+          tests: Json | null;
           updated_at: string;
+          warnings: number;
           workflow_id: string;
         };
         SetofOptions: {

@@ -68,6 +68,9 @@ create table ops.runs (
     attempt integer not null default 1,
     reason text,
     container_id text,
+    warnings integer not null default 0,
+    errors integer not null default 0,
+    tests jsonb,
     unique (project_id, run_number),
     constraint runs_workflow_of_project_fkey foreign key (project_id, workflow_id)
         references ops.workflows (project_id, id) on delete cascade
@@ -80,6 +83,9 @@ comment on column ops.runs.claim_count is 'How many claims and adoptions the run
 comment on column ops.runs.created_by is 'The signed-in user who queued the run; null for other callers.';
 comment on column ops.runs.reason is 'The reason of the last change of status, in one word.';
 comment on column ops.runs.container_id is 'The container of the run; a run has at most one.';
+comment on column ops.runs.warnings is 'How many lines of level warn the log had when the run ended; errors: of level error.';
+comment on column ops.runs.tests is
+    'Of the JUnit files in /artifacts: how many tests passed, failed, were skipped, and the first failing names.';
 
 -- project_id repeats the project of the run, so that row policies need no join; a trigger fills it.
 create table ops.run_events (
@@ -108,6 +114,12 @@ create table ops.run_artifacts (
     created_at timestamptz not null default now(),
     project_id uuid not null,
     unique (run_id, artifact_key)
+);
+
+-- The file summary.md in /artifacts. Not a column of ops.runs, whose rows Realtime sends.
+create table ops_private.run_summaries (
+    run_id uuid primary key references ops.runs (id) on delete cascade,
+    summary text not null check (octet_length(summary) <= 1048576)
 );
 
 -- Lines of the container's journal have numbers from 1. A line without a number gets one from this sequence. Its first

@@ -354,6 +354,11 @@ begin
     insert into ops.run_logs (run_id, project_id, log_level, message, metadata, "timestamp")
     values (p_run_id, v_project_id, p_level, p_message, coalesce(p_metadata, '{}'), v_now);
     perform set_config('ops.appending', 'off', true);
+    if p_level in ('warn', 'error') then
+        update ops_private.log_tails as t
+        set warnings = t.warnings + (p_level = 'warn')::integer, errors = t.errors + (p_level = 'error')::integer
+        where t.run_id = p_run_id;
+    end if;
     return jsonb_build_object('success', true, 'timestamp', v_now);
 end
 $$;
@@ -406,6 +411,7 @@ declare
     v_tail bigint;
     v_position bigint;
     v_stored integer;
+    v_levels text;
 begin
     if v_refusal is not null then
         return v_refusal;
@@ -435,19 +441,24 @@ begin
     if v_stored = 0 then
         return jsonb_build_object('success', true, 'stored', 0, 'position', v_position);
     end if;
-
     if p_words is not null then
         perform ops_private.add_log_blocks(p_run_id, v_project_id, v_tail, v_end - v_stored);
         insert into ops_private.log_blocks (run_id, first_seq, last_seq, first_at, last_at, lines, words)
         select p_run_id, v_end - v_stored, v_end - 1, min(t.written), max(t.written), v_stored,
             array_to_tsvector(v_words || v_project_id::text)
         from unnest(p_timestamps) as t (written);
+        v_tail := v_end;
     elsif v_end - v_tail >= 1000 then
         perform ops_private.add_log_blocks(p_run_id, v_project_id, v_tail, v_end);
-    else
-        return jsonb_build_object('success', true, 'stored', v_stored, 'position', v_end - 1);
+        v_tail := v_end;
     end if;
-    update ops_private.log_tails as t set from_seq = v_end where t.run_id = p_run_id;
+    v_levels := lower(right(p_marks, v_stored));
+    if v_tail = v_end or v_levels ~ '[we]' then
+        update ops_private.log_tails as t
+        set from_seq = v_tail, warnings = t.warnings + length(v_levels) - length(replace(v_levels, 'w', '')),
+            errors = t.errors + length(v_levels) - length(replace(v_levels, 'e', ''))
+        where t.run_id = p_run_id;
+    end if;
     return jsonb_build_object('success', true, 'stored', v_stored, 'position', v_end - 1);
 end
 $$;
@@ -501,6 +512,56 @@ begin
 end
 $$;
 
+-- What is wrong with the tests of a report; null if nothing is.
+create function ops_private.bad_tests(p_tests jsonb) returns text
+language plpgsql immutable set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_count text;
+begin
+    if p_tests is null then
+        return null;
+    elsif jsonb_typeof(p_tests) <> 'object' or p_tests - '{passed,failed,skipped,failing}'::text[] <> '{}' then
+        return 'the tests must be an object with passed, failed, skipped and failing';
+    end if;
+    foreach v_count in array '{passed,failed,skipped}'::text[] loop
+        if ops_private.is_whole_number(p_tests -> v_count, 0, 2147483647) is not true then
+            return format('the tests.%s must be a number from 0 to 2147483647', v_count);
+        end if;
+    end loop;
+    if jsonb_typeof(p_tests -> 'failing') is distinct from 'array' or octet_length(p_tests ->> 'failing') > 65536
+        or jsonb_path_exists(p_tests, '$.failing[*] ? (@.type() != "string")') then
+        return 'the tests.failing must be a list of texts, of at most 65536 bytes';
+    end if;
+    return null;
+end
+$$;
+
+-- Records what the artifacts say about the run, or replaces it: the tests of its JUnit files, and its summary.
+create function ops.record_report(
+    p_run_id uuid, p_worker_id text, p_instance_id uuid, p_tests jsonb default null, p_summary text default null
+) returns jsonb
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_refusal constant jsonb := ops_private.check_run(p_run_id, p_worker_id, p_instance_id, '{running}');
+    v_wrong constant text := case
+        when octet_length(p_summary) > 1048576 then 'the summary must be a text of at most 1048576 bytes'
+        else ops_private.bad_tests(p_tests) end;
+begin
+    if v_refusal is not null then
+        return v_refusal;
+    end if;
+    if v_wrong is not null then
+        return ops_private.refusal('bad_argument', v_wrong);
+    end if;
+    update ops.runs as r set tests = p_tests where r.id = p_run_id and r.tests is distinct from p_tests;
+    delete from ops_private.run_summaries as s where s.run_id = p_run_id;
+    insert into ops_private.run_summaries (run_id, summary) select p_run_id, p_summary where p_summary is not null;
+    return jsonb_build_object('success', true);
+end
+$$;
+
 create function ops.add_run_event(
     p_run_id uuid,
     p_event_type text,
@@ -539,5 +600,6 @@ $$;
 revoke execute on all functions in schema ops_private from public;
 revoke execute on function
     ops.claim_next_run, ops.unclaimable_runs, ops.start_workflow_run, ops.complete_workflow_run, ops.release_run,
-    ops.record_container, ops.append_run_log, ops.append_run_logs, ops.add_run_artifact, ops.add_run_event
+    ops.record_container, ops.append_run_log, ops.append_run_logs, ops.add_run_artifact, ops.record_report,
+    ops.add_run_event
 from public;

@@ -59,12 +59,14 @@ create table ops_private.log_blocks (
 
 create index log_blocks_words_idx on ops_private.log_blocks using gin (words);
 
--- The lines of the run from from_seq on are in no block. The row is also what the appends to one log lock, so that they
+-- The lines of the run from from_seq on are in no block; and how many lines of these levels it has. The row is also what the appends to one log lock, so that they
 -- take turns; a heartbeat locks the lease, and waits for none of them.
 create table ops_private.log_tails (
     run_id uuid primary key references ops.runs (id) on delete cascade,
     project_id uuid not null,
-    from_seq bigint not null default 1
+    from_seq bigint not null default 1,
+    warnings integer not null default 0,
+    errors integer not null default 0
 ) with (fillfactor = 50);
 
 create index log_tails_project_idx on ops_private.log_tails (project_id);

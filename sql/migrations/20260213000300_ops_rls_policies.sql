@@ -164,5 +164,6 @@ grant execute on function ops.shut_out_worker to service_role;
 grant execute on function
     ops.register_worker, ops.unregister_worker, ops.heartbeat, ops.adopt_run, ops.adoptable_runs, ops.reap,
     ops.claim_next_run, ops.unclaimable_runs, ops.start_workflow_run, ops.complete_workflow_run, ops.release_run,
-    ops.record_container, ops.append_run_log, ops.append_run_logs, ops.add_run_artifact, ops.add_run_event
+    ops.record_container, ops.append_run_log, ops.append_run_logs, ops.add_run_artifact, ops.record_report,
+    ops.add_run_event
 to ops_worker, service_role;

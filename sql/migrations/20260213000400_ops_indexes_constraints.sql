@@ -102,6 +102,8 @@ declare
             when p_run.run_number <= 0 then 'run_number_check'
             when p_run.claim_count < 0 then 'claim_count_check'
             when p_run.attempt <= 0 then 'attempt_check'
+            when p_run.warnings < 0 or p_run.errors < 0 then 'counts_check'
+            when jsonb_typeof(p_run.tests) <> 'object' then 'tests_check'
             when octet_length(p_run.idempotency_key) > 300 or octet_length(p_run.claimed_by) > 200
                 or length(p_run.error_message) > 10000 then 'texts_fit'
         end,
@@ -310,6 +312,7 @@ language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_now constant timestamptz := ops_private.current_time();
+    v_tail ops_private.log_tails;
 begin
     new.updated_at := v_now;
     if new.project_id <> old.project_id or new.run_number <> old.run_number then
@@ -340,6 +343,9 @@ begin
         new.started_at := coalesce(new.started_at, v_now);
     else
         new.finished_at := coalesce(new.finished_at, v_now);
+        select t.* into v_tail from ops_private.log_tails as t where t.run_id = new.id;
+        new.warnings := coalesce(v_tail.warnings, 0);
+        new.errors := coalesce(v_tail.errors, 0);
         if new.status = 'succeeded' then
             new.exit_code := coalesce(new.exit_code, 0);
         end if;

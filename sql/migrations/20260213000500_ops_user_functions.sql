@@ -434,6 +434,25 @@ begin atomic
     select a from ops_private.applicable_advisories(p_from, p_to) as a;
 end;
 
+-- The file summary.md in the artifacts of a run; null if there is none, or the caller may not read the run.
+create function ops_private.run_summary(p_run_id uuid) returns text
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return (
+        select s.summary from ops_private.run_summaries as s
+        join ops.runs as r on r.id = s.run_id
+        where s.run_id = p_run_id
+            and (ops_private.trusted() or r.project_id = any (array(select ops_private.my_projects()))));
+end
+$$;
+
+create function ops.run_summary(p_run_id uuid) returns text
+language sql stable set search_path = pg_catalog, pg_temp
+begin atomic
+    select ops_private.run_summary(p_run_id);
+end;
+
 -- The relation between a run and its lines, for PostgREST, which finds it by a foreign key otherwise. Row policies apply.
 create function ops.runs(p_line ops.run_logs) returns setof ops.runs
 language sql stable rows 1 set search_path = pg_catalog, pg_temp
@@ -453,14 +472,14 @@ revoke execute on all functions in schema ops_private from public;
 revoke execute on function
     ops.enqueue_run, ops.retry_run, ops.cancel_run, ops.list_queued_runs, ops.search_run_logs,
     ops.applicable_advisories, ops.pause_project, ops.resume_project, ops.pause_queue, ops.resume_queue,
-    ops.limit_project, ops.runs, ops.run_logs
+    ops.limit_project, ops.run_summary, ops.runs, ops.run_logs
 from public;
 
 grant execute on function
     ops.enqueue_run, ops.retry_run, ops.cancel_run, ops.list_queued_runs, ops.search_run_logs,
-    ops.applicable_advisories, ops.pause_project, ops.resume_project, ops.runs, ops.run_logs,
+    ops.applicable_advisories, ops.pause_project, ops.resume_project, ops.run_summary, ops.runs, ops.run_logs,
     ops_private.enqueue_run, ops_private.retry_run, ops_private.cancel_run, ops_private.list_queued_runs,
-    ops_private.applicable_advisories, ops_private.pause_project
+    ops_private.applicable_advisories, ops_private.pause_project, ops_private.run_summary
 to authenticated, service_role;
 
 grant execute on function

@@ -9,7 +9,7 @@ drop table
     ops.project_memberships, ops.upgrade_advisories, ops.tools,
     ops.run_logs, ops.run_artifacts, ops.run_events,
     ops_private.leases, ops_private.workers, ops_private.worker_ids, ops_private.pending_retries,
-    ops_private.run_counters, ops_private.control,
+    ops_private.run_counters, ops_private.run_summaries, ops_private.control,
     ops.runs, ops.workflows, ops.projects;
 drop sequence ops_private.run_log_seq;
 

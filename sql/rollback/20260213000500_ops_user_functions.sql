@@ -4,7 +4,7 @@
 -- applied again, each of those keys is refused as used for another request.
 
 drop function
-    ops.run_logs, ops.runs,
+    ops.run_logs, ops.runs, ops.run_summary, ops_private.run_summary,
     ops.limit_project, ops.resume_queue, ops.pause_queue, ops.resume_project, ops.pause_project,
     ops_private.limit_project, ops_private.pause_queue, ops_private.pause_project, ops.applicable_advisories,
     ops.search_run_logs, ops.list_queued_runs, ops.cancel_run, ops.retry_run, ops.enqueue_run, ops_private.cancel_run, ops_private.applicable_advisories, ops_private.version_key,

@@ -155,6 +155,11 @@ begin
     insert into ops.run_logs (run_id, project_id, log_level, message, metadata, "timestamp")
     values (p_run_id, v_project_id, p_level, p_message, coalesce(p_metadata, '{}'), v_now);
     perform set_config('ops.appending', 'off', true);
+    if p_level in ('warn', 'error') then
+        update ops_private.log_tails as t
+        set warnings = t.warnings + (p_level = 'warn')::integer, errors = t.errors + (p_level = 'error')::integer
+        where t.run_id = p_run_id;
+    end if;
     return jsonb_build_object('success', true, 'timestamp', v_now);
 end
 $$;
@@ -192,6 +197,7 @@ declare
     v_tail bigint;
     v_position bigint;
     v_stored integer;
+    v_levels text;
 begin
     if v_refusal is not null then
         return v_refusal;
@@ -221,19 +227,24 @@ begin
     if v_stored = 0 then
         return jsonb_build_object('success', true, 'stored', 0, 'position', v_position);
     end if;
-
     if p_words is not null then
         perform ops_private.add_log_blocks(p_run_id, v_project_id, v_tail, v_end - v_stored);
         insert into ops_private.log_blocks (run_id, first_seq, last_seq, first_at, last_at, lines, words)
         select p_run_id, v_end - v_stored, v_end - 1, min(t.written), max(t.written), v_stored,
             array_to_tsvector(v_words || v_project_id::text)
         from unnest(p_timestamps) as t (written);
+        v_tail := v_end;
     elsif v_end - v_tail >= 1000 then
         perform ops_private.add_log_blocks(p_run_id, v_project_id, v_tail, v_end);
-    else
-        return jsonb_build_object('success', true, 'stored', v_stored, 'position', v_end - 1);
+        v_tail := v_end;
     end if;
-    update ops_private.log_tails as t set from_seq = v_end where t.run_id = p_run_id;
+    v_levels := lower(right(p_marks, v_stored));
+    if v_tail = v_end or v_levels ~ '[we]' then
+        update ops_private.log_tails as t
+        set from_seq = v_tail, warnings = t.warnings + length(v_levels) - length(replace(v_levels, 'w', '')),
+            errors = t.errors + length(v_levels) - length(replace(v_levels, 'e', ''))
+        where t.run_id = p_run_id;
+    end if;
     return jsonb_build_object('success', true, 'stored', v_stored, 'position', v_end - 1);
 end
 $$;
@@ -788,6 +799,29 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops.record_report(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_tests jsonb DEFAULT NULL::jsonb, p_summary text DEFAULT NULL::text) RETURNS jsonb
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_refusal constant jsonb := ops_private.check_run(p_run_id, p_worker_id, p_instance_id, '{running}');
+    v_wrong constant text := case
+        when octet_length(p_summary) > 1048576 then 'the summary must be a text of at most 1048576 bytes'
+        else ops_private.bad_tests(p_tests) end;
+begin
+    if v_refusal is not null then
+        return v_refusal;
+    end if;
+    if v_wrong is not null then
+        return ops_private.refusal('bad_argument', v_wrong);
+    end if;
+    update ops.runs as r set tests = p_tests where r.id = p_run_id and r.tests is distinct from p_tests;
+    delete from ops_private.run_summaries as s where s.run_id = p_run_id;
+    insert into ops_private.run_summaries (run_id, summary) select p_run_id, p_summary where p_summary is not null;
+    return jsonb_build_object('success', true);
+end
+$$;
+
 CREATE FUNCTION ops.register_worker(p_worker_id text, p_instance_id uuid, p_host_id text DEFAULT NULL::text, p_engine_id text DEFAULT NULL::text, p_version text DEFAULT NULL::text, p_labels text[] DEFAULT '{}'::text[], p_lease_seconds integer DEFAULT 60, p_takeover boolean DEFAULT false) RETURNS jsonb
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -982,7 +1016,10 @@ CREATE TABLE ops.runs (
     retry_of uuid,
     attempt integer DEFAULT 1 NOT NULL,
     reason text,
-    container_id text
+    container_id text,
+    warnings integer DEFAULT 0 NOT NULL,
+    errors integer DEFAULT 0 NOT NULL,
+    tests jsonb
 )
 WITH (fillfactor='50');
 
@@ -1000,6 +1037,10 @@ COMMENT ON COLUMN ops.runs.reason IS 'The reason of the last change of status, i
 
 COMMENT ON COLUMN ops.runs.container_id IS 'The container of the run; a run has at most one.';
 
+COMMENT ON COLUMN ops.runs.warnings IS 'How many lines of level warn the log had when the run ended; errors: of level error.';
+
+COMMENT ON COLUMN ops.runs.tests IS 'Of the JUnit files in /artifacts: how many tests passed, failed, were skipped, and the first failing names.';
+
 CREATE FUNCTION ops.run_logs(p_run ops.runs) RETURNS SETOF ops.run_logs
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1015,6 +1056,26 @@ CREATE FUNCTION ops.run_logs(p_run ops.runs) RETURNS SETOF ops.run_logs
      g.project_id
     FROM ops.run_logs g
    WHERE (g.run_id = (run_logs.p_run).id);
+END;
+
+CREATE FUNCTION ops_private.run_summary(p_run_id uuid) RETURNS text
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return (
+        select s.summary from ops_private.run_summaries as s
+        join ops.runs as r on r.id = s.run_id
+        where s.run_id = p_run_id
+            and (ops_private.trusted() or r.project_id = any (array(select ops_private.my_projects()))));
+end
+$$;
+
+CREATE FUNCTION ops.run_summary(p_run_id uuid) RETURNS text
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    BEGIN ATOMIC
+ SELECT ops_private.run_summary(p_run_id) AS run_summary;
 END;
 
 CREATE FUNCTION ops.runs(p_line ops.run_logs) RETURNS SETOF ops.runs
@@ -1047,7 +1108,10 @@ CREATE FUNCTION ops.runs(p_line ops.run_logs) RETURNS SETOF ops.runs
      r.retry_of,
      r.attempt,
      r.reason,
-     r.container_id
+     r.container_id,
+     r.warnings,
+     r.errors,
+     r.tests
     FROM ops.runs r
    WHERE (r.id = (runs.p_line).run_id);
 END;
@@ -1479,6 +1543,31 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.bad_tests(p_tests jsonb) RETURNS text
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$
+declare
+    v_count text;
+begin
+    if p_tests is null then
+        return null;
+    elsif jsonb_typeof(p_tests) <> 'object' or p_tests - '{passed,failed,skipped,failing}'::text[] <> '{}' then
+        return 'the tests must be an object with passed, failed, skipped and failing';
+    end if;
+    foreach v_count in array '{passed,failed,skipped}'::text[] loop
+        if ops_private.is_whole_number(p_tests -> v_count, 0, 2147483647) is not true then
+            return format('the tests.%s must be a number from 0 to 2147483647', v_count);
+        end if;
+    end loop;
+    if jsonb_typeof(p_tests -> 'failing') is distinct from 'array' or octet_length(p_tests ->> 'failing') > 65536
+        or jsonb_path_exists(p_tests, '$.failing[*] ? (@.type() != "string")') then
+        return 'the tests.failing must be a list of texts, of at most 65536 bytes';
+    end if;
+    return null;
+end
+$_$;
+
 CREATE FUNCTION ops_private.bad_worker(p_worker_id text, p_lease_seconds integer) RETURNS text
     LANGUAGE plpgsql IMMUTABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1879,6 +1968,7 @@ CREATE FUNCTION ops_private.enforce_run_status_transition() RETURNS trigger
     AS $$
 declare
     v_now constant timestamptz := ops_private.current_time();
+    v_tail ops_private.log_tails;
 begin
     new.updated_at := v_now;
     if new.project_id <> old.project_id or new.run_number <> old.run_number then
@@ -1909,6 +1999,9 @@ begin
         new.started_at := coalesce(new.started_at, v_now);
     else
         new.finished_at := coalesce(new.finished_at, v_now);
+        select t.* into v_tail from ops_private.log_tails as t where t.run_id = new.id;
+        new.warnings := coalesce(v_tail.warnings, 0);
+        new.errors := coalesce(v_tail.errors, 0);
         if new.status = 'succeeded' then
             new.exit_code := coalesce(new.exit_code, 0);
         end if;
@@ -2120,6 +2213,8 @@ declare
             when p_run.run_number <= 0 then 'run_number_check'
             when p_run.claim_count < 0 then 'claim_count_check'
             when p_run.attempt <= 0 then 'attempt_check'
+            when p_run.warnings < 0 or p_run.errors < 0 then 'counts_check'
+            when jsonb_typeof(p_run.tests) <> 'object' then 'tests_check'
             when octet_length(p_run.idempotency_key) > 300 or octet_length(p_run.claimed_by) > 200
                 or length(p_run.error_message) > 10000 then 'texts_fit'
         end,
@@ -3320,7 +3415,9 @@ CREATE TABLE ops_private.log_blocks (
 CREATE TABLE ops_private.log_tails (
     run_id uuid NOT NULL,
     project_id uuid NOT NULL,
-    from_seq bigint DEFAULT 1 NOT NULL
+    from_seq bigint DEFAULT 1 NOT NULL,
+    warnings integer DEFAULT 0 NOT NULL,
+    errors integer DEFAULT 0 NOT NULL
 )
 WITH (fillfactor='50');
 
@@ -3389,6 +3486,12 @@ CREATE TABLE ops_private.run_logs_other (
 CREATE TABLE ops_private.run_requests (
     run_id uuid NOT NULL,
     digest bytea NOT NULL
+);
+
+CREATE TABLE ops_private.run_summaries (
+    run_id uuid NOT NULL,
+    summary text NOT NULL,
+    CONSTRAINT run_summaries_summary_check CHECK ((octet_length(summary) <= 1048576))
 );
 
 CREATE SEQUENCE ops_private.turn_seq
@@ -3524,6 +3627,9 @@ ALTER TABLE ONLY ops_private.run_logs_other
 ALTER TABLE ONLY ops_private.run_requests
     ADD CONSTRAINT run_requests_pkey PRIMARY KEY (run_id);
 
+ALTER TABLE ONLY ops_private.run_summaries
+    ADD CONSTRAINT run_summaries_pkey PRIMARY KEY (run_id);
+
 ALTER TABLE ONLY ops_private.turns
     ADD CONSTRAINT turns_pkey PRIMARY KEY (project_id);
 
@@ -3639,6 +3745,9 @@ ALTER TABLE ONLY ops_private.run_counters
 
 ALTER TABLE ONLY ops_private.run_requests
     ADD CONSTRAINT run_requests_run_id_fkey FOREIGN KEY (run_id) REFERENCES ops.runs(id) ON DELETE CASCADE;
+
+ALTER TABLE ONLY ops_private.run_summaries
+    ADD CONSTRAINT run_summaries_run_id_fkey FOREIGN KEY (run_id) REFERENCES ops.runs(id) ON DELETE CASCADE;
 
 ALTER TABLE ONLY ops_private.turns
     ADD CONSTRAINT turns_project_id_fkey FOREIGN KEY (project_id) REFERENCES ops.projects(id) ON DELETE CASCADE;
@@ -3838,6 +3947,10 @@ REVOKE ALL ON FUNCTION ops.record_container(p_run_id uuid, p_worker_id text, p_i
 GRANT ALL ON FUNCTION ops.record_container(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_container_id text, p_details jsonb) TO ops_worker;
 GRANT ALL ON FUNCTION ops.record_container(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_container_id text, p_details jsonb) TO service_role;
 
+REVOKE ALL ON FUNCTION ops.record_report(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_tests jsonb, p_summary text) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.record_report(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_tests jsonb, p_summary text) TO ops_worker;
+GRANT ALL ON FUNCTION ops.record_report(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_tests jsonb, p_summary text) TO service_role;
+
 REVOKE ALL ON FUNCTION ops.register_worker(p_worker_id text, p_instance_id uuid, p_host_id text, p_engine_id text, p_version text, p_labels text[], p_lease_seconds integer, p_takeover boolean) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops.register_worker(p_worker_id text, p_instance_id uuid, p_host_id text, p_engine_id text, p_version text, p_labels text[], p_lease_seconds integer, p_takeover boolean) TO ops_worker;
 GRANT ALL ON FUNCTION ops.register_worker(p_worker_id text, p_instance_id uuid, p_host_id text, p_engine_id text, p_version text, p_labels text[], p_lease_seconds integer, p_takeover boolean) TO service_role;
@@ -3885,6 +3998,14 @@ REVOKE ALL ON FUNCTION ops.run_logs(p_run ops.runs) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops.run_logs(p_run ops.runs) TO authenticated;
 GRANT ALL ON FUNCTION ops.run_logs(p_run ops.runs) TO service_role;
 
+REVOKE ALL ON FUNCTION ops_private.run_summary(p_run_id uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops_private.run_summary(p_run_id uuid) TO authenticated;
+GRANT ALL ON FUNCTION ops_private.run_summary(p_run_id uuid) TO service_role;
+
+REVOKE ALL ON FUNCTION ops.run_summary(p_run_id uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.run_summary(p_run_id uuid) TO authenticated;
+GRANT ALL ON FUNCTION ops.run_summary(p_run_id uuid) TO service_role;
+
 REVOKE ALL ON FUNCTION ops.runs(p_line ops.run_logs) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops.runs(p_line ops.run_logs) TO authenticated;
 GRANT ALL ON FUNCTION ops.runs(p_line ops.run_logs) TO service_role;
@@ -3931,6 +4052,8 @@ REVOKE ALL ON FUNCTION ops_private.bad_metadata(p_metadata jsonb, p_config jsonb
 REVOKE ALL ON FUNCTION ops_private.bad_request(p_metadata jsonb, p_idempotency_key text, p_scheduled_at timestamp with time zone) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.bad_retry(p_retry jsonb) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.bad_tests(p_tests jsonb) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.bad_worker(p_worker_id text, p_lease_seconds integer) FROM PUBLIC;
 

@@ -84,7 +84,7 @@ COLUMNS_OF_THE_SYSTEM = {
     "created_at": "now()", "updated_at": "now()", "priority": "9", "labels": "'{{gpu}}'", "concurrency_key": "'k'",
     "scheduled_at": "now()", "cancel_requested_at": "now()", "claim_count": "0",
     "claimed_instance": "gen_random_uuid()", "created_by": "gen_random_uuid()", "retry_of": "null", "attempt": "2",
-    "reason": "'x'",
+    "reason": "'x'", "warnings": "1", "errors": "1", "tests": "'{{}}'",
 }  # fmt: skip
 """Of a run, with a value: no user gives them."""
 

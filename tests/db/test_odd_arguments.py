@@ -22,7 +22,7 @@ from tests.support.postgres import Cluster
 from tests.support.schema import CATALOG
 
 FUNCTIONS = sorted(set(re.findall(r"^function ops\.(\w+)\(", CATALOG.read_text(), re.MULTILINE)))
-WRITING = {"append_run_log", "add_run_event", "add_run_artifact", "record_container"}
+WRITING = {"append_run_log", "add_run_event", "add_run_artifact", "record_container", "record_report"}
 """Of these, the first example, in which all is as it is meant, must succeed."""
 
 THE_RUN = "the run"
@@ -36,6 +36,8 @@ MEANT = {
     "p_payload": "{}",
     "p_event_type": "info",
     "p_container_id": "c",
+    "p_tests": '{"passed": 1, "failed": 0, "skipped": 0, "failing": []}',
+    "p_summary": "fine",
     "p_details": "{}",
     "p_artifact_key": "a/b",
     "p_artifact_url": "file:///a/b",

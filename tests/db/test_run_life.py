@@ -37,6 +37,7 @@ ANSWERS = {
     "add_run_artifact": ("not_running", None),
     "add_run_event": (None, None),
     "record_container": ("not_running", None),
+    "record_report": ("not_running", None),
 }
 Hosts = tuple[asyncpg.Connection, asyncpg.Connection]
 

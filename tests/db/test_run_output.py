@@ -225,6 +225,55 @@ async def test_the_guide_s_search_reads_the_lines_of_one_run(world: World) -> No
         assert "run_logs_other_pkey" in "\n".join(row[0] for row in await world.db.fetch(f"explain {query}"))
 
 
+# Report -----------------------------------------------------------------------------------------------------
+
+
+async def test_an_ended_run_knows_its_warnings_and_errors(world: World) -> None:
+    for status in ("succeeded", "canceled"):
+        run = await world.running()
+        await append(world.db, run, 1, 4, p_marks="iwWE")
+        await append(world.db, run, 3, 4, p_marks="WEdw")  # two of them again
+        await append(world.db, run, 7, 1000, p_marks="e" * 10 + "i" * 990)
+        await call(world.db, "append_run_log", run, "warn", "single")
+        await call(world.db, "append_run_log", run, "info", "single")
+        await world.db.execute("update ops.runs set status = $2 where id = $1", run, status)
+        row = await world.row(run)
+        assert (row["warnings"], row["errors"]) == (4, 11)
+    assert (await world.row(await world.run_in("succeeded")))["warnings"] == 0
+
+
+async def test_a_report_is_kept_with_the_run(world: World, connect: Connect) -> None:
+    run = await world.running()
+    tests = {"passed": 3, "failed": 1, "skipped": 0, "failing": ["test_a"]}
+    for summary in ("# first", "x" * 2**20, None, "# last"):
+        answer = await call(
+            world.db, "record_report", run, WORKER, INSTANCE, p_tests=json.dumps(tests), p_summary=summary
+        )
+        assert answer["success"]
+        assert await world.db.fetchval("select ops.run_summary($1)", run) == summary
+    assert json.loads((await world.row(run))["tests"]) == tests
+    member = await sign_in(world, connect, "viewer")
+    stranger = await sign_in(world, connect, "owner", await new_project(world.db, "elsewhere"))
+    assert await member.fetchval("select ops.run_summary($1)", run) == "# last"
+    assert await stranger.fetchval("select ops.run_summary($1)", run) is None
+
+
+async def test_a_wrong_report_is_refused_by_field(world: World) -> None:
+    run = await world.running()
+    good = {"passed": 0, "failed": 0, "skipped": 0, "failing": []}
+    for wrong, field in (
+        ([], "tests"), (good | {"more": 1}, "tests"), (good | {"passed": -1}, "tests.passed"),
+        (good | {"failed": "1"}, "tests.failed"), ({"passed": 1, "failed": 1, "failing": []}, "tests.skipped"),
+        (good | {"failing": [1]}, "tests.failing"), (good | {"failing": ["x" * 70_000]}, "tests.failing"),
+        (good | {"failing": None}, "tests.failing"),
+    ):  # fmt: skip
+        answer = await call(world.db, "record_report", run, WORKER, INSTANCE, p_tests=json.dumps(wrong))
+        assert (wrong, answer.get("code")) == (wrong, "bad_argument")
+        assert answer["error"].startswith(f"the {field} must")
+    answer = await call(world.db, "record_report", run, WORKER, INSTANCE, p_summary="x" * (2**20 + 1))
+    assert answer["error"].startswith("the summary must")
+
+
 # Artifacts --------------------------------------------------------------------------------------------------
 
 

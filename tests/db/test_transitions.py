@@ -105,7 +105,7 @@ CONTRADICTIONS = {
         "concurrency_key = ''": "concurrency_key_length", "labels = '{a,null}'": "labels_hold_no_null",
         "metadata = '[]'": "metadata_check", "reason = 'two words'": "reason_is_a_word", "attempt = 0": "attempt_check",
         "retry_of = id": "retry_is_later_attempt", "claim_count = -1": "claim_count_check",
-        "container_id = 'c'": "container_of_started",
+        "container_id = 'c'": "container_of_started", "warnings = -1": "counts_check", "tests = '[]'": "tests_check",
     },
     "claimed": {
         "claimed_by = null": "claimed_names_worker", "claimed_by = ''": "claimed_by_not_empty",

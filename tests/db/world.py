@@ -30,6 +30,7 @@ LIFE: dict[str, dict[str, Any]] = {
     "add_run_artifact": {"p_artifact_key": "a.txt", "p_artifact_url": "file:///a.txt"},
     "add_run_event": {"p_event_type": "info", "p_message": "hello"},
     "record_container": {"p_container_id": "c"},
+    "record_report": {"p_summary": "fine"},
 }  # fmt: skip
 """Every function that a worker calls for one run, with arguments that are right."""
 

@@ -23,6 +23,7 @@ from worker.model.claim import Adoption, Artifact, Claim, Heartbeat, LogLines, N
 from worker.model.config import ArtifactRule
 from worker.model.container import LABEL_TERMS, ContainerState, Image, Secret, Written
 from worker.model.outcome import Outcome, Stop
+from worker.model.report import CaseCounts, Report
 from worker.model.spec import Bound, HostPolicy, RunSpec, resolve
 from worker.run.lifecycle import Run
 from worker.run.ports import RunContext, RunTimings
@@ -270,6 +271,7 @@ class ScriptedQueue(Scripted):
         super().__init__(story)
         self.lines: list[LogLine] = []
         self.events: list[tuple[str, str, dict[str, Any]]] = []
+        self.report: tuple[CaseCounts | None, str | None] | None = None
         self.artifacts: list[Artifact] = []
         self.outcome: Outcome | None = None
         self.storing: Callable[[], Awaitable[None]] | None = None
@@ -317,6 +319,10 @@ class ScriptedQueue(Scripted):
         if self.storing is not None:
             await self.storing()
         self.artifacts.append(artifact)
+
+    async def record_report(self, run_id: uuid.UUID, tests: CaseCounts | None, summary: str | None) -> None:
+        await self.call("record_report")
+        self.report = (tests, summary)
 
     async def add_event(self, run_id: uuid.UUID, event_type: str, message: str, payload: dict[str, Any]) -> None:
         await self.call("add_event")
@@ -381,6 +387,7 @@ class ScriptedStore:
         self.prefix = ""
         self.rules: Sequence[ArtifactRule] = ()
         self.redact: Callable[[str], str] = str
+        self.files: dict[str, bytes] = {}
 
     async def collect(
         self,
@@ -390,6 +397,7 @@ class ScriptedStore:
         on_artifact: Callable[[Artifact], Awaitable[None]],
         on_warning: Callable[[str], Awaitable[None]],
         redact: Callable[[str], str],
+        report: Report,
     ) -> int:
         self.prefix, self.rules, self.redact = key_prefix, rules, redact
         if self.waits is not None:
@@ -399,6 +407,10 @@ class ScriptedStore:
                 await on_warning(message)
             if self.errors:
                 raise self.errors.pop(0)
+            for path, content in self.files.items():
+                if (reader := report.reader(path, len(content))) is not None:
+                    reader.feed(content)
+                    reader.feed(b"")
             key = f"{key_prefix}a.txt"
             await on_artifact(Artifact("a.txt", key, f"file:///{key}", "text/plain", 1, "sha256:00", None))
         return 1

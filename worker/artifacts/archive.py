@@ -19,6 +19,7 @@ from pathlib import PurePosixPath
 
 from worker.errors import ArtifactError, OpsError
 from worker.model.config import ArtifactRule
+from worker.model.report import FileReader, Report
 from worker.tar import (
     BLOCK,
     BLOCK_DEVICE,
@@ -226,9 +227,11 @@ class _Abandoned(Exception):
 class ArchiveReader:
     """The blocking calls. Threads call the methods, one at a time; any thread may call ``interrupt`` at any time."""
 
-    def __init__(self, archive: Archive, selection: Selection) -> None:
+    def __init__(self, archive: Archive, selection: Selection, report: Report) -> None:
         self._archive = archive
         self._selection = selection
+        self._report = report
+        self._large: FileReader | None = None
         self._busy = threading.Lock()
         self._chunks: Iterator[bytes] = iter(())
         self._abandoned = False
@@ -256,10 +259,16 @@ class ArchiveReader:
     def _fill(self, files: list[tuple[ArchivedFile, bytes | None]]) -> None:
         size = 0
         for file in self._files:
+            reader = self._report.reader(file.path, file.size)
             if file.size >= SMALL:
+                self._large = reader
                 files.append((file, None))
                 return
-            files.append((file, self._tar.read(file.size)))
+            data = self._tar.read(file.size)
+            files.append((file, data))
+            if reader is not None:
+                reader.feed(data)
+                reader.feed(b"")
             size += BLOCK + file.size
             if size >= SMALL:
                 return
@@ -267,7 +276,10 @@ class ArchiveReader:
     def read(self, size: int) -> bytes:
         """The next piece of the large file; empty at its end."""
         with self._busy, _damage_told():
-            return self._tar.read(size)
+            piece = self._tar.read(size)
+            if self._large is not None:
+                self._large.feed(piece)
+            return piece
 
     def interrupt(self) -> None:
         """Ends a call whose caller was cancelled: at its next piece, or at once if the archive can be closed."""

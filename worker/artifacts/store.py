@@ -27,6 +27,7 @@ from worker.concurrency import task_group
 from worker.errors import ArtifactError, EngineError, EngineUnavailable
 from worker.model.claim import Artifact
 from worker.model.config import ArtifactRule
+from worker.model.report import Report
 
 T = TypeVar("T")
 OnArtifact = Callable[[Artifact], Awaitable[None]]
@@ -92,13 +93,15 @@ class ArtifactStore:
         on_artifact: OnArtifact,
         on_warning: OnWarning,
         redact: Callable[[str], str] = str,
+        report: Report | None = None,
     ) -> int:
         """Stores each file that a rule names (the first such rule counts) and returns the number of files.
 
         ``on_artifact`` may be called concurrently. ``on_warning`` is called for each refused entry; a name that
-        ``redact`` changes is always refused. Raises ``ArtifactError`` when the store fails, and when the archive is
-        cut, damaged or beyond a limit. The files that were read whole before the error are stored and recorded. Errors
-        of the engine and of the callbacks are raised unchanged.
+        ``redact`` changes is always refused. ``report`` takes what the files say about the run. Raises
+        ``ArtifactError`` when the store fails, and when the archive is cut, damaged or beyond a limit. The files that
+        were read whole before the error are stored and recorded. Errors of the engine and of the callbacks are raised
+        unchanged.
         """
         selection = Selection(
             rules,
@@ -109,7 +112,7 @@ class ArtifactStore:
             in_folder=self.folder is not None,
             redact=redact,
         )
-        reader = ArchiveReader(archive, selection)
+        reader = ArchiveReader(archive, selection, report or Report())
         collection = _Collection(reader, Uploader(self._location, self._in_thread), on_artifact)
         try:
             async with task_group() as tasks:

@@ -18,6 +18,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import asdict
 from typing import Any, Self, TypeVar
 
 import anyio
@@ -30,6 +31,7 @@ from worker.database.words import words
 from worker.errors import LeaseLost, Refused, UnreadableRun
 from worker.model.claim import Adoption, Artifact, Claim, Heartbeat, LogLines, NextRun, NotAdopted, WorkerIdentity
 from worker.model.outcome import Outcome, Reason
+from worker.model.report import CaseCounts
 
 T = TypeVar("T")
 
@@ -229,6 +231,11 @@ class Queue:
             artifact.expires_at,
             {"path": artifact.path},
         )
+
+    async def record_report(self, run_id: uuid.UUID, tests: CaseCounts | None, summary: str | None) -> None:
+        """Records the tests and the summary of the run; again replaces them. Raises ``LeaseLost``."""
+        counts = None if tests is None else asdict(tests)
+        await self._owned("select ops.record_report($1, $2, $3, $4::jsonb, $5)", run_id, counts, summary)
 
     async def add_event(self, run_id: uuid.UUID, event_type: str, message: str, payload: dict[str, Any]) -> None:
         """Adds an ``info``, ``warning`` or ``error`` event. Raises ``LeaseLost``."""

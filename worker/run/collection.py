@@ -11,6 +11,7 @@ from worker.concurrency import TimeLimit, cancel_on, task_group
 from worker.errors import ArtifactError, EngineError
 from worker.model.claim import Artifact, Claim
 from worker.model.container import ContainerState
+from worker.model.report import Report
 from worker.model.spec import RunTerms
 from worker.run.engine_retry import EngineRetry
 from worker.run.ports import RunContainer, RunContext
@@ -66,6 +67,7 @@ class ArtifactCollection:
         if empty:
             return None
         run_id = self._claim.run_id
+        report = Report()
 
         async def on_artifact(artifact: Artifact) -> None:
             with limit.waiting():
@@ -76,6 +78,8 @@ class ArtifactCollection:
                 await self._reporter.event("warning", message, {"reason": "artifact_refused"})
 
         async def attempt() -> None:
+            nonlocal report
+            report = Report()
             with limit.running():
                 if empty is None and await container.left_nothing():
                     return
@@ -86,14 +90,17 @@ class ArtifactCollection:
                     on_artifact,
                     on_warning,
                     self._reporter.redactor.text,
+                    report,
                 )
 
+        problem = None
         try:
             # Repeated as a whole when the engine goes away meanwhile: the same key is the same artifact.
             await self._calls(attempt)
         except (ArtifactError, EngineError) as error:
-            return str(error)
-        return None
+            problem = str(error)
+        await self._reporter.report(report)
+        return problem
 
 
 def is_empty(folder: Path) -> bool | None:

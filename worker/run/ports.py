@@ -13,6 +13,7 @@ from worker.model.claim import Adoption, Artifact, LogLines
 from worker.model.config import ArtifactRule
 from worker.model.container import ContainerState, Image, Secret
 from worker.model.outcome import Outcome
+from worker.model.report import CaseCounts, Report
 from worker.model.spec import HostPolicy, RunSpec
 from worker.run.pulls import Pulls
 from worker.run.secrets import SecretsFolder
@@ -27,6 +28,7 @@ class RunQueue(Protocol):
     async def complete(self, run_id: uuid.UUID, outcome: Outcome) -> str: ...
     async def append_logs(self, run_id: uuid.UUID, lines: LogLines) -> None: ...
     async def add_artifact(self, run_id: uuid.UUID, artifact: Artifact) -> None: ...
+    async def record_report(self, run_id: uuid.UUID, tests: CaseCounts | None, summary: str | None) -> None: ...
     async def add_event(self, run_id: uuid.UUID, event_type: str, message: str, payload: dict[str, Any]) -> None: ...
 
 
@@ -82,6 +84,7 @@ class RunStore(Protocol):
         on_artifact: Callable[[Artifact], Awaitable[None]],
         on_warning: Callable[[str], Awaitable[None]],
         redact: Callable[[str], str],
+        report: Report,
     ) -> int: ...
 
 

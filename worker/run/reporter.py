@@ -11,6 +11,7 @@ import anyio.to_thread
 
 from worker.logs.redact import Redactor
 from worker.model.outcome import Outcome
+from worker.model.report import Report
 from worker.run.ports import RunQueue
 
 
@@ -30,6 +31,16 @@ class Reporter:
         """Adds an ``info``, ``warning`` or ``error`` event. Raises ``LeaseLost``."""
         message, payload = self.redactor.value([message, payload])
         await self._queue.add_event(self._run_id, event_type, message, payload)
+
+    async def report(self, report: Report) -> None:
+        """Records what the artifacts say about the run, if they say anything. Raises ``LeaseLost``."""
+        tests, summary = report.tests, report.summary
+        if tests is not None:
+            tests = replace(tests, failing=[self.text(name) for name in tests.failing])
+        if summary is not None:
+            summary = self.text(summary)
+        if tests is not None or summary is not None:
+            await self._queue.record_report(self._run_id, tests, summary)
 
     def text(self, text: str) -> str:
         """The text without secrets."""

@@ -15,6 +15,7 @@ from tests.support.archives import FOLDER, archive, entry, tar
 from worker.artifacts.archive import SMALL, ArchivedFile, ArchiveReader, Selection
 from worker.errors import ArtifactError
 from worker.model.config import ArtifactRule
+from worker.model.report import Report
 
 PREFIX = "acme/run-1/"
 MOST_BYTES = 4 * SMALL
@@ -63,7 +64,7 @@ def damaged(data: bytes, changes: list[tuple[int, int]]) -> bytes:
 def judge(data: bytes, piece: int = 512) -> None:
     """Reads the archive to its end or to an ``ArtifactError``; any other error fails the test."""
     chosen = selection()
-    reader = ArchiveReader(archive(data, piece=piece), chosen)
+    reader = ArchiveReader(archive(data, piece=piece), chosen, Report())
     seen: set[str] = set()
     tracemalloc.start()
     try:
@@ -103,7 +104,7 @@ def test_an_archive_that_is_cut_anywhere_is_an_error(data: bytes, cuts: list[int
     end += -end % tarfile.BLOCKSIZE + 2 * tarfile.BLOCKSIZE
     for cut in cuts or [*range(end + 1), len(data)]:
         contents = []
-        reader = ArchiveReader(archive(data[:cut]), selection())
+        reader = ArchiveReader(archive(data[:cut]), selection(), Report())
         with pytest.raises(ArtifactError, match="cut or damaged") if cut < end else nullcontext():
             while files := reader.next_files():
                 contents += [len(content) if content is not None else read_large(reader) for _, content in files]

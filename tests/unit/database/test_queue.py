@@ -23,6 +23,7 @@ from worker.database.queue import Queue
 from worker.errors import LeaseLost, Refused, UnreadableRun
 from worker.model.claim import Adoption, Artifact, LogLines, NextRun, NotAdopted, WorkerIdentity
 from worker.model.outcome import Outcome, Reason
+from worker.model.report import CaseCounts
 
 ME = WorkerIdentity("host-a", uuid.UUID(int=1), "boot", "engine-1", "0", ("big",))
 LEASE = 300
@@ -137,6 +138,7 @@ OWNED: dict[str, Callable[[Queue], Awaitable[object]]] = {
     "complete": lambda queue: queue.complete(RUN_ID, Outcome(0, Reason.SUCCEEDED)),
     "append_logs": lambda queue: queue.append_logs(RUN_ID, LINES),
     "add_artifact": lambda queue: queue.add_artifact(RUN_ID, ARTIFACT),
+    "record_report": lambda queue: queue.record_report(RUN_ID, CaseCounts(1), "fine"),
     "record_container": lambda queue: queue.record_container(RUN_ID, "c0ffee", {}),
     "add_event": lambda queue: queue.add_event(RUN_ID, "info", "said", {}),
 }

@@ -9,8 +9,9 @@ import anyio
 import pytest
 
 from tests.unit.fakes import AWAY, RUN_ID, SAID, World
-from worker.errors import ArtifactError, EngineError
+from worker.errors import ArtifactError, EngineError, EngineUnavailable
 from worker.model.outcome import Stop
+from worker.model.report import CaseCounts
 from worker.run.engine_retry import ENGINE_REFUSALS
 
 
@@ -36,6 +37,14 @@ async def test_failure_with_lost_artifacts_keeps_its_own_reason(world: World) ->
     world.store.errors = [ArtifactError("access denied")]
     assert await world.execute() == "failed"
     assert (world.outcome, world.artifacts_error) == (("exit_code", 3), "access denied")
+
+
+async def test_what_the_artifacts_say_is_recorded_before_the_end(world: World) -> None:
+    world.store.files = {"junit.xml": b"<testsuite><testcase name='a'/></testsuite>", "summary.md": b"# fine"}
+    world.store.errors = [EngineUnavailable("away")]
+    assert await world.execute() == "succeeded"
+    assert world.queue.report == (CaseCounts(1), "# fine")
+    assert world.did("record_report", "complete") == ["record_report", "complete"]
 
 
 async def test_no_artifact_rules_means_no_collection(world: World) -> None:

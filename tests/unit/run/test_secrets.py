@@ -142,13 +142,16 @@ CONFIG: dict[str, Any] = {"secrets": ["token"], "env": {"TOKEN": "workflow", "OT
 def world(world: World, tmp_path: Path) -> World:
     (tmp_path / "token").write_bytes(b"hunter22\n")
     world.set(secrets=SecretsFolder(tmp_path))
+    suite = b"<testsuite><testcase name='hunter22'><failure/></testcase></testsuite>"
+    world.store.files = {"junit.xml": suite, "summary.md": b"hunter22"}
     world.engine.frames = [frame(1, b"the token is hunter22\n"), frame(2, b'{"t": "aHVudGVyMjI="}\n')]
     return world
 
 
 def reported(world: World) -> str:
     """Everything that the run reported."""
-    return repr((world.queue.lines, world.queue.events, world.queue.artifacts, world.queue.outcome))
+    queue = world.queue
+    return repr((queue.lines, queue.events, queue.artifacts, queue.report, queue.outcome))
 
 
 async def test_secrets_are_files_only(world: World, tmp_path: Path) -> None:
