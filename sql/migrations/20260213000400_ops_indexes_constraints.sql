@@ -103,7 +103,6 @@ declare
             when p_run.claim_count < 0 then 'claim_count_check'
             when p_run.attempt <= 0 then 'attempt_check'
             when p_run.warnings < 0 or p_run.errors < 0 then 'counts_check'
-            when jsonb_typeof(p_run.tests) <> 'object' then 'tests_check'
             when octet_length(p_run.idempotency_key) > 300 or octet_length(p_run.claimed_by) > 200
                 or length(p_run.error_message) > 10000 then 'texts_fit'
         end,
@@ -116,7 +115,12 @@ declare
             when jsonb_typeof(p_run.metadata) <> 'object' then 'metadata_check'
             when octet_length(p_run.metadata::text) > 262144 then 'metadata_at_most_256_kib'
             when jsonb_path_exists(p_run.metadata, 'strict $.**{33}') then 'metadata_at_most_32_deep'
-        end end);
+        end end,
+        case
+            when jsonb_typeof(p_run.tests) <> 'object' then 'tests_check'
+            when octet_length(p_run.tests::text) > 262144 then 'tests_at_most_256_kib'
+            when jsonb_path_exists(p_run.tests, 'strict $.**{33}') then 'tests_at_most_32_deep'
+        end);
 begin
     if v_broken is not null then
         raise exception 'new row for relation "runs" violates check constraint "runs_%"', v_broken

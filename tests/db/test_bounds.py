@@ -30,7 +30,7 @@ async def test_every_document_is_bounded_in_size_and_depth_as_the_worker_bounds_
         """select table_name, column_name from information_schema.columns
            where table_schema = 'ops' and data_type = 'jsonb'"""
     )
-    assert len(columns) == 7
+    assert len(columns) == 8
     for table, column in columns:
         update = f"update ops.{table} set {column} = $1"
         for document in (nested(MAX_DEPTH), sized(MAX_TEXT)):
