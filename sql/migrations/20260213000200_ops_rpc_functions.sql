@@ -228,8 +228,8 @@ declare
     v_status text := case p_exit_code when 0 then 'succeeded' else 'failed' end;
     v_locked boolean := true;
     -- the event adds these two fields
-    v_wrong constant text := ops_private.bad_document(
-        'details', p_details || jsonb_build_object('reason', p_reason, 'exit_code', p_exit_code));
+    v_wrong constant text := case when p_details <> '{}' then ops_private.bad_document(
+        'details', p_details || jsonb_build_object('reason', p_reason, 'exit_code', p_exit_code)) end;
 begin
     if p_exit_code is distinct from 0 then
         perform ops_private.calling_worker();

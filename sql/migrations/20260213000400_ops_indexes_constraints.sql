@@ -373,6 +373,7 @@ language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_lease_seconds constant integer := 300;
+    v_caller constant text := ops_private.caller();
     v_was_active constant boolean := old.status in ('claimed', 'running');
     v_is_active constant boolean := new.status in ('claimed', 'running');
 begin
@@ -387,7 +388,8 @@ begin
         insert into ops.run_events (run_id, project_id, event_type, message, payload)
         values (new.id, new.project_id, 'state_change', old.status || ' -> ' || new.status,
             jsonb_strip_nulls(jsonb_build_object(
-                'previous_status', old.status, 'new_status', new.status, 'actor', ops_private.actor(),
+                'previous_status', old.status, 'new_status', new.status,
+                'actor', case v_caller when 'authenticated' then ops_private.actor() else v_caller end,
                 'worker_id', coalesce(new.claimed_by, old.claimed_by), 'reason', new.reason,
                 'exit_code', new.exit_code)));
     end if;
@@ -395,9 +397,8 @@ begin
         -- claim_next_run has written the lease already
         insert into ops_private.leases
             (run_id, worker_id, instance_id, db_role, lease_seconds, expires_at, project_id, concurrency_key)
-        values (new.id, new.claimed_by, new.claimed_instance, ops_private.caller(), v_lease_seconds,
-            ops_private.current_time() + make_interval(secs => v_lease_seconds), new.project_id,
-            new.concurrency_key)
+        values (new.id, new.claimed_by, new.claimed_instance, v_caller, v_lease_seconds,
+            new.updated_at + make_interval(secs => v_lease_seconds), new.project_id, new.concurrency_key)
         on conflict (run_id) do nothing;
     elsif v_was_active and not v_is_active then
         delete from ops_private.leases as l where l.run_id = new.id;

@@ -413,8 +413,8 @@ declare
     v_status text := case p_exit_code when 0 then 'succeeded' else 'failed' end;
     v_locked boolean := true;
     -- the event adds these two fields
-    v_wrong constant text := ops_private.bad_document(
-        'details', p_details || jsonb_build_object('reason', p_reason, 'exit_code', p_exit_code));
+    v_wrong constant text := case when p_details <> '{}' then ops_private.bad_document(
+        'details', p_details || jsonb_build_object('reason', p_reason, 'exit_code', p_exit_code)) end;
 begin
     if p_exit_code is distinct from 0 then
         perform ops_private.calling_worker();
@@ -1623,7 +1623,8 @@ CREATE FUNCTION ops_private.calling_worker() RETURNS text
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 declare
-    v_caller constant text := ops_private.caller();
+    v_caller constant text := case current_setting('role')  -- as caller(), which every call of a worker would call
+        when 'none' then session_user::text else current_setting('role') end;
 begin
     if not pg_has_role(v_caller::name, 'ops_worker', 'usage') and not ops_private.trusted() then
         raise exception 'permission denied: the role % is not a member of ops_worker', v_caller
@@ -2866,6 +2867,7 @@ CREATE FUNCTION ops_private.record_run_change() RETURNS trigger
     AS $$
 declare
     v_lease_seconds constant integer := 300;
+    v_caller constant text := ops_private.caller();
     v_was_active constant boolean := old.status in ('claimed', 'running');
     v_is_active constant boolean := new.status in ('claimed', 'running');
 begin
@@ -2880,7 +2882,8 @@ begin
         insert into ops.run_events (run_id, project_id, event_type, message, payload)
         values (new.id, new.project_id, 'state_change', old.status || ' -> ' || new.status,
             jsonb_strip_nulls(jsonb_build_object(
-                'previous_status', old.status, 'new_status', new.status, 'actor', ops_private.actor(),
+                'previous_status', old.status, 'new_status', new.status,
+                'actor', case v_caller when 'authenticated' then ops_private.actor() else v_caller end,
                 'worker_id', coalesce(new.claimed_by, old.claimed_by), 'reason', new.reason,
                 'exit_code', new.exit_code)));
     end if;
@@ -2888,9 +2891,8 @@ begin
         -- claim_next_run has written the lease already
         insert into ops_private.leases
             (run_id, worker_id, instance_id, db_role, lease_seconds, expires_at, project_id, concurrency_key)
-        values (new.id, new.claimed_by, new.claimed_instance, ops_private.caller(), v_lease_seconds,
-            ops_private.current_time() + make_interval(secs => v_lease_seconds), new.project_id,
-            new.concurrency_key)
+        values (new.id, new.claimed_by, new.claimed_instance, v_caller, v_lease_seconds,
+            new.updated_at + make_interval(secs => v_lease_seconds), new.project_id, new.concurrency_key)
         on conflict (run_id) do nothing;
     elsif v_was_active and not v_is_active then
         delete from ops_private.leases as l where l.run_id = new.id;
@@ -3248,10 +3250,9 @@ CREATE FUNCTION ops_private.worker_id_taken(p_worker_id text, p_instance_id uuid
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
 declare
-    v_caller constant text := ops_private.caller();
     v_owner constant text := (
         select i.db_role from ops_private.worker_ids as i
-        where i.worker_id = p_worker_id and i.db_role <> v_caller
+        where i.worker_id = p_worker_id and i.db_role <> ops_private.caller()
             and exists (select from pg_roles as r where r.rolname = i.db_role));
 begin
     if v_owner is not null and not ops_private.trusted() then
