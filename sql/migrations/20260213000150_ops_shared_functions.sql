@@ -6,9 +6,9 @@
 -- queues a run calls lock_queue before it locks a run.
 --
 -- Functions that are called often are plpgsql, which keeps its plans; before PostgreSQL 18 an sql function plans at
--- every call. A call inside a call costs 5 µs, most of it for the search path, so the functions and triggers that each
--- step of a run calls look up the caller and the time once. The search path of each function ends with pg_temp. Without it, PostgreSQL would search pg_temp first for
--- tables and types, and a caller could define its own there.
+-- every call. A call inside a call costs 5 µs, most of it for the search path, so the functions and triggers that
+-- each step of a run calls look up the caller and the time once. The search path of each function ends with pg_temp.
+-- Without it, PostgreSQL would search pg_temp first for tables and types, and a caller could define its own there.
 
 -- Time ------------------------------------------------------------------------------------------------------
 
