@@ -1,7 +1,8 @@
 """The entry point of the command ``ops-worker``: parses the command line and runs the command.
 
 Exit codes: 0 done; 1 something failed or could not be reached; 2 a setting is wrong or the database refuses the login.
-After 2 another attempt is useless, so the systemd unit does not restart the worker.
+After 2 another attempt is useless, so the systemd unit does not restart the worker. The commands for a person have more
+codes: ``worker.cli.commands.EXIT_CODES``.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ def main() -> None:
         _leave(2)
     except OpsError as error:
         print(f"ops-worker: {error}", file=sys.stderr)
-        _leave(1)
+        _leave(error.status)
+    except BrokenPipeError:  # the reader of the output has closed it, as `head` does
+        _leave(128 + signal.SIGPIPE)
 
 
 def _status(argv: list[str]) -> int:
@@ -49,7 +52,7 @@ def _status(argv: list[str]) -> int:
     # The daemon replaces these handlers. Without them process 1 of a container ignores both signals.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda n, _: _leave(0 if call.command is WORK else 128 + n))
-    return anyio.run(call.command.run, call.settings, call.arguments)
+    return anyio.run(call.command.run, call)
 
 
 def _leave(status: int) -> NoReturn:

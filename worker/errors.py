@@ -8,11 +8,18 @@ from typing import Any
 
 
 class OpsError(Exception):
-    """The root of the worker's own errors; its text is meant for a person."""
+    """The root of the worker's own errors; its text is meant for a person.
+
+    ``status`` is the exit code of a command that ends with it.
+    """
+
+    status = 1
 
 
 class UsageError(OpsError):
     """The command line, the environment or the env file is wrong; ``problems`` has a line for each mistake."""
+
+    status = 2
 
     def __init__(self, *problems: str) -> None:
         super().__init__("\n".join(problems))
@@ -26,6 +33,14 @@ class ConfigurationError(OpsError):
         super().__init__(f"{field}: {problem}")
         self.field = field
         self.problem = problem
+
+
+class Failed(OpsError):
+    """A command failed, with an exit code of its own (``worker.cli.commands.EXIT_CODES``)."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class RunFailure(OpsError):

@@ -14,6 +14,7 @@ from tests.support.markdown import Document, broken_links, files, missing
 from tests.support.schema import TABLES
 from worker.cli.settings import Settings
 from worker.model.outcome import Reason
+from worker.model.reasons import EXPLANATIONS
 from worker.telemetry import Metrics
 
 DOCS = (
@@ -81,6 +82,7 @@ def test_every_reason_is_defined_and_has_its_advice() -> None:
     reasons = set(Reason) | written_by_sql | {"failed"}  # for a status without a reason
     assert first_words(LIFECYCLE.table("reason")) == reasons
     assert first_words(GUIDE.table("reason")) == reasons - {Reason.SUCCEEDED}
+    assert set(EXPLANATIONS) == reasons - {Reason.SUCCEEDED}
 
 
 def first_words(rows: list[list[str]]) -> set[str]:

@@ -1,19 +1,16 @@
-"""The commands of ``ops-worker``: what each is called, which settings it reads, and what it does."""
+"""The commands of ``ops-worker``: what each is called, which settings and options it reads, and where its code is.
+
+The code of a command is imported when it runs, so ``--version`` and the help need no database driver and no engine.
+"""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any, cast
 
-import asyncpg
-
-from worker.artifacts.store import ArtifactStore
 from worker.cli.settings import FLAG_ONLY, Settings
-from worker.cli.startup import work
-from worker.database import catalog, migrations, retention, roles
-from worker.database.connection import connected_for
-from worker.errors import CommandError, UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +21,16 @@ class Command:
     arguments: Mapping[str, str]
     does: str
     reads: frozenset[str]
-    run: Callable[[Settings, Sequence[str]], Awaitable[int]]
-    """Runs the command with its arguments; returns the exit code.
+    code: str
+    """The module below ``worker.cli`` and the function in it: ``runs:show``.
 
-    No error quotes an argument, because the database's URL or a password may stand in its place.
+    The function takes the invocation and returns the exit code. No error quotes an argument that was not recognised,
+    because the database's URL or a password may stand in its place.
     """
+    options: tuple[str, ...] = ()
+    """Names in ``worker.cli.options``."""
+    notes: str = ""
+    """Printed at the end of the help."""
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -40,143 +42,90 @@ class Command:
         """The name and the arguments; an optional argument stands in brackets."""
         return " ".join((self.name, *self.arguments))
 
-
-async def _migrate(connection: asyncpg.Connection, _: Settings) -> int:
-    done = await migrations.migrate(connection)
-    for migration in done:
-        print(f"applied  {migration.file}")
-    print(f"{len(done)} applied" if done else "nothing to do: the schema is up to date")
-    return 0
+    async def run(self, call: Invocation) -> int:
+        """Imports the code and runs it; returns the exit code."""
+        module, _, function = self.code.partition(":")
+        found = getattr(import_module(f"worker.cli.{module}"), function)
+        return await cast("Callable[[Invocation], Awaitable[int]]", found)(call)
 
 
-async def _status(connection: asyncpg.Connection, _: Settings) -> int:
-    for row in await migrations.status(connection):
-        print(f"{'applied' if row.applied else 'pending'}  {row.migration.file}")
-    return 0
+@dataclass(frozen=True, slots=True)
+class Invocation:
+    """What a command line asks for. ``options`` has every option of the command, also those that were not given."""
 
-
-async def _verify(connection: asyncpg.Connection, _: Settings) -> int:
-    findings = await catalog.verify(connection)
-    for finding in findings:
-        print(finding, file=sys.stderr)
-    print(_counted(len(findings), "problem") if findings else "the schema is complete")
-    return 1 if findings else 0
-
-
-async def _rollback(connection: asyncpg.Connection, settings: Settings, version: str | None = None) -> int:
-    plan = await migrations.to_take_back(connection, version)
-    if not plan:
-        print("nothing to do: no migration is applied")
-        return 0
-    if workers := await migrations.live_workers(connection):
-        raise CommandError(
-            f"db rollback: these workers live: {', '.join(workers)}. Stop them first; a worker that died counts as live"
-            " until its registration expires, after its lease"
-        )
-    lost = await migrations.lost_rows(connection, plan)
-    if not settings.yes and not _confirmed(lost):
-        print("nothing is rolled back")
-        return 1
-    for migration in await migrations.rollback(connection, version):
-        print(f"rolled back  {migration.file}")
-    for table, rows in lost.items():
-        print(f"lost  {table}, {_counted(rows, 'row')}")
-    return 0
-
-
-def _confirmed(lost: Mapping[str, int]) -> bool:
-    """Asks on a terminal. Raises ``UsageError`` if standard input is not a terminal."""
-    tables = _described(lost)
-    if not sys.stdin.isatty():
-        raise UsageError(f"--yes: required where there is no terminal to ask on; db rollback drops {tables}")
-    try:
-        return input(f"This drops {tables}. Type yes to go on: ").strip() == "yes"
-    except EOFError:
-        return False
-
-
-def _described(lost: Mapping[str, int]) -> str:
-    """Names the tables that hold rows, those of ``ops`` first, and counts the empty ones."""
-    filled = sorted((each for each, rows in lost.items() if rows), key=lambda each: (each.startswith("ops_"), each))
-    parts = [f"{table} ({_counted(lost[table], 'row')})" for table in filled]
-    if empty := len(lost) - len(filled):
-        parts.append(_counted(empty, "empty table"))
-    return ", ".join(parts) or "no table"
-
-
-def _counted(count: int, noun: str) -> str:
-    """A number and its noun: ``1 row``, ``2 rows``."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-async def _create_worker(
-    connection: asyncpg.Connection, settings: Settings, name: str, source: str | None = None
-) -> int:
-    if source not in (None, "-"):
-        raise UsageError("db create-worker: expected nothing after NAME, or - for a password on standard input")
-    password = roles.new_password() if source is None else sys.stdin.readline().rstrip("\r\n")
-    created = await roles.create_worker(connection, name, password)
-    if source is None:  # prints one line of an env file and nothing else, so that a script can append it to a file
-        user = await connection.fetchval("select session_user")
-        print(f"OPS_WORKER_DATABASE_URL={roles.login_url(settings.dsn, user, name, password)}")
-    else:
-        print(f"role {name} is created" if created else f"role {name} has a new password")
-    return 0
-
-
-async def _prune(settings: Settings, _: Sequence[str]) -> int:
-    dsn = settings.dsn
-    store = ArtifactStore.from_url(settings.artifact_store)
-    kept = retention.Retention(settings.keep_logs, settings.keep_events)
-    return await retention.prune(dsn, store, settings.worker_id, kept, dry_run=settings.dry_run)
-
-
-async def _work(settings: Settings, _: Sequence[str]) -> int:
-    return await work(settings)
+    command: Command
+    arguments: tuple[str, ...]
+    settings: Settings
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 _DATABASE = frozenset({"env_file", "version", "database_url"})
 _PRUNE = _DATABASE | {"worker_id", "artifact_store", "keep_logs", "keep_events", "dry_run", "log_level", "log_format"}
 _WORK = frozenset(Settings.model_fields) - {"keep_logs", "keep_events", *FLAG_ONLY}
 
+RUN = "RUN"
+_RUN = {RUN: "its id, PROJECT#NUMBER, or PROJECT/WORKFLOW for the newest run of a workflow"}
 
-def _db(
-    word: str,
-    does: str,
-    call: Callable[..., Awaitable[int]],
-    arguments: Mapping[str, str] | None = None,
-    reads: frozenset[str] = _DATABASE,
+EXIT_CODES = {
+    0: "done; the run succeeded",
+    1: "the run failed; an error that has no code of its own",
+    2: "a word, a flag or a setting is wrong; the database refuses the login",
+    3: "the run was canceled",
+    4: "the time limit of --timeout has passed; the run continues",
+    5: "there is no such run, workflow or project, or this role may not see it",
+    6: "the database refused",
+    7: "the database cannot be reached",
+}
+"""Of all commands but ``db`` and ``prune``; the same as those of ``scripts/odooops/env_wait_ready.sh``."""
+
+_OUTCOME = "Exit codes: 0 the run succeeded, 1 it failed, 2 wrong usage, 3 it was canceled, "
+_REFUSALS = "5 there is no such run, 6 the database refused, 7 it cannot be reached."
+
+
+def _person(
+    name: str, does: str, code: str, arguments: Mapping[str, str] | None = None, *options: str, notes: str = ""
 ) -> Command:
-    """A command that works on one connection to the database."""
-    name = f"db {word}"
-
-    async def run(settings: Settings, given: Sequence[str]) -> int:
-        async with connected_for(name, settings.dsn) as connection:
-            return await call(connection, settings, *given)
-
-    return Command(name, arguments or {}, does, reads, run)
+    """A command for a person who operates or uses the control plane: it needs the database's URL only."""
+    return Command(name, arguments or {}, does, _DATABASE, code, (*options, "json"), notes)
 
 
-WORK = Command("", {}, str(Settings.__doc__), _WORK, _work)
+WORK = Command("", {}, str(Settings.__doc__), _WORK, "startup:work")
 """Without a command ``ops-worker`` executes runs."""
 
 COMMANDS = (
-    _db("migrate", "apply the migrations that the database lacks", _migrate),
-    _db("status", "list the migrations, applied or pending", _status),
-    _db("verify", "report what is missing or different in the schema", _verify),
-    _db(
-        "rollback",
-        "roll migrations back; the data in their tables is lost",
-        _rollback,
+    _person("runs list", "list runs, the newest first", "runs:listed", None, "project", "workflow", "status", "limit"),
+    _person("runs show", "show a run, and why it failed", "runs:show", _RUN),
+    _person(
+        "runs logs", "print the log of a run, or follow it", "follow:logs", _RUN,
+        "follow", "level", "since", "grep", "limit",
+        notes=f"With --follow: {_OUTCOME}{_REFUSALS}",
+    ),
+    _person(
+        "runs wait", "wait until a run has ended", "follow:wait", _RUN, "timeout",
+        notes=f"{_OUTCOME}4 the time limit passed, {_REFUSALS}",
+    ),
+    Command("db migrate", {}, "apply the migrations that the database lacks", _DATABASE, "db:migrate"),
+    Command("db status", {}, "list the migrations, applied or pending", _DATABASE, "db:status"),
+    Command("db verify", {}, "report what is missing or different in the schema", _DATABASE, "db:verify"),
+    Command(
+        "db rollback",
         {"[VERSION]": "roll back this migration and all later ones (default: the newest only)"},
+        "roll migrations back; the data in their tables is lost",
         _DATABASE | {"yes"},
+        "db:rollback",
     ),
-    _db(
-        "create-worker",
-        "create a role for a build host, or set its password",
-        _create_worker,
+    Command(
+        "db create-worker",
         {"NAME": "of the role", "[-]": "read the password from standard input (default: generate and print one)"},
+        "create a role for a build host, or set its password",
+        _DATABASE,
+        "db:create_worker",
     ),
-    Command("prune", {}, "delete expired artifacts, and old logs and events", _PRUNE, _prune),
-)
+    Command("prune", {}, "delete expired artifacts, and old logs and events", _PRUNE, "prune:prune"),
+)  # fmt: skip
 """All other commands, in the order of the help."""
+
+
+def group(words: Sequence[str]) -> tuple[Command, ...]:
+    """The commands whose names begin with these words; ``db`` has five."""
+    return tuple(each for each in COMMANDS if words and each.words[: len(words)] == tuple(words))

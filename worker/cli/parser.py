@@ -11,7 +11,6 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -20,7 +19,8 @@ from dotenv import dotenv_values
 from pydantic import ValidationError
 from pydantic_settings import CliSettingsSource
 
-from worker.cli.commands import COMMANDS, WORK, Command
+from worker.cli.commands import COMMANDS, WORK, Command, Invocation, group
+from worker.cli.options import OPTIONS, Option
 from worker.cli.settings import FLAG_ONLY, GENERAL_URL, PREFIX, Settings, flag, spelling, variable
 from worker.errors import UsageError, expected
 from worker.model.sizes import shown_size
@@ -40,15 +40,6 @@ _SECTIONS = {
 _SECRET = frozenset({"database_url"})
 
 
-@dataclass(frozen=True, slots=True)
-class Invocation:
-    """What a command line asks for."""
-
-    command: Command
-    arguments: tuple[str, ...]
-    settings: Settings
-
-
 def parse(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> Invocation:
     """Reads the command line; ``--help`` prints the help and exits. ``environ`` defaults to that of the process.
 
@@ -58,17 +49,21 @@ def parse(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> Invo
     source, flags, words, unknown = _read_argv(argv)
     command = _command(words)
     if flags.pop("help", False):
-        _help(command).print_help()
+        (_group_help(words) if command is None and group(words) else _help(command)).print_help()
         sys.exit(0)
     problems: list[str] = []
+    given = {name: flags.pop(name) for name in OPTIONS if name in flags}
     values: dict[str, Any] = _from_file(flags.get("env_file") or environ.get(variable("env_file")), problems)
     values |= _from_variables(environ, "the environment", problems)
     general = environ.get(GENERAL_URL) if "database_url" not in {*values, *flags} else None
     if general:
         values["database_url"] = general
-    problems = [_without_password(problem) for problem in (*problems, *map(_unknown_flag, unknown))]
+    problems = [
+        _without_password(problem) for problem in (*problems, *(_unknown_flag(command, word) for word in unknown))
+    ]
     if not unknown:  # a word may be the value of an unknown flag
-        problems += _misuse(command, words, flags)
+        problems += _misuse(command, words, {**flags, **given})
+    options = _options(command, given, problems)
     try:
         settings = Settings(_cli_settings_source=source, **values)
     except ValidationError as error:
@@ -76,7 +71,7 @@ def parse(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> Invo
     else:
         problems += _contradictions(settings)
         if command is not None and not problems:
-            return Invocation(command, tuple(words[len(command.words) :]), settings)
+            return Invocation(command, tuple(words[len(command.words) :]), settings, options)
     raise UsageError(*problems)
 
 
@@ -101,17 +96,51 @@ def _read_argv(argv: Sequence[str]) -> tuple[CliSettingsSource[Any], dict[str, A
             options = {"action": "store_const", "const": "true", "dest": name}
         parser.add_argument(*names, **options)
 
+    for name, option in OPTIONS.items():
+        parser.add_argument(*_spellings(name, option), dest=name, action=_action(option))
+
     def read(_parser: object, args: Sequence[str], *_: object) -> argparse.Namespace:
         found, extra = parser.parse_known_intermixed_args(args)
         given.update(vars(found))
         unknown.extend(word for word in extra if word.startswith("-"))  # other words may be values of unknown flags
-        return argparse.Namespace(**{name: value for name, value in given.items() if name not in ("words", "help")})
+        settings = {name: value for name, value in given.items() if name in Settings.model_fields}
+        return argparse.Namespace(**settings)
 
     source: CliSettingsSource[Any] = CliSettingsSource(
         Settings, root_parser=parser, add_argument_method=add, parse_args_method=read
     )
     flags = source(args=list(argv))
     return flags, given, given.pop("words", []), unknown
+
+
+def _spellings(name: str, option: Option) -> tuple[str, ...]:
+    return (option.short, flag(name)) if option.short else (flag(name),)
+
+
+def _action(option: Option) -> str:
+    if not option.metavar:
+        return "store_true"
+    return "append" if option.many else "store"
+
+
+def _options(command: Command | None, given: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+    """Reads the options that were given; None, False or () stands for every other one of the command."""
+    values: dict[str, Any] = {}
+    for name in command.options if command else ():
+        option = OPTIONS[name]
+        if not option.metavar:
+            values[name] = name in given
+            continue
+        texts = given.get(name, [])
+        texts = texts if isinstance(texts, list) else [texts]
+        try:
+            read = [option.read(text) for text in texts]
+        except ValueError as error:
+            got = f", got {texts[0]!r}" if len(texts) == 1 and "@" not in texts[0] else ""  # it may be a password
+            problems.append(f"{flag(name)}: {error}{got}")
+        else:
+            values[name] = tuple(read) if option.many else next(iter(read), None)
+    return values
 
 
 def _from_file(path: str | None, problems: list[str]) -> dict[str, str]:
@@ -151,15 +180,16 @@ def _command(words: Sequence[str]) -> Command | None:
 def _misuse(command: Command | None, words: Sequence[str], flags: Mapping[str, Any]) -> Iterator[str]:
     """Checks the words, and that the command reads each given flag. Quotes no word: it may be a secret."""
     if command is None:
-        yield f"unknown command; expected one of: {' | '.join(each.usage for each in COMMANDS)}"
+        near = group(words) or group(words[:1]) or COMMANDS
+        yield f"unknown command; expected one of: {' | '.join(each.usage for each in near)}"
         return
     given, optional = len(words) - len(command.words), sum(name.startswith("[") for name in command.arguments)
     if not len(command.arguments) - optional <= given <= len(command.arguments):
         yield f"too {'many' if given else 'few'} words after {command.name}; usage: ops-worker {command.usage}"
     for name in flags:
-        if name not in command.reads | {"version"}:
-            reader = command.name or "the worker"
-            yield f"{flag(name)}: {reader} does not read this setting; see {_program(command)} --help"
+        if name not in {*command.reads, *command.options, "version"}:
+            kind, reader = "option" if name in OPTIONS else "setting", command.name or "the worker"
+            yield f"{flag(name)}: {reader} does not read this {kind}; see {_program(command)} --help"
 
 
 def _contradictions(settings: Settings) -> Iterator[str]:
@@ -203,9 +233,10 @@ def _without_password(line: str) -> str:
     return re.sub(r"://.*@", "://***@", line, flags=re.DOTALL)
 
 
-def _unknown_flag(word: str) -> str:
+def _unknown_flag(command: Command | None, word: str) -> str:
     name = word.partition("=")[0] if word.startswith("--") else word[:2]  # the rest may be a secret
-    return f"unknown setting {name}{_did_you_mean(name, map(flag, Settings.model_fields))}"
+    known = (*sorted(command.reads), *command.options) if command is not None else tuple(Settings.model_fields)
+    return f"unknown setting {name}{_did_you_mean(name, map(flag, known))}"
 
 
 def _did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -227,6 +258,9 @@ def _help(command: Command | None) -> argparse.ArgumentParser:
         does = f"{command.does[0].upper()}{command.does[1:]}."
         parser = _help_parser(f"ops-worker {command.usage} [SETTING ...]", does)
         _add_words(parser, "arguments", command.arguments)
+        _add_options(parser, command)
+        if command.notes:
+            parser.epilog = f"{command.notes} {parser.epilog}"
         group, shown = parser.add_argument_group("settings"), command.reads
     for name in Settings.model_fields:
         if command in (None, WORK) and name in _SECTIONS:
@@ -234,6 +268,24 @@ def _help(command: Command | None) -> argparse.ArgumentParser:
         if name in shown:
             _add_setting(group, name)
     return parser
+
+
+def _group_help(words: Sequence[str]) -> argparse.ArgumentParser:
+    """The help of the words that several commands begin with."""
+    name = " ".join(words)
+    parser = _help_parser(f"ops-worker {name} COMMAND [OPTION ...]\n       ops-worker {name} COMMAND --help", "")
+    _add_words(parser, "commands", {each.usage: each.does for each in group(words)})
+    return parser
+
+
+def _add_options(parser: argparse.ArgumentParser, command: Command) -> None:
+    listed = parser.add_argument_group("options")
+    for name in command.options:
+        option = OPTIONS[name]
+        meaning = option.meaning + (f": {', '.join(option.choices)}" if option.choices else "")
+        text = f"{meaning}{'; may be repeated' if option.many else ''}".replace("%", "%%")
+        shape = {"metavar": option.metavar} if option.metavar else {}
+        listed.add_argument(*_spellings(name, option), action=_action(option), help=text, **shape)  # type: ignore[arg-type]
 
 
 def _help_parser(usage: str, description: str) -> argparse.ArgumentParser:

@@ -18,6 +18,7 @@ import structlog
 
 from worker import __version__
 from worker.artifacts.store import ArtifactStore
+from worker.cli.commands import Invocation
 from worker.cli.settings import Settings, spelling
 from worker.concurrency import retrying, task_group
 from worker.daemon import Daemon, DaemonOptions
@@ -44,8 +45,9 @@ UNREGISTER_SECONDS = 5.0
 """Time limit of the last calls to the database. A registration that stays expires after its lease."""
 
 
-async def work(settings: Settings) -> int:
+async def work(call: Invocation) -> int:
     """Executes runs until the worker has drained or, with ``--until-idle``, until the queue holds none for it."""
+    settings = call.settings
     dsn = settings.dsn
     async with task_group() as background:
         background.start_soon(keep_systemd_informed)

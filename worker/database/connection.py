@@ -43,6 +43,10 @@ _LOGIN_REFUSED = frozenset({"28P01", "28000", "3D000"})
 """SQLSTATEs of a wrong password, a role that is not there or may not log in, and a database that is not there."""
 
 
+_CUT = (asyncpg.PostgresConnectionError, asyncpg.AdminShutdownError, asyncpg.CrashShutdownError)
+"""Errors by which the server, or the driver, ends a connection."""
+
+
 def is_transient(error: BaseException) -> bool:
     """Whether the same call may succeed later.
 
@@ -93,6 +97,15 @@ def acquire(pool: asyncpg.Pool) -> PoolAcquireContext:
 
 @asynccontextmanager
 async def connected(dsn: str) -> AsyncIterator[asyncpg.Connection]:
+    """A connection for a command, closed after the block; raises as :func:`connect_for_command`."""
+    connection = await connect_for_command(dsn)
+    try:
+        yield connection
+    finally:
+        await connection.close(timeout=5)
+
+
+async def connect_for_command(dsn: str) -> asyncpg.Connection:
     """A connection for a command; it also works through a transaction pooler.
 
     Raises:
@@ -100,15 +113,11 @@ async def connected(dsn: str) -> AsyncIterator[asyncpg.Connection]:
         DatabaseUnavailable: the database cannot be reached.
     """
     try:
-        connection = await asyncpg.connect(dsn, timeout=CONNECT_TIMEOUT, statement_cache_size=0)
+        return await asyncpg.connect(dsn, timeout=CONNECT_TIMEOUT, statement_cache_size=0)
     except TimeoutError:
         raise DatabaseUnavailable(f"the database did not answer within {CONNECT_TIMEOUT:g} seconds") from None
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError, IndexError) as error:
         raise _explained(error) from None
-    try:
-        yield connection
-    finally:
-        await connection.close(timeout=5)
 
 
 @asynccontextmanager
@@ -119,23 +128,45 @@ async def connected_for(command: str, dsn: str) -> AsyncIterator[asyncpg.Connect
         CommandError: the server refused something.
         ConfigurationError, DatabaseUnavailable: as :func:`connected`.
     """
-    async with connected(dsn) as connection:
-        try:
-            yield connection
-        except asyncpg.InsufficientPrivilegeError as error:
-            user = await connection.fetchval("select session_user")
-            raise CommandError(
-                f"{command}: {error.args[0]}. The role {user} may not do this: {command} needs the URL of service_role"
-                " or of the schema's owner"
-            ) from error
-        except (asyncpg.UndefinedFunctionError, asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError) as error:
-            raise CommandError(
-                f"{command}: {error.args[0]}. Run `ops-worker db migrate` on this database first"
-            ) from error
-        except asyncpg.PostgresError as error:
-            raise CommandError(f"{command}: {error.args[0]} (SQLSTATE {error.sqlstate})") from error
-        except (asyncpg.InterfaceError, ConnectionResetError, TimeoutError) as error:
+    async with connected(dsn) as connection, explained(command, connection, OPERATOR):
+        yield connection
+
+
+OPERATOR = "the URL of service_role or of the schema's owner"
+
+
+@asynccontextmanager
+async def explained(
+    command: str, connection: asyncpg.Connection, needs: str, *, transient: bool = False
+) -> AsyncIterator[None]:
+    """Turns an error of the server in the block into one sentence. ``needs``: the URL that the command needs.
+
+    ``transient``: raises errors that pass as they are, for a caller that repeats the block.
+    """
+    try:
+        yield
+    except asyncpg.InsufficientPrivilegeError as error:
+        user = await connection.fetchval("select session_user")
+        raise CommandError(
+            f"{command}: {error.args[0]}. The role {user} may not do this: {command} needs {needs}"
+        ) from error
+    except (
+        asyncpg.UndefinedFunctionError,
+        asyncpg.UndefinedTableError,
+        asyncpg.UndefinedColumnError,
+        asyncpg.InvalidSchemaNameError,
+    ) as error:
+        raise CommandError(f"{command}: {error.args[0]}. Run `ops-worker db migrate` on this database first") from error
+    except asyncpg.PostgresError as error:
+        if transient and is_transient(error):
+            raise
+        if isinstance(error, _CUT):
             raise DatabaseUnavailable(f"{command}: the connection to the database is lost: {error}") from error
+        raise CommandError(f"{command}: {error.args[0]} (SQLSTATE {error.sqlstate})") from error
+    except (asyncpg.InterfaceError, ConnectionResetError, TimeoutError) as error:
+        if transient and is_transient(error):
+            raise
+        raise DatabaseUnavailable(f"{command}: the connection to the database is lost: {error}") from error
 
 
 async def _keep_session(_: asyncpg.Connection) -> None:

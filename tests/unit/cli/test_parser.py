@@ -17,6 +17,7 @@ from worker.cli.settings import FLAG_ONLY, Settings, flag, variable
 from worker.errors import UsageError
 
 USAGES = " | ".join(command.usage for command in COMMANDS)
+DB_USAGES = " | ".join(command.usage for command in COMMANDS if command.name.startswith("db "))
 URL = "postgresql://worker:hunter22@db.example/ops"
 
 
@@ -108,7 +109,16 @@ def test_all_problems_are_reported_at_once(env_file: Path) -> None:
         (["-x"], "unknown setting -x; see ops-worker --help"),
         (["--concurrency"], "--concurrency: expected one argument"),
         (["migrate"], f"unknown command; expected one of: {USAGES}"),
-        (["db"], f"unknown command; expected one of: {USAGES}"),
+        (["db"], f"unknown command; expected one of: {DB_USAGES}"),
+        (["db", "migrat"], f"unknown command; expected one of: {DB_USAGES}"),
+        (["runs", "show"], "too few words after runs show; usage: ops-worker runs show RUN"),
+        (["runs", "show", "a#1", "--limitt", "3"], "unknown setting --limitt; see ops-worker --help"),
+        (["runs", "list", "--limitt", "3"], "unknown setting --limitt; did you mean --limit?"),
+        (["db", "status", "--json"], "--json: db status does not read this option; see ops-worker db status --help"),
+        (
+            ["runs", "list", "--lease", "60"],
+            "--lease: runs list does not read this setting; see ops-worker runs list --help",
+        ),
         (["prune", "all"], "too many words after prune; usage: ops-worker prune"),
         (["db", "rollback", "1", "2"], "too many words after db rollback; usage: ops-worker db rollback [VERSION]"),
         (["db", "create-worker"], "too few words after db create-worker; usage: ops-worker db create-worker NAME [-]"),

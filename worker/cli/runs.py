@@ -1,0 +1,152 @@
+"""The commands ``ops-worker runs list`` and ``runs show``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from worker.cli.commands import Invocation
+from worker.cli.render import LEVEL_STYLE, Cell, Look, iso, safe, safe_lines, span_between, status_cell
+from worker.cli.screen import Screen
+from worker.cli.session import control_plane, find_run
+from worker.database import runs
+from worker.database.control_plane import ControlPlane, Row
+from worker.model.reasons import EXPLANATIONS, Explanation
+
+DEFAULT_ROWS = 20
+LAST_LINES = 15
+"""How many error lines ``runs show`` prints of a run that failed."""
+
+_BAD = ("failed", "canceled")
+
+
+async def listed(call: Invocation) -> int:
+    """Prints the newest runs."""
+    screen = Screen(as_json=call.options["json"])
+    limit = call.options["limit"] or DEFAULT_ROWS
+    async with control_plane(call, screen) as plane:
+        options = call.options
+        found = await runs.listed(plane, options["project"], options["status"], options["workflow"], limit + 1)
+    rows = found[:limit]
+    if screen.as_json:
+        screen.json(rows)
+    else:
+        screen.table(
+            ("RUN", "WORKFLOW", "STATUS", "REASON", "QUEUED", "TOOK", "WORKER"),
+            [
+                (
+                    row["run"], f"{row['workflow_type']}/{row['workflow']}", status_cell(row["status"]),
+                    row["reason"] or "" if row["status"] in _BAD else "",
+                    screen.look.moment(row["created_at"], screen.now),
+                    span_between(row["started_at"], row["finished_at"], screen.now), row["claimed_by"] or "",
+                )
+                for row in rows
+            ],
+        )  # fmt: skip
+    screen.more(len(found) > limit, limit)
+    return 0
+
+
+async def show(call: Invocation) -> int:
+    """Prints one run: if it failed, its last errors and what they mean come first."""
+    screen = Screen(as_json=call.options["json"])
+    async with control_plane(call, screen) as plane:
+        run = await find_run(plane, call.arguments[0])
+        run_id = run["run_id"]
+        errors = await _last_errors(plane, run)
+        history = [row | {"payload": json.loads(row["payload"])} for row in await runs.events(plane, run_id)]
+        files = await runs.artifacts(plane, run_id)
+        again = await runs.retries(plane, run_id)
+    explanation = EXPLANATIONS.get(run["reason"] or "") if run["status"] in _BAD else None
+    if screen.as_json:
+        meaning = {"meaning": explanation and explanation.meaning, "advice": explanation and explanation.advice}
+        screen.json({**run, "last_errors": errors, **meaning, "events": history, "artifacts": files, "retries": again})
+        return 0
+    screen.lines(
+        (
+            *_trouble(screen.look, run, errors, explanation),
+            *_facts(screen, run, again),
+            *_listed(screen, "Events", [(iso(it["created_at"]), it["message"]) for it in history]),
+            *_listed(screen, "Artifacts", [(f"{it['size_bytes'] or 0:,} bytes", it["artifact_url"]) for it in files]),
+            "",
+            f"The log: ops-worker runs logs {run['run']}",
+        )
+    )
+    return 0
+
+
+async def _last_errors(plane: ControlPlane, run: Row) -> list[Row]:
+    """The last lines of level warn and error of a run that failed; without such lines its last ones."""
+    if run["status"] not in _BAD:
+        return []
+    worst = await runs.last_lines(plane, run["run_id"], LAST_LINES, ["error"])
+    worst = worst or await runs.last_lines(plane, run["run_id"], LAST_LINES, ["warn"])
+    return worst or await runs.last_lines(plane, run["run_id"], LAST_LINES)
+
+
+def _trouble(look: Look, run: Row, errors: Sequence[Row], explanation: Explanation | None) -> list[str]:
+    """The last errors of a run that failed or was canceled, and what they mean."""
+    if run["status"] not in _BAD:
+        return []
+    lines = [log_line(look, line, short=True) for line in errors]
+    if lines:
+        lines = [look.styled("Last errors", "bold"), *(f"  {line}" for line in lines), ""]
+    message = safe_lines(run["error_message"] or "")
+    lines += [look.styled(f"{run['run']} {run['status']}: {message[0] or safe(run['reason'])}", "red")]
+    lines += [f"  {line}" for line in message[1:]]
+    if explanation is not None:
+        lines += [f"  {run['reason']}: {explanation.meaning}.", f"  {explanation.advice}"]
+    return [*lines, ""]
+
+
+def _facts(screen: Screen, run: Row, again: Sequence[Row]) -> list[str]:
+    now, look = screen.now, screen.look
+
+    def when(name: str) -> str:
+        return iso(run[name]) if run[name] else ""
+
+    return look.fields(
+        [
+            ("Run", f"{run['run']} ({run['run_id']})"),
+            ("Workflow", f"{run['workflow_type']}/{run['workflow']}"),
+            ("Status", status_cell(run["status"])),
+            ("Reason", run["reason"] or ""),
+            ("Exit code", "" if run["exit_code"] is None else str(run["exit_code"])),
+            ("Attempt", str(run["attempt"]) if run["attempt"] > 1 or again else ""),
+            ("Retry of", str(run["retry_of"] or "")),
+            ("Retried as", ", ".join(f"{it['run']} {it['status']}" for it in again)),
+            ("Queued", when("created_at")),
+            ("Due", when("scheduled_at")),
+            ("Started", when("started_at")),
+            ("Finished", when("finished_at")),
+            ("Took", span_between(run["started_at"], run["finished_at"], now)),
+            ("Worker", run["claimed_by"] or ""),
+            ("Labels", ", ".join(run["labels"])),
+            ("Queued by", str(run["created_by"] or "")),
+            ("Cancel asked", when("cancel_requested_at")),
+        ]
+    )
+
+
+def _listed(screen: Screen, title: str, pairs: Sequence[tuple[str, str]]) -> list[str]:
+    if not pairs:
+        return []
+    width = max(len(first) for first, _ in pairs)
+    lines = (f"  {first:<{width}}  {safe(second)}" for first, second in pairs)
+    return ["", screen.look.styled(title, "bold"), *lines]
+
+
+def log_line(look: Look, line: Row, *, short: bool) -> str:
+    """A line of a log. ``short``: with the time of day instead of the full time, and without the level."""
+    style = LEVEL_STYLE.get(line["level"], "")
+    message = look.styled(safe(line["message"]), style)
+    if short:
+        return f"{look.styled(line['timestamp'].strftime('%H:%M:%S'), 'dim')} {message}"
+    return f"{iso(line['timestamp'])} {line['level']:<5} {message}"
+
+
+def outcome(look: Look, run: str, state: Row) -> str:
+    """The last line about a run that has ended: its status, reason and message."""
+    said = safe(state["error_message"] or "") or (state["reason"] if state["status"] in _BAD else "") or ""
+    shown = Cell(f"{run} {state['status']}", status_cell(state["status"]).style)
+    return look.styled(shown.text, shown.style) + (f": {said}" if said else "")
