@@ -66,6 +66,8 @@ _WORK = frozenset(Settings.model_fields) - {"keep_logs", "keep_events", *FLAG_ON
 RUN = "RUN"
 _RUN = {RUN: "its id, PROJECT#NUMBER, or PROJECT/WORKFLOW for the newest run of a workflow"}
 
+_PROJECT = {"[PROJECT]": "its slug (default: the queue of all projects)"}
+
 EXIT_CODES = {
     0: "done; the run succeeded",
     1: "the run failed; an error that has no code of its own",
@@ -104,6 +106,16 @@ COMMANDS = (
         "runs wait", "wait until a run has ended", "follow:wait", _RUN, "timeout",
         notes=f"{_OUTCOME}4 the time limit passed, {_REFUSALS}",
     ),
+    _person(
+        "runs enqueue", "queue a run of a workflow", "actions:enqueue",
+        {"WORKFLOW": "PROJECT/WORKFLOW, or PROJECT/TYPE/WORKFLOW, or its id"},
+        "ref", "commit", "arg", "env", "metadata", "key", "at",
+    ),
+    _person("runs cancel", "cancel a run, or ask its worker to stop it", "actions:cancel", _RUN, "reason"),
+    _person("runs retry", "queue the next attempt of a run that has ended", "actions:retry", _RUN),
+    _person("queue", "list the runs that wait, and why each waits", "queue:queue", None, "project", "limit"),
+    _person("pause", "let no worker claim runs, of a project or of all", "queue:pause", _PROJECT, "reason"),
+    _person("resume", "let workers claim runs again", "queue:resume", _PROJECT),
     Command("db migrate", {}, "apply the migrations that the database lacks", _DATABASE, "db:migrate"),
     Command("db status", {}, "list the migrations, applied or pending", _DATABASE, "db:status"),
     Command("db verify", {}, "report what is missing or different in the schema", _DATABASE, "db:verify"),

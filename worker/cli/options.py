@@ -85,6 +85,12 @@ def _assignment(value: str) -> tuple[str, str]:
     return name, text
 
 
+def _commit(value: str) -> str:
+    if not re.fullmatch(r"[0-9a-fA-F]{7,64}", value):
+        raise ValueError("expected 7 to 64 hexadecimal digits")
+    return value
+
+
 def _object(value: str) -> dict[str, Any]:
     try:
         found = json.loads(value)
@@ -106,7 +112,7 @@ OPTIONS: dict[str, Option] = {
     "grep": Option("WORDS", "lines that full-text search finds, such as: traceback or warning", _text),
     "timeout": Option("SECONDS", "wait for this long at most", _seconds),
     "ref": Option("REF", "branch or tag, instead of the workflow's", _text),
-    "commit": Option("SHA", "commit, instead of the workflow's", _text),
+    "commit": Option("SHA", "commit, instead of the workflow's", _commit),
     "arg": Option("ARG", "append this argument to the command", many=True),
     "env": Option("NAME=VALUE", "a variable that the workflow allows (run_env)", _assignment, many=True),
     "metadata": Option("JSON", "an object with more metadata of the run", _object),

@@ -10,7 +10,7 @@ from worker.cli.commands import Invocation
 from worker.cli.names import RunNumber, WorkflowName, run_name, workflow_name
 from worker.cli.render import safe
 from worker.cli.screen import Screen
-from worker.database import runs
+from worker.database import projects, runs
 from worker.database.control_plane import ControlPlane, Row
 from worker.errors import CommandError, DatabaseUnavailable, Failed, Refused, UsageError
 
@@ -66,6 +66,14 @@ async def find_workflow(plane: ControlPlane, text: str) -> uuid.UUID:
         return name
     workflow_id: uuid.UUID = (await _one_workflow(plane, name, "WORKFLOW"))["workflow_id"]
     return workflow_id
+
+
+async def find_project(plane: ControlPlane, slug: str) -> uuid.UUID:
+    """The id of the project with that slug. Raises ``Failed``."""
+    found = await projects.by_slug(plane, slug)
+    if found is None:
+        raise Failed(NOT_FOUND, f"PROJECT: there is no project {slug}, or this role may not see it")
+    return found
 
 
 async def _one_workflow(plane: ControlPlane, name: WorkflowName, field: str) -> Row:

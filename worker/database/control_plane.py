@@ -64,10 +64,10 @@ class ControlPlane:
         found = await self._read(lambda connection: connection.fetchrow(query, *args))
         return None if found is None else dict(found)
 
-    async def answer(self, query: str, *args: object) -> Row:
-        """What a function of the control plane answers. Raises ``Refused`` if it refuses."""
+    async def answer(self, query: str, *args: object, needs: str = NEEDS) -> Row:
+        """What a function of the control plane answers. Raises ``Refused`` if it refuses. ``needs``: what it needs."""
         connection = await self._connected()
-        async with explained(self._command, connection, NEEDS):
+        async with explained(self._command, connection, needs):
             answer: Row = json.loads(await connection.fetchval(query, *args))
         if not answer.get("success", True):
             raise Refused(answer["code"], answer["error"])

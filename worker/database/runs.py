@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from worker.database.control_plane import ControlPlane, Row
 
@@ -109,6 +111,23 @@ async def status(plane: ControlPlane, run_id: uuid.UUID) -> Row | None:
     return await plane.row(
         "select status, reason, exit_code, error_message, cancel_requested_at from ops.runs where id = $1", run_id
     )
+
+
+# --- actions ----------------------------------------------------------------------------------------------------------
+
+
+async def enqueue(
+    plane: ControlPlane, workflow_id: uuid.UUID, metadata: Mapping[str, Any], key: str | None, due: datetime | None
+) -> Row:
+    return await plane.answer("select ops.enqueue_run($1, $2, $3, $4)", workflow_id, json.dumps(metadata), key, due)
+
+
+async def retry(plane: ControlPlane, run_id: uuid.UUID) -> Row:
+    return await plane.answer("select ops.retry_run($1)", run_id)
+
+
+async def cancel(plane: ControlPlane, run_id: uuid.UUID, reason: str | None) -> Row:
+    return await plane.answer("select ops.cancel_run($1, $2)", run_id, reason)
 
 
 # --- the log ----------------------------------------------------------------------------------------------------------
