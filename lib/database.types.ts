@@ -615,6 +615,7 @@ export type Database = {
         Args: { p_idempotency_key?: string; p_metadata?: Json; p_scheduled_at?: string; p_workflow_id: string };
         Returns: Json;
       };
+      health: { Args: Record<PropertyKey, never>; Returns: Json };
       heartbeat: { Args: { p_instance_id: string; p_lease_seconds?: number; p_worker_id: string }; Returns: Json };
       limit_project: {
         Args: { p_max_active_runs?: number; p_max_queued_runs?: number; p_project_id: string };
@@ -636,6 +637,24 @@ export type Database = {
       };
       pause_project: { Args: { p_project_id: string; p_reason?: string }; Returns: Json };
       pause_queue: { Args: { p_reason?: string }; Returns: Json };
+      project_overview: {
+        Args: Record<PropertyKey, never>;
+        Returns: {
+          active_runs: number;
+          max_active_runs: number;
+          max_queued_runs: number;
+          name: string;
+          odoo_version: string;
+          pause_reason: string;
+          paused_at: string;
+          paused_by: string;
+          project_id: string;
+          queued_runs: number;
+          role: string;
+          slug: string;
+          status: string;
+        }[];
+      };
       reap: { Args: Record<PropertyKey, never>; Returns: Json };
       record_container: {
         Args: {
@@ -760,6 +779,19 @@ export type Database = {
       start_workflow_run: { Args: { p_instance_id?: string; p_run_id: string; p_worker_id: string }; Returns: Json };
       unclaimable_runs: { Args: { p_labels?: string[] }; Returns: Json };
       unregister_worker: { Args: { p_instance_id: string; p_worker_id: string }; Returns: Json };
+      worker_overview: {
+        Args: Record<PropertyKey, never>;
+        Returns: {
+          alive: boolean;
+          db_role: string;
+          expires_at: string;
+          labels: string[];
+          runs: Json;
+          started_at: string;
+          version: string;
+          worker_id: string;
+        }[];
+      };
     };
     Enums: {
       [_ in never]: never;

@@ -59,8 +59,9 @@ create table ops_private.log_blocks (
 
 create index log_blocks_words_idx on ops_private.log_blocks using gin (words);
 
--- The lines of the run from from_seq on are in no block; and how many lines of these levels it has. The row is also what the appends to one log lock, so that they
--- take turns; a heartbeat locks the lease, and waits for none of them.
+-- Of each log with lines that are in no block: the first of them, and how many lines of these levels the whole log has.
+-- The row is also what the appends to one log lock, so that they take turns; a heartbeat locks the lease, and waits for
+-- none of them.
 create table ops_private.log_tails (
     run_id uuid primary key references ops.runs (id) on delete cascade,
     project_id uuid not null,

@@ -546,6 +546,41 @@ CREATE FUNCTION ops.enqueue_run(p_workflow_id uuid, p_metadata jsonb DEFAULT '{}
     SET search_path TO 'pg_catalog', 'pg_temp'
     RETURN ops_private.enqueue_run(p_workflow_id, p_metadata, p_idempotency_key, p_scheduled_at);
 
+CREATE FUNCTION ops_private.health() RETURNS jsonb
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    if not ops_private.trusted() then
+        raise exception 'permission denied: only service_role sees the health of all'
+            using errcode = 'insufficient_privilege';
+    end if;
+    return jsonb_build_object(
+        'server_version', current_setting('server_version'),
+        'migrations', ops_private.applied_migrations(),
+        'snapshots', ops_private.open_snapshots(),
+        'stale_leases', ops_private.stale_leases(),
+        'unserved', ops_private.unserved_runs(),
+        'workers', (
+            select coalesce(jsonb_agg(jsonb_build_object(
+                'worker_id', w.worker_id, 'version', w.version, 'alive', w.expires_at > ops_private.current_time())
+                order by w.worker_id), '[]')
+            from ops_private.workers as w),
+        'paused', (
+            select jsonb_build_object('at', c.paused_at, 'by', c.paused_by, 'reason', c.pause_reason)
+            from ops_private.control as c where c.paused_at is not null),
+        'paused_projects', (
+            select coalesce(jsonb_agg(p.slug order by p.slug), '[]')
+            from ops_private.project_limits as k join ops.projects as p on p.id = k.project_id
+            where k.paused_at is not null));
+end
+$$;
+
+CREATE FUNCTION ops.health() RETURNS jsonb
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    RETURN ops_private.health();
+
 CREATE FUNCTION ops.heartbeat(p_worker_id text, p_instance_id uuid, p_lease_seconds integer DEFAULT 300) RETURNS jsonb
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -712,6 +747,48 @@ CREATE FUNCTION ops.pause_queue(p_reason text DEFAULT NULL::text) RETURNS jsonb
     LANGUAGE sql
     SET search_path TO 'pg_catalog', 'pg_temp'
     RETURN ops_private.pause_queue(true, p_reason);
+
+CREATE FUNCTION ops_private.project_overview() RETURNS TABLE(project_id uuid, slug text, name text, odoo_version text, status text, role text, queued_runs bigint, active_runs bigint, paused_at timestamp with time zone, paused_by text, pause_reason text, max_active_runs integer, max_queued_runs integer)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_projects constant uuid[] := case
+        when ops_private.trusted() then array(select p.id from ops.projects as p)
+        else array(select ops_private.my_projects()) end;
+begin
+    return query
+        select p.id, p.slug, p.name, p.odoo_version, p.status, ops.current_user_role(p.id),
+            (select count(*) from ops_private.lanes as l join ops_private.queued as q on q.lane_id = l.lane_id
+                where l.project_id = p.id),
+            (select count(*) from ops_private.leases as l where l.project_id = p.id),
+            k.paused_at, k.paused_by, k.pause_reason, k.max_active_runs, ops_private.max_queued_runs(p.id)
+        from ops.projects as p
+        left join ops_private.project_limits as k on k.project_id = p.id
+        where p.id = any (v_projects)
+        order by p.slug;
+end
+$$;
+
+CREATE FUNCTION ops.project_overview() RETURNS TABLE(project_id uuid, slug text, name text, odoo_version text, status text, role text, queued_runs bigint, active_runs bigint, paused_at timestamp with time zone, paused_by text, pause_reason text, max_active_runs integer, max_queued_runs integer)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    BEGIN ATOMIC
+ SELECT p.project_id,
+     p.slug,
+     p.name,
+     p.odoo_version,
+     p.status,
+     p.role,
+     p.queued_runs,
+     p.active_runs,
+     p.paused_at,
+     p.paused_by,
+     p.pause_reason,
+     p.max_active_runs,
+     p.max_queued_runs
+    FROM ops_private.project_overview() p(project_id, slug, name, odoo_version, status, role, queued_runs, active_runs, paused_at, paused_by, pause_reason, max_active_runs, max_queued_runs);
+END;
 
 CREATE FUNCTION ops.reap() RETURNS jsonb
     LANGUAGE plpgsql SECURITY DEFINER
@@ -1308,6 +1385,56 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.worker_overview() RETURNS TABLE(worker_id text, alive boolean, version text, labels text[], started_at timestamp with time zone, expires_at timestamp with time zone, db_role text, runs jsonb)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_trusted constant boolean := ops_private.trusted();
+    v_projects constant uuid[] := case
+        when v_trusted then array(select p.id from ops.projects as p)
+        else array(select ops_private.my_projects()) end;
+begin
+    if not v_trusted and v_projects = '{}' then
+        return;
+    end if;
+    return query
+        with held as (
+            select l.worker_id, jsonb_agg(
+                jsonb_build_object(
+                    'run_id', r.id, 'run', p.slug || '#' || r.run_number, 'status', r.status,
+                    'started_at', r.started_at, 'lease_expires_at', l.expires_at)
+                order by r.claimed_at, r.id) as runs
+            from ops_private.leases as l
+            join ops.runs as r on r.id = l.run_id
+            join ops.projects as p on p.id = r.project_id
+            where l.project_id = any (v_projects)
+            group by l.worker_id
+        )
+        select coalesce(w.worker_id, h.worker_id), coalesce(w.expires_at > ops_private.current_time(), false),
+            w.version, w.labels, w.started_at, w.expires_at, case when v_trusted then w.db_role end,
+            coalesce(h.runs, '[]')
+        from ops_private.workers as w
+        full join held as h on h.worker_id = w.worker_id
+        order by 1;
+end
+$$;
+
+CREATE FUNCTION ops.worker_overview() RETURNS TABLE(worker_id text, alive boolean, version text, labels text[], started_at timestamp with time zone, expires_at timestamp with time zone, db_role text, runs jsonb)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    BEGIN ATOMIC
+ SELECT w.worker_id,
+     w.alive,
+     w.version,
+     w.labels,
+     w.started_at,
+     w.expires_at,
+     w.db_role,
+     w.runs
+    FROM ops_private.worker_overview() w(worker_id, alive, version, labels, started_at, expires_at, db_role, runs);
+END;
+
 CREATE FUNCTION ops_private.actor() RETURNS text
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1431,6 +1558,21 @@ begin
         when not ops_private.may_adopt(p_lease, p_worker_id, p_engine_id) then
             ops_private.refusal('not_owner', 'another worker holds the run')
     end;
+end
+$$;
+
+CREATE FUNCTION ops_private.applied_migrations() RETURNS jsonb
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_versions jsonb;
+begin
+    if to_regclass('supabase_migrations.schema_migrations') is not null then
+        execute 'select jsonb_agg(m.version order by m.version) from supabase_migrations.schema_migrations as m'
+            into v_versions;
+    end if;
+    return coalesce(v_versions, '[]');
 end
 $$;
 
@@ -2564,6 +2706,32 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.open_snapshots() RETURNS jsonb
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return jsonb_build_object(
+        'sees_all', pg_has_role('pg_read_all_stats', 'usage'),
+        'sessions', (
+            select coalesce(jsonb_agg(to_jsonb(s) order by s.seconds desc), '[]')
+            from (
+                select a.pid, a.usename as role, a.application_name as application, a.state,
+                    extract(epoch from clock_timestamp() - a.xact_start)::bigint as seconds
+                from pg_stat_activity as a
+                where a.xact_start is not null and a.pid <> pg_backend_pid()
+                    and (a.backend_xmin is not null or a.backend_xid is not null)
+                order by a.xact_start limit 5
+            ) as s),
+        'prepared', (
+            select coalesce(jsonb_agg(to_jsonb(s) order by s.seconds desc), '[]')
+            from (
+                select x.gid, x.owner as role, extract(epoch from clock_timestamp() - x.prepared)::bigint as seconds
+                from pg_prepared_xacts as x order by x.prepared limit 5
+            ) as s));
+end
+$$;
+
 CREATE FUNCTION ops_private.prepare_run() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -3126,6 +3294,25 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.stale_leases() RETURNS jsonb
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return (
+        select coalesce(jsonb_agg(to_jsonb(s) order by s.seconds desc), '[]')
+        from (
+            select p.slug || '#' || r.run_number as run, r.status, l.worker_id, l.lease_seconds,
+                extract(epoch from ops_private.current_time() - l.expires_at)::bigint as seconds
+            from ops_private.leases as l
+            join ops.runs as r on r.id = l.run_id
+            join ops.projects as p on p.id = r.project_id
+            where l.expires_at < ops_private.current_time()
+            order by l.expires_at limit 20
+        ) as s);
+end
+$$;
+
 CREATE FUNCTION ops_private.touch_updated_at() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -3147,6 +3334,31 @@ begin
         return true;
     end if;
     return pg_has_role(v_caller, (select n.nspowner from pg_namespace as n where n.nspname = 'ops'), 'usage');
+end
+$$;
+
+CREATE FUNCTION ops_private.unserved_runs() RETURNS jsonb
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return (
+        with lane as (
+            select l.lane_id, l.labels from ops_private.lanes as l
+            where not exists (
+                select from ops_private.workers as w
+                where l.labels <@ w.labels and w.expires_at > ops_private.current_time())
+        )
+        select jsonb_build_object(
+            'runs', (select count(*) from lane as l join ops_private.queued as q on q.lane_id = l.lane_id),
+            'labels', (
+                select coalesce(jsonb_agg(n.label order by n.label), '[]')
+                from (
+                    select distinct e.label from lane as l cross join unnest(l.labels) as e (label)
+                    where exists (select from ops_private.queued as q where q.lane_id = l.lane_id)
+                    order by 1 limit 20
+                ) as n))
+    );
 end
 $$;
 
@@ -3920,6 +4132,12 @@ REVOKE ALL ON FUNCTION ops.enqueue_run(p_workflow_id uuid, p_metadata jsonb, p_i
 GRANT ALL ON FUNCTION ops.enqueue_run(p_workflow_id uuid, p_metadata jsonb, p_idempotency_key text, p_scheduled_at timestamp with time zone) TO authenticated;
 GRANT ALL ON FUNCTION ops.enqueue_run(p_workflow_id uuid, p_metadata jsonb, p_idempotency_key text, p_scheduled_at timestamp with time zone) TO service_role;
 
+REVOKE ALL ON FUNCTION ops_private.health() FROM PUBLIC;
+GRANT ALL ON FUNCTION ops_private.health() TO service_role;
+
+REVOKE ALL ON FUNCTION ops.health() FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.health() TO service_role;
+
 REVOKE ALL ON FUNCTION ops.heartbeat(p_worker_id text, p_instance_id uuid, p_lease_seconds integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops.heartbeat(p_worker_id text, p_instance_id uuid, p_lease_seconds integer) TO ops_worker;
 GRANT ALL ON FUNCTION ops.heartbeat(p_worker_id text, p_instance_id uuid, p_lease_seconds integer) TO service_role;
@@ -3951,6 +4169,14 @@ GRANT ALL ON FUNCTION ops_private.pause_queue(p_paused boolean, p_reason text) T
 
 REVOKE ALL ON FUNCTION ops.pause_queue(p_reason text) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops.pause_queue(p_reason text) TO service_role;
+
+REVOKE ALL ON FUNCTION ops_private.project_overview() FROM PUBLIC;
+GRANT ALL ON FUNCTION ops_private.project_overview() TO authenticated;
+GRANT ALL ON FUNCTION ops_private.project_overview() TO service_role;
+
+REVOKE ALL ON FUNCTION ops.project_overview() FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.project_overview() TO authenticated;
+GRANT ALL ON FUNCTION ops.project_overview() TO service_role;
 
 REVOKE ALL ON FUNCTION ops.reap() FROM PUBLIC;
 GRANT ALL ON FUNCTION ops.reap() TO ops_worker;
@@ -4046,6 +4272,14 @@ REVOKE ALL ON FUNCTION ops.unregister_worker(p_worker_id text, p_instance_id uui
 GRANT ALL ON FUNCTION ops.unregister_worker(p_worker_id text, p_instance_id uuid) TO ops_worker;
 GRANT ALL ON FUNCTION ops.unregister_worker(p_worker_id text, p_instance_id uuid) TO service_role;
 
+REVOKE ALL ON FUNCTION ops_private.worker_overview() FROM PUBLIC;
+GRANT ALL ON FUNCTION ops_private.worker_overview() TO authenticated;
+GRANT ALL ON FUNCTION ops_private.worker_overview() TO service_role;
+
+REVOKE ALL ON FUNCTION ops.worker_overview() FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.worker_overview() TO authenticated;
+GRANT ALL ON FUNCTION ops.worker_overview() TO service_role;
+
 REVOKE ALL ON FUNCTION ops_private.actor() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.add_event(p_run_id uuid, p_event_type text, p_message text, p_payload jsonb) FROM PUBLIC;
@@ -4055,6 +4289,8 @@ REVOKE ALL ON FUNCTION ops_private.add_log_blocks(p_run_id uuid, p_project_id uu
 REVOKE ALL ON FUNCTION ops_private.add_log_partitions() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.adopt_refusal(p_status text, p_lease ops_private.leases, p_worker_id text, p_instance_id uuid, p_engine_id text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.applied_migrations() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.bad_config(p_config jsonb) FROM PUBLIC;
 
@@ -4178,6 +4414,8 @@ REVOKE ALL ON FUNCTION ops_private.nothing_claimed(p_labels text[]) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.notify_idle_workers(p_labels text[]) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.open_snapshots() FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.prepare_run() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.prunable(p_store text, p_worker_id text, p_logs_before timestamp with time zone, p_events_before timestamp with time zone) FROM PUBLIC;
@@ -4232,9 +4470,13 @@ REVOKE ALL ON FUNCTION ops_private.set_project_of_run() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.set_run_of_line() FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.stale_leases() FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.touch_updated_at() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.trusted() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.unserved_runs() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.version_key(p_version text) FROM PUBLIC;
 

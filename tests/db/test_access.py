@@ -19,7 +19,7 @@ from tests.db.crowd import (
     new_claims,
     old_claims,
 )  # fmt: skip
-from tests.db.world import World, blocked, call, new_project, new_workflow
+from tests.db.world import OTHER_INSTANCE, World, blocked, call, new_project, new_workflow
 from tests.support.schema import TABLES
 
 # Reading ----------------------------------------------------------------------------------------------------
@@ -40,6 +40,9 @@ async def test_who_reads_what(crowd: Crowd, form: Form) -> None:
             assert await connection.fetchval("select ops.current_user_role($1)", crowd.world.project) == who
             assert await connection.fetchval("select ops.current_user_id()") == crowd.users[who]
             assert await connection.fetchval("select count(*) from ops.list_queued_runs()") == queued
+            assert [tuple(row) for row in await connection.fetch("select slug, role from ops.project_overview()")] == [
+                ("acme", who)
+            ]
         await crowd.world.queue()
 
 
@@ -48,6 +51,22 @@ async def test_without_claims_only_the_catalogues_are_read(crowd: Crowd) -> None
     assert await connection.fetchval("select ops.current_user_id()") is None
     assert await connection.fetchval("select ops.current_user_role($1)", crowd.world.project) is None
     assert {table for table in TABLES if await allowed(connection, f"select from ops.{table}")} == set(CATALOGUES)
+
+
+async def test_who_sees_the_workers_and_which_of_their_runs(crowd: Crowd) -> None:
+    """A signed-in user without a project sees no worker; another member sees them without the runs."""
+    await call(crowd.world.db, "register_worker", "host-b", OTHER_INSTANCE)
+    await crowd.world.db.execute("delete from ops_private.workers where worker_id = 'host-a'")
+    workers = "select worker_id, alive, db_role, jsonb_array_length(runs) from ops.worker_overview()"
+    for who in (*ROLES, "stranger", "service_role"):
+        connection = await crowd.sign_in(who)
+        seen = [tuple(row) for row in await connection.fetch(workers)]
+        mine = [] if who == "stranger" else [("host-a", False, None, 1)]  # it holds a lease and is not registered
+        assert seen == [*mine, ("host-b", True, "postgres" if who == "service_role" else None, 0)]
+    await crowd.world.db.execute("delete from ops.project_memberships where user_id = $1", crowd.users["viewer"])
+    assert await (await crowd.sign_in("viewer")).fetch(workers) == []
+    for who in ("anon", "ops_worker", HOST):
+        assert not await allowed(await crowd.sign_in(who), workers)
 
 
 # Writing ----------------------------------------------------------------------------------------------------

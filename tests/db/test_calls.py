@@ -27,6 +27,7 @@ CALLS: list[tuple[str, set[str]]] = [
     ("limit_project('{project}', 1)", SERVICE),
     ("pause_queue()", SERVICE),
     ("resume_queue()", SERVICE),
+    ("health()", SERVICE),
     ("register_worker('w', gen_random_uuid())", WORKERS),
     ("unregister_worker('w', gen_random_uuid())", WORKERS),
     ("heartbeat('w', gen_random_uuid())", WORKERS),

@@ -29,7 +29,7 @@ async def test_who_executes_what(world: World) -> None:
     user = {
         "current_user_id", "current_user_role", "cancel_run", "list_queued_runs", "enqueue_run", "retry_run",
         "search_run_logs", "applicable_advisories", "runs", "run_logs", "pause_project", "resume_project",
-        "run_summary",
+        "run_summary", "worker_overview", "project_overview",
     }  # fmt: skip
     may: dict[str, set[str]] = {
         "anon": set(),
@@ -40,7 +40,7 @@ async def test_who_executes_what(world: World) -> None:
     for row in rows:
         may[row["role"]].add(row["name"])
     worker = WORKER_FUNCTIONS
-    everything = user | worker | {"shut_out_worker", "pause_queue", "resume_queue", "limit_project"}
+    everything = user | worker | {"health", "shut_out_worker", "pause_queue", "resume_queue", "limit_project"}
     assert may == {"anon": set(), "authenticated": user, "ops_worker": worker, "service_role": everything}
 
 

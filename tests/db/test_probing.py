@@ -51,6 +51,9 @@ PROBES = [
     "select * from ops.search_run_logs('hello', p_project_id => '{project}')",
     "select * from ops.search_run_logs('hello', p_run_id => '{run}')",
     "select count(*) from ops.list_queued_runs() where project_id = '{project}'",
+    "select count(*) from ops.project_overview() where project_id = '{project}' or slug = '{name}'",
+    "select count(*) from ops.worker_overview() where runs @> jsonb_build_array(jsonb_build_object('run_id', '{run}'))",
+    "select sum(jsonb_array_length(runs)) from ops.worker_overview()",
 ]
 
 

@@ -61,12 +61,14 @@ class Invocation:
 
 _DATABASE = frozenset({"env_file", "version", "database_url"})
 _PRUNE = _DATABASE | {"worker_id", "artifact_store", "keep_logs", "keep_events", "dry_run", "log_level", "log_format"}
+_DOCTOR = _DATABASE | {"docker_host", "artifact_store", "min_free_disk", "containerd_root"}
 _WORK = frozenset(Settings.model_fields) - {"keep_logs", "keep_events", *FLAG_ONLY}
 
 RUN = "RUN"
 _RUN = {RUN: "its id, PROJECT#NUMBER, or PROJECT/WORKFLOW for the newest run of a workflow"}
 
 _PROJECT = {"[PROJECT]": "its slug (default: the queue of all projects)"}
+_ONE_PROJECT = {"[PROJECT]": "its slug (default: every project that you may see)"}
 
 EXIT_CODES = {
     0: "done; the run succeeded",
@@ -116,6 +118,16 @@ COMMANDS = (
     _person("queue", "list the runs that wait, and why each waits", "queue:queue", None, "project", "limit"),
     _person("pause", "let no worker claim runs, of a project or of all", "queue:pause", _PROJECT, "reason"),
     _person("resume", "let workers claim runs again", "queue:resume", _PROJECT),
+    _person("workers", "list the workers, and what each runs", "overview:workers", None, "limit"),
+    _person("projects", "list the projects, and what holds their runs back", "overview:listed_projects", None, "limit"),
+    _person("workflows", "list workflows with their newest run", "overview:workflows", _ONE_PROJECT, "limit"),
+    _person("tools list", "list the tools, and the image of each version", "overview:tools", None, "limit"),
+    _person("members", "list the members of projects, and their roles", "overview:members", _ONE_PROJECT, "limit"),
+    Command(
+        "doctor", {}, "check the control plane, and on a build host engine and disk", _DOCTOR, "doctor:doctor",
+        ("json",),
+        "Exit codes: 0 no finding is an error, 1 one is. A role that is not an operator's sees fewer checks.",
+    ),
     Command("db migrate", {}, "apply the migrations that the database lacks", _DATABASE, "db:migrate"),
     Command("db status", {}, "list the migrations, applied or pending", _DATABASE, "db:status"),
     Command("db verify", {}, "report what is missing or different in the schema", _DATABASE, "db:verify"),

@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import asyncpg
 
@@ -18,6 +18,7 @@ from worker.concurrency import retrying
 from worker.database.connection import connect_for_command, explained, is_transient
 from worker.errors import DatabaseUnavailable, Refused
 
+T = TypeVar("T")
 Row = dict[str, Any]
 
 GIVE_UP_SECONDS = 300.0
@@ -72,6 +73,12 @@ class ControlPlane:
         if not answer.get("success", True):
             raise Refused(answer["code"], answer["error"])
         return answer
+
+    async def use(self, call: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
+        """What ``call`` returns, which takes the connection. Raises ``CommandError`` and ``DatabaseUnavailable``."""
+        connection = await self._connected()
+        async with explained(self._command, connection, NEEDS):
+            return await call(connection)
 
     async def _read(self, fetch: Callable[[asyncpg.Connection], Awaitable[Any]]) -> Any:
         async def once() -> Any:

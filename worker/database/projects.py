@@ -46,3 +46,47 @@ async def pause_queue(plane: ControlPlane, reason: str | None) -> Row:
 
 async def resume_queue(plane: ControlPlane) -> Row:
     return await plane.answer("select ops.resume_queue()", needs=f"a PROJECT, or {OPERATOR}")
+
+
+async def workers(plane: ControlPlane) -> list[Row]:
+    """The workers; ``runs`` is JSON text."""
+    return await plane.rows("select * from ops.worker_overview() as w order by not w.alive, w.worker_id")
+
+
+async def listed(plane: ControlPlane) -> list[Row]:
+    return await plane.rows("select * from ops.project_overview() as p order by p.slug")
+
+
+async def workflows(plane: ControlPlane, project: str | None) -> list[Row]:
+    """The workflows with the newest run of each."""
+    return await plane.rows(
+        """select w.id as workflow_id, p.slug as project, w.workflow_type, w.name as workflow, w.description, w.enabled,
+               w.git_ref, w.git_commit,
+               r.run as newest_run, r.status as newest_status, r.created_at as newest_created_at
+           from ops.projects as p
+           join ops.workflows as w on w.project_id = p.id
+           left join lateral (
+               select p.slug || '#' || r.run_number as run, r.status, r.created_at from ops.runs as r
+               where r.project_id = p.id and r.workflow_id = w.id order by r.run_number desc limit 1
+           ) as r on true
+           where $1::text is null or p.slug = $1
+           order by p.slug, w.workflow_type, w.name""",
+        project,
+    )
+
+
+async def tools(plane: ControlPlane) -> list[Row]:
+    return await plane.rows(
+        """select t.tool_name, t.version, t.docker_image, t.updated_at from ops.tools as t
+           order by t.tool_name, t.version"""
+    )
+
+
+async def members(plane: ControlPlane, project: str | None) -> list[Row]:
+    return await plane.rows(
+        """select p.slug as project, m.user_id, m.role, m.given_by, m.created_at
+           from ops.project_memberships as m join ops.projects as p on p.id = m.project_id
+           where $1::text is null or p.slug = $1
+           order by p.slug, array_position('{owner,admin,developer,viewer}', m.role), m.created_at, m.user_id""",
+        project,
+    )

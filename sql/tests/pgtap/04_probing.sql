@@ -25,6 +25,8 @@ insert into probe values
     ($$select from ops.search_run_logs('hello', p_run_id => '{run}')$$),
     ($$select ops.enqueue_run('{workflow}')$$),
     ($$select ops.enqueue_run('{workflow}', '{}', 'nightly')$$),
+    ($$select from ops.project_overview() where project_id = '{project}'$$),
+    ($$select from ops.worker_overview() where runs @> jsonb_build_array(jsonb_build_object('run_id', '{run}'))$$),
     ($$select ops.cancel_run('{run}')$$),
     ($$select ops.retry_run('{run}')$$);
 
