@@ -18,8 +18,8 @@ class PackageMissing(Exception):
 
 
 @cache
-def unpacked(package: str, *, libraries: bool = False) -> Path:
-    """The root of what the package holds, and with ``libraries`` of the libraries that it depends on.
+def unpacked(package: str, *also: str, libraries: bool = False) -> Path:
+    """The root of what the packages hold, and with ``libraries`` of the libraries that the first one depends on.
 
     Raises:
         PackageMissing: there is no apt, or it knows no such package.
@@ -32,7 +32,7 @@ def unpacked(package: str, *, libraries: bool = False) -> Path:
             making = FOLDER / f"{package}.part"
             shutil.rmtree(making, ignore_errors=True)
             making.mkdir()
-            _download(making, package)
+            _download(making, package, *also)
             if libraries:
                 _download(making, *_libraries(package))
             for archive in making.glob("*.deb"):

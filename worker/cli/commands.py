@@ -64,6 +64,7 @@ _PRUNE = _DATABASE | {"worker_id", "artifact_store", "keep_logs", "keep_events",
 _DOCTOR = _DATABASE | {"docker_host", "artifact_store", "min_free_disk", "containerd_root"}
 _WORK = frozenset(Settings.model_fields) - {"keep_logs", "keep_events", *FLAG_ONLY}
 
+SHELLS = ("bash", "zsh", "fish")
 RUN = "RUN"
 _RUN = {RUN: "its id, PROJECT#NUMBER, or PROJECT/WORKFLOW for the newest run of a workflow"}
 
@@ -144,6 +145,13 @@ COMMANDS = (
         "create a role for a build host, or set its password",
         _DATABASE,
         "db:create_worker",
+    ),
+    Command(
+        "completion",
+        {"SHELL": ", ".join(SHELLS)},
+        "print a script by which a shell completes commands and flags",
+        frozenset({"env_file", "version"}),
+        "completion:completion",
     ),
     Command("prune", {}, "delete expired artifacts, and old logs and events", _PRUNE, "prune:prune"),
 )  # fmt: skip

@@ -97,7 +97,7 @@ def _read_argv(argv: Sequence[str]) -> tuple[CliSettingsSource[Any], dict[str, A
         parser.add_argument(*names, **options)
 
     for name, option in OPTIONS.items():
-        parser.add_argument(*_spellings(name, option), dest=name, action=_action(option))
+        parser.add_argument(*spellings(name, option), dest=name, action=_action(option))
 
     def read(_parser: object, args: Sequence[str], *_: object) -> argparse.Namespace:
         found, extra = parser.parse_known_intermixed_args(args)
@@ -113,7 +113,8 @@ def _read_argv(argv: Sequence[str]) -> tuple[CliSettingsSource[Any], dict[str, A
     return flags, given, given.pop("words", []), unknown
 
 
-def _spellings(name: str, option: Option) -> tuple[str, ...]:
+def spellings(name: str, option: Option) -> tuple[str, ...]:
+    """The flags of an option: ``-f`` and ``--follow``."""
     return (option.short, flag(name)) if option.short else (flag(name),)
 
 
@@ -285,7 +286,7 @@ def _add_options(parser: argparse.ArgumentParser, command: Command) -> None:
         meaning = option.meaning + (f": {', '.join(option.choices)}" if option.choices else "")
         text = f"{meaning}{'; may be repeated' if option.many else ''}".replace("%", "%%")
         shape = {"metavar": option.metavar} if option.metavar else {}
-        listed.add_argument(*_spellings(name, option), action=_action(option), help=text, **shape)  # type: ignore[arg-type]
+        listed.add_argument(*spellings(name, option), action=_action(option), help=text, **shape)  # type: ignore[arg-type]
 
 
 def _help_parser(usage: str, description: str) -> argparse.ArgumentParser:
