@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
@@ -132,6 +133,22 @@ def test_prune_without_the_schema_names_db_migrate(empty_db_url: str, tmp_path: 
     done = ops_worker("prune", OPS_WORKER_DATABASE_URL=empty_db_url, OPS_WORKER_ARTIFACT_STORE=store)
     assert done.returncode == 1
     assert complaints(done)[0].endswith("Run `ops-worker db migrate` on this database first")
+
+
+async def test_json_of_the_schema_s_commands(on_empty: Command, on_migrated: Command) -> None:
+    named = [
+        dict(zip(("version", "name"), file.removesuffix(".sql").split("_", 1), strict=True)) for file in MIGRATIONS
+    ]
+    assert json.loads(on_empty("status", "--json").stdout) == [{**it, "applied": False} for it in named]
+    assert json.loads(on_empty("migrate", "--json").stdout) == named
+    done = on_migrated("verify", "--json")
+    assert (done.returncode, json.loads(done.stdout)) == (0, [])
+    done = on_migrated("rollback", "--json")
+    assert (done.returncode, complaints(done)) == (2, ["--yes: required with --json"])
+    done = on_migrated("rollback", "--json", "--yes")
+    assert json.loads(done.stdout) == {"rolled_back": named[-1:], "lost": {"ops_private.retired_artifacts": 0}}
+    done = on_migrated("create-worker", "build1", "--json")
+    assert json.loads(done.stdout)["database_url"].startswith("postgresql://build1:")
 
 
 async def test_verify_names_what_is_missing(db: asyncpg.Connection, on_migrated: Command, on_empty: Command) -> None:

@@ -129,15 +129,16 @@ COMMANDS = (
         ("json",),
         "Exit codes: 0 no finding is an error, 1 one is. A role that is not an operator's sees fewer checks.",
     ),
-    Command("db migrate", {}, "apply the migrations that the database lacks", _DATABASE, "db:migrate"),
-    Command("db status", {}, "list the migrations, applied or pending", _DATABASE, "db:status"),
-    Command("db verify", {}, "report what is missing or different in the schema", _DATABASE, "db:verify"),
+    Command("db migrate", {}, "apply the migrations that the database lacks", _DATABASE, "db:migrate", ("json",)),
+    Command("db status", {}, "list the migrations, applied or pending", _DATABASE, "db:status", ("json",)),
+    Command("db verify", {}, "report what is missing or different in the schema", _DATABASE, "db:verify", ("json",)),
     Command(
         "db rollback",
         {"[VERSION]": "roll back this migration and all later ones (default: the newest only)"},
         "roll migrations back; the data in their tables is lost",
         _DATABASE | {"yes"},
         "db:rollback",
+        ("json",),
     ),
     Command(
         "db create-worker",
@@ -145,6 +146,7 @@ COMMANDS = (
         "create a role for a build host, or set its password",
         _DATABASE,
         "db:create_worker",
+        ("json",),
     ),
     Command(
         "completion",
@@ -153,7 +155,7 @@ COMMANDS = (
         frozenset({"env_file", "version"}),
         "completion:completion",
     ),
-    Command("prune", {}, "delete expired artifacts, and old logs and events", _PRUNE, "prune:prune"),
+    Command("prune", {}, "delete expired artifacts, and old logs and events", _PRUNE, "prune:prune", ("json",)),
 )  # fmt: skip
 """All other commands, in the order of the help."""
 

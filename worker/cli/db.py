@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict
+from typing import Any
 
 import asyncpg
 
 from worker.cli.commands import Invocation
-from worker.cli.settings import Settings
+from worker.cli.screen import Screen
 from worker.database import catalog, migrations, roles
 from worker.database.connection import connected_for
 from worker.errors import CommandError, UsageError
@@ -19,36 +21,47 @@ def _on_database(call: Callable[..., Awaitable[int]]) -> Callable[[Invocation], 
 
     async def run(given: Invocation) -> int:
         async with connected_for(given.command.name, given.settings.dsn) as connection:
-            return await call(connection, given.settings, *given.arguments)
+            return await call(connection, given, *given.arguments)
 
     return run
 
 
-async def _migrate(connection: asyncpg.Connection, _: Settings) -> int:
+async def _migrate(connection: asyncpg.Connection, given: Invocation) -> int:
     done = await migrations.migrate(connection)
+    if given.options["json"]:
+        return _json([_named(migration) for migration in done])
     for migration in done:
         print(f"applied  {migration.file}")
     print(f"{len(done)} applied" if done else "nothing to do: the schema is up to date")
     return 0
 
 
-async def _status(connection: asyncpg.Connection, _: Settings) -> int:
-    for row in await migrations.status(connection):
+async def _status(connection: asyncpg.Connection, given: Invocation) -> int:
+    rows = await migrations.status(connection)
+    if given.options["json"]:
+        return _json([{**_named(row.migration), "applied": row.applied} for row in rows])
+    for row in rows:
         print(f"{'applied' if row.applied else 'pending'}  {row.migration.file}")
     return 0
 
 
-async def _verify(connection: asyncpg.Connection, _: Settings) -> int:
+async def _verify(connection: asyncpg.Connection, given: Invocation) -> int:
     findings = await catalog.verify(connection)
+    if given.options["json"]:
+        _json([{"problem": finding.problem, **asdict(finding)} for finding in findings])
+        return 1 if findings else 0
     for finding in findings:
         print(finding, file=sys.stderr)
     print(_counted(len(findings), "problem") if findings else "the schema is complete")
     return 1 if findings else 0
 
 
-async def _rollback(connection: asyncpg.Connection, settings: Settings, version: str | None = None) -> int:
+async def _rollback(connection: asyncpg.Connection, given: Invocation, version: str | None = None) -> int:
+    settings, as_json = given.settings, given.options["json"]
     plan = await migrations.to_take_back(connection, version)
-    if not plan:
+    if as_json and not settings.yes:
+        raise UsageError("--yes: required with --json")
+    if not plan and not as_json:
         print("nothing to do: no migration is applied")
         return 0
     if workers := await migrations.live_workers(connection):
@@ -60,11 +73,23 @@ async def _rollback(connection: asyncpg.Connection, settings: Settings, version:
     if not settings.yes and not _confirmed(lost):
         print("nothing is rolled back")
         return 1
-    for migration in await migrations.rollback(connection, version):
+    done = await migrations.rollback(connection, version)
+    if as_json:
+        return _json({"rolled_back": [_named(migration) for migration in done], "lost": lost})
+    for migration in done:
         print(f"rolled back  {migration.file}")
     for table, rows in lost.items():
         print(f"lost  {table}, {_counted(rows, 'row')}")
     return 0
+
+
+def _json(value: Any) -> int:
+    Screen(as_json=True).json(value)
+    return 0
+
+
+def _named(migration: migrations.Migration) -> dict[str, str]:
+    return {"version": migration.version, "name": migration.name}
 
 
 def _confirmed(lost: Mapping[str, int]) -> bool:
@@ -93,15 +118,20 @@ def _counted(count: int, noun: str) -> str:
 
 
 async def _create_worker(
-    connection: asyncpg.Connection, settings: Settings, name: str, source: str | None = None
+    connection: asyncpg.Connection, given: Invocation, name: str, source: str | None = None
 ) -> int:
     if source not in (None, "-"):
         raise UsageError("db create-worker: expected nothing after NAME, or - for a password on standard input")
     password = roles.new_password() if source is None else sys.stdin.readline().rstrip("\r\n")
     created = await roles.create_worker(connection, name, password)
-    if source is None:  # prints one line of an env file and nothing else, so that a script can append it to a file
+    url = None
+    if source is None:
         user = await connection.fetchval("select session_user")
-        print(f"OPS_WORKER_DATABASE_URL={roles.login_url(settings.dsn, user, name, password)}")
+        url = roles.login_url(given.settings.dsn, user, name, password)
+    if given.options["json"]:
+        return _json({"role": name, "created": created, "database_url": url})
+    if url is not None:  # prints one line of an env file and nothing else, so that a script can append it to a file
+        print(f"OPS_WORKER_DATABASE_URL={url}")
     else:
         print(f"role {name} is created" if created else f"role {name} has a new password")
     return 0

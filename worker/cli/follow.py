@@ -88,6 +88,8 @@ class _Follower:
     async def follow(self) -> int:
         """Reads the status before the lines, so the lines of a run that has ended are complete."""
         run_id = self._run["run_id"]
+        if self._run["status"] == "queued" and not self._screen.as_json:
+            self._screen.remark(f"{self._run['run']} is queued; `ops-worker queue` shows what it waits for")
         while True:
             state = await runs.status(self._plane, run_id)
             if state is None:

@@ -15,7 +15,7 @@ from worker.model.reasons import EXPLANATIONS, Explanation
 
 DEFAULT_ROWS = 20
 LAST_LINES = 15
-"""How many error lines ``runs show`` prints of a run that failed."""
+"""How many lines ``runs show`` prints of a run that failed."""
 
 _BAD = ("failed", "canceled")
 
@@ -76,12 +76,14 @@ async def show(call: Invocation) -> int:
 
 
 async def _last_errors(plane: ControlPlane, run: Row) -> list[Row]:
-    """The last lines of level warn and error of a run that failed; without such lines its last ones."""
+    """The last errors of a run that failed, and warnings where errors leave room; without both its last lines."""
     if run["status"] not in _BAD:
         return []
-    worst = await runs.last_lines(plane, run["run_id"], LAST_LINES, ["error"])
-    worst = worst or await runs.last_lines(plane, run["run_id"], LAST_LINES, ["warn"])
-    return worst or await runs.last_lines(plane, run["run_id"], LAST_LINES)
+    run_id = run["run_id"]
+    found = await runs.last_lines(plane, run_id, LAST_LINES, ["error"])
+    if len(found) < LAST_LINES:
+        found += await runs.last_lines(plane, run_id, LAST_LINES - len(found), ["warn"])
+    return sorted(found, key=lambda it: it["seq"]) or await runs.last_lines(plane, run_id, LAST_LINES)
 
 
 def _trouble(look: Look, run: Row, errors: Sequence[Row], explanation: Explanation | None) -> list[str]:

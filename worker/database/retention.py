@@ -38,8 +38,18 @@ class Retention:
     events: int | None
 
 
-async def prune(dsn: str, store: ObjectStore, worker_id: str, retention: Retention, *, dry_run: bool) -> int:
-    """Deletes, prints how much, and returns the exit code. In a folder it deletes only what this host's worker stored.
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """How much was deleted, or would be."""
+
+    artifacts: int
+    bytes: int
+    lines: int
+    events: int
+
+
+async def prune(dsn: str, store: ObjectStore, worker_id: str, retention: Retention, *, dry_run: bool) -> Pruned:
+    """Deletes, and returns how much. In a folder it deletes only what this host's worker stored.
 
     Raises ``ArtifactError``, ``CommandError`` and ``DatabaseUnavailable``.
     """
@@ -49,16 +59,14 @@ async def prune(dsn: str, store: ObjectStore, worker_id: str, retention: Retenti
         if dry_run:
             sql = "select * from ops_private.prunable($1, $2, $3, $4)"
             row = await connection.fetchrow(sql, store.url, owner, logs_before, events_before)
-            _report("would be deleted", row["artifacts"], int(row["bytes"]), row["lines"], row["events"])
-            return 0
+            return Pruned(row["artifacts"], int(row["bytes"]), row["lines"], row["events"])
         artifacts, size = await _prune_artifacts(connection, store, owner)
         lines = events = 0
         if logs_before is not None:
             lines = await _prune_logs(connection, logs_before)
         if events_before is not None:
             events = await connection.fetchval("select ops_private.prune_run_events($1)", events_before)
-        _report("deleted", artifacts, size, lines, events)
-    return 0
+        return Pruned(artifacts, size, lines, events)
 
 
 async def _prune_artifacts(connection: asyncpg.Connection, store: ObjectStore, owner: str | None) -> tuple[int, int]:
@@ -88,7 +96,3 @@ async def _prune_logs(connection: asyncpg.Connection, before: datetime) -> int:
 
 def _before(days: int | None) -> datetime | None:
     return None if days is None else datetime.now(UTC) - timedelta(days=days)
-
-
-def _report(what: str, artifacts: int, size: int, lines: int, events: int) -> None:
-    print(f"{what}: {artifacts:,} expired artifacts ({size / 2**20:,.1f} MiB), {lines:,} log lines, {events:,} events")

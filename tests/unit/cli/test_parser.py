@@ -114,7 +114,10 @@ def test_all_problems_are_reported_at_once(env_file: Path) -> None:
         (["runs", "show"], "too few words after runs show; usage: ops-worker runs show RUN"),
         (["runs", "show", "a#1", "--limitt", "3"], "unknown setting --limitt; see ops-worker --help"),
         (["runs", "list", "--limitt", "3"], "unknown setting --limitt; did you mean --limit?"),
-        (["db", "status", "--json"], "--json: db status does not read this option; see ops-worker db status --help"),
+        (
+            ["db", "status", "--limit", "3"],
+            "--limit: db status does not read this option; see ops-worker db status --help",
+        ),
         (
             ["runs", "list", "--lease", "60"],
             "--lease: runs list does not read this setting; see ops-worker runs list --help",
@@ -184,13 +187,16 @@ def test_help_has_a_line_for_every_setting_with_its_default(
 @pytest.mark.parametrize(
     ("words", "usage", "flags"),
     [
-        ("db migrate", "db migrate [SETTING ...]", "env-file version database-url"),
-        ("db rollback", "db rollback [VERSION] [SETTING ...]", "env-file version database-url yes"),
-        ("db create-worker x", "db create-worker NAME [-] [SETTING ...]", "env-file version database-url"),
+        ("db migrate", "db migrate [SETTING ...]", "json env-file version database-url"),
+        ("db rollback", "db rollback [VERSION] [SETTING ...]", "json env-file version database-url yes"),
+        ("db create-worker x", "db create-worker NAME [-] [SETTING ...]", "json env-file version database-url"),
         (
             "prune",
             "prune [SETTING ...]",
-            "env-file version database-url worker-id artifact-store keep-logs keep-events dry-run log-level log-format",
+            (
+                "json env-file version database-url worker-id artifact-store keep-logs keep-events dry-run log-level"
+                " log-format"
+            ),
         ),
     ],
 )
