@@ -21,6 +21,7 @@ from tests.support.docker import PATIENCE, ROOT, until
 from tests.support.postgres import Cluster
 from tests.support.relay import Relay
 from tests.support.scripts import environ_of
+from worker.database import control_plane
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\u202ebad\x9b1m"
 SHOWN = "\\u202ebad\\x9b1m"
@@ -186,6 +187,7 @@ async def test_the_log_in_order_with_filters(crowd: Crowd, member: str, stranger
     done = await ops(member, "runs", "logs", "acme#1", "--grep", "x", "--follow")
     assert (done.status, done.err) == (2, "--grep: does not go with --follow; expected one of the two\n")
     assert (await ops(stranger, "runs", "logs", "acme#1")).status == 5
+    assert (await ops(stranger, "runs", "wait", "acme#1")).status == 5
 
 
 async def test_a_long_log_is_read_in_batches_and_printed_safely(world: World, db_url: str) -> None:
@@ -268,6 +270,24 @@ async def test_follow_and_wait_resume_over_a_lost_connection(world: World, db_ur
     )
     assert (done.returncode, waited.returncode, waited.stdout) == (0, 0, "acme#1 succeeded\n")
     assert done.stderr == "the database cannot be reached; trying again\n"
+
+
+async def test_follow_leaves_a_half_open_connection(
+    world: World, db_url: str, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control_plane, "ANSWER_SECONDS", 1.0)
+    run = await world.running()
+    relay = Relay(f"{cluster.directory}/.s.PGSQL.{cluster.port}")
+    async with relay.running():
+        database = await world.db.fetchval("select current_database()")
+        url = f"postgresql://postgres@127.0.0.1:{relay.port}/{database}?sslmode=disable"
+        following = asyncio.create_task(ops(url, "runs", "logs", str(run), "-f", "--json"))
+        await until(lambda: relay.passed > 2000)
+        relay.freeze()
+        await printed(world, run, 1, "line 1")
+        await call(world.db, "complete_workflow_run", run, 0, None, WORKER, INSTANCE)
+        done = await following
+    assert (done.status, json.loads(done.out)["message"]) == (0, "line 1")
 
 
 # --- wait -----------------------------------------------------------------------------------------------------------

@@ -105,15 +105,19 @@ async def connected(dsn: str) -> AsyncIterator[asyncpg.Connection]:
         await connection.close(timeout=5)
 
 
-async def connect_for_command(dsn: str) -> asyncpg.Connection:
+async def connect_for_command(dsn: str, *, answer_within: float | None = None) -> asyncpg.Connection:
     """A connection for a command; it also works through a transaction pooler.
+
+    ``answer_within``: the seconds that a query may take; then it raises ``TimeoutError``.
 
     Raises:
         ConfigurationError: that is no URL, or the server knows no such role, password or database.
         DatabaseUnavailable: the database cannot be reached.
     """
     try:
-        return await asyncpg.connect(dsn, timeout=CONNECT_TIMEOUT, statement_cache_size=0)
+        return await asyncpg.connect(
+            dsn, timeout=CONNECT_TIMEOUT, statement_cache_size=0, command_timeout=answer_within
+        )
     except TimeoutError:
         raise DatabaseUnavailable(f"the database did not answer within {CONNECT_TIMEOUT:g} seconds") from None
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError, IndexError) as error:
@@ -166,7 +170,8 @@ async def explained(
     except (asyncpg.InterfaceError, ConnectionResetError, TimeoutError) as error:
         if transient and is_transient(error):
             raise
-        raise DatabaseUnavailable(f"{command}: the connection to the database is lost: {error}") from error
+        why = "it did not answer in time" if isinstance(error, TimeoutError) else str(error)
+        raise DatabaseUnavailable(f"{command}: the connection to the database is lost: {why}") from error
 
 
 async def _keep_session(_: asyncpg.Connection) -> None:

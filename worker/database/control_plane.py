@@ -21,6 +21,9 @@ from worker.errors import DatabaseUnavailable, Refused
 T = TypeVar("T")
 Row = dict[str, Any]
 
+ANSWER_SECONDS = 60.0
+"""How long a query may take. Then its connection counts as lost, as one does that was cut without a word."""
+
 GIVE_UP_SECONDS = 300.0
 """How long a patient query is repeated while the database cannot be reached."""
 
@@ -97,7 +100,7 @@ class ControlPlane:
 
     async def _connected(self) -> asyncpg.Connection:
         if self._connection is None:
-            self._connection = await connect_for_command(self._dsn)
+            self._connection = await connect_for_command(self._dsn, answer_within=ANSWER_SECONDS)
         return self._connection
 
     async def _disconnect(self) -> None:
