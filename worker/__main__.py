@@ -7,11 +7,12 @@ codes: ``worker.cli.commands.EXIT_CODES``.
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
 from contextlib import suppress
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import anyio
 
@@ -25,6 +26,8 @@ from worker.telemetry import configure_logging
 
 def main() -> None:
     """Runs the command line and leaves with its exit code."""
+    for stream in (sys.stdout, sys.stderr):  # a locale without a character must not end a command
+        cast("io.TextIOWrapper", stream).reconfigure(errors="backslashreplace")
     try:
         _leave(_status(sys.argv[1:]))
     except UsageError as error:

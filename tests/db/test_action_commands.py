@@ -157,7 +157,8 @@ async def test_the_queue_of_one_project_and_of_a_member(crowd: Crowd, db_url: st
     for who, runs in (("viewer", ["acme#2"]), ("stranger", [])):
         url = as_role(db_url, "authenticated", crowd.users[who])
         assert [row["run"] for row in (await ops(url, "queue", "--json")).json] == runs
-        assert (await ops(url, "queue", "--project", "third", "--json")).json == []
+        done = await ops(url, "queue", "--project", "third", "--json")
+        assert (done.status, done.err) == (5, "--project: there is no project third, or this role may not see it\n")
 
 
 # --- pause and resume -----------------------------------------------------------------------------------------------

@@ -93,3 +93,34 @@ async def test_tools_and_members_page_by_limit(crowd: Crowd, db_url: str) -> Non
     rows = (await ops(db_url, "members", "acme", "--json")).json
     assert [row["role"] for row in rows] == ["owner", "admin", "developer", "viewer"]
     assert rows[0]["user_id"] == str(crowd.users["owner"])
+
+
+async def test_no_name_or_text_reaches_a_terminal_unescaped(crowd: Crowd, db_url: str) -> None:
+    """No command prints a text of the control plane so that a terminal would execute it."""
+    db, evil = crowd.world.db, "\x1b]0;x\x07\x1b[2Jevil\u202e\x9b1m\r"
+    workflow = await new_workflow(db, crowd.world.project, evil)
+    run = await crowd.world.queue(workflow_id=workflow, labels=[evil], concurrency_key=evil)
+    await call(db, "register_worker", evil, OTHER_INSTANCE, p_version=evil, p_labels=[evil])
+    assert (await crowd.world.claim(evil, OTHER_INSTANCE, p_labels=[evil]))["run_id"] == str(run)
+    await call(db, "start_workflow_run", run, evil)
+    for level in ("info", "error"):
+        await call(db, "append_run_log", run, level, evil)
+    await call(db, "add_run_event", run, "info", evil, p_worker_id=evil)
+    await call(db, "add_run_artifact", run, "a", evil)
+    await crowd.world.queue(workflow_id=workflow, labels=[evil], concurrency_key=evil)
+    await db.execute("update ops.workflows set description = $1", evil)
+    await db.execute("update ops.projects set name = $1", evil)
+    await db.execute("insert into ops.tools (tool_name, version, docker_image) values ($1, $1, 'x')", evil)
+    shown = [await ops(db_url, "queue"), await ops(db_url, "workers"), await ops(db_url, "doctor")]
+    await call(db, "complete_workflow_run", run, 1, evil, evil, OTHER_INSTANCE)
+    await call(db, "pause_project", crowd.world.project, evil)
+    await call(db, "pause_queue", evil)
+    lines = (
+        "runs list", "runs show acme#2", "runs logs acme#2", "runs logs acme#2 -f", "runs wait acme#2", "projects",
+        "workflows", "tools list", "doctor", "queue", "members",
+    )  # fmt: skip
+    shown += [await ops(db_url, *line.split()) for line in lines]
+    shown.append(await ops(db_url, "runs", "show", f"acme/{evil}x"))
+    for done in shown:
+        assert re.findall(r"[^\n -~\u00a1-\u00ac\u00ae-\u024f…]", done.out + done.err) == []
+    assert sum("evil" in done.out + done.err for done in shown) == len(shown) - 1  # members have no text

@@ -88,11 +88,14 @@ async def test_list_filters_and_says_that_there_is_more(world: World, db_url: st
     runs = [await world.queue(), await world.queue(workflow_id=nightly), await world.run_in("succeeded")]
     for argv, numbers in (
         ("", [3, 2, 1]), ("--status queued", [2, 1]), ("--workflow nightly", [2]), ("--workflow build", [3, 2, 1]),
-        ("--workflow test", []), ("--project acme --limit 3", [3, 2, 1]), ("--project nowhere", []),
+        ("--workflow test", []), ("--project acme --limit 3", [3, 2, 1]),
     ):  # fmt: skip
         done = await ops(db_url, "runs", "list", "--json", *argv.split())
         assert (argv, [row["run_number"] for row in done.json]) == (argv, numbers)
     assert (await ops(db_url, "runs", "list", "--json")).json[0]["run_id"] == str(runs[2])
+    for project, status in (("nowhere", 5), ("No Where", 2)):
+        done = await ops(db_url, "runs", "list", "--project", project)
+        assert (done.status, done.out, done.err.startswith("--project: ")) == (status, "", True)
     done = await ops(db_url, "runs", "list", "--limit", "2")
     assert done.err == "there is more; --limit 10 shows it\n"
     title, *rows = done.out.splitlines()
@@ -354,6 +357,16 @@ def test_on_a_terminal_a_table_has_colours_and_ages(db_url: str, cluster: Cluste
         assert queued in text
         assert re.search(r"\d+s ago", text)
         assert ("\x1b" in text) == (not no_color)
+
+
+def test_a_locale_without_the_characters_is_no_error(db_url: str, cluster: Cluster) -> None:
+    [database] = re.findall(r"@/(\w+)", db_url)
+    cluster.execute(
+        "insert into ops.projects (workspace_key, slug, name, odoo_version) values ('a', 'a', 'Ü 漢', '19.0')",
+        database=database,
+    )
+    done = ops_worker("projects", OPS_WORKER_DATABASE_URL=db_url, PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr, r"\xdc \u6f22" in done.stdout) == (0, "", True)
 
 
 def test_a_reader_that_leaves_is_no_error(db_url: str, cluster: Cluster) -> None:

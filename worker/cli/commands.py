@@ -160,6 +160,6 @@ COMMANDS = (
 """All other commands, in the order of the help."""
 
 
-def group(words: Sequence[str]) -> tuple[Command, ...]:
+def commands_below(words: Sequence[str]) -> tuple[Command, ...]:
     """The commands whose names begin with these words; ``db`` has five."""
     return tuple(each for each in COMMANDS if words and each.words[: len(words)] == tuple(words))

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Sequence
 
 from worker.cli.commands import Invocation
-from worker.cli.names import project_name
 from worker.cli.render import Cell, status_cell
 from worker.cli.screen import Screen
 from worker.cli.session import control_plane, find_project
@@ -63,7 +62,7 @@ def held_back(row: Row) -> str:
 async def workflows(call: Invocation) -> int:
     """Prints the workflows of a project, or of all, with the newest run of each."""
     screen = Screen(as_json=call.options["json"])
-    slug = project_name(call.arguments[0]) if call.arguments else None
+    slug = call.arguments[0] if call.arguments else None
     async with control_plane(call, screen) as plane:
         if slug is not None:
             await find_project(plane, slug)
@@ -93,7 +92,7 @@ async def tools(call: Invocation) -> int:
 async def members(call: Invocation) -> int:
     """Prints the members of a project, or of all, and the role of each."""
     screen = Screen(as_json=call.options["json"])
-    slug = project_name(call.arguments[0]) if call.arguments else None
+    slug = call.arguments[0] if call.arguments else None
     async with control_plane(call, screen) as plane:
         if slug is not None:
             await find_project(plane, slug)

@@ -19,7 +19,7 @@ from dotenv import dotenv_values
 from pydantic import ValidationError
 from pydantic_settings import CliSettingsSource
 
-from worker.cli.commands import COMMANDS, WORK, Command, Invocation, group
+from worker.cli.commands import COMMANDS, WORK, Command, Invocation, commands_below
 from worker.cli.options import OPTIONS, Option
 from worker.cli.settings import FLAG_ONLY, GENERAL_URL, PREFIX, Settings, flag, spelling, variable
 from worker.errors import UsageError, expected
@@ -49,7 +49,7 @@ def parse(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> Invo
     source, flags, words, unknown = _read_argv(argv)
     command = _command(words)
     if flags.pop("help", False):
-        (_group_help(words) if command is None and group(words) else _help(command)).print_help()
+        (_group_help(words) if command is None and commands_below(words) else _help(command)).print_help()
         sys.exit(0)
     problems: list[str] = []
     given = {name: flags.pop(name) for name in OPTIONS if name in flags}
@@ -181,7 +181,7 @@ def _command(words: Sequence[str]) -> Command | None:
 def _misuse(command: Command | None, words: Sequence[str], flags: Mapping[str, Any]) -> Iterator[str]:
     """Checks the words, and that the command reads each given flag. Quotes no word: it may be a secret."""
     if command is None:
-        near = group(words) or group(words[:1]) or COMMANDS
+        near = commands_below(words) or commands_below(words[:1]) or COMMANDS
         yield f"unknown command; expected one of: {' | '.join(each.usage for each in near)}"
         return
     given, optional = len(words) - len(command.words), sum(name.startswith("[") for name in command.arguments)
@@ -275,7 +275,7 @@ def _group_help(words: Sequence[str]) -> argparse.ArgumentParser:
     """The help of the words that several commands begin with."""
     name = " ".join(words)
     parser = _help_parser(f"ops-worker {name} COMMAND [OPTION ...]\n       ops-worker {name} COMMAND --help", "")
-    _add_words(parser, "commands", {each.usage: each.does for each in group(words)})
+    _add_words(parser, "commands", {each.usage: each.does for each in commands_below(words)})
     return parser
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from worker.cli.commands import Invocation
-from worker.cli.names import project_name
 from worker.cli.render import status_cell
 from worker.cli.screen import Screen
 from worker.cli.session import control_plane, find_project
@@ -17,6 +16,8 @@ async def queue(call: Invocation) -> int:
     screen = Screen(as_json=call.options["json"])
     limit, project = call.options["limit"] or DEFAULT_ROWS, call.options["project"]
     async with control_plane(call, screen) as plane:
+        if project:
+            await find_project(plane, project, "--project")
         found = await projects.queue(plane, project, limit + 1)
     rows = found[:limit]
     if screen.as_json:
@@ -49,7 +50,7 @@ async def resume(call: Invocation) -> int:
 
 async def _set_paused(call: Invocation, *, paused: bool) -> int:
     screen = Screen(as_json=call.options["json"])
-    slug = project_name(call.arguments[0]) if call.arguments else None
+    slug = call.arguments[0] if call.arguments else None
     reason = call.options.get("reason")
     async with control_plane(call, screen) as plane:
         if slug is None:

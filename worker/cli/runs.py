@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from worker.cli.commands import Invocation
 from worker.cli.render import LEVEL_STYLE, Cell, Look, iso, safe, safe_lines, span_between, status_cell
 from worker.cli.screen import Screen
-from worker.cli.session import control_plane, find_run
+from worker.cli.session import control_plane, find_project, find_run
 from worker.database import runs
 from worker.database.control_plane import ControlPlane, Row
 from worker.model.reasons import EXPLANATIONS, Explanation
@@ -26,6 +26,8 @@ async def listed(call: Invocation) -> int:
     limit = call.options["limit"] or DEFAULT_ROWS
     async with control_plane(call, screen) as plane:
         options = call.options
+        if options["project"]:
+            await find_project(plane, options["project"], "--project")
         found = await runs.listed(plane, options["project"], options["status"], options["workflow"], limit + 1)
     rows = found[:limit]
     if screen.as_json:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from worker.cli.commands import Invocation
-from worker.cli.names import RunNumber, WorkflowName, run_name, workflow_name
+from worker.cli.names import RunNumber, WorkflowName, project_name, run_name, workflow_name
 from worker.cli.render import safe
 from worker.cli.screen import Screen
 from worker.database import projects, runs
@@ -68,11 +68,12 @@ async def find_workflow(plane: ControlPlane, text: str) -> uuid.UUID:
     return workflow_id
 
 
-async def find_project(plane: ControlPlane, slug: str) -> uuid.UUID:
-    """The id of the project with that slug. Raises ``Failed``."""
+async def find_project(plane: ControlPlane, text: str, field: str = "PROJECT") -> uuid.UUID:
+    """The id of the project with that slug. Raises ``UsageError`` and ``Failed``."""
+    slug = project_name(text, field)
     found = await projects.by_slug(plane, slug)
     if found is None:
-        raise Failed(NOT_FOUND, f"PROJECT: there is no project {slug}, or this role may not see it")
+        raise Failed(NOT_FOUND, f"{field}: there is no project {slug}, or this role may not see it")
     return found
 
 
