@@ -26,7 +26,7 @@ DOCS_TESTS := tests/gates/test_docs.py
 SCHEMA_TESTS := $(addprefix tests/db/test_,$(addsuffix .py,migrations migration_history verify supabase_cli schema_docs))
 GATED := $(SPEC_TESTS) $(DOCS_TESTS) $(SCHEMA_TESTS)
 
-.PHONY: help setup demo demo-picture test test-matrix coverage faults kills check format gates gate-spec gate-docs schema schema-docs \
+.PHONY: help setup demo demo-picture test test-odoo test-matrix coverage faults kills check format gates gate-spec gate-docs schema schema-docs \
 	gate-schema gate-prisma bench compare wheel wheelhouse image lock clean
 
 help: ## list the targets
@@ -43,13 +43,16 @@ demo-picture: setup ## run the demo in a pseudo-terminal and write its screen to
 
 test: check ## run the checks, the gates, and all other tests
 	@$(if $(ARGS),,$(MAKE) gates)
-	@scripts/engine run $(PARALLEL) $(or $(ARGS),$(GATED:%=--ignore=%))
+	@scripts/engine run $(PARALLEL) $(or $(ARGS),$(GATED:%=--ignore=%) --ignore=tests/odoo)
+
+test-odoo: setup ## run the Odoo tools with real Odoo; the first time makes their images (6 minutes, as root, 5 GB)
+	@scripts/engine run $(BIN)/pytest -n 0 -v $(or $(ARGS),tests/odoo)
 
 test-matrix: setup ## run the tests on bare Debian machines with other engines, Pythons and PostgreSQLs; needs root
 	@$(BIN)/python -m tests.matrix $(ARGS)
 
 coverage: setup ## run all tests and report which lines of worker/ they executed
-	@scripts/engine run $(PARALLEL) --cov --cov-report term $(ARGS)
+	@scripts/engine run $(PARALLEL) --cov --cov-report term $(or $(ARGS),--ignore=tests/odoo)
 
 faults: setup ## run SEEDS=20 random fault campaigns; SEED=n repeats one
 	@scripts/engine run $(BIN)/python -m tests.faults.campaign --seeds $(SEEDS) $(if $(SEED),--seed $(SEED))

@@ -1,0 +1,191 @@
+"""The arguments of the program, and its exit codes: 0; 1 the work failed; 2 the arguments are wrong."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .cache import Cache
+from .restic import Repository
+from .source import Git, Source
+from .steps import Failure, explain, say
+
+if TYPE_CHECKING:
+    from .project import Project
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options, rest = parser().parse_known_args(arguments)
+    if rest and options.tool != "postgres":
+        parser().error(f"unrecognized arguments: {' '.join(rest)}")
+    tool: Callable[[argparse.Namespace, Sequence[str]], bool] = TOOLS[options.tool]
+    try:
+        return 0 if tool(options, rest) else 1
+    except (Failure, OSError) as error:
+        text = explain(error if isinstance(error, Failure) else of_the_system(error))
+        say(text)
+        if options.tool != "postgres" and os.access(options.artifacts, os.W_OK):
+            (Path(options.artifacts) / "summary.md").write_text(f"- **FAILED** {text.removeprefix('ERROR: ')}\n")
+        return 1
+
+
+def of_the_system(error: OSError) -> Failure:
+    """What the kernel refused, such as a full disk; the traceback is printed, since the place is not known."""
+    traceback.print_exception(type(error), error, error.__traceback__, file=sys.stdout)
+    thing = f"{error.filename or 'system'}: {error.strerror or error}"
+    return Failure(thing, "see the lines above; check that the folder exists, has space, and is this user's")
+
+
+def parser() -> argparse.ArgumentParser:
+    parsed = argparse.ArgumentParser(
+        prog="odoo-tool", description=__doc__.split("\n", maxsplit=1)[0] if __doc__ else ""
+    )
+    parsed.set_defaults(artifacts=os.environ.get("OPS_ARTIFACTS_DIR", "/artifacts"))
+    tools = parsed.add_subparsers(dest="tool", required=True, metavar="TYPE")
+
+    code = argparse.ArgumentParser(add_help=False)
+    code.add_argument("--repository", default="", metavar="URL", help="git repository of the project")
+    code.add_argument("--source", type=Path, metavar="DIR", help="a folder with the code, instead of a repository")
+    code.add_argument(
+        "--cache", type=Path, default=Path("/cache"), metavar="DIR", help="the project's cache (%(default)s)"
+    )
+    code.add_argument("--secrets", type=Path, default=Path("/run/secrets"), metavar="DIR", help=argparse.SUPPRESS)
+    code.add_argument("--modules", type=names, default=[], metavar="A,B", help="instead of all of the repository")
+
+    test = tools.add_parser("test", parents=[code], help="run the tests of the project's modules")
+    test.add_argument("--shards", type=positive, default=1, metavar="N", help="Odoo processes that share the tests")
+    test.add_argument(
+        "--test-tags", default="", metavar="TAGS", help="Odoo's --test-tags, instead of all tests; one shard"
+    )
+    test.add_argument("--no-coverage", action="store_true", help="do not measure coverage")
+    test.add_argument("--no-demo", action="store_true", help="without demo data")
+    test.add_argument("--fail-on-warnings", action="store_true", help="a warning in the log fails the run, too")
+
+    tools.add_parser("build", parents=[code], help="pack add-ons, wheels, SBOM and manifest of a commit")
+
+    backups = argparse.ArgumentParser(add_help=False)
+    backups.add_argument("--database", required=True, metavar="NAME", help="the database, on the server of PGHOST")
+    backups.add_argument("--filestore", type=Path, metavar="DIR", help="the folder of the database's filestore")
+    place = os.environ.get("RESTIC_REPOSITORY", "/backups")
+    backups.add_argument("--backups", default=place, metavar="PLACE", help="restic repository (%(default)s)")
+
+    backup = tools.add_parser("backup", parents=[code, backups], help="back up a database, and prove the backup")
+    backup.add_argument("--throwaway", default="db", metavar="HOST", help="server for the proof (%(default)s)")
+    backup.add_argument("--check-all", action="store_true", help="read all data of the repository, not a seventh")
+
+    restore = tools.add_parser("restore", parents=[code, backups], help="make a neutralised staging from a backup")
+    restore.add_argument("--snapshot", default="", metavar="ID", help="instead of the newest proven backup")
+    restore.add_argument("--url", default="", metavar="URL", help="web.base.url of the staging")
+    restore.add_argument("--replace", action="store_true", help="replace the database if it exists")
+
+    server = tools.add_parser("postgres", help="serve PostgreSQL beside a run; more arguments are those of postgres")
+    server.add_argument("--trust", action="store_true", help="accept every login without a password")
+    server.add_argument("--secrets", type=Path, default=Path("/run/secrets"), help=argparse.SUPPRESS)
+    return parsed
+
+
+def names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
+@contextlib.contextmanager
+def fetched(options: argparse.Namespace) -> Iterator[tuple[Source, Cache, Path]]:
+    """The code of the run, its cache, and a folder to work in, which is removed at the end."""
+    # The libraries of the image are imported where they are used, so that the arguments can be read without them.
+    from .project import fetch  # noqa: PLC0415
+
+    cache = Cache(options.cache)
+    with tempfile.TemporaryDirectory(prefix="odoo-tool-") as folder:
+        work = Path(folder)
+        ref, commit = os.environ.get("OPS_GIT_REF", ""), os.environ.get("OPS_GIT_COMMIT", "")
+        git = Git(cache.folder / "git", options.secrets)
+        yield fetch(options.repository, options.source, ref, commit, git, work), cache, work
+
+
+def build(options: argparse.Namespace, _: Sequence[str]) -> bool:
+    from . import building  # noqa: PLC0415
+
+    with fetched(options) as (source, cache, work):
+        slug = os.environ.get("OPS_PROJECT", "")
+        return building.build(source, options.modules, slug, cache, work, Path(options.artifacts))
+
+
+def test(options: argparse.Namespace, _: Sequence[str]) -> bool:
+    from . import database, testing  # noqa: PLC0415
+    from .project import prepare  # noqa: PLC0415
+
+    database.defaults(options.secrets)
+    with fetched(options) as (source, cache, work):
+        project = prepare(source, cache, work, options.modules)
+        chosen = testing.Options(
+            options.shards, options.test_tags, not options.no_coverage, options.fail_on_warnings, not options.no_demo
+        )
+        return testing.test(project, chosen, cache, work, Path(options.artifacts))
+
+
+def backup(options: argparse.Namespace, _: Sequence[str]) -> bool:
+    from . import backup, database  # noqa: PLC0415
+
+    if "PGHOST" not in os.environ:
+        raise Failure("PGHOST: it is missing", "set it in the workflow's env to the server of the database")
+    database.defaults(options.secrets)
+    with prepared(options) as (project, cache, work):
+        chosen = backup.Options(options.database, options.filestore, options.throwaway, options.check_all)
+        return backup.backup(project, repository(options, cache), chosen, work, Path(options.artifacts))
+
+
+def restore(options: argparse.Namespace, _: Sequence[str]) -> bool:
+    from . import database, restoring  # noqa: PLC0415
+
+    database.defaults(options.secrets)
+    with prepared(options) as (project, cache, work):
+        chosen = restoring.Options(options.database, options.filestore, options.snapshot, options.url, options.replace)
+        return restoring.restore(project, repository(options, cache), chosen, work, Path(options.artifacts))
+
+
+def repository(options: argparse.Namespace, cache: Cache) -> Repository:
+    return Repository(options.backups, options.secrets, cache.folder, os.environ.get("OPS_PROJECT", "") or "odoo")
+
+
+@contextlib.contextmanager
+def prepared(options: argparse.Namespace) -> Iterator[tuple[Project, Cache, Path]]:
+    """The project, or Odoo alone if neither a repository nor a folder is named."""
+    from .project import bare, prepare  # noqa: PLC0415
+
+    if options.repository or options.source:
+        with fetched(options) as (source, cache, work):
+            yield prepare(source, cache, work, options.modules), cache, work
+    else:
+        with tempfile.TemporaryDirectory(prefix="odoo-tool-") as folder:
+            yield bare(Path(folder)), Cache(options.cache), Path(folder)
+
+
+def postgres(options: argparse.Namespace, rest: Sequence[str]) -> bool:
+    from .postgres import serve  # noqa: PLC0415
+
+    password = os.environ.get("POSTGRES_PASSWORD")
+    secret = options.secrets / "pgpassword"
+    if password is None and secret.is_file():
+        password = secret.read_text().rstrip("\n")
+    serve(os.environ.get("POSTGRES_USER", "odoo"), password, options.trust, rest)
+    return True
+
+
+TOOLS = {"backup": backup, "build": build, "restore": restore, "test": test, "postgres": postgres}
+
+if __name__ == "__main__":
+    sys.exit(main())
