@@ -24,6 +24,15 @@ begin
 end
 $$;
 
+-- The words of lines that are joined by newlines. "<" begins a tag for PostgreSQL, which may end in another line.
+create function ops_private.words_of_lines(p_lines text) returns text[]
+language plpgsql immutable set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return ops_private.words(tsvector_to_array(to_tsvector('simple', translate(p_lines, '<', ' '))));
+end
+$$;
+
 -- The words that a block must have if one of its lines matches the query. Each block has its project as a word.
 -- querytree leaves out what follows a "not"; its text has lexemes in quotes, and operators.
 create function ops_private.words_of_query(p_query tsquery, p_project_id uuid) returns tsquery
@@ -95,7 +104,7 @@ end
 $$;
 
 -- Writes blocks for the lines of a run with numbers from p_from on and below p_before: at most 1,000 lines and about
--- 256 KiB each, since a tsvector holds at most 1 MiB. "<" begins a tag, which may end in another line.
+-- 256 KiB each, since a tsvector holds at most 1 MiB.
 create function ops_private.add_log_blocks(p_run_id uuid, p_project_id uuid, p_from bigint, p_before bigint) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off
 as $$
@@ -103,9 +112,7 @@ begin
     insert into ops_private.log_blocks (run_id, first_seq, last_seq, first_at, last_at, lines, words)
     select p_run_id, min(g.seq), max(g.seq), min(g."timestamp"), max(g."timestamp"), count(*),
         array_to_tsvector(
-            ops_private.words(tsvector_to_array(to_tsvector(
-                'simple', string_agg(translate(g.message, '<', ' '), E'\n' order by g.seq))))
-            || p_project_id::text)
+            ops_private.words_of_lines(string_agg(g.message, E'\n' order by g.seq)) || p_project_id::text)
     from (
         select x.seq, x."timestamp", left(x.message, 1000) as message,
             (row_number() over seqs - 1) / 1000 as thousand,

@@ -1469,9 +1469,7 @@ begin
     insert into ops_private.log_blocks (run_id, first_seq, last_seq, first_at, last_at, lines, words)
     select p_run_id, min(g.seq), max(g.seq), min(g."timestamp"), max(g."timestamp"), count(*),
         array_to_tsvector(
-            ops_private.words(tsvector_to_array(to_tsvector(
-                'simple', string_agg(translate(g.message, '<', ' '), E'\n' order by g.seq))))
-            || p_project_id::text)
+            ops_private.words_of_lines(string_agg(g.message, E'\n' order by g.seq)) || p_project_id::text)
     from (
         select x.seq, x."timestamp", left(x.message, 1000) as message,
             (row_number() over seqs - 1) / 1000 as thousand,
@@ -3446,6 +3444,15 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.words_of_lines(p_lines text) RETURNS text[]
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return ops_private.words(tsvector_to_array(to_tsvector('simple', translate(p_lines, '<', ' '))));
+end
+$$;
+
 CREATE FUNCTION ops_private.words_of_query(p_query tsquery, p_project_id uuid) RETURNS tsquery
     LANGUAGE plpgsql IMMUTABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -4485,6 +4492,8 @@ REVOKE ALL ON FUNCTION ops_private.wake_scheduled_runs() FROM PUBLIC;
 REVOKE ALL ON FUNCTION ops_private.why_lane_waits(p_lane ops_private.lanes, OUT paused text, OUT held text, OUT lacking text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.words(p_lexemes text[]) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.words_of_lines(p_lines text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.words_of_query(p_query tsquery, p_project_id uuid) FROM PUBLIC;
 

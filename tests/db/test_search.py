@@ -9,7 +9,7 @@ from datetime import timedelta
 import asyncpg
 import pytest
 import pytest_asyncio
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import Connect
@@ -114,12 +114,12 @@ def test_the_words_of_a_block_are_those_of_its_lines_and_more(db_url: str) -> No
 
     async def both(messages: list[str]) -> tuple[set[str], set[str]]:
         of_lines = "select ops_private.words(tsvector_to_array(to_tsvector('simple', m))) from unnest($1::text[]) as m"
-        joined = "select ops_private.words(tsvector_to_array(to_tsvector('simple', translate($1, '<', ' '))))"
         needed = {word for row in await db.fetch(of_lines, messages) for word in row[0]}
-        return needed, set(await db.fetchval(joined, "\n".join(messages)))
+        return needed, set(await db.fetchval("select ops_private.words_of_lines($1)", "\n".join(messages)))
 
     @settings(max_examples=300, deadline=None)
     @given(LINES)
+    @example(["<a", "b>"])  # a tag, for PostgreSQL, if the lines are joined
     def check(messages: list[str]) -> None:
         needed, servers = loop.run_until_complete(both(messages))
         assert needed <= servers
@@ -141,23 +141,16 @@ COMPARED = """
     order by g."timestamp" desc, g.run_id desc, g.seq desc limit $3
 """
 QUERIES = [
-    "loading",
-    "p3",
-    "sale -p3",
-    "p3 or p4",
-    '"loading sale"',
-    "-loading",
-    "1.5.3",
-    "a_b",
-    "größe",
-    "/_",
-    "i7 p7",
-]
+    "loading", "p3", "sale -p3", "p3 or p4", '"loading sale"', "-loading", "1.5.3", "a_b", "größe", "/_", "i7 p0"
+]  # fmt: skip
 
 
 async def test_a_search_finds_what_a_comparison_of_all_lines_finds(world: World, connect: Connect) -> None:
     """Whichever way the lines came: in batches with words or without, one by one, as rows, changed, after the end."""
     runs = [await world.running() for _ in range(3)]
+    service = await connect(role="service_role")
+    line = "insert into ops.run_logs (run_id, log_level, message) values ($1, 'info', $2)"
+    await service.execute(line, runs[0], "early p3")
     for number, run in enumerate(runs):
         at = 1
         for count in (3, 700, 1, 400, 700, 30):
@@ -180,20 +173,12 @@ async def test_a_search_finds_what_a_comparison_of_all_lines_finds(world: World,
         for query in QUERIES:
             for limit in (1, 20, 1000):
                 found = await search(world.db, query, p_project_id=world.project, p_limit=limit)
-                expected = await world.db.fetch(COMPARED, world.project, query, limit)
-                assert [(row["run_id"], row["seq"]) for row in found] == [tuple(row) for row in expected], (
-                    query,
-                    limit,
-                )
+                expected = [tuple(row) for row in await world.db.fetch(COMPARED, world.project, query, limit)]
+                assert (query, [(row["run_id"], row["seq"]) for row in found]) == (query, expected)
 
     await check()
-    service = await connect(role="service_role")
-    await service.execute(
-        "insert into ops.run_logs (run_id, log_level, message) values ($1, 'info', 'late p3')", runs[1]
-    )
-    await service.execute(
-        "update ops.run_logs set message = 'changed p3 sale' where run_id = $1 and seq = 900", runs[2]
-    )
+    await service.execute(line, runs[1], "late p3")
+    await service.execute("update ops.run_logs set message = 'p3 sale now' where run_id = $1 and seq = 900", runs[2])
     await service.execute("delete from ops.run_logs where seq between 1100 and 1300")
     await check()
     await world.db.fetchval("select ops.reap()")
