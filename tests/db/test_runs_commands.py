@@ -131,6 +131,26 @@ async def test_a_failed_run_shows_its_last_errors_first_then_what_to_do(crowd: C
     assert document["retries"][0]["run_id"] == retry["run_id"]
 
 
+async def test_failing_tests_come_before_the_errors_and_the_summary_after_the_facts(
+    crowd: Crowd, db_url: str, member: str
+) -> None:
+    world, run = crowd.world, crowd.run
+    tests = {"passed": 7, "failed": 3, "skipped": 1, "failing": ["t.one", f"t.two{EVIL}"]}
+    lines = "\n".join([f"# {EVIL}", *(f"line {n}" for n in range(40))])
+    await call(world.db, "record_report", run, WORKER, INSTANCE, p_tests=json.dumps(tests), p_summary=lines)
+    await call(world.db, "append_run_log", run, "error", "broken")
+    await call(world.db, "complete_workflow_run", run, 1, "exit code 1", WORKER, INSTANCE)
+    done = await ops(member, "runs", "show", "acme#1")
+    assert done.out.startswith(f"Failing tests\n  t.one\n  t.two{SHOWN}\n  and 1 more\n\nLast errors\n")
+    assert re.search(r"^Tests +7 passed, 3 failed, 1 skipped$", done.out, re.MULTILINE)
+    assert re.search(r"^Log +errors: 1$", done.out, re.MULTILINE)
+    assert f"\n\nSummary\n  # {SHOWN}\n  line 0\n" in done.out
+    assert "\n  line 28\n  and 11 more lines, in summary.md of its artifacts\n" in done.out
+    document = (await ops(member, "runs", "show", "acme#1", "--json")).json
+    assert (document["tests"], document["summary"], document["errors"]) == (tests, lines, 1)
+    assert (await ops(db_url, "runs", "list", "--json")).json[0]["tests"] == tests
+
+
 async def test_without_error_lines_the_warnings_are_shown_else_the_last_lines(world: World, db_url: str) -> None:
     for lines, shown in (
         ((("warn", "careful"), ("info", "end")), ["careful"]), ((("info", "a"), ("info", "b")), ["a", "b"]), ((), []),

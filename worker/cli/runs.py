@@ -17,6 +17,9 @@ DEFAULT_ROWS = 20
 LAST_LINES = 15
 """How many lines ``runs show`` prints of a run that failed."""
 
+SUMMARY_LINES = 30
+"""How many lines of a summary it prints."""
+
 _BAD = ("failed", "canceled")
 
 
@@ -59,15 +62,18 @@ async def show(call: Invocation) -> int:
         history = [row | {"payload": json.loads(row["payload"])} for row in await runs.events(plane, run_id)]
         files = await runs.artifacts(plane, run_id)
         again = await runs.retries(plane, run_id)
+        summary = await runs.summary(plane, run_id)
     explanation = EXPLANATIONS.get(run["reason"] or "") if run["status"] in _BAD else None
     if screen.as_json:
         meaning = {"meaning": explanation and explanation.meaning, "advice": explanation and explanation.advice}
-        screen.json({**run, "last_errors": errors, **meaning, "events": history, "artifacts": files, "retries": again})
+        lists = {"events": history, "artifacts": files, "retries": again}
+        screen.json({**run, "last_errors": errors, **meaning, "summary": summary, **lists})
         return 0
     screen.lines(
         (
             *_trouble(screen.look, run, errors, explanation),
             *_facts(screen, run, again),
+            *_summary(screen.look, summary),
             *_listed(screen, "Events", [(iso(it["created_at"]), it["message"]) for it in history]),
             *_listed(screen, "Artifacts", [(f"{it['size_bytes'] or 0:,} bytes", it["artifact_url"]) for it in files]),
             "",
@@ -92,15 +98,42 @@ def _trouble(look: Look, run: Row, errors: Sequence[Row], explanation: Explanati
     """The last errors of a run that failed or was canceled, and what they mean."""
     if run["status"] not in _BAD:
         return []
-    lines = [log_line(look, line, short=True) for line in errors]
-    if lines:
-        lines = [look.styled("Last errors", "bold"), *(f"  {line}" for line in lines), ""]
+    lines = _failing_tests(look, run)
+    if errors:
+        shown = (f"  {log_line(look, line, short=True)}" for line in errors)
+        lines += [look.styled("Last errors", "bold"), *shown, ""]
     message = safe_lines(run["error_message"] or "")
     lines += [look.styled(f"{run['run']} {run['status']}: {message[0] or safe(run['reason'])}", "red")]
     lines += [f"  {line}" for line in message[1:]]
     if explanation is not None:
         lines += [f"  {run['reason']}: {explanation.meaning}.", f"  {explanation.advice}"]
     return [*lines, ""]
+
+
+def _failing_tests(look: Look, run: Row) -> list[str]:
+    """The names of the first tests that failed."""
+    tests = run["tests"] or {}
+    names = tests.get("failing") or []
+    if not names:
+        return []
+    more = tests["failed"] - len(names)
+    rest = [f"  and {more} more"] if more > 0 else []
+    return [look.styled("Failing tests", "bold"), *(look.styled(f"  {safe(name)}", "red") for name in names), *rest, ""]
+
+
+def _summary(look: Look, text: str | None) -> list[str]:
+    """The first lines of the summary that the program wrote."""
+    if not text:
+        return []
+    lines = safe_lines(text.rstrip("\n"))
+    more = len(lines) - SUMMARY_LINES
+    rest = [f"  and {more} more lines, in summary.md of its artifacts"] if more > 0 else []
+    return ["", look.styled("Summary", "bold"), *(f"  {line}" for line in lines[:SUMMARY_LINES]), *rest]
+
+
+def _test_counts(run: Row) -> str:
+    tests = run["tests"]
+    return "" if tests is None else ", ".join(f"{tests[name]} {name}" for name in ("passed", "failed", "skipped"))
 
 
 def _facts(screen: Screen, run: Row, again: Sequence[Row]) -> list[str]:
@@ -125,6 +158,8 @@ def _facts(screen: Screen, run: Row, again: Sequence[Row]) -> list[str]:
             ("Finished", when("finished_at")),
             ("Took", span_between(run["started_at"], run["finished_at"], now)),
             ("Worker", run["claimed_by"] or ""),
+            ("Tests", _test_counts(run)),
+            ("Log", ", ".join(f"{name}: {run[name]}" for name in ("errors", "warnings") if run[name])),
             ("Labels", ", ".join(run["labels"])),
             ("Queued by", str(run["created_by"] or "")),
             ("Cancel asked", when("cancel_requested_at")),

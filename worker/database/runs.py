@@ -21,7 +21,7 @@ _COLUMNS = """
     r.id as run_id, p.slug || '#' || r.run_number as run, p.slug as project, r.run_number, w.workflow_type,
     w.name as workflow, r.status, r.reason, r.exit_code, r.error_message, r.attempt, r.created_at, r.scheduled_at,
     r.started_at, r.finished_at, r.claimed_by, r.priority, r.labels, r.concurrency_key, r.created_by, r.retry_of,
-    r.cancel_requested_at
+    r.cancel_requested_at, r.warnings, r.errors, r.tests
 """
 
 # The newest runs of each project by the index on (project_id, run_number); then the newest of all.
@@ -53,19 +53,36 @@ async def listed(
     plane: ControlPlane, project: str | None, status: str | None, workflow: str | None, limit: int
 ) -> list[Row]:
     """The newest runs first."""
-    return await plane.rows(_LIST, project, status, workflow, limit)
+    return [_parsed(row) for row in await plane.rows(_LIST, project, status, workflow, limit)]
 
 
 async def by_id(plane: ControlPlane, run_id: uuid.UUID) -> Row | None:
-    return await plane.row(f"{_ONE} where r.id = $1", run_id)
+    return await _one(plane, "r.id = $1", run_id)
 
 
 async def by_number(plane: ControlPlane, project: str, number: int) -> Row | None:
-    return await plane.row(f"{_ONE} where p.slug = $1 and r.run_number = $2", project, number)
+    return await _one(plane, "p.slug = $1 and r.run_number = $2", project, number)
 
 
 async def newest_of(plane: ControlPlane, workflow_id: uuid.UUID) -> Row | None:
-    return await plane.row(f"{_ONE} where r.workflow_id = $1 order by r.run_number desc limit 1", workflow_id)
+    return await _one(plane, "r.workflow_id = $1 order by r.run_number desc limit 1", workflow_id)
+
+
+async def _one(plane: ControlPlane, condition: str, *args: object) -> Row | None:
+    found = await plane.row(f"{_ONE} where {condition}", *args)
+    return None if found is None else _parsed(found)
+
+
+def _parsed(row: Row) -> Row:
+    """The row with the counts of its tests as an object; None if it has none."""
+    return row | {"tests": row["tests"] and json.loads(row["tests"])}
+
+
+async def summary(plane: ControlPlane, run_id: uuid.UUID) -> str | None:
+    """The text of the file summary.md among the artifacts."""
+    found = await plane.row("select ops.run_summary($1) as text", run_id)
+    text: str | None = None if found is None else found["text"]
+    return text
 
 
 async def workflows_named(plane: ControlPlane, project: str, workflow_type: str | None, name: str) -> list[Row]:
