@@ -63,6 +63,7 @@ def zsh(scripts: Path, line: str) -> str:
     """What a line in zsh's editor becomes when Tab is pressed at its end."""
     root = unpacked("zsh", "zsh-common", libraries=True)
     modules = next(root.glob("usr/lib/*/zsh/*"))
+    program = next(root.glob("**/bin/zsh"))
     result = scripts / "line"
     result.unlink(missing_ok=True)
     (scripts / "functions").mkdir(exist_ok=True)
@@ -81,7 +82,7 @@ def zsh(scripts: Path, line: str) -> str:
     }  # fmt: skip
     ours, its = pty.openpty()
     with subprocess.Popen(
-        [root / "bin/zsh", "-d", "-i"], env=environ, stdin=its, stdout=its, stderr=its, start_new_session=True
+        [program, "-d", "-i"], env=environ, stdin=its, stdout=its, stderr=its, start_new_session=True
     ) as process:
         os.close(its)
         until_shown(ours, b"ready> ")

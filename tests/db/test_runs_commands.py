@@ -276,7 +276,10 @@ async def test_follow_and_wait_resume_over_a_lost_connection(world: World, db_ur
             process(url, "runs", "logs", str(run), "-f", "--json"),
             process(url, "runs", "wait", "acme#1"),
         )
-        polling = "select count(*) = 2 from pg_stat_activity where query like 'select status, reason%ops.runs%'"
+        polling = (
+            "select count(*) = 2 from pg_stat_activity where pid <> pg_backend_pid()"
+            " and datname = current_database() and query ~ 'from ops.(runs|run_logs) '"
+        )
         await until(lambda: world.db.fetchval(polling))
         for n in range(1, 5):
             await printed(world, run, n, f"line {n}")
