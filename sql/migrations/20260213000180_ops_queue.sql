@@ -110,7 +110,7 @@ $$;
 -- Puts new runs into their lanes, and makes the lanes that are missing. The caller holds the lock of the counter of
 -- their projects. A new plan for each call would cost more than the call.
 create function ops_private.queue_new_runs(p_run_ids uuid[]) returns void
-language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off
     set plan_cache_mode = force_generic_plan
 as $$
 declare
@@ -196,7 +196,7 @@ $$;
 
 -- Whether a project has max_queued_runs + p_more queued runs or more.
 create function ops_private.queue_is_full(p_project_id uuid, p_more integer default 0) returns boolean
-language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off
 as $$
 declare
     v_most constant bigint := ops_private.max_queued_runs(p_project_id)::bigint + p_more;
@@ -231,7 +231,7 @@ $$;
 -- the settings prevent a plan from the time when the queue was empty.
 create function ops_private.next_run(p_labels text[]) returns uuid
 language plpgsql volatile set search_path = pg_catalog, pg_temp
-    set enable_seqscan = off set enable_bitmapscan = off set plan_cache_mode = force_generic_plan
+    set enable_seqscan = off set jit = off set enable_bitmapscan = off set plan_cache_mode = force_generic_plan
 as $$
 begin
     return (
@@ -276,7 +276,7 @@ $$;
 
 -- Makes scheduled runs claimable once they are due, up to 1,000 at a time; returns how many.
 create function ops_private.wake_scheduled_runs() returns integer
-language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off
 as $$
 declare
     v_woken integer;
@@ -299,7 +299,7 @@ $$;
 
 -- The answer of a claim that found no run. waiting: a run for these labels waits for its time or its concurrency key.
 create function ops_private.nothing_claimed(p_labels text[]) returns jsonb
-language plpgsql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off
+language plpgsql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off
 as $$
 declare
     v_waiting constant boolean := exists (
@@ -408,7 +408,7 @@ $$;
 -- lanes are materialized, so that the reasons of a lane are looked up once, not for each of its runs.
 create function ops_private.queue_order(p_projects uuid[], p_limit bigint)
 returns table (run_id uuid, waits_for text)
-language plpgsql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off
+language plpgsql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off
 as $$
 begin
     return query

@@ -130,7 +130,7 @@ $$;
 
 -- Counts the queued runs that a worker with these labels can never claim, and names up to 20 labels that it lacks.
 create function ops.unclaimable_runs(p_labels text[] default '{}') returns jsonb
-language plpgsql stable security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off
 as $$
 declare
     v_labels constant text[] := coalesce(p_labels, '{}');

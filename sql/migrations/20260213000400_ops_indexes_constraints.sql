@@ -193,7 +193,7 @@ create trigger touch_updated_at before update on ops.project_memberships
 -- changes the counter after the rows are inserted. Without the setting, a plan from the time when the table was empty
 -- would scan it for each row.
 create function ops_private.prepare_run() returns trigger
-language plpgsql security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off
+language plpgsql security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off
 as $$
 declare
     v_caller constant text := ops_private.caller();
@@ -218,8 +218,8 @@ begin
         new.created_by := ops.current_user_id();
     end if;
 
-    -- One statement takes the locks of lock_queue, in its order, and reads the rest: 8 µs less for each row. Earlier rows
-    -- of the same statement have numbers above the counter.
+    -- One statement takes the locks of lock_queue, in its order, and reads the rest: 8 µs less for each row. Earlier
+    -- rows of the same statement have numbers above the counter.
     select c.last, w.config, (
         select r.run_number from ops.runs as r where r.project_id = new.project_id order by r.run_number desc limit 1)
     into v_last, v_config, v_highest
@@ -283,8 +283,8 @@ begin
     with counted as (
         update ops_private.run_counters as c
         set last = f.last,
-            counted = case
-                when f.is_counted and f.last - c.counted >= greatest(ops_private.max_queued_runs(c.project_id) / 1000, 1)
+            counted = case when f.is_counted
+                and f.last - c.counted >= greatest(ops_private.max_queued_runs(c.project_id) / 1000, 1)
                 then f.last else c.counted end
         from (
             select i.project_id, max(i.run_number) as last, bool_or(i.retry_of is null) as is_counted

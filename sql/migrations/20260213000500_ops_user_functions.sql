@@ -112,7 +112,7 @@ create function ops_private.list_queued_runs(p_limit bigint) returns table (
     run_id uuid, project_id uuid, workflow_id uuid, run_number integer, status text, created_at timestamptz,
     claimed_by text, claimed_at timestamptz, waits_for text
 )
-language plpgsql stable security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off
 as $$
 declare
     v_projects constant uuid[] := case

@@ -651,6 +651,7 @@ CREATE FUNCTION ops_private.list_queued_runs(p_limit bigint) RETURNS TABLE(run_i
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET enable_seqscan TO 'off'
+    SET jit TO 'off'
     AS $$
 declare
     v_projects constant uuid[] := case
@@ -1349,6 +1350,7 @@ CREATE FUNCTION ops.unclaimable_runs(p_labels text[] DEFAULT '{}'::text[]) RETUR
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET enable_seqscan TO 'off'
+    SET jit TO 'off'
     AS $$
 declare
     v_labels constant text[] := coalesce(p_labels, '{}');
@@ -1779,6 +1781,7 @@ CREATE FUNCTION ops_private.check_run(p_run_id uuid, p_worker_id text, p_instanc
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET lock_timeout TO '3s'
     SET enable_seqscan TO 'off'
+    SET jit TO 'off'
     AS $$
 declare
     v_caller constant text := ops_private.calling_worker();
@@ -1913,8 +1916,8 @@ begin
     with counted as (
         update ops_private.run_counters as c
         set last = f.last,
-            counted = case
-                when f.is_counted and f.last - c.counted >= greatest(ops_private.max_queued_runs(c.project_id) / 1000, 1)
+            counted = case when f.is_counted
+                and f.last - c.counted >= greatest(ops_private.max_queued_runs(c.project_id) / 1000, 1)
                 then f.last else c.counted end
         from (
             select i.project_id, max(i.run_number) as last, bool_or(i.retry_of is null) as is_counted
@@ -2624,6 +2627,7 @@ CREATE FUNCTION ops_private.next_run(p_labels text[]) RETURNS uuid
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET enable_seqscan TO 'off'
+    SET jit TO 'off'
     SET enable_bitmapscan TO 'off'
     SET plan_cache_mode TO 'force_generic_plan'
     AS $$
@@ -2672,6 +2676,7 @@ CREATE FUNCTION ops_private.nothing_claimed(p_labels text[]) RETURNS jsonb
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET enable_seqscan TO 'off'
+    SET jit TO 'off'
     AS $$
 declare
     v_waiting constant boolean := exists (
@@ -2734,6 +2739,7 @@ CREATE FUNCTION ops_private.prepare_run() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET enable_seqscan TO 'off'
+    SET jit TO 'off'
     AS $$
 declare
     v_caller constant text := ops_private.caller();
@@ -2758,8 +2764,8 @@ begin
         new.created_by := ops.current_user_id();
     end if;
 
-    -- One statement takes the locks of lock_queue, in its order, and reads the rest: 8 µs less for each row. Earlier rows
-    -- of the same statement have numbers above the counter.
+    -- One statement takes the locks of lock_queue, in its order, and reads the rest: 8 µs less for each row. Earlier
+    -- rows of the same statement have numbers above the counter.
     select c.last, w.config, (
         select r.run_number from ops.runs as r where r.project_id = new.project_id order by r.run_number desc limit 1)
     into v_last, v_config, v_highest
@@ -2880,6 +2886,7 @@ CREATE FUNCTION ops_private.queue_is_full(p_project_id uuid, p_more integer DEFA
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET enable_seqscan TO 'off'
+    SET jit TO 'off'
     AS $$
 declare
     v_most constant bigint := ops_private.max_queued_runs(p_project_id)::bigint + p_more;
@@ -2896,6 +2903,7 @@ CREATE FUNCTION ops_private.queue_new_runs(p_run_ids uuid[]) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET enable_seqscan TO 'off'
+    SET jit TO 'off'
     SET plan_cache_mode TO 'force_generic_plan'
     AS $$
 declare
@@ -2929,6 +2937,7 @@ CREATE FUNCTION ops_private.queue_order(p_projects uuid[], p_limit bigint) RETUR
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET enable_seqscan TO 'off'
+    SET jit TO 'off'
     AS $$
 begin
     return query
@@ -3376,6 +3385,7 @@ CREATE FUNCTION ops_private.wake_scheduled_runs() RETURNS integer
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET enable_seqscan TO 'off'
+    SET jit TO 'off'
     AS $$
 declare
     v_woken integer;
