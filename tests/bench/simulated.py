@@ -50,7 +50,7 @@ class SimulatedEngine(ScriptedEngine):
 @asynccontextmanager
 async def daemons(plane: Plane, count: int, **options: Any) -> AsyncIterator[list[Daemon]]:
     """That many registered workers, not yet at work."""
-    async with queues(plane, count) as own:
+    async with queues(plane, count, subscribed=False) as own:
         yield [_daemon(queue, await queue.register(takeover=False), options) for queue in own]
 
 
