@@ -190,7 +190,7 @@ def log_lines(count: int, first: int = 1) -> LogLines:
     began, seqs = datetime(2026, 1, 1, tzinfo=UTC), range(first, first + count)
     text = "2026-01-01 00:00:00,000 12 INFO demo odoo.modules.loading: loading"
     messages = [f"{text} partner p{n % 997} order i{n % 1009}" for n in seqs]
-    return LogLines(first, messages, "I" * count, [began + timedelta(microseconds=n) for n in seqs])
+    return LogLines(first, messages, "I" * count, [(began + timedelta(microseconds=n)).isoformat() for n in seqs])
 
 
 async def append(queue: Queue, run_id: uuid.UUID, lines: LogLines) -> None:

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import redirect_stdout, suppress
 from dataclasses import replace
+from datetime import datetime
 from functools import partial
 
 import asyncpg
@@ -60,12 +61,16 @@ TIME_LIMIT_MS = 8000
 RARE = "unmistakable"
 
 
-async def copy(db: asyncpg.Connection, run_id: uuid.UUID, project_id: uuid.UUID, lines: LogLines) -> None:
-    """Stores the lines in the bare heap, a batch in a transaction."""
-    rows = [
-        (run_id, project_id, seq, "stderr", "info", message, time)
-        for seq, (message, time) in enumerate(zip(lines.messages, lines.timestamps, strict=True), lines.first_seq)
+def heap_rows(run_id: uuid.UUID, project_id: uuid.UUID, lines: LogLines) -> list[tuple[object, ...]]:
+    """The lines as rows of the bare heap."""
+    return [
+        (run_id, project_id, seq, "stderr", "info", message, datetime.fromisoformat(told))
+        for seq, (message, told) in enumerate(zip(lines.messages, lines.timestamps, strict=True), lines.first_seq)
     ]
+
+
+async def copy(db: asyncpg.Connection, rows: list[tuple[object, ...]]) -> None:
+    """Stores rows in the bare heap, a batch in a transaction."""
     for at in range(0, len(rows), BATCH):
         await db.copy_records_to_table("lines", schema_name="bare", columns=COLUMNS, records=rows[at : at + BATCH])
 
@@ -80,8 +85,9 @@ async def appending(bench: Bench) -> list[Figure]:
 
         async def by_copy() -> float:
             await plane.db.execute("truncate bare.lines")
+            rows = heap_rows(uuid.uuid4(), plane.project_id, lines)
             before = await wal_position(plane.db)
-            rate = count / await seconds(copy(plane.db, uuid.uuid4(), plane.project_id, lines))
+            rate = count / await seconds(copy(plane.db, rows))
             copied_wal.append((await wal_position(plane.db) - before) / count)
             return rate
 
@@ -119,7 +125,7 @@ async def storage(bench: Bench) -> list[Figure]:
     lines = log_lines(count)
     async with bench.plane() as plane, queues(plane) as [queue]:
         await plane.db.execute(HEAP)
-        await copy(plane.db, uuid.uuid4(), plane.project_id, lines)
+        await copy(plane.db, heap_rows(uuid.uuid4(), plane.project_id, lines))
         bare = await plane.db.fetchval("select pg_total_relation_size('bare.lines')") / count
         workflow = await plane.workflow()
         run_id = await started(plane, queue, workflow)

@@ -47,7 +47,7 @@ async def test_each_call_is_one_statement_and_leaves_nothing_in_the_session(worl
     calls = [
         queue.register(takeover=False), queue.claim(), queue.release(released), queue.claim(), queue.claim(),
         queue.start(released), queue.start(completed), queue.record_container(completed, "c", {"image": "i"}),
-        queue.append_logs(completed, LogLines(1, ["hello"], "i", [datetime.now(UTC)])),
+        queue.append_logs(completed, LogLines(1, ["hello"], "i", [datetime.now(UTC).isoformat()])),
         queue.add_event(completed, "info", "hello", {"a": 1}), queue.add_artifact(completed, artifact),
         queue.complete(completed, Outcome(0, Reason.SUCCEEDED)), queue.adopt(completed), queue.adoptable(),
         queue.unclaimable(), queue.unregister(),

@@ -407,7 +407,7 @@ async def test_what_the_database_refuses_in_texts_is_replaced_by_the_worker(worl
     queue = await Queue.connected(db_url, WorkerIdentity(WORKER, INSTANCE, "host", ENGINE, "0", ()), lease_seconds=300)
     odd, told = "a\0b\ud800c\udcffü", "a\ufffdb\ufffdc\ufffdü"
     try:
-        await queue.append_logs(run, LogLines(1, [odd, "x\0"], "ii", [NOW, NOW]))
+        await queue.append_logs(run, LogLines(1, [odd, "x\0"], "ii", [NOW.isoformat()] * 2))
         await queue.add_artifact(run, Artifact(odd, odd, f"file:///{odd}", "text/plain", 1, CHECKSUM, None))
         await queue.add_event(run, "warning", odd, {odd: [odd, {"n": 1.5}]})
         assert await queue.complete(run, Outcome(1, Reason.EXIT_CODE, odd, {"field": odd})) == "failed"

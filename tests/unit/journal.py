@@ -29,7 +29,13 @@ class LogLine(NamedTuple):
 def rows(batches: Iterable[LogLines]) -> list[LogLine]:
     """The lines of these batches."""
     return [
-        LogLine(seq, "stdout" if mark.islower() else "stderr", LEVELS[mark.lower()], message, timestamp)
+        LogLine(
+            seq,
+            "stdout" if mark.islower() else "stderr",
+            LEVELS[mark.lower()],
+            message,
+            datetime.fromisoformat(timestamp),
+        )
         for lines in batches
         for seq, (mark, message, timestamp) in enumerate(
             zip(lines.marks, lines.messages, lines.timestamps, strict=True), lines.first_seq

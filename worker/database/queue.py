@@ -209,12 +209,12 @@ class Queue:
     async def append_logs(self, run_id: uuid.UUID, lines: LogLines) -> None:
         """Stores a batch of journal lines; skips those that are stored already. Raises ``LeaseLost``."""
         await self._owned(
-            "select ops.append_run_logs($1, $2, $3, $4, $5, $6, $7, $8)",
+            "select ops.append_run_logs($1, $2, $3, $4, $5, $6, $7::text::timestamptz[], $8)",
             run_id,
             lines.first_seq,
             "\n".join(lines.messages),
             lines.marks,
-            lines.timestamps,
+            "{" + ",".join(lines.timestamps) + "}",  # the driver takes 0.6 µs for each item of a list
             words(lines.messages) if len(lines) >= _LINES_WITH_WORDS else None,
         )
 

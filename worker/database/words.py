@@ -27,7 +27,8 @@ def words(messages: Sequence[str]) -> str | None:
         return None
     if len(max(messages, key=len, default="")) > LONGEST:
         text = "\n".join([message[:LONGEST] for message in messages])
-    found = set(text.lower().translate(_SPACES).split())
+    parts = " ".join(set(text.split()))  # lines of one program have many in common
+    found = set(parts.lower().translate(_SPACES).split())
     for word in [word for word in found if word[0] < "a" and not word.isdigit()]:
         found |= _parts(word)
     return " ".join(found)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import repeat
 from typing import Any
 
 import requests
@@ -16,6 +18,7 @@ BUSY_BYTES = 1 << 15
 PAUSE_SECONDS = 0.002
 """The pause after a read that brought little, so that the next one brings more: a read costs as much as 20 lines."""
 
+_SIZE_LINE = re.compile(rb"\r\n([0-9a-f]{1,5})\r\n")
 _SIZE_LINE_BYTES = 20
 """More than the line with the size of a chunk takes."""
 
@@ -42,6 +45,9 @@ def unchunked(read: Callable[[], bytes], pause: Callable[[], object]) -> Iterato
         at = min(missing, len(data))
         missing -= at
         contents, size = [data[:at]], 1
+        if not missing:
+            many, at = _many(data, at)
+            contents += many
         while not missing and size > 0 and (end := data.find(b"\r\n", at + 2, at + _SIZE_LINE_BYTES)) >= 0:
             try:
                 size = int(data[at:end], 16)
@@ -62,3 +68,15 @@ def unchunked(read: Callable[[], bytes], pause: Callable[[], object]) -> Iterato
         if len(more) < BUSY_BYTES:
             pause()
     raise ConnectionError("the engine's answer is cut off")
+
+
+def _many(data: bytes, at: int) -> tuple[Sequence[bytes], int]:
+    """What the chunks from ``at`` on contain, without the last one, and where that begins.
+
+    Finds nothing if a chunk contains what looks like the size of one.
+    """
+    before, *parts = _SIZE_LINE.split(data[at:])
+    sizes, contents, last = parts[:-2:2], parts[1:-2:2], parts[-2:]
+    if before or not contents or list(map(len, contents)) != list(map(int, sizes, repeat(16))):
+        return (), at
+    return contents, len(data) - sum(map(len, last)) - len(b"\r\n\r\n")

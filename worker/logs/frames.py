@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import compress, count
-from operator import ne
-from struct import pack
-
-from worker.logs.levels import ODOO_LEVEL
+from operator import itemgetter, ne
+from struct import pack, unpack
 
 HEADER_BYTES = 8
 UNKNOWN_TIME = datetime.fromtimestamp(0, UTC)
@@ -19,63 +17,63 @@ UNKNOWN_TIME = datetime.fromtimestamp(0, UTC)
 MAX_TEXT = 20_000
 """The engine cuts a line after 16 KiB."""
 
-# What the engine sends of a line that is one entry, and, where something else comes, the rest.
-_FRAME = re.compile(
-    rb"([\x01\x02])\0\0\0(.{4})((.{29}Z) ((?:%b)?[^\n]{0,%d})\n)|.+" % (ODOO_LEVEL, MAX_TEXT), re.DOTALL
-)
-_BESIDE_TEXT = 30 + len(b" \n")
+_STAMP_END = HEADER_BYTES + 30
+_FRAME = rb"[\x01\x02]\0\0\0.{4}.{29}Z [^\n]{0,%d}\n" % MAX_TEXT
+_FRAME_OR_REST = re.compile(_FRAME + b"|.+", re.DOTALL)
+"""Has no group: a tuple for each frame would keep Python's garbage collection busy."""
+
+_WHOLE_FRAME = re.compile(_FRAME, re.DOTALL)
+_USUAL_STAMP = b"0000-00-00T00:00:00.000000000Z\n"
+_ZEROS = bytes.maketrans(b"123456789", b"0" * 9)
 
 
 @dataclass(frozen=True, slots=True)
 class Frames:
-    """Frames that have one whole line each: where they come from, their lines and their times."""
+    """Frames that have one whole line each, without its newline."""
 
-    kinds: Sequence[bytes]
+    streams: bytes
+    """The number of each line's stream."""
     stamps: Sequence[bytes]
     texts: Sequence[bytes]
-    levels: Sequence[bytes]
-    """The level of each line in Odoo's format, empty for other lines."""
     size: int
-    """The bytes of all lines."""
+    """The bytes of all texts."""
     last: int
     """Where the last of the frames begins."""
     end: int
 
 
-def whole_lines(data: bytes, at: int) -> Frames | None:
-    """The frames from ``at`` on, as far as each has one whole line of usual length; None if the first one has not."""
-    found = _FRAME.findall(data, at)
-    if not found[-1][0]:
-        found.pop()
-    if not found:
-        return None
-    kinds, sizes, entries, stamps, texts, levels = zip(*found, strict=True)
-    lengths = list(map(len, entries))
-    if b"".join(sizes) != pack(f">{len(lengths)}L", *lengths):
-        wrong = map(ne, sizes, (pack(">L", length) for length in lengths))
-        places = next(compress(count(), wrong))
-        if not places:
-            return None
-        kinds, stamps, texts, levels = (column[:places] for column in (kinds, stamps, texts, levels))
-        del lengths[places:]
-    total = sum(lengths)
-    end = at + total + HEADER_BYTES * len(lengths)
+def whole_lines(data: bytes, at: int) -> Frames:
+    """The frames from ``at`` on, as far as each has one whole line of usual length."""
+    frames = _FRAME_OR_REST.findall(data, at)
+    if frames and _WHOLE_FRAME.fullmatch(frames[-1]) is None:
+        frames.pop()
+    lengths = list(map(len, frames))
+    told = b"".join([frame[4:HEADER_BYTES] for frame in frames])
+    if told != pack(f">{len(lengths)}L", *[length - HEADER_BYTES for length in lengths]):
+        told_lengths = [size + HEADER_BYTES for size in unpack(f">{len(lengths)}L", told)]
+        good = next(compress(count(), map(ne, lengths, told_lengths)))
+        del frames[good:], lengths[good:]
+    end = at + sum(lengths)
     return Frames(
-        kinds, stamps, texts, levels, total - _BESIDE_TEXT * len(lengths), end - lengths[-1] - HEADER_BYTES, end
+        bytes(map(itemgetter(0), frames)),
+        [frame[HEADER_BYTES:_STAMP_END] for frame in frames],
+        [frame[_STAMP_END + 1 : -1] for frame in frames],
+        end - at - len(frames) * (_STAMP_END + 2),
+        end - lengths[-1] if frames else at,
+        end,
     )
 
 
-def times(stamps: Sequence[bytes]) -> list[datetime]:
-    """The times that these timestamps tell."""
-    try:
-        found = list(map(datetime.fromisoformat, b"\n".join(stamps).decode("ascii").split("\n")))
-    except ValueError:
-        found = []
-    return found if len(found) == len(stamps) else list(map(_time, stamps))
+def times(stamps: Sequence[bytes]) -> list[str]:
+    """The times that these timestamps tell, in UTC and to the microsecond, as PostgreSQL reads them."""
+    shape = b"\n".join([*stamps, b""]).translate(_ZEROS)
+    if stamps and shape == _USUAL_STAMP * len(stamps) and all(map(_time, {stamp[:19] for stamp in stamps})):
+        return (b"Z\n".join([stamp[:26] for stamp in stamps]) + b"Z").decode("ascii").split("\n")
+    return [(_time(stamp) or UNKNOWN_TIME).isoformat() for stamp in stamps]
 
 
-def _time(stamp: bytes) -> datetime:
+def _time(stamp: bytes) -> datetime | None:
     try:
-        return datetime.fromisoformat(stamp.decode("ascii"))
-    except ValueError:
-        return UNKNOWN_TIME
+        return datetime.fromisoformat(stamp.decode("ascii")).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None

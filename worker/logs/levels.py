@@ -39,9 +39,6 @@ BEGINNINGS = frozenset(
 
 _SHORTEST_SUMMARY = len("1 failed in 0")
 
-ODOO_LEVEL = rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} \d{1,20} (DEBUG|INFO|WARNING|ERROR|CRITICAL)\b"
-"""The begin of a line in Odoo's format without colours, and its level."""
-
 _COLOUR = re.compile(rb"\x1b\[[\d;]*m")
 _NAMED = re.compile(
     rb"""
@@ -57,6 +54,9 @@ _NAMED = re.compile(
     re.VERBOSE,
 )
 _ODOO = 1
+_ODOO_LINE = re.compile(rb"\n\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} \d{1,20} (DEBUG|INFO|WARNING|ERROR|CRITICAL)\b")
+"""The begin of a line in Odoo's format without colours."""
+
 _WORDS = {name.upper().encode(): level for name, level in LEVELS.items()} | {
     b"ERR!": "error",
     b"error": "error",
@@ -121,7 +121,7 @@ class LevelReader:
         return self._record
 
     def read_odoo(self, word: bytes) -> str:
-        """The level of the next line, in Odoo's format and with that word for it."""
+        """The level of the next line, which has that word for it in Odoo's format."""
         level = _WORDS[word]
         self._record, self.left, self._traceback = level, CONTINUED_LINES, False
         self.level = self._after_odoo(level)
@@ -161,21 +161,14 @@ class LevelReader:
         return _CHAINED.match(line) is not None
 
 
-def read_levels(
-    readers: Mapping[bytes, LevelReader], kinds: Sequence[bytes], lines: Sequence[bytes], words: Sequence[bytes]
-) -> list[str]:
-    """The levels of the next lines; ``kinds`` tells the reader of each, ``words`` what a line in Odoo's format says."""
-    if b"" not in words and kinds.count(kinds[0]) == len(kinds):
-        readers[kinds[0]].read_odoo(words[-1])
+def read_levels(readers: Mapping[int, LevelReader], streams: bytes, lines: Sequence[bytes], text: bytes) -> list[str]:
+    """The levels of the next lines; ``streams`` tells the reader of each, and ``text`` has them all, with newlines."""
+    words = _ODOO_LINE.findall(b"\n" + text)
+    if len(words) == len(lines) == streams.count(streams[0]):  # each line begins a record
+        readers[streams[0]].read_odoo(words[-1])
         return [_WORDS[word] for word in words]
     levels = []
-    for kind, line, word in zip(kinds, lines, words, strict=True):
-        reader = readers[kind]
-        if word:
-            level = reader.read_odoo(word)
-        elif reader.left or line[:3] in BEGINNINGS:
-            level = reader.read(line)
-        else:
-            level = reader.level
-        levels.append(level)
+    for stream, line in zip(streams, lines, strict=True):
+        reader = readers[stream]
+        levels.append(reader.read(line) if reader.left or line[:3] in BEGINNINGS else reader.level)
     return levels

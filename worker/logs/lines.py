@@ -48,8 +48,10 @@ _SHORT_BYTES = MAX_LINE_BYTES // 3
 _RETURN, _NUL, _SPACE, _Z = b"\r\0 Z"  # numbers: Python finds them ten times as fast as bytes
 
 _JSON_KEYS = ("level", "levelname", "severity")
-_MARKS = {(b"\x01", level): mark(level, "stdout") for level in LEVELS.values()}
-_MARKS |= {(b"\x02", level): mark(level, "stderr") for level in LEVELS.values()}
+_MARKS = {
+    number: {level: mark(level, name) for level in LEVELS.values()}
+    for number, name in ((_STDOUT, "stdout"), (_STDERR, "stderr"))
+}
 
 
 class LineAssembler:
@@ -95,7 +97,7 @@ class LineAssembler:
         self._stdout = LogStream("stdout", "info", self._redactor)
         self._stderr = LogStream("stderr", "warn", self._redactor)
         self._streams = {_STDOUT: self._stdout, _STDERR: self._stderr}
-        self._readers = {bytes([kind]): stream.levels for kind, stream in self._streams.items()}
+        self._readers = {number: stream.levels for number, stream in self._streams.items()}
         # The last frame: where its text belongs, and, if it is very long, how many bytes are missing.
         self._long: tuple[LogStream | None, bytes] = None, b""
         self._missing = 0
@@ -118,10 +120,10 @@ class LineAssembler:
         while end - at >= HEADER_BYTES:
             if at >= single and not (self._stdout.open or self._stderr.open):
                 frames = whole_lines(data, at)
-                if frames is not None and len(frames.kinds) >= MANY and self._many(frames):
+                if len(frames.texts) >= MANY and self._many(frames):
                     frame, at = frames.last, frames.end
                     continue
-                single = at + 1 if frames is None else frames.end
+                single = max(frames.end, at + 1)
             kind, size = _HEADER.unpack_from(data, at)
             start = at + HEADER_BYTES
             after = start + size
@@ -160,7 +162,7 @@ class LineAssembler:
 
     def _many(self, frames: Frames) -> bool:
         """Many whole lines; False if some are within the room for the head and some are not."""
-        count, beyond = len(frames.kinds), self._room < 0
+        count, beyond = len(frames.texts), self._room < 0
         cost = frames.size + count * LINE_BYTES
         if not beyond and cost > self._room:
             return False
@@ -170,34 +172,26 @@ class LineAssembler:
         self._room -= cost
         if not beyond:
             self._head = self.position
-        lines, words = frames.texts, frames.levels
-        if b"\r" in b"".join(lines):
-            lines, words = self._shown(frames)
-        levels = read_levels(self._readers, frames.kinds, lines, words)
+        lines = frames.texts
+        text = b"\n".join(lines)
+        if _RETURN in text:
+            lines = [self._stdout.without_returns(line, len(line))[0] if _RETURN in line else line for line in lines]
+            text = b"\n".join(lines)
+        levels = read_levels(self._readers, frames.streams, lines, text)
         if not beyond and self.position <= self._skip:
             return True
         if self._redactor is not None:
-            lines = self._redactor.mask_lines(lines)
-        text = b"\n".join(lines).decode("utf-8", "replace").replace("\0", "�")
-        messages = text.split("\n")
-        if text.startswith("{") or "\n{" in text:
+            text = self._redactor.mask_lines(lines, text)
+        messages = text.decode("utf-8", "replace").replace("\0", "�").split("\n")
+        if text.startswith(b"{") or b"\n{" in text:
             levels = [_json_level(message) or level for message, level in zip(messages, levels, strict=True)]
-        marks = [_MARKS[mark] for mark in zip(frames.kinds, levels, strict=True)]
+        marks = [_MARKS[stream][level] for stream, level in zip(frames.streams, levels, strict=True)]
         if beyond:
             costs = [len(line) + LINE_BYTES for line in frames.texts]
             self._tail.add(zip(range(first, first + count), messages, marks, frames.stamps, costs, strict=True))
         else:
             self._lines.add(first, messages, marks, frames.stamps)
         return True
-
-    def _shown(self, frames: Frames) -> tuple[Sequence[bytes], Sequence[bytes]]:
-        """The lines as a terminal shows them, and the levels that are known of them."""
-        lines, words = list(frames.texts), list(frames.levels)
-        for number, line in enumerate(lines):
-            if _RETURN in line:
-                lines[number], _ = self._stdout.without_returns(line, len(line))
-                words[number] = b""
-        return lines, words
 
     def _entry(self, kind: int, data: bytes, start: int, after: int) -> None:
         """The contents of a frame, or the beginning of those of a very long one."""

@@ -120,16 +120,14 @@ class Redactor:
             at = end
         return b"".join([*parts, data[at:limit]])
 
-    def mask_lines(self, lines: Sequence[bytes]) -> Sequence[bytes]:
-        """Each of the lines, masked. No pattern has a line break, so most are looked at only once, and together."""
-        if self._automaton is None:
-            return lines
-        text = b"\n".join(lines)
-        if self._find(text):
-            return [self.mask(line) for line in lines]
-        if _ESCAPE in text:
-            return [self.mask(line) if _ESCAPE in line else line for line in lines]
-        return lines
+    def mask_lines(self, lines: Sequence[bytes], text: bytes) -> bytes:
+        """The text of these lines, with newlines between them, each masked.
+
+        No pattern has a newline, so one search in the text finds out whether there is anything to mask.
+        """
+        if self._automaton is not None and (_ESCAPE in text or self._find(text)):
+            return b"\n".join([self.mask(line) for line in lines])
+        return text
 
     def text(self, text: str) -> str:
         """The text, masked."""

@@ -173,7 +173,8 @@ class LogLines:
     messages: list[str]
     marks: str
     """A letter for each line: the first of its level, lower case for stdout and upper case for stderr."""
-    timestamps: list[datetime]
+    timestamps: list[str]
+    """As PostgreSQL reads them."""
 
     def __len__(self) -> int:
         return len(self.messages)

@@ -8,7 +8,6 @@ import json
 import re
 import uuid
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from typing import Any, cast
 
 import anyio
@@ -130,7 +129,7 @@ async def test_backoff_can_be_cancelled(monkeypatch: pytest.MonkeyPatch) -> None
 
 # --- answers about one run ------------------------------------------------------------------------------------------
 
-LINES = LogLines(7, ["hello", ""], "iE", [datetime.now(UTC)] * 2)
+LINES = LogLines(7, ["hello", ""], "iE", ["2026-11-23T10:11:12.123456Z", "2026-11-23T10:11:13+00:00"])
 ARTIFACT = Artifact("a.txt", "k/a.txt", "file:///k/a.txt", "text/plain", 1, "sha256:00", None)
 OWNED: dict[str, Callable[[Queue], Awaitable[object]]] = {
     "release": lambda queue: queue.release(RUN_ID),
@@ -176,7 +175,7 @@ async def test_text_that_the_database_refuses_is_replaced() -> None:
     await queue.append_logs(RUN_ID, dataclasses.replace(LINES, messages=["\0", "\ud800"]))
     (_, said), (_, logged) = pool.statements
     assert said[-2:] == ("a\ufffdb \ufffd ü", json.dumps({"k\ufffd": ["\ufffd", 1]}))
-    assert logged[3:] == (7, "\ufffd\n\ufffd", "iE", LINES.timestamps, None)
+    assert logged[3:] == (7, "\ufffd\n\ufffd", "iE", "{2026-11-23T10:11:12.123456Z,2026-11-23T10:11:13+00:00}", None)
 
 
 async def test_empty_claim_says_whether_a_run_is_scheduled() -> None:

@@ -6,8 +6,12 @@ import pytest
 
 from worker.engine.chunks import BUSY_BYTES, unchunked
 
-CONTENTS = [b"one\n", b"\r\n0\r\n\r\n", b"x" * 300, b"7\r\n"]
-ANSWER = b"".join(b"%x\r\n%b\r\n" % (len(content), content) for content in CONTENTS) + b"0\r\n\r\n"
+USUAL = [b"one\n", b"", b"x" * 300, b"7\r\n", b"two\r\n"]
+LIKE_SIZES = [b"one\n", b"\r\n0\r\n\r\n", b"a\r\n5\r\n", b"last"]
+
+
+def answer(contents: list[bytes]) -> bytes:
+    return b"".join(b"%x\r\n%b\r\n" % (len(content), content) for content in contents if content) + b"0\r\n\r\n"
 
 
 def pieces(*reads: bytes) -> list[bytes]:
@@ -15,18 +19,22 @@ def pieces(*reads: bytes) -> list[bytes]:
     return list(unchunked(lambda: waiting.pop(0), lambda: None))
 
 
-def test_contents_are_the_same_however_they_arrive() -> None:
-    for cut in range(1, len(ANSWER)):
-        got = pieces(ANSWER[:cut], ANSWER[cut:])
-        assert b"".join(got) == b"".join(CONTENTS)
+@pytest.mark.parametrize("contents", [USUAL, LIKE_SIZES, []])
+def test_contents_are_the_same_however_they_arrive(contents: list[bytes]) -> None:
+    data = answer(contents)
+    for cut in range(1, len(data)):
+        got = pieces(data[:cut], data[cut:])
+        assert b"".join(got) == b"".join(contents)
         assert b"" not in got, "an empty piece would be taken for the end"
-    assert b"".join(pieces(*(bytes([byte]) for byte in ANSWER))) == b"".join(CONTENTS)
+    assert b"".join(pieces(*(bytes([byte]) for byte in data))) == b"".join(contents)
 
 
-def test_answer_that_is_cut_anywhere_is_an_error_after_its_contents() -> None:
-    for cut in range(len(ANSWER) - len(b"\n\r\n")):
+@pytest.mark.parametrize("contents", [USUAL, LIKE_SIZES])
+def test_answer_that_is_cut_anywhere_is_an_error(contents: list[bytes]) -> None:
+    data = answer(contents)
+    for cut in range(len(data) - len(b"\r\n") - 1):
         with pytest.raises(ConnectionError, match="cut off"):
-            pieces(*([ANSWER[:cut]] if cut else []))
+            pieces(*([data[:cut]] if cut else []))
 
 
 @pytest.mark.parametrize("wrong", [b"no\r\n", b"-5\r\nhello", b"\r\n\r\n", b"x" * 30])

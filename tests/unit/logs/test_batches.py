@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +10,7 @@ from tests.unit.journal import rows
 from worker.logs.batches import Batcher
 from worker.model.claim import LogLines
 
-TIME = datetime(2026, 11, 23, 10, 11, 12, 123456, UTC)
+TIME = "2026-11-23T10:11:12.123456Z"
 
 
 def lines(first: int, *messages: str) -> LogLines:
@@ -38,7 +36,9 @@ def test_a_batch_is_due_when_its_oldest_line_is() -> None:
 
 def test_a_batch_is_due_when_it_is_full() -> None:
     batcher = Batcher(max_lines=3, max_bytes=100, linger=0.2)
-    batcher.add(lines(1, *"xxxx"), 0.0)
+    batcher.add(lines(1, *"xx"), 0.0)
+    assert batcher.due_in(0.0) == pytest.approx(0.2)
+    batcher.add(lines(3, *"xx"), 0.0)
     assert batcher.due_in(0.0) == 0.0
     assert seqs(batcher.take()) == [1, 2, 3]
     assert batcher.due_in(0.125) == pytest.approx(0.075), "what stayed keeps its age"

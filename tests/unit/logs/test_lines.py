@@ -12,9 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.journal import ENGINE, ERR, OUT, STAMP, LogLine, entries, frame, header, read, rows
-from worker.logs.frames import MAX_TEXT
-from worker.logs.lines import LINE_BYTES, MANY, MAX_FRAME_BYTES, TAIL_BYTES, LineAssembler
-from worker.logs.redact import Redactor
+from worker.logs.lines import LINE_BYTES, MAX_FRAME_BYTES, TAIL_BYTES, LineAssembler
 from worker.logs.streams import MAX_LINE_BYTES
 
 TIME = datetime(2026, 11, 23, 10, 11, 12, 123456, UTC)
@@ -38,29 +36,15 @@ RECORDED = zlib.decompress(base64.b85decode(
 
 def test_a_recorded_log() -> None:
     lines = read(RECORDED)
-    assert [(line.seq, line.stream, line.level) for line in lines] == [
-        (1, "stdout", "info"),
-        (2, "stderr", "warn"),
-        (3, "stdout", "info"),
-        (4, "stdout", "info"),
-        (5, "stdout", "info"),
-        (6, "stdout", "info"),
-        (7, "stderr", "warn"),
-        (8, "stderr", "warn"),
-        (9, "stdout", "info"),
-        (10, "stdout", "info"),
-    ]
-    assert [line.message for line in lines] == [
-        "one",
-        f"{ODOO} WARNING db odoo.modules: old",
-        "a" * 20_000 + "€",
-        "x" * 16_384,
-        "crlf",
-        "",
-        "��bin",
-        "between",
-        "p" * 16_390 + "end",
-        "last",
+    assert [line.seq for line in lines] == list(range(1, 11))
+    assert [(line.stream, line.level, line.message) for line in lines] == [
+        ("stdout", "info", "one"),
+        ("stderr", "warn", f"{ODOO} WARNING db odoo.modules: old"),
+        *(("stdout", "info", message) for message in ("a" * 20_000 + "€", "x" * 16_384, "crlf", "")),
+        ("stderr", "warn", "��bin"),
+        ("stderr", "warn", "between"),
+        ("stdout", "info", "p" * 16_390 + "end"),
+        ("stdout", "info", "last"),
     ]
     assert lines[0].timestamp == datetime(2026, 11, 23, 10, 46, 47, 615250, UTC)
     assert lines[8].timestamp == datetime(2026, 11, 23, 10, 46, 47, 916686, UTC), "that of its first fragment"
@@ -151,12 +135,7 @@ def test_random_contents_of_frames_never_raise(pieces: list[tuple[int, bytes, by
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b"\n", ""),
-        (b"a\r\n", "a"),
-        (b"a\r\r\n", "a"),
-        (b"a\rb\n", "b"),
-        (b"\r\n", ""),
-        (b" a \n", " a "),
+        *((b"\n", ""), (b"a\r\n", "a"), (b"a\r\r\n", "a"), (b"a\rb\n", "b"), (b"\r\n", ""), (b" a \n", " a ")),
         (b"a\0b\n", "a�b"),
         (b"\xff\xfe\n", "��"),
         ("café\n".encode(), "café"),
@@ -257,53 +236,6 @@ def test_all_that_is_read_counts_as_output_with_what_it_takes_on_the_disk(data: 
 def test_a_line_has_the_time_at_which_it_was_written(stamp: bytes, time: datetime) -> None:
     [line] = read(frame(OUT, b"x\n", stamp))
     assert (line.message, line.timestamp) == ("x", time)
-
-
-# --- many frames together -------------------------------------------------------------------------------------------
-
-TEXTS = [
-    *(b"", b"plain", b"  indented", b"Traceback (most recent call last):", b"ValueError: x", b"ERROR: x", b"E   x"),
-    *(f"{ODOO} {level} db odoo: x".encode() for level in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL", "INFORMAL")),
-    *(b'{"level": "debug"}', b'{"level": "error", "of": "hunter22"}', b'{"level"', b"2 failed in 1s", b"1234"),
-    *(b"a\rb", b"40%\r", f"{ODOO} ERROR x\rdone".encode(), f"50%\r{ODOO} ERROR x".encode()),
-    *(b"nul\0", b"\xff\xfe", b"caf\xc3", "€".encode(), "�".encode(), b"\x01\0\0\0\0\0\0\x28"),
-    *(b"is hunter22.", b"hunter", b"hunt\x1b[1mer22", b"\x1b[31mERROR\x1b[0m: x", b"hunter22\rhunter22"),
-    *(b"x" * MAX_TEXT, b"x" * (MAX_TEXT + 1), b"\xff" * MAX_TEXT, f"{ODOO} ERROR ".encode() + b"x" * 19_990),
-    f"2026-01-01 00:00:00,000 {'1' * 240} ERROR x".encode(),
-]  # fmt: skip
-STAMPS = [*[STAMP] * 9, b"", b"2026-11-23T10:11:12Z", b"x" * 29 + b"Z", b"2026-11-23\n20261123T101112.12Z"]
-
-
-@given(
-    script=st.lists(
-        st.tuples(
-            st.sampled_from([OUT, ERR, ERR, ERR, ERR]), st.sampled_from(TEXTS), st.sampled_from(STAMPS),
-            st.sampled_from([*[b"\n"] * 19, b""]),
-        ),
-        min_size=MANY, max_size=5 * MANY,
-    ),
-    skip=st.integers(0, 3 * MANY),
-    room=st.sampled_from([1 << 30, 500, 2_000]),
-    secrets=st.sampled_from([[], [b"hunter22"]]),
-)  # fmt: skip
-def test_frames_that_are_read_together_give_the_same_as_one_by_one(
-    script: list[tuple[int, bytes, bytes, bytes]], skip: int, room: int, secrets: list[bytes]
-) -> None:
-    frames = [frame(kind, text + end, stamp) for kind, text, stamp, end in script]
-    found = []
-    for pieces in (frames, [b"".join(frames)]):
-        assembler = LineAssembler(skip, room, Redactor(secrets))
-        lines = rows(some for piece in pieces for some in assembler.feed(piece))
-        facts = assembler.bytes, assembler.position, assembler.delivered, assembler.last_frame
-        found.append((lines, facts, rows(assembler.flush())))
-    assert found[0] == found[1]
-
-
-def test_a_frame_with_another_size_than_its_line_is_read_as_the_size_says() -> None:
-    whole = [frame(OUT, b"%d\n" % n) for n in range(2 * MANY)]
-    data = b"".join([*whole[:MANY], frame(OUT, b"two\nlines\n"), *whole[MANY:]])
-    texts = [str(n) for n in range(2 * MANY)]
-    assert messages(data) == [*texts[:MANY], "two", "lines", *texts[MANY:]]
 
 
 # --- progress -------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ PATIENCE = 30.0
 
 def lines(first: int, last: int, message: str = "x") -> list[LogLines]:
     count = last - first + 1
-    return [LogLines(first, [message] * count, "i" * count, [datetime.now(UTC)] * count)]
+    return [LogLines(first, [message] * count, "i" * count, [datetime.now(UTC).isoformat()] * count)]
 
 
 def seqs(batches: Sequence[LogLines]) -> list[list[int]]:
