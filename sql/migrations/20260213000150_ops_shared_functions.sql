@@ -357,7 +357,7 @@ $$;
 -- The number of the last line of the container's journal that is stored. Without the setting, a plan that was made
 -- while the table was empty could read all of it.
 create function ops_private.log_position(p_run_id uuid) returns bigint
-language plpgsql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off
+language plpgsql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off
 as $$
 begin
     return (

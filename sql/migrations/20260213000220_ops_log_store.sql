@@ -106,7 +106,7 @@ $$;
 -- Writes blocks for the lines of a run with numbers from p_from on and below p_before: at most 1,000 lines and about
 -- 256 KiB each, since a tsvector holds at most 1 MiB.
 create function ops_private.add_log_blocks(p_run_id uuid, p_project_id uuid, p_from bigint, p_before bigint) returns void
-language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off
 as $$
 begin
     insert into ops_private.log_blocks (run_id, first_seq, last_seq, first_at, last_at, lines, words)
@@ -128,7 +128,7 @@ $$;
 -- Puts the tail of an ended run's log into blocks, at most 10,000 lines at a time. ops.reap continues, and does it for a
 -- log that another transaction writes to now.
 create function ops_private.close_log(p_run_id uuid) returns void
-language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off
 as $$
 declare
     v_tail ops_private.log_tails;
@@ -206,7 +206,7 @@ create trigger set_run_of_changed_line before update of run_id, project_id, seq,
 
 -- Without the setting, a plan that was made while the table was empty could read all of it for each run.
 create function ops_private.delete_run_logs() returns trigger
-language plpgsql security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off
+language plpgsql security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off
 as $$
 begin
     delete from ops.run_logs as g where g.run_id = old.id;
@@ -262,7 +262,7 @@ create function ops_private.search_run_logs(
     log_level text,
     message text
 )
-language plpgsql stable security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off
 as $$
 declare
     v_query constant tsquery := websearch_to_tsquery('simple', p_query);

@@ -1198,6 +1198,7 @@ CREATE FUNCTION ops_private.search_run_logs(p_query text, p_project_id uuid, p_r
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET enable_seqscan TO 'off'
+    SET jit TO 'off'
     AS $$
 declare
     v_query constant tsquery := websearch_to_tsquery('simple', p_query);
@@ -1466,6 +1467,7 @@ CREATE FUNCTION ops_private.add_log_blocks(p_run_id uuid, p_project_id uuid, p_f
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET enable_seqscan TO 'off'
+    SET jit TO 'off'
     AS $$
 begin
     insert into ops_private.log_blocks (run_id, first_seq, last_seq, first_at, last_at, lines, words)
@@ -1874,6 +1876,7 @@ CREATE FUNCTION ops_private.close_log(p_run_id uuid) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET enable_seqscan TO 'off'
+    SET jit TO 'off'
     AS $$
 declare
     v_tail ops_private.log_tails;
@@ -2029,6 +2032,7 @@ CREATE FUNCTION ops_private.delete_run_logs() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET enable_seqscan TO 'off'
+    SET jit TO 'off'
     AS $$
 begin
     delete from ops.run_logs as g where g.run_id = old.id;
@@ -2567,6 +2571,7 @@ CREATE FUNCTION ops_private.log_position(p_run_id uuid) RETURNS bigint
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET enable_seqscan TO 'off'
+    SET jit TO 'off'
     AS $$
 begin
     return (
