@@ -116,15 +116,6 @@ def test_a_staging_is_neutralised_and_production_is_as_it_was(production: Produc
     assert "ERROR: database staging: it exists already" in refused.output
 
 
-def first_of(production: Production) -> str:
-    """The oldest snapshot of the repository."""
-    listed = docker("run", "--rm", "--network", "none", "-v", f"{production.backups}:/backups", "-v",
-                    f"{production.secrets}:/run/secrets:ro", "--entrypoint", "restic", production.bench.image,
-                    "--repo", "/backups", "--password-file", "/run/secrets/restic_password", "--no-cache", "snapshots",
-                    "--json")  # fmt: skip
-    return str(min(json.loads(listed), key=lambda snapshot: snapshot["time"])["id"])
-
-
 def test_a_staging_that_could_send_mail_does_not_come_up(production: Production, backed_up: Done) -> None:
     production.sql(
         "create function keep() returns trigger language plpgsql as 'begin new.active := true; return new; end'; "
@@ -143,7 +134,7 @@ def test_a_staging_that_could_send_mail_does_not_come_up(production: Production,
     assert production.sql("select count(*) from pg_database where datname = 'staging'", "postgres") == known
     assert production.sql("select datname from pg_database where datname like '%new'", "postgres") == ""
 
-    older = production.restore("--replace", "--snapshot", first_of(production))
+    older = production.restore("--replace", "--snapshot", str(report(backed_up)["snapshot"]))
     assert older.code == 0, older.output
     assert production.sql("select count(*) from pg_trigger where tgname = 'keep'", "staging") == "0"
 

@@ -76,12 +76,15 @@ def test_shards_run_each_test_of_larger_addons_once(bench: Bench, project: Proje
 
 def test_broken_tests_fail_the_run_and_begin_the_summary(bench: Bench, project: Project) -> None:
     project.module("shop", ["base"], test_shop=BROKEN)
+    automatic = project.module("shop_automatic", ["base"], test_automatic=NOISY.replace("LEVEL", "info"))
+    manifest = automatic / "__manifest__.py"
+    manifest.write_text(manifest.read_text().replace("}", ", 'auto_install': True}"))  # so it is in the template
     done = bench.run("test", source=project.folder, cache=writable(bench.folder / "cache"))
     assert done.code == 1, done.output
     lines = done.summary.splitlines()
     assert lines[0] == "- **FAILED** `shop` `TestBroken.test_adds`: AssertionError: 2 != 3"
     assert lines[1] == "- **FAILED** `shop` `TestLater.test_raises`: KeyError: 'no.such.model'"
-    assert lines[3] == "# 2 failed, 1 passed, 0 skipped"
+    assert lines[3] == "# 2 failed, 2 passed, 0 skipped"
     assert "ERROR: `shop` `TestBroken.test_adds`: AssertionError: 2 != 3" in done.output
 
 

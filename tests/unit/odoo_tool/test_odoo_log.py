@@ -8,6 +8,7 @@ import pytest
 
 from deploy.tools.odoo.odoo_tool import odoo_log, reports
 from deploy.tools.odoo.odoo_tool.odoo_log import Result, problems, records, results, without_warnings
+from worker.model.report import Report
 
 T = "odoo.addons.library.tests.test_book"
 
@@ -16,6 +17,16 @@ def line(second: float, level: str, logger: str, message: str) -> str:
     return f"2026-11-27 03:17:{second:06.3f}".replace(".", ",") + f" 25 {level} shard_1 {logger}: {message} \n"
 
 
+CHAINED = """Traceback (most recent call last):
+  File x
+KeyError: 1
+
+During handling of the above exception, another exception occurred:
+
+Traceback (most recent call last):
+  File y
+psycopg2.errors.NotNull: no
+DETAIL:  Key (id)=(1)"""
 LOG = [
     "printed before the first record\n",
     line(1, "INFO", T, "Starting TestBook.test_good ..."),
@@ -70,6 +81,7 @@ def test_the_log_without_warnings_has_no_line_of_them() -> None:
     [
         ("Traceback (most recent call last):\n  File x\nodoo.Error: no\nsecond line", "odoo.Error: no"),
         ("AssertionError: {'a': 1} != {}\n- {'a': 1}\n+ {}", "AssertionError: {'a': 1} != {}"),
+        (CHAINED, "psycopg2.errors.NotNull: no"),
         ("only text", "only text"), ("", ""),
     ],
 )  # fmt: skip
@@ -92,6 +104,19 @@ def test_a_summary_is_cut_at_what_the_worker_reads() -> None:
     text = reports.summary(reports.Report([Result("m", "T.t", "failed", text="é" * 2_000_000)]))
     assert len(text.encode()) < 1 << 20
     assert text.endswith("(cut)\n")
+
+
+def test_the_worker_counts_what_the_tool_reports() -> None:
+    found, read = results(records(LOG)), Report()
+    for name, content in (("junit.xml", reports.junit(found)), ("summary.md", b"x" * reports.LIMIT)):
+        reader = read.reader(name, len(content))
+        assert reader
+        reader.feed(content)
+        reader.feed(b"")
+    assert read.tests
+    assert (read.tests.passed, read.tests.failed, read.tests.skipped) == (1, 3, 1)
+    assert read.tests.failing[0] == "library.TestBook.test_bad"
+    assert read.summary
 
 
 def test_a_run_without_a_failure_succeeds() -> None:

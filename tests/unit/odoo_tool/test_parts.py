@@ -120,6 +120,13 @@ def test_a_lock_has_the_hash_of_every_package() -> None:
     assert python.lock(report) == "Babel==1.0 --hash=sha256:ab\nzeep==1.0 --hash=sha256:ab\n"
 
 
+def test_a_lock_has_the_hash_of_a_wheel_that_was_built_too() -> None:
+    lock = "Babel==1.0 --hash=sha256:ab\nodoo-addon-x==2 --hash=sha256:cd\n"
+    assert python.with_wheels(lock, {"babel": "ab", "odoo_addon_x": "ef"}) == (
+        "Babel==1.0 --hash=sha256:ab\nodoo-addon-x==2 --hash=sha256:cd --hash=sha256:ef\n"
+    )
+
+
 def test_a_package_without_a_hash_is_refused_by_name() -> None:
     with pytest.raises(Failure, match=r"requirements\.txt, mine: it comes from a place without a hash"):
         python.lock({"install": [item("mine", vcs_info={"vcs": "git"})]})
@@ -154,6 +161,7 @@ def test_the_failure_of_a_program_has_its_last_words(capsys: pytest.CaptureFixtu
     [
         (["test", "--shards", "0"], "argument --shards: invalid positive value: '0'"),
         (["test", "--shardss", "2"], "unrecognized arguments: --shardss"),
+        (["backup", "--database", 'x"y'], "argument --database: invalid database_name value"),
         (["publish"], "invalid choice: 'publish'"),
     ],
 )

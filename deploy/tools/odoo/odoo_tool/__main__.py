@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import sys
 import tempfile
 import traceback
@@ -71,7 +72,9 @@ def parser() -> argparse.ArgumentParser:
     tools.add_parser("build", parents=[code], help="pack add-ons, wheels, SBOM and manifest of a commit")
 
     backups = argparse.ArgumentParser(add_help=False)
-    backups.add_argument("--database", required=True, metavar="NAME", help="the database, on the server of PGHOST")
+    backups.add_argument(
+        "--database", required=True, type=database_name, metavar="NAME", help="the database, on the server of PGHOST"
+    )
     backups.add_argument("--filestore", type=Path, metavar="DIR", help="the folder of the database's filestore")
     place = os.environ.get("RESTIC_REPOSITORY", "/backups")
     backups.add_argument("--backups", default=place, metavar="PLACE", help="restic repository (%(default)s)")
@@ -93,6 +96,12 @@ def parser() -> argparse.ArgumentParser:
 
 def names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def database_name(text: str) -> str:
+    if not re.fullmatch(r"\w[\w.-]*", text, re.ASCII):
+        raise ValueError(text)
+    return text
 
 
 def positive(text: str) -> int:

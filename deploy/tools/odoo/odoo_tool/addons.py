@@ -81,7 +81,7 @@ def with_automatic(names: Iterable[str], addons: Mapping[str, Addon]) -> set[str
         new = set()
         for name, addon in automatic.items():
             rule = addon.manifest.manifest_dict["auto_install"]
-            if name not in found and found.issuperset(rule if isinstance(rule, list) else addon.manifest.depends):
+            if name not in found and found.issuperset(addon.manifest.depends if rule is True else rule):
                 new |= {name, *closure([name], addons)} - found
         if not new:
             return found

@@ -7,7 +7,6 @@ snapshot into a throwaway server and start Odoo on it; tag it as proven; delete 
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
 import json
 import os
 import shutil
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import addons, database
+from .cache import file_digest
 from .project import Project, configure
 from .restic import Repository
 from .steps import Failure, environment, run, step
@@ -68,14 +68,14 @@ def backup(project: Project, repository: Repository, options: Options, work: Pat
     step(f"backup: checking the repository, and {part} of its data")
     repository.check(part)
     facts = prove(project, repository, snapshot.id, options, work)
-    repository.prove(snapshot.id)
+    proven_id = repository.prove(snapshot.id)
     proven = time.monotonic()
     step("backup: deleting what is not kept: 7 daily, 4 weekly, 3 monthly")
     repository.forget()
     kept = len(repository.snapshots())
     report = {
         "database": options.database,
-        "snapshot": snapshot.id,
+        "snapshot": proven_id,
         "bytes": snapshot.total,
         "bytes_added": snapshot.added,
         "backup_seconds": round(made - began, 1),
@@ -86,7 +86,7 @@ def backup(project: Project, repository: Repository, options: Options, work: Pat
     }
     (artifacts / "backup.json").write_text(json.dumps(report, indent=2) + "\n")
     lines = [
-        f"# Backup {snapshot.id[:8]} of {options.database} is proven",
+        f"# Backup {proven_id[:8]} of {options.database} is proven",
         "",
         *(f"- {k}: {v}" for k, v in report.items()),
     ]
@@ -163,7 +163,7 @@ def place_filestore(restored: Path | None, config: Path, name: str, server: Mapp
                 "name the database's filestore with --filestore, as a volume of the workflow; if that is right, "
                 "the file was lost before the backup",
             )
-        if hashlib.sha1(file.read_bytes(), usedforsecurity=False).hexdigest() != Path(each).name:
+        if file_digest(file, "sha1") != file.name:
             raise Failure(
                 f"attachment {each}: its content does not have the checksum that is its name",
                 "the file is damaged in the filestore itself: restore it from an older backup",
@@ -210,9 +210,10 @@ def boot(project: Project, config: Path, name: str, server: Mapping[str, str]) -
     process = subprocess.Popen(command, env=environment(odoo_environment(project, server)), stdin=subprocess.DEVNULL)
     try:
         while not answers(f"http://127.0.0.1:{PORT}/web/login"):
-            if process.poll() is not None or time.monotonic() - began > BOOT_SECONDS:
+            ended = process.poll() is not None
+            if ended or time.monotonic() - began > BOOT_SECONDS:
                 raise Failure(
-                    f"Odoo on {name}: it did not answer {'before it ended' if process.returncode else 'in time'}",
+                    f"Odoo on {name}: it {'ended' if ended else f'ran for {BOOT_SECONDS} s'} without an answer",
                     "see Odoo's messages above; the backup itself is kept, but not marked as proven",
                 )
             time.sleep(0.3)

@@ -7,6 +7,7 @@ made anew. Entries that were not used for a month are deleted.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -27,8 +28,8 @@ def digest(parts: Iterable[str]) -> str:
     return hashlib.sha256(json.dumps(list(parts)).encode()).hexdigest()[:32]
 
 
-def file_digest(path: Path) -> str:
-    total = hashlib.sha256()
+def file_digest(path: Path, algorithm: str = "sha256") -> str:
+    total = hashlib.new(algorithm, usedforsecurity=False)
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             total.update(block)
@@ -107,5 +108,6 @@ class Cache:
         now = time.time()
         for entry in parent.iterdir():
             limit = 24 * 3600 if entry.name.startswith(".part-") else UNUSED_SECONDS
-            if entry.is_dir() and now - entry.stat().st_mtime > limit:
-                shutil.rmtree(entry, ignore_errors=True)
+            with contextlib.suppress(FileNotFoundError):  # another run may delete it first
+                if now - entry.stat().st_mtime > limit:
+                    shutil.rmtree(entry, ignore_errors=True)

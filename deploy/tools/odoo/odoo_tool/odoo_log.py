@@ -121,8 +121,11 @@ def _note(
 
 def last_words(traceback: str) -> str:
     """The exception of a traceback with its message's first line."""
-    named = [line for line in traceback.splitlines() if LAST_LINE.match(line) and not line.startswith("Traceback")]
-    return named[-1] if named else (traceback.strip().splitlines() or [""])[-1]
+    lines = traceback.strip().splitlines() or [""]
+    heads = [number for number, line in enumerate(lines) if line.startswith("Traceback (most recent")]
+    if heads:  # the last one is that of the exception which ended the test
+        return next((line for line in lines[heads[-1] + 1 :] if line and not line[0].isspace()), lines[-1])
+    return next((line for line in lines if LAST_LINE.match(line)), lines[-1])
 
 
 def problems(log: Iterable[Record]) -> list[Record]:

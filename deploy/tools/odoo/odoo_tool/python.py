@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .cache import Cache, digest
+from .cache import Cache, digest, file_digest
+from .source import EPOCH
 from .steps import Failure, read, run, step
 
 REQUIREMENTS = "requirements.txt"
@@ -54,7 +56,10 @@ def _fill(file: Path, folder: Path) -> None:
         [*pip, "wheel", "--quiet", "--no-deps", "--require-hashes", "-r", folder / LOCK, "-w", folder],
         thing=LOCK,
         advice=ADVICE,
+        env={"SOURCE_DATE_EPOCH": str(EPOCH)},  # most builders then write the same bytes each time
     )
+    built = {path.name.partition("-")[0]: file_digest(path) for path in folder.glob("*.whl")}
+    (folder / LOCK).write_text(with_wheels((folder / LOCK).read_text(), built))
 
 
 def lock(report: Mapping[str, Any]) -> str:
@@ -74,6 +79,16 @@ def lock(report: Mapping[str, Any]) -> str:
             )
         lines.append(f"{name}=={version} --hash=sha256:{hashes['sha256']}")
     return "\n".join(sorted(lines, key=str.lower)) + "\n"
+
+
+def with_wheels(text: str, built: Mapping[str, str]) -> str:
+    """The lock with the checksums of the wheels too, since a wheel that was built here is not the file of the index."""
+    lines = []
+    for line in text.splitlines():
+        name = re.sub(r"[-_.]+", "_", line.partition("==")[0]).lower()
+        found = next((value for key, value in built.items() if key.lower() == name), None)
+        lines.append(line if found is None or found in line else f"{line} --hash=sha256:{found}")
+    return "\n".join(lines) + "\n"
 
 
 def install(wheels: Path, target: Path) -> None:

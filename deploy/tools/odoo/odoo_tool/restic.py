@@ -58,17 +58,21 @@ class Repository:
     def ensure(self) -> None:
         """Creates the repository if there is none; an unreadable one is an error."""
         local = ":" not in self.place
+        existed = True
         if local and not (Path(self.place) / "config").exists():
-            step(f"backup: creating the repository {self.place}")
-            self._restic("init")
+            existed = False
         elif not local:
             try:
                 self._restic("cat", "config")
             except Failure as failure:
                 if "unable to open config file" not in failure.thing and "does not exist" not in failure.thing:
                     raise
-                step(f"backup: creating the repository {self.place}")
-                self._restic("init")
+                existed = False
+        if existed:
+            self._restic("unlock")  # locks of killed runs: restic takes one of more than 30 minutes for such
+        else:
+            step(f"backup: creating the repository {self.place}")
+            self._restic("init")
 
     def backup(self, folder: Path, others: Sequence[Path], tags: Sequence[str]) -> Snapshot:
         """Adds a snapshot of these folders."""
@@ -106,9 +110,10 @@ class Repository:
         """Checks the structure of the repository, and reads a part of its data (``2/7``, or ``100%``)."""
         self._restic("check", f"--read-data-subset={part}")
 
-    def prove(self, snapshot: str) -> None:
-        """Tags the snapshot as proven."""
+    def prove(self, snapshot: str) -> str:
+        """Tags the snapshot as proven; returns its new id."""
         self._restic("tag", "--add", PROVEN, snapshot)
+        return next(str(each["id"]) for each in self.snapshots(PROVEN) if each.get("original") == snapshot)
 
     def forget(self) -> None:
         """Deletes the snapshots that are not kept: 7 days, 4 weeks, 3 months."""

@@ -111,7 +111,7 @@ class Git:
         if not mirror.is_dir():
             self._git(["init", "--quiet", "--bare", str(mirror)], thing=f"mirror {mirror}", advice="see above")
         self._git(
-            ["--git-dir", str(mirror), "fetch", "--quiet", "--prune", "--force", url, "+refs/*:refs/mirror/*"],
+            ["--git-dir", str(mirror), "fetch", "--quiet", "--prune", "--force", "--", url, "+refs/*:refs/mirror/*"],
             thing=f"repository {url}",
             advice="for 'Host key verification failed' compare the secret known_hosts with the server's key; for a "
             "refused login add the public half of the secret deploy_key to the repository; else check URL and network",
@@ -133,15 +133,12 @@ class Git:
 
     def _submodules(self, mirror: Path, commit: str, folder: Path) -> Iterator[tuple[str, str, str]]:
         """Path, URL and commit of each submodule."""
-        if not (folder / ".gitmodules").is_file():
+        file = folder / ".gitmodules"
+        if file.is_symlink() or not file.is_file() or not file.read_text().strip():  # git reads no link either
             return
         advice = "repair .gitmodules of the repository"
-        listed = self._git(
-            ["config", "--file", ".gitmodules", "--get-regexp", r"^submodule\..*\.(path|url)$"],
-            thing=".gitmodules",
-            advice=advice,
-            cwd=folder,
-        )
+        words = ["config", "--file", str(file), "--get-regexp", r"^submodule\..*\.(path|url)$"]
+        listed = self._git(words, thing=".gitmodules", advice=advice)
         values = dict(line.split(" ", 1) for line in listed.splitlines())
         for key, path in values.items():
             if not key.endswith(".path"):
@@ -161,9 +158,9 @@ class Git:
         done = subprocess.run(["git", *words], check=False, capture_output=True, text=True, env=env)
         return done.stdout.strip() if done.returncode == 0 else None
 
-    def _git(self, words: list[str], *, thing: str, advice: str, cwd: Path | None = None, index: str = "") -> str:
+    def _git(self, words: list[str], *, thing: str, advice: str, index: str = "") -> str:
         extra = {"GIT_INDEX_FILE": index} if index else {}
-        return read(["git", *words], thing=thing, advice=advice, cwd=cwd, env={**self.environment(), **extra})
+        return read(["git", *words], thing=thing, advice=advice, env={**self.environment(), **extra})
 
 
 def resolve_url(parent: str, url: str) -> str:

@@ -97,7 +97,9 @@ def template(project: Project, options: Options, cache: Cache, config: Path) -> 
     wanted = addons.closure(project.own, project.addons)
     names = sorted(name for name in wanted if name not in project.own)
     server = database.query("show server_version_num")
-    installed = sorted(addons.with_automatic(names, project.addons) & project.addons.keys())
+    # Modules of the project are among them if they install themselves, or if a foreign module depends on them.
+    needed = addons.with_automatic(addons.closure(names, project.addons), project.addons)
+    installed = sorted(needed & project.addons.keys())
     parts = [f"{name} {folder_digest(project.addons[name].path)}" for name in installed]
     key = digest([RECIPE, project.odoo.version, server[:-4], str(options.demo), *parts])
     filestore = config.parent / "data" / "filestore" / TEMPLATE
@@ -232,6 +234,7 @@ def core() -> str:
 
 
 def odoo_command(project: Project, part: Shard, options: Options, config: Path, work: Path) -> list[str]:
+    """Odoo tests what it installs (``-i``) or updates (``-u``: modules that are in the template already)."""
     modules = ",".join(project.own)
     python = [sys.executable]
     if options.coverage:
@@ -239,7 +242,7 @@ def odoo_command(project: Project, part: Shard, options: Options, config: Path, 
         data = work / "coverage" / ".coverage"
         python += ["-m", "coverage", "run", "--parallel-mode", f"--data-file={data}", f"--source={sources}"]
     return [
-        *python, "-m", "odoo", "-c", str(config), "-d", part.name, "-i", modules, "--test-enable",
+        *python, "-m", "odoo", "-c", str(config), "-d", part.name, "-i", modules, "-u", modules, "--test-enable",
         "--test-tags", part.tags, "--stop-after-init", "--max-cron-threads=0",
         "--http-port", str(PORT + 2 * part.number), project.odoo.gevent_port, str(PORT + 2 * part.number + 1),
     ]  # fmt: skip
