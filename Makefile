@@ -26,8 +26,8 @@ DOCS_TESTS := tests/gates/test_docs.py
 SCHEMA_TESTS := $(addprefix tests/db/test_,$(addsuffix .py,migrations migration_history verify supabase_cli schema_docs))
 GATED := $(SPEC_TESTS) $(DOCS_TESTS) $(SCHEMA_TESTS)
 
-.PHONY: help setup demo demo-picture test test-odoo test-matrix coverage faults kills check format gates gate-spec gate-docs schema schema-docs \
-	gate-schema gate-prisma bench compare wheel wheelhouse image lock clean
+.PHONY: help setup demo demo-picture test test-odoo test-matrix coverage faults kills check format gates gate-spec \
+	gate-docs schema schema-docs gate-schema gate-prisma bench compare wheel wheelhouse image lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
