@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,9 +27,9 @@ STAMPS = [*[STAMP] * 40, b"", b"2026-11-23T10:11:12Z", b"x" * 29 + b"Z", b"2026-
 
 def frames_of(texts: list[bytes], kinds: list[int]) -> st.SearchStrategy[list[bytes]]:
     """Frames with these texts; some are not whole lines."""
-    texts_and_ends = st.tuples(st.sampled_from(texts), st.sampled_from([*[b"\n"] * 60, b""])).map(b"".join)
+    texts_and_ends = st.tuples(st.sampled_from(texts), st.sampled_from([*[b"\n"] * 40, b""])).map(b"".join)
     each = st.builds(frame, st.sampled_from(kinds), texts_and_ends, st.sampled_from(STAMPS))
-    return st.lists(each, min_size=MANY, max_size=5 * MANY)
+    return st.lists(each, min_size=2 * MANY, max_size=6 * MANY)
 
 
 @given(
@@ -53,8 +54,12 @@ def test_frames_that_are_read_together_give_the_same_as_one_by_one(
     assert found[0] == found[1]
 
 
-def test_a_frame_with_another_size_than_its_line_is_read_as_the_size_says() -> None:
-    whole = [frame(OUT, b"%d\n" % n) for n in range(2 * MANY)]
-    data = b"".join([*whole[:MANY], frame(OUT, b"two\nlines\n"), *whole[MANY:], frame(OUT, b"open")])
-    texts = [str(n) for n in range(2 * MANY)]
-    assert [line.message for line in read(data)] == [*texts[:MANY], "two", "lines", *texts[MANY:], "open"]
+@pytest.mark.parametrize("kind", [OUT, ERR])
+def test_frames_that_are_not_one_whole_line_are_read_as_they_are(kind: int) -> None:
+    texts = [str(n) for n in range(3 * MANY)]
+    whole = [frame(kind, f"{text}\n".encode()) for text in texts]
+    two, begun = frame(kind, b"two\nlines\n"), frame(kind, b"line ")
+    first, second, third = (slice(at, at + MANY) for at in (0, MANY, 2 * MANY))
+    lines = read(b"".join([*whole[first], two, *whole[second], begun, *whole[third], begun]))
+    texts[2 * MANY] = f"line {texts[2 * MANY]}"
+    assert [line.message for line in lines] == [*texts[first], "two", "lines", *texts[second], *texts[third], "line "]
