@@ -134,6 +134,7 @@ _EXPECTED = {
     "string_type": "text",
     "string_too_short": "at least {min_length} character(s)",
     "string_too_long": "at most {max_length} characters",
+    "too_short": "at least {min_length} entries",
     "too_long": "at most {max_length} entries",
     "greater_than": "more than {gt:.12g}",
     "greater_than_equal": "at least {ge:.12g}",

@@ -254,7 +254,7 @@ begin
 end
 $$;
 
--- Says what is wrong with the fields of a workflow's configuration that concern queueing; null if nothing is. The
+-- Says what is wrong with the fields of a workflow's configuration that the database reads; null if nothing is. The
 -- worker refuses the same values (worker/model/config.py), and alone checks the other fields.
 create function ops_private.bad_config(p_config jsonb) returns text
 language plpgsql immutable set search_path = pg_catalog, pg_temp
@@ -273,6 +273,8 @@ begin
         when jsonb_typeof(p_config -> 'concurrency_key') not in ('string', 'null')
             or length(p_config ->> 'concurrency_key') > 200 then
             'concurrency_key: expected a text of at most 200 characters'
+        when jsonb_typeof(p_config -> 'services') <> 'array' then 'services: expected a list'
+        when jsonb_array_length(p_config -> 'services') > 10 then 'services: expected at most 10 entries'
         else ops_private.bad_retry(p_config -> 'retry')
     end;
 end
@@ -405,7 +407,7 @@ begin
         when 'out_of_memory' then 'oom'
         else case when p_reason in (
             'failed', 'exit_code', 'signal', 'image_missing', 'engine_error', 'engine_lost', 'disk_full',
-            'artifacts_failed') then 'failed' end
+            'artifacts_failed', 'service_failed') then 'failed' end
     end;
 end
 $$;

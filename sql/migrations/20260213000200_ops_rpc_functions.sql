@@ -22,6 +22,25 @@ begin
 end
 $$;
 
+-- The tools that services name, with their images. The worker alone checks the services, so no form of them is an error
+-- here.
+create function ops_private.service_tools(p_services jsonb, p_odoo_version text) returns jsonb
+language plpgsql stable set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if jsonb_typeof(p_services) is distinct from 'array' then
+        return '[]';
+    end if;
+    return (
+        select coalesce(jsonb_agg(jsonb_build_object(
+            'tool_name', t.tool_name, 'version', t.version, 'docker_image', t.docker_image, 'config', null)), '[]')
+        from ops.tools as t
+        where (t.tool_name, t.version) in (
+            select s.service ->> 'tool', coalesce(s.service ->> 'version', p_odoo_version)
+            from jsonb_array_elements(p_services) as s (service)));
+end
+$$;
+
 -- All that a worker needs to execute a run, in one answer. If it cannot be built, the run fails and the answer is null.
 create function ops_private.run_payload(p_run_id uuid) returns jsonb
 language plpgsql volatile set search_path = pg_catalog, pg_temp
@@ -51,7 +70,9 @@ begin
             'tool', jsonb_build_object(
                 'tool_name', coalesce(w.config ->> 'tool', 'odoo'),
                 'version', coalesce(w.config ->> 'version', p.odoo_version),
-                'docker_image', t.docker_image, 'config', t.config))
+                'docker_image', t.docker_image, 'config', t.config),
+            'services', ops_private.service_tools(
+                coalesce(w.config -> 'services', t.config -> 'services'), p.odoo_version))
         from ops.runs as r
         join ops.projects as p on p.id = r.project_id
         join ops.workflows as w on w.id = r.workflow_id

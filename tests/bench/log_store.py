@@ -38,7 +38,7 @@ from tests.support.docker import Plane
 from worker.artifacts.store import ArtifactStore
 from worker.database import retention
 from worker.database.queue import Queue
-from worker.engine.create import NETWORK, ensure_network
+from worker.engine.networks import NETWORK, ensure_network
 from worker.model.claim import LogLines
 
 COLUMNS = ["run_id", "project_id", "seq", "stream", "log_level", "message", "timestamp"]

@@ -20,7 +20,7 @@ from tests.bench.simulated import empty_the_queue
 from tests.support.docker import Plane
 from tests.support.docker import docker as docker_command
 from worker.cli.settings import Settings
-from worker.engine.create import NETWORK, ensure_network
+from worker.engine.networks import NETWORK, ensure_network
 
 SDK = "create, start, wait, remove by the SDK"
 MIB = 1 << 20

@@ -20,8 +20,8 @@ from tests.support.docker import Plane
 from tests.unit.fakes import NAME, DaemonWorld, ScriptedContainer, ScriptedEngine
 from worker.daemon import Daemon, Timings
 from worker.database.queue import Queue
-from worker.model.container import Image, Secret
-from worker.model.spec import RunSpec
+from worker.model.container import Image, RunNetwork, Secret
+from worker.model.spec import ContainerSpec
 from worker.run.ports import RunTimings
 
 POLL = 600.0
@@ -36,9 +36,15 @@ class SimulatedEngine(ScriptedEngine):
         self._each: defaultdict[str, ScriptedEngine] = defaultdict(lambda: ScriptedEngine([]))
 
     async def create(
-        self, name: str, image: Image, spec: RunSpec, labels: Mapping[str, str], secrets: Sequence[Secret]
+        self,
+        name: str,
+        image: Image,
+        spec: ContainerSpec,
+        labels: Mapping[str, str],
+        secrets: Sequence[Secret],
+        network: RunNetwork | None,
     ) -> ScriptedContainer:
-        return await self._each[name].create(NAME, image, spec, labels, secrets)
+        return await self._each[name].create(NAME, image, spec, labels, secrets, network)
 
     def container(self, ref: str) -> ScriptedContainer:
         return self._each[ref].container(NAME)

@@ -1596,6 +1596,8 @@ begin
         when jsonb_typeof(p_config -> 'concurrency_key') not in ('string', 'null')
             or length(p_config ->> 'concurrency_key') > 200 then
             'concurrency_key: expected a text of at most 200 characters'
+        when jsonb_typeof(p_config -> 'services') <> 'array' then 'services: expected a list'
+        when jsonb_array_length(p_config -> 'services') > 10 then 'services: expected at most 10 entries'
         else ops_private.bad_retry(p_config -> 'retry')
     end;
 end
@@ -3193,7 +3195,7 @@ begin
         when 'out_of_memory' then 'oom'
         else case when p_reason in (
             'failed', 'exit_code', 'signal', 'image_missing', 'engine_error', 'engine_lost', 'disk_full',
-            'artifacts_failed') then 'failed' end
+            'artifacts_failed', 'service_failed') then 'failed' end
     end;
 end
 $$;
@@ -3253,7 +3255,9 @@ begin
             'tool', jsonb_build_object(
                 'tool_name', coalesce(w.config ->> 'tool', 'odoo'),
                 'version', coalesce(w.config ->> 'version', p.odoo_version),
-                'docker_image', t.docker_image, 'config', t.config))
+                'docker_image', t.docker_image, 'config', t.config),
+            'services', ops_private.service_tools(
+                coalesce(w.config -> 'services', t.config -> 'services'), p.odoo_version))
         from ops.runs as r
         join ops.projects as p on p.id = r.project_id
         join ops.workflows as w on w.id = r.workflow_id
@@ -3266,6 +3270,24 @@ begin
 exception when others then
     perform ops_private.fail_unreadable(p_run_id, sqlerrm);
     return null;
+end
+$$;
+
+CREATE FUNCTION ops_private.service_tools(p_services jsonb, p_odoo_version text) RETURNS jsonb
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    if jsonb_typeof(p_services) is distinct from 'array' then
+        return '[]';
+    end if;
+    return (
+        select coalesce(jsonb_agg(jsonb_build_object(
+            'tool_name', t.tool_name, 'version', t.version, 'docker_image', t.docker_image, 'config', null)), '[]')
+        from ops.tools as t
+        where (t.tool_name, t.version) in (
+            select s.service ->> 'tool', coalesce(s.service ->> 'version', p_odoo_version)
+            from jsonb_array_elements(p_services) as s (service)));
 end
 $$;
 
@@ -4485,6 +4507,8 @@ REVOKE ALL ON FUNCTION ops_private.retry_class(p_reason text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION ops_private.retry_if_asked(p_run_id uuid) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.run_payload(p_run_id uuid) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.service_tools(p_services jsonb, p_odoo_version text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.set_giver() FROM PUBLIC;
 

@@ -11,6 +11,7 @@ from tests.db.crowd import Crowd
 from tests.db.world import World, new_workflow
 from worker.cli.settings import Settings
 from worker.model.config import MAX_DEPTH, MAX_LABEL, MAX_LABELS, MAX_TEXT
+from worker.model.service import MAX_SERVICES
 
 
 def nested(depth: int) -> str:
@@ -70,6 +71,16 @@ async def test_a_run_may_have_the_labels_that_the_worker_lets_a_workflow_have(cr
 async def test_a_workflow_cannot_give_its_runs_more_labels_than_that(world: World) -> None:
     workflow = await new_workflow(world.db, world.project, "w", {"labels": [f"l{n}" for n in range(20_000)]})
     with pytest.raises(asyncpg.CheckViolationError, match="labels: expected at most 20 entries"):
+        await world.queue(workflow_id=workflow)
+
+
+@pytest.mark.parametrize(
+    ("services", "message"),
+    [({}, "services: expected a list"), ([{}] * (MAX_SERVICES + 1), f"at most {MAX_SERVICES} entries")],
+)
+async def test_a_run_with_services_of_another_form_is_not_queued(world: World, services: object, message: str) -> None:
+    workflow = await new_workflow(world.db, world.project, "w", {"services": services})
+    with pytest.raises(asyncpg.CheckViolationError, match=message):
         await world.queue(workflow_id=workflow)
 
 

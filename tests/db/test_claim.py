@@ -55,7 +55,35 @@ async def test_the_answer_holds_all_that_a_worker_needs(world: World) -> None:
         "workflow": {"workflow_type": "build", "name": "build", "enabled": True, "git_ref": "main",
                      "git_commit": "abc", "config": config},
         "tool": {"tool_name": "odoo", "version": "18.0", "docker_image": "odoo:18", "config": {"a": 1}},
+        "services": [],
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("workflow", "tool", "named"),
+    [
+        ([{"name": "a", "tool": "pg", "version": "16"}, {"name": "b", "tool": "odoo"}], None, {"pg:16", "odoo:19"}),
+        ([{"name": "a", "tool": "pg"}, {"name": "b", "image": "pg:16"}], None, set()),
+        (None, [{"name": "a", "tool": "pg", "version": "16"}], {"pg:16"}),
+        ([], [{"name": "a", "tool": "pg", "version": "16"}], set()),
+        ([1, "pg", None, [], {"tool": {"tool": "pg"}}, {"tool": "pg", "version": ["16"]}], None, set()),
+        (None, {"tool": "pg"}, set()),
+    ],
+)
+async def test_the_answer_holds_the_tools_that_services_name(
+    world: World, workflow: object, tool: object, named: set[str]
+) -> None:
+    config = {} if workflow is None else {"services": workflow}
+    await world.db.execute("update ops.workflows set config = $1", json.dumps(config))
+    await world.db.execute(
+        """insert into ops.tools (tool_name, version, docker_image, config)
+           values ('odoo', '19.0', 'odoo:19', $1), ('pg', '16', 'pg:16', '{}')""",
+        json.dumps({} if tool is None else {"services": tool}),
+    )
+    await world.queue()
+    found = (await world.claim())["services"]
+    assert {each["docker_image"] for each in found} == named
+    assert all(each.keys() == {"tool_name", "version", "docker_image", "config"} for each in found)
 
 
 async def test_the_lease_says_who_and_for_how_long_and_a_tool_has_a_default(world: World) -> None:

@@ -50,7 +50,7 @@ async def test_a_run_that_failed_is_queued_again_as_a_run_that_names_it(world: W
 
 RETRIED_AS: dict[str, str | None] = {
     Reason.EXIT_CODE: "failed", Reason.SIGNAL: "failed", Reason.IMAGE_MISSING: "failed",
-    Reason.ARTIFACTS_FAILED: "failed", Reason.DISK_FULL: "failed",
+    Reason.ARTIFACTS_FAILED: "failed", Reason.DISK_FULL: "failed", Reason.SERVICE_FAILED: "failed",
     Reason.ENGINE_ERROR: "failed", Reason.ENGINE_LOST: "failed",
     Reason.TIMEOUT: "timeout", Reason.OUT_OF_MEMORY: "oom", "worker_lost": "worker_lost",
     # the next attempt would end in the same way

@@ -18,8 +18,10 @@ from typing import Any
 import asyncpg
 import pytest
 
+from tests.docker.test_services import SERVER, server
 from tests.support.docker import FINAL, WAITS, Plane, base_image, docker, new_plane
 from tests.support.postgres import Cluster, run_sync
+from worker.run.services import service_container
 
 pytestmark = pytest.mark.xdist_group("hostile")
 
@@ -278,6 +280,50 @@ def setuid_image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     docker("build", "--network", "none", "--build-arg", f"BASE={base}", "--tag", tag, str(folder))
     yield tag
     docker("rmi", "--force", tag)
+
+
+REACHES = """\
+import socket, sys
+def connects(host, port):
+    try:
+        with socket.create_connection((host, port), 3) as server:
+            server.recv(9)  # a network may accept connections to every address, and never say anything
+            return "connected"
+    except OSError:
+        return "failed"
+for place in sys.argv[1:]:
+    host, _, port = place.rpartition(":")
+    print(place, connects(host, int(port)), flush=True)
+"""
+
+
+async def test_no_other_run_reaches_the_services_of_a_run(served: Plane, image: str) -> None:
+    """Whatever network the other run is on, and whatever services it has itself, also of the same names."""
+    victims, places = [], []
+    for network in ("bridge", "none"):
+        database = server(image, "db", command=["python3", "-c", SERVER.replace("hello", "secret")])
+        run_id = await served.shell(WAITS, network=network, services=[database])
+        victims.append(run_id)
+        await served.until_logged(run_id, "up")
+        facts = json.loads(docker("inspect", service_container(served.container(run_id), "db")))[0]
+        [its] = facts["NetworkSettings"]["Networks"].values()
+        places.append(f"{its['IPAddress']}:5432")
+    async with host_server() as (host, port):
+        for network in ("bridge", "none"):
+            for services in ([], [server(image, "own")]):
+                own = ["own:5432"] if services else []
+                hosts = [f"{host}:{port}", f"127.0.0.1:{port}"] if network == "none" else [f"127.0.0.1:{port}"]
+                words = [*places, "db:5432", *hosts, *own]
+                command = ["python3", "-c", REACHES, *words]
+                run_id = await served.queue(
+                    await served.workflow({"command": command, "network": network, "services": services})
+                )
+                assert (await served.until(run_id, *FINAL))["status"] == "succeeded"
+                came = dict(line.split() for line in await served.messages(run_id))
+                assert came == {word: "connected" if word in own else "failed" for word in words}, (network, services)
+    for run_id in victims:
+        await served.release(run_id)
+        assert (await served.until(run_id, *FINAL))["status"] == "succeeded", "the neighbour suffered"
 
 
 async def test_a_setuid_program_does_not_become_root(served: Plane, setuid_image: str) -> None:

@@ -220,9 +220,9 @@ async def play(scene: Scene, plan: Plan) -> str:
 
         async def order(wanted: Order) -> None:
             await asyncio.sleep(wanted.after)
-            more: dict[str, Any] = {"network": "none"}
+            more: dict[str, Any] = {"network": "none", "services": wanted.services}
             if wanted.ends == "timeout":
-                more |= {"then": "sleep 1000", "timeout_seconds": 5}
+                more |= {"then": "sleep 1000", "timeout_seconds": 5 if not wanted.services else 20}
             async with injector.straight:
                 job = await scene.job(
                     wanted.lines, pause=wanted.pause, exit_code=wanted.exit_code, big=wanted.big, **more
@@ -264,7 +264,7 @@ async def kill_every_second(scene: Scene, runs: int, lines: int) -> str:
     It is the turn of the one that has been at work for longer. While neither has come that far (a machine that needs
     more than a second to start a process) no worker is killed, or no run would ever end.
     """
-    jobs = [await scene.job(lines, network="none") for _ in range(runs)]
+    jobs = [await scene.job(lines, network="none", services=n % 2) for n in range(runs)]
 
     async def killer(hosts: list[Host]) -> None:
         while True:

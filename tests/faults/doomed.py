@@ -34,7 +34,8 @@ POINTS: dict[str, tuple[type, str, str]] = {
     "claimed": (Queue, "claim", AFTER),
     "adopted": (Queue, "adopt", AFTER),
     "started": (Queue, "start", AFTER),
-    "created": (Engine, "create", AFTER),
+    "networked": (Engine, "create_network", AFTER),
+    "created": (Engine, "create", AFTER),  # the services of a run first, then its own container; so are they started
     "told": (Queue, "record_container", AFTER),  # the container is created and recorded; it is not started
     "up": (Container, "start", AFTER),
     "logging": (Queue, "append_logs", BEFORE),
@@ -46,6 +47,7 @@ POINTS: dict[str, tuple[type, str, str]] = {
     "completing": (Queue, "complete", BEFORE),
     "completed": (Queue, "complete", AFTER),
     "removed": (Container, "remove", AFTER),
+    "alone": (Engine, "remove_beside", AFTER),
 }
 
 

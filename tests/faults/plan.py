@@ -29,6 +29,7 @@ class Order:
     ends: Literal["itself", "canceled", "timeout"]
     after: float
     """Seconds until it is queued; for a cancelled one, as many again until the cancel."""
+    services: int
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,14 @@ class Plan:
     faults: tuple[Fault, ...]
 
     def __str__(self) -> str:
-        kinds = " ".join(f"{order.ends}:{order.lines}" for order in self.orders)
+        kinds = " ".join(f"{order.ends}:{order.lines}+{order.services}" for order in self.orders)
         return f"{len(self.hosts)} workers; {kinds}; {' '.join(map(str, self.faults))}"
 
 
 ENGINE_CALLS = (
+    "POST /v[0-9.]+/networks/create",
+    "GET /v[0-9.]+/networks",
+    "DELETE /v[0-9.]+/networks/",
     "POST /v[0-9.]+/containers/create",
     "POST /v[0-9.]+/containers/[^/]+/start",
     "POST /v[0-9.]+/containers/[^/]+/(stop|kill)",
@@ -88,6 +92,7 @@ def draw(seed: int) -> Plan:
             big=dice.random() < 0.3,
             ends=dice.choice(("itself", "itself", "itself", "canceled", "timeout")),
             after=dice.uniform(0, TROUBLE_SECONDS / 2),
+            services=dice.choice((0, 0, 1, 2)),
         )
         for _ in range(dice.randint(2, 5))
     )

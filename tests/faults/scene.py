@@ -23,6 +23,7 @@ from tests.db.world import shift_clock
 from tests.support.docker import FINAL, Plane, WorkerProcess, new_plane, until
 from tests.support.postgres import Cluster
 from tests.support.relay import Relay
+from worker.run.services import service_container
 
 LEASE = 15
 """Seconds: the shortest that the worker takes."""
@@ -36,6 +37,21 @@ MEMORY_BOUND = 100 << 20
 
 DURABLE = {"synchronous_commit": "on"}
 """For servers that die: what was committed must be there afterwards (the machine itself lives on)."""
+
+SERVES = """\
+import socket
+server = socket.create_server(("", 5432))
+while True:
+    with server.accept()[0] as caller:
+        caller.sendall(b"served")
+"""
+ASKS = "import socket, sys; print(socket.create_connection((sys.argv[1], 5432), 60).recv(9).decode())"
+HEALTH = {
+    "command": ["python3", "-c", 'import socket; socket.create_connection(("127.0.0.1", 5432), 1).close()'],
+    "interval_seconds": 0.2,
+    "retries": 1000,
+}
+"""A service that answers who connects, the question of its run, and its health check."""
 
 UP = "up"
 LAST = "end, without a newline"
@@ -51,6 +67,8 @@ class Job:
     exit_code: int
     container: str
     """The name of its container."""
+    services: int = 0
+    """How many services it has."""
 
 
 @dataclass
@@ -82,15 +100,23 @@ class Scene:
         exit_code: int = 0,
         big: bool = False,
         then: str = "",
+        services: int = 0,
         **config: Any,
     ) -> Job:
         """Queues a run that prints numbered lines and leaves files.
 
         It counts its own executions in the artifact ``ran``. ``waits``: after its first line it waits for
         ``release``. ``pause``: seconds between ten portions of the lines. ``then``: what it does at the end.
+        ``services``: how many it has, each of which must answer before its first line.
         """
         nonce = uuid.uuid4().hex[:8]
-        words = ["echo ran >> /artifacts/ran", f"echo {UP}"]
+        names = [f"s{n}" for n in range(services)]
+        words = ["echo ran >> /artifacts/ran", *(f"python3 -c '{ASKS}' {name}" for name in names), f"echo {UP}"]
+        if services:
+            config["services"] = [
+                {"name": name, "image": self.plane.image, "command": ["python3", "-c", SERVES], "health": HEALTH}
+                for name in names
+            ]
         if waits:
             words.append("while [ ! -e /tmp/go ]; do sleep 0.05; done")
         size = max(1, -(-lines // 10) if pause else lines)
@@ -104,8 +130,8 @@ class Scene:
             files["big"] = numbers(200_000)
         words += [f"printf '{LAST}'", then, f"exit {exit_code}"]
         run_id = await self.plane.shell("\n".join(words), **config)
-        said = [UP, *(f"{nonce} {n}" for n in range(1, lines + 1)), LAST]
-        return Job(run_id, said, files, exit_code, self.plane.container(run_id))
+        said = [*("served" for _ in names), UP, *(f"{nonce} {n}" for n in range(1, lines + 1)), LAST]
+        return Job(run_id, said, files, exit_code, self.plane.container(run_id), services)
 
     @asynccontextmanager
     async def worker(
@@ -153,8 +179,14 @@ class Scene:
         self.plane.db = await asyncpg.connect(self.cluster.url(self.name))
 
     async def until_gone(self) -> None:
-        """Waits until no container of this database is left."""
+        """Waits until no container and no network of this database is left."""
         await self.plane.until_containers(0)
+        await until(lambda: not self.networks())
+
+    def networks(self) -> list[str]:
+        """The networks of this database's runs."""
+        label = f"label=ops-worker.database-id={self.plane.identity}"
+        return self.plane.docker("network", "ls", "--quiet", "--filter", label).split()
 
     async def adoptions(self, job: Job) -> list[str]:
         """The names of the workers that took the run over, in order."""
@@ -195,8 +227,9 @@ class Scene:
             await self._executed(job, times=int(ran is True), most=int(ran is not False))
 
     async def nothing_is_left(self) -> None:
-        """No container, no volume, no lease; and no worker ever took more memory than it may."""
+        """No container, network, volume or lease; and no worker ever took more memory than it may."""
         assert await self.plane.containers() == []
+        assert self.networks() == []
         left = set(self.plane.docker("volume", "ls", "--quiet").split())
         mounted = {record["Actor"]["ID"] for record in self._said("volume", "mount")}
         assert not (self.volumes | mounted) & left
@@ -238,6 +271,9 @@ class Scene:
         """How often the engine started a container for the run: ``times`` to ``most``."""
         await until(lambda: self._starts()[job.container] >= times)  # the engine's events come a little later
         assert self._starts()[job.container] <= most
+        for n in range(job.services):
+            starts = self._starts()[service_container(job.container, f"s{n}")]
+            assert times <= starts <= 1, "a service is started before its run, and once"
 
     def _starts(self) -> Counter[str]:
         return Counter(record["Actor"]["Attributes"]["name"] for record in self._said("container", "start"))
@@ -300,6 +336,8 @@ async def new_scene(
                     await scene.reconnect()
                 if left := await plane.containers():
                     plane.docker("rm", "-fv", *left)
+                if networks := scene.networks():
+                    plane.docker("network", "rm", *networks)
             scene.plane.db.terminate()
 
 

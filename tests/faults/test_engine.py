@@ -18,7 +18,7 @@ from tests.faults.engine import IMAGE, OwnEngine, small_disk
 from tests.faults.scene import Scene, new_scene
 from tests.support.postgres import Cluster
 from tests.support.relay import Fate, http_error
-from worker.engine.create import NETWORK, ensure_network
+from worker.engine.networks import NETWORK, ensure_network
 from worker.errors import EngineError
 
 # --- an engine of our own, filled up --------------------------------------------------------------------------------

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
 
 from tests.faults.scene import LEASE, LONG, LONG_LEASE, Scene
+from worker.run.services import service_container
 
 KILLED_TWICE = [
     ("claimed", "completing"),
@@ -35,9 +37,48 @@ async def test_the_next_worker_continues_where_a_killed_one_was(scene: Scene) ->
         assert await scene.adoptions(job) == [host, "b"]
 
 
-@pytest.mark.parametrize("point", ["completed", "removed"])
+KILLED_WITH_SERVICES = [
+    ("networked", "created@1"), ("created@2", "told"), ("up@1", "up@2"), ("up@3", "logging"), ("exited", "completing"),
+]  # fmt: skip
+
+
+async def test_the_next_worker_finds_the_services_of_a_killed_one(scene: Scene) -> None:
+    """Each host is killed at two points of a run with two services; a neighbour starts none of them again."""
+    jobs = {}
+    for first, second in KILLED_WITH_SERVICES:
+        host = first.partition("@")[0] + first[-1]
+        jobs[host] = await scene.job(500, exit_code=3, services=2, network="none")
+        await scene.killed(*LONG_LEASE, points=f"{first}=kill", name=host)
+        point, _, count = second.partition("@")
+        done = {"up@2": 1, "created@1": 1}.get(second, int(count or 1))
+        await scene.killed(*LONG_LEASE, points=f"{point}@{done}=kill", name=host)
+    await scene.later(LONG + 1)
+    await scene.work("--concurrency", "5", name="b")
+    for host, job in jobs.items():
+        await scene.holds(job, "failed", "exit_code")
+        assert await scene.adoptions(job) == [host, "b"]
+
+
+async def test_a_service_that_died_while_no_worker_looked_ends_the_run(scene: Scene) -> None:
+    jobs = [await scene.job(waits=True, services=2, network="none") for _ in range(2)]
+    async with scene.worker() as worker:
+        for job in jobs:
+            await scene.until_up(job)
+        worker.signal(signal.SIGKILL)
+        await worker.wait()
+    for job in jobs:
+        scene.plane.docker("kill", service_container(job.container, "s1"))
+    await scene.release(jobs[1])
+    await scene.work()
+    for job in jobs:
+        await scene.holds(job, "failed", "service_failed", log="begun")
+    [error] = await scene.plane.events(jobs[0].run_id, "error")
+    assert error["message"] == "service 's1' ended with exit code 137"
+
+
+@pytest.mark.parametrize("point", ["completed", "removed", "alone"])
 async def test_a_worker_killed_after_completion_leaves_no_container(scene: Scene, point: str) -> None:
-    job = await scene.job()
+    job = await scene.job(services=1)
     await scene.killed(points=f"{point}=kill")
     await scene.holds(job)
     await scene.work()

@@ -18,18 +18,19 @@ from anyio.lowlevel import checkpoint
 from tests.unit.claims import make_claim
 from tests.unit.journal import LogLine, frame, rows
 from worker.daemon import Daemon, DaemonOptions, Timings
-from worker.errors import EngineUnavailable, Refused
+from worker.errors import EngineError, EngineUnavailable, Refused
 from worker.model.claim import Adoption, Artifact, Claim, Heartbeat, LogLines, NextRun, NotAdopted
 from worker.model.config import ArtifactRule
-from worker.model.container import LABEL_TERMS, ContainerState, Image, Secret, Written
+from worker.model.container import LABEL_SERVICE, LABEL_TERMS, ContainerState, Image, RunNetwork, Secret, Written
 from worker.model.outcome import Outcome, Stop
 from worker.model.report import CaseCounts, Report
-from worker.model.spec import Bound, HostPolicy, RunSpec, resolve
+from worker.model.spec import Bound, ContainerSpec, HostPolicy, RunSpec, ServiceSpec, resolve
 from worker.run.lifecycle import Run
 from worker.run.ports import RunContext, RunTimings
 from worker.run.preparation import container_name
 from worker.run.pulls import PullLimits, Pulls
 from worker.run.quota import DiskQuota
+from worker.run.services import service_container
 from worker.tar import END_MARK
 from worker.telemetry import Metrics
 
@@ -118,6 +119,9 @@ class ScriptedEngine(Scripted):
         self.containers: set[uuid.UUID] = set()
         self.done: list[tuple[str, str]] = []
         self.written_bytes: dict[str, Written] = {}
+        self.services: dict[str, ScriptedService] = {}
+        self.network: RunNetwork | None = None
+        self.beside_removed: list[tuple[uuid.UUID, uuid.UUID]] = []
 
     def become(self, status: str | None) -> None:
         self.status = status
@@ -143,8 +147,21 @@ class ScriptedEngine(Scripted):
             await self.pulls()
 
     async def create(
-        self, name: str, image: Image, spec: RunSpec, labels: Mapping[str, str], secrets: Sequence[Secret]
+        self,
+        name: str,
+        image: Image,
+        spec: ContainerSpec,
+        labels: Mapping[str, str],
+        secrets: Sequence[Secret],
+        network: RunNetwork | None,
     ) -> ScriptedContainer:
+        assert network == self.network
+        if isinstance(spec, ServiceSpec):
+            await self.call(f"create {spec.name}")
+            assert (name, labels[LABEL_SERVICE]) == (service_container(NAME, spec.name), spec.name)
+            self.service(spec.name).created = (spec, tuple(secrets))
+            return self.container(name)
+        assert isinstance(spec, RunSpec)
         await self.call("create")
         self.created = (image, spec, tuple(secrets))
         self.labels = labels
@@ -167,7 +184,20 @@ class ScriptedEngine(Scripted):
         return self.written_bytes
 
     def container(self, ref: str) -> ScriptedContainer:
-        return ScriptedContainer(self, ref)
+        run, dash, service = ref.partition(f"{NAME}-")
+        return self.service(service) if dash and not run else ScriptedContainer(self, ref)
+
+    def service(self, name: str) -> ScriptedService:
+        return self.services.setdefault(name, ScriptedService(self, name))
+
+    async def create_network(self, network: RunNetwork, labels: Mapping[str, str]) -> None:
+        await self.call("create network")
+        self.network = network
+
+    async def remove_beside(self, database_id: uuid.UUID, run_id: uuid.UUID) -> None:
+        await self.call("remove beside")
+        self.beside_removed.append((database_id, run_id))
+        self.network = None
 
 
 class ScriptedContainer:
@@ -219,6 +249,9 @@ class ScriptedContainer:
         await self._engine.call("left_nothing")
         return self._engine.left_nothing
 
+    async def tail(self, entries: int) -> bytes:
+        raise AssertionError("only a service is asked for that")
+
     async def last_entry(self) -> bytes:
         await self._engine.call("last_entry")
         return self._engine.frames[-1] if self._engine.frames and self._engine.started_at is not None else b""
@@ -237,6 +270,49 @@ class ScriptedContainer:
     def archive(self) -> Iterator[Iterator[bytes]]:
         self._engine.reached("archive")
         yield iter((END_MARK,))
+
+
+class ScriptedService(ScriptedContainer):
+    """A container beside the run's. ``states`` are what is found of it, one after the other; the last one stays."""
+
+    def __init__(self, engine: ScriptedEngine, name: str) -> None:
+        super().__init__(engine, service_container(NAME, name))
+        self.name = name
+        self.states: list[ContainerState | None] = [service_state()]
+        self.journal = b""
+        self.created: tuple[ServiceSpec, tuple[Secret, ...]] | None = None
+        self.held: tuple[Secret, ...] = ()
+
+    async def start(self) -> bool:
+        await self._engine.call(f"start {self.name}")
+        return True
+
+    async def inspect(self) -> ContainerState | None:
+        await self._engine.call(f"inspect {self.name}")
+        return self.states.pop(0) if len(self.states) > 1 else self.states[0]
+
+    async def stop(self, grace_seconds: float) -> None:
+        await self._engine.call(f"stop {self.name}")
+
+    async def secrets(self, names: Sequence[str]) -> tuple[Secret, ...]:
+        await self._engine.call(f"secrets {self.name}")
+        return tuple(secret for secret in self.held if secret.name in names)
+
+    async def tail(self, entries: int) -> bytes:
+        await self._engine.call(f"tail {self.name}")
+        if self.states[0] is None:
+            raise EngineError(404, "No such container")
+        return self.journal
+
+
+def service_state(
+    health: str | None = None, *, exit_code: int | None = None, ago: float = 0.0, **known: Any
+) -> ContainerState:
+    """A service that is running, or that ended with that exit code so many seconds ago."""
+    now = datetime.now(UTC)
+    status, ended = ("running", None) if exit_code is None else ("exited", now - timedelta(seconds=ago))
+    state = ContainerState(status, exit_code or 0, False, "", now - timedelta(hours=1), ended, {}, health=health)
+    return replace(state, **known)
 
 
 class Reading:
@@ -427,7 +503,7 @@ class World:
         policy = HostPolicy()
         self.context = RunContext(
             self.queue, self.engine, self.store, policy, "host-a", DATABASE, 3, Pulls(self.engine, PULL_LIMITS), 2**30,
-            timings=RunTimings(quiet=0.01, ended_poll=0.0),
+            timings=RunTimings(quiet=0.01, ended_poll=0.0, service_start_poll=0.001, service_poll=0.001),
         )  # fmt: skip
 
     def set(self, **changed: Any) -> None:

@@ -18,6 +18,7 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 from worker.errors import ConfigurationError
 from worker.model.container import check_engine_address
 from worker.model.images import check_pattern
+from worker.model.service import MAX_SERVICES
 from worker.model.sizes import Size
 from worker.model.spec import Bound, HostPolicy
 
@@ -78,6 +79,7 @@ Address = Annotated[tuple[str, int] | None, NoDecode, BeforeValidator(_address)]
 Seconds = Annotated[float, Field(gt=0)]
 Cores = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(gt=0)]
+Services = Annotated[int, Field(ge=0, le=MAX_SERVICES)]
 DatabaseUrl = Annotated[SecretStr, AfterValidator(_database_url)]
 DockerHost = Annotated[str | None, AfterValidator(check_engine_address)]
 
@@ -123,6 +125,7 @@ class Settings(BaseSettings):
     allowed_images: ImagePatterns = _setting(_HOST.allowed_images, "A,B", "patterns of image names that may run here")
     allowed_networks: Words = _setting(_HOST.allowed_networks, "A,B", "that a workflow may choose")
     read_only_root: bool = _setting(_HOST.read_only_root, "", "read-only root file systems for all runs")
+    max_services: Services = _setting(_HOST.max_services, "N", "that a run may have; 0: none")
     secrets_dir: Path | None = _setting(None, "DIR", "secrets for runs: DIR/NAME and DIR/WORKSPACE_KEY/NAME")
     secrets_as_env: bool = _setting(_HOST.secrets_as_env, "", "secrets also as environment variables of the container")
     stop_grace: Seconds = _setting(10.0, "SECONDS", "between SIGTERM and SIGKILL")
@@ -188,6 +191,7 @@ class Settings(BaseSettings):
             allowed_networks=self.allowed_networks,
             read_only_root=self.read_only_root,
             secrets_as_env=self.secrets_as_env,
+            max_services=self.max_services,
             timeout=Bound(self.default_timeout, self.max_timeout),
             cpus=Bound(self.default_cpus, self.max_cpus),
             memory=Bound(self.default_memory, self.max_memory),

@@ -31,8 +31,8 @@ from worker.engine.client import API_TIMEOUT, BROKEN, Body, EngineApi, cut, get,
 from worker.engine.create import OPENED_TIME
 from worker.engine.pipe import Pipe
 from worker.errors import EngineError
-from worker.model.config import ARTIFACTS_DIR, SECRETS_DIR
 from worker.model.container import MAX_SECRET, ContainerState, Secret
+from worker.model.fields import ARTIFACTS_DIR, SECRETS_DIR
 from worker.tar import BLOCK, END_MARK, DamagedError, first_file
 
 ENDED_POLL_SECONDS = 0.1
@@ -120,6 +120,7 @@ class Container:
             _time(state.get("FinishedAt")),
             facts["Config"].get("Labels") or {},
             _volume(facts.get("Mounts") or ()),
+            (state.get("Health") or {}).get("Status"),
         )
 
     async def stop(self, grace_seconds: float) -> None:
@@ -171,11 +172,15 @@ class Container:
 
     async def last_entry(self) -> bytes:
         """The last entry of the journal as the log endpoint frames it, to check that a reader saw the end."""
+        return await self.tail(1)
 
-        def last_entry(client: docker.APIClient) -> bytes:
-            return b"".join(logs(client, self.ref, {"tail": 1}).iter_content(None))
+    async def tail(self, entries: int) -> bytes:
+        """So many of the last entries of the log, as the log endpoint frames them."""
 
-        return await self._api.call(last_entry, abandon=True)
+        def tail(client: docker.APIClient) -> bytes:
+            return b"".join(logs(client, self.ref, {"tail": entries}).iter_content(None))
+
+        return await self._api.call(tail, abandon=True)
 
     @asynccontextmanager
     async def follow(self, *, ended: bool) -> AsyncIterator[Pipe]:

@@ -1,10 +1,9 @@
-"""Makes the container of a run: isolated, bounded, and with its secrets in place. Blocking: for a thread."""
+"""Makes the containers of a run: isolated, bounded, and with their secrets in place. Blocking: for a thread."""
 
 from __future__ import annotations
 
 import io
 import tarfile
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,31 +15,26 @@ import requests
 from docker.types import LogConfig, Ulimit
 
 from worker.engine.client import get
+from worker.engine.networks import NETWORK, NO_NAME_SERVER, ensure_network
 from worker.errors import EngineError
-from worker.model.config import ARTIFACTS_DIR, SECRETS_DIR
-from worker.model.container import Image, Secret
+from worker.model.container import Image, RunNetwork, Secret
+from worker.model.fields import ARTIFACTS_DIR, SECRETS_DIR
 from worker.model.outcome import ENGINE_STOP_SIGNAL
-from worker.model.spec import RunSpec
+from worker.model.service import Health
+from worker.model.spec import ContainerSpec, RunSpec, ServiceSpec
 from worker.tar import DamagedError, first_file
-
-NETWORK = "ops-worker"
-BRIDGE = "ops-worker0"
-"""A network on which containers reach the outside but not each other, and its interface on the engine's host."""
-
-_ISOLATED = {"com.docker.network.bridge.enable_icc": "false"}
-NETWORK_ATTEMPTS = 30
-"""How often, a tenth of a second apart, the network is looked for that another worker may be making."""
-
-OPEN_NETWORK = (
-    f"containers on the network {NETWORK} reach each other, since the worker did not make it: "
-    f"remove it (docker network rm {NETWORK}), and the worker makes its own"
-)
 
 OOM_SCORE_ADJ = 500
 """A host without memory kills the programs of runs before the worker, the engine and the database."""
 
 _JOURNAL = {"mode": "blocking", "max-size": "1024g", "max-file": "1", "compress": "false"}
 """Each option is named, or the engine's own defaults (daemon.json) would apply and rotate lines away."""
+
+_SERVICE_LOG = {"mode": "blocking", "max-size": "1m", "max-file": "2", "compress": "false"}
+"""Of a service only the last lines are ever read, so its log may not grow."""
+
+CHECK_SECONDS = 5.0
+"""How long one health check may take, unless the interval between two is longer."""
 
 OPENED_TIME = 0
 """The modification time of /artifacts where the worker opened it, in seconds since 1970."""
@@ -55,9 +49,11 @@ class ContainerRequest:
 
     name: str
     image: Image
-    spec: RunSpec
+    spec: ContainerSpec
     labels: Mapping[str, str]
     secrets: Sequence[Secret] = ()
+    network: RunNetwork | None = None
+    """The run's own network, if it has services."""
 
     @property
     def user(self) -> str:
@@ -71,7 +67,7 @@ class ContainerRequest:
     @property
     def opens_artifacts(self) -> bool:
         """Whether the worker opens /artifacts for that user: a volume that the image does not have belongs to root."""
-        return not self.is_root and not self.spec.read_only
+        return isinstance(self.spec, RunSpec) and not self.is_root and not self.spec.read_only
 
 
 def create(client: docker.APIClient, request: ContainerRequest) -> tuple[str, bool]:
@@ -82,7 +78,7 @@ def create(client: docker.APIClient, request: ContainerRequest) -> tuple[str, bo
     A container of that name that never ran is replaced: how far its making went, and of which image it is, is not
     known. One that ran is returned as it is.
     """
-    if request.spec.network == "bridge":
+    if _engine_network(request) == NETWORK:
         ensure_network(client)
     options = _options(client, request)
     try:
@@ -100,28 +96,56 @@ def create(client: docker.APIClient, request: ContainerRequest) -> tuple[str, bo
 
 
 def _options(client: docker.APIClient, request: ContainerRequest) -> dict[str, Any]:
-    spec = request.spec
-    return {
+    spec, network = request.spec, request.network
+    options: dict[str, Any] = {
         "image": request.image.image_id,
         "name": request.name,
-        "command": list(spec.command),
+        "command": None if spec.command is None else list(spec.command),
         "environment": dict(spec.env),
         "user": spec.user,
         "labels": dict(request.labels),
-        "stop_signal": str(int(ENGINE_STOP_SIGNAL)),
-        "volumes": [ARTIFACTS_DIR, *([SECRETS_DIR] if request.secrets else [])],
-        "host_config": _host_config(client, spec),
+        "volumes": [SECRETS_DIR] if request.secrets else [],
+        "host_config": _host_config(client, request),
+    }
+    if isinstance(spec, RunSpec):
+        options["volumes"].append(ARTIFACTS_DIR)
+        options["stop_signal"] = str(int(ENGINE_STOP_SIGNAL))
+    if isinstance(spec, ServiceSpec) and network is not None:
+        endpoint: Any = {network.name: client.create_endpoint_config(aliases=[spec.name])}  # the type hints are wrong
+        options["networking_config"] = client.create_networking_config(endpoint)
+        options["hostname"] = spec.name
+        options["healthcheck"] = None if spec.health is None else _health_check(spec.health)
+    return options
+
+
+def _health_check(health: Health) -> dict[str, Any]:
+    """A check that the engine makes, so it goes on while no worker is there."""
+    return {
+        "test": ["CMD", *health.command],
+        "interval": round(health.interval_seconds * 1e9),
+        "timeout": round(max(health.interval_seconds, CHECK_SECONDS) * 1e9),
+        "retries": health.retries,
     }
 
 
-def _host_config(client: docker.APIClient, spec: RunSpec) -> dict[str, Any]:
+def _engine_network(request: ContainerRequest) -> str:
+    """The engine's network that the container is on."""
+    if request.network is not None:
+        return request.network.name
+    asked = request.spec.network if isinstance(request.spec, RunSpec) else "none"
+    return NETWORK if asked == "bridge" else asked
+
+
+def _host_config(client: docker.APIClient, request: ContainerRequest) -> dict[str, Any]:
+    spec = request.spec
+    is_service = isinstance(spec, ServiceSpec)
     host: dict[str, Any] = client.create_host_config(
-        network_mode=NETWORK if spec.network == "bridge" else spec.network,
+        network_mode=_engine_network(request),
+        dns=[NO_NAME_SERVER] if request.network is not None and request.network.internal else None,
         cap_drop=["ALL"],
         security_opt=["no-new-privileges"],
         read_only=spec.read_only,
-        # It counts as the container's memory: half of that, so that a full /tmp is an error and not a killed process.
-        tmpfs={"/tmp": f"mode=1777,size={spec.memory_bytes // 2}"} if spec.read_only else None,  # noqa: S108
+        tmpfs=_tmpfs(spec),
         nano_cpus=round(spec.cpus * 1e9),
         mem_limit=spec.memory_bytes,
         memswap_limit=spec.memory_bytes,
@@ -133,9 +157,21 @@ def _host_config(client: docker.APIClient, spec: RunSpec) -> dict[str, Any]:
         oom_score_adj=OOM_SCORE_ADJ,
         init=True,  # forwards SIGTERM to programs that would ignore it as process 1, and reaps zombies
         # The journal of the run: blocking and never rotated, or lines are lost (docs/odooops-sh/RUNNER.md).
-        log_config=LogConfig(type="json-file", config=_JOURNAL),
+        log_config=LogConfig(type="json-file", config=_SERVICE_LOG if is_service else _JOURNAL),
     )
     return host
+
+
+def _tmpfs(spec: ContainerSpec) -> dict[str, str] | None:
+    """The folders in memory. They count as the container's memory: each may take half of it by default.
+
+    So a full folder is an error, and not a killed process.
+    """
+    half = spec.memory_bytes // 2
+    sizes = {"/tmp": half} if spec.read_only else {}  # noqa: S108
+    if isinstance(spec, ServiceSpec):
+        sizes |= {each.path: each.size or half for each in spec.tmpfs}
+    return {path: f"mode=1777,size={size}" for path, size in sizes.items()} or None
 
 
 def _fill(client: docker.APIClient, container: str, request: ContainerRequest) -> None:
@@ -147,28 +183,6 @@ def _fill(client: docker.APIClient, container: str, request: ContainerRequest) -
         # is neither in `docker inspect` nor in an image made from the container, and is removed with the container.
         uid = 0 if request.is_root else _uid(client, container, request.user)
         client.put_archive(container, SECRETS_DIR, _secret_files(request.secrets, uid))
-
-
-def ensure_network(client: docker.APIClient) -> None:
-    """Makes the network of the runs if it is not there. Raises what the SDK raises.
-
-    One of that name on which containers reach each other is an ``EngineError``: the worker did not make it.
-
-    The engine makes any number of networks of one name when asked at once, ``check_duplicate`` or not, and starts no
-    container in any of them then. Of one bridge it makes one.
-    """
-    options = {**_ISOLATED, "com.docker.network.bridge.name": BRIDGE}
-    for left in reversed(range(NETWORK_ATTEMPTS)):
-        if there := client.networks(names=[f"^{NETWORK}$"]):
-            if any(not _ISOLATED.items() <= (network["Options"] or {}).items() for network in there):
-                raise EngineError(0, OPEN_NETWORK)
-            return
-        try:
-            client.create_network(NETWORK, driver="bridge", options=options)
-        except docker.errors.APIError:  # another worker may be making it just now
-            if not left:
-                raise
-            time.sleep(0.1)
 
 
 def _directory(name: str, *, mode: int) -> bytes:

@@ -20,10 +20,11 @@ from docker.utils import version_gte
 from worker.engine.client import EngineApi, Severable, disk_usage
 from worker.engine.containers import Container, Opened
 from worker.engine.create import ContainerRequest, create
+from worker.engine.networks import ensure_run_network, remove_beside, run_networks
 from worker.errors import ImageMissing
-from worker.model.container import LABEL_DATABASE, LABEL_RUN, Image, Secret, Written
+from worker.model.container import LABEL_DATABASE, LABEL_RUN, Image, RunNetwork, Secret, Written
 from worker.model.images import ImageName, digest_of
-from worker.model.spec import RunSpec
+from worker.model.spec import ContainerSpec
 
 NEW_SECONDS = 0.25
 """How long a new container is known not to have run: no other worker can adopt, start and end it in that time."""
@@ -131,40 +132,60 @@ class Engine:
         finally:
             connection.sever()
 
+    async def create_network(self, network: RunNetwork, labels: Mapping[str, str]) -> None:
+        """Makes the network of a run with services if it is not there."""
+        await self._api.call(lambda client: ensure_run_network(client, network, labels))
+
     async def create(
-        self, name: str, image: Image, spec: RunSpec, labels: Mapping[str, str], secrets: Sequence[Secret] = ()
+        self,
+        name: str,
+        image: Image,
+        spec: ContainerSpec,
+        labels: Mapping[str, str],
+        secrets: Sequence[Secret] = (),
+        network: RunNetwork | None = None,
     ) -> Container:
-        """Makes the container of a run and does not start it; its handle has its id. See :func:`create`."""
-        request = ContainerRequest(name, image, spec, labels, secrets)
+        """Makes a container of a run and does not start it; its handle has its id. See :func:`create`."""
+        request = ContainerRequest(name, image, spec, labels, secrets, network)
         ref, is_new = await self._api.call(lambda client: create(client, request))
         if not is_new:
             return self.container(ref)
         opened = Opened(image.image_id, self._bare_images) if request.opens_artifacts else None
         return Container(self._api, self._streams, ref, time.monotonic() + NEW_SECONDS, opened)
 
+    async def remove_beside(self, database_id: uuid.UUID, run_id: uuid.UUID) -> None:
+        """Removes the services and the network of a run, those that are there."""
+        await self._api.call(lambda client: remove_beside(client, database_id, run_id))
+
     def container(self, ref: str) -> Container:
         """The handle of a container by its id or its name, whether it exists or not."""
         return Container(self._api, self._streams, ref)
 
     async def owned(self, database_id: uuid.UUID) -> set[uuid.UUID]:
-        """The runs of that database that have a container on this engine, running or not."""
-        filters = {"label": [f"{LABEL_DATABASE}={database_id}", LABEL_RUN]}
-        found = await self._api.call(lambda client: client.containers(all=True, filters=filters), abandon=True)
-        return {uuid.UUID(item["Labels"][LABEL_RUN]) for item in found}
+        """The runs of that database that have a container, running or not, or a network on this engine."""
+
+        def owned(client: docker.APIClient) -> set[uuid.UUID]:
+            filters = {"label": [f"{LABEL_DATABASE}={database_id}", LABEL_RUN]}
+            found = [*client.containers(all=True, filters=filters), *run_networks(client, database_id)]
+            return {uuid.UUID(item["Labels"][LABEL_RUN]) for item in found}
+
+        return await self._api.call(owned, abandon=True)
 
     async def written(self) -> dict[str, Written]:
         """What the containers of runs hold on the engine's disk, by run id: of all workers and databases."""
         usage = await self._api.call(disk_usage, abandon=True)
         volumes = {volume["Name"]: (volume.get("UsageData") or {}).get("Size", 0) for volume in usage.volumes}
-        return {
-            container["Labels"][LABEL_RUN]: Written(
-                container.get("SizeRw", 0)
-                + sum(max(0, volumes.get(mount.get("Name"), 0)) for mount in container.get("Mounts") or ()),
-                running=container["State"] == "running",
+        written: dict[str, Written] = {}
+        for container in usage.containers:
+            if (run_id := (container.get("Labels") or {}).get(LABEL_RUN)) is None:
+                continue
+            others = written.get(run_id, Written(0, running=False))
+            size = container.get("SizeRw", 0) + sum(
+                max(0, volumes.get(mount.get("Name"), 0)) for mount in container.get("Mounts") or ()
             )
-            for container in usage.containers
-            if LABEL_RUN in (container.get("Labels") or {})
-        }
+            running = others.running or container["State"] == "running"
+            written[run_id] = Written(others.size + size, running=running)
+        return written
 
 
 def filters_bridges(api_version: str, facts: Mapping[str, Any]) -> bool:

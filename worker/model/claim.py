@@ -65,6 +65,8 @@ class Claim:
     project: Project
     workflow: Workflow
     tool: Tool
+    service_tools: tuple[Tool, ...]
+    """The tools that its services name, those that ``ops.tools`` has."""
 
     @classmethod
     def from_payload(cls, payload: Mapping[str, Any]) -> Self:
@@ -79,6 +81,7 @@ class Claim:
             project=_known(Project, payload["project"]),
             workflow=_known(Workflow, payload["workflow"]),
             tool=_known(Tool, payload["tool"]),
+            service_tools=tuple(_known(Tool, tool) for tool in payload.get("services", ())),
             **{key: payload[key] for key in plain},
         )
 

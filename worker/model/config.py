@@ -13,14 +13,13 @@ from difflib import get_close_matches
 from itertools import chain
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from worker.errors import SpecError, expected
-from worker.model.sizes import Size, shown_size
+from worker.model.fields import ARTIFACTS_DIR, STRICT, ContainerResources, Env, Secrets, Text, Word, env_name, no_nul
+from worker.model.service import Health, Service, Services, Tmpfs
+from worker.model.sizes import Size
 
-ARTIFACTS_DIR = "/artifacts"
-SECRETS_DIR = "/run/secrets"
-MAX_SECRETS = 20
 DEFAULT_EXPIRY_DAYS = 30
 MAX_RULES = 100
 MAX_PATTERN = 1024
@@ -53,28 +52,12 @@ _LOADS_CODE = re.compile(
 )
 """Variables that make a loader, a shell or an interpreter run other code. Not complete: the list catches mistakes."""
 _CONTENT_TYPE = re.compile(r"[\w.+-]+/[\w.+-]+(; ?[\x20-\x7e]+)?", re.ASCII)
-MIN_MEMORY = 6 * 2**20
-"""Bytes. The engine refuses to create a container with less."""
-
-
-def _env_name(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-        raise ValueError("expected a name of letters, digits and underscores")
-    if name.startswith("OPS_"):
-        raise ValueError("names that begin with OPS_ belong to the worker")
-    return name
 
 
 def _run_env_name(name: str) -> str:
-    if _LOADS_CODE.fullmatch(_env_name(name)):
+    if _LOADS_CODE.fullmatch(env_name(name)):
         raise ValueError("expected no variable that makes programs run other code")
     return name
-
-
-def _no_nul(text: str) -> str:
-    if "\0" in text:
-        raise ValueError("a NUL character is not possible here")
-    return text
 
 
 def _below_artifacts(path: str) -> str:
@@ -105,45 +88,19 @@ def _git_commit(name: str) -> str:
     return name
 
 
-def _secret_name(name: str) -> str:
-    if not re.fullmatch(r"\w[\w.-]{0,63}", name, re.ASCII):
-        raise ValueError("expected the name of a secret: letters, digits, underscores, dots and dashes")
-    return name
-
-
-def _enough_memory(size: int) -> int:
-    if size < MIN_MEMORY:
-        raise ValueError(f"expected at least {shown_size(MIN_MEMORY)}")
-    return size
-
-
-def _unsupported(value: object) -> object:
-    if value:
-        raise ValueError("not supported by this version")
-    return value
-
-
 M = TypeVar("M", bound=BaseModel)
-Text = Annotated[str, AfterValidator(_no_nul)]
-Word = Annotated[str, Field(min_length=1), AfterValidator(_no_nul)]
-Label = Annotated[str, Field(min_length=1, max_length=MAX_LABEL), AfterValidator(_no_nul)]
+Label = Annotated[str, Field(min_length=1, max_length=MAX_LABEL), AfterValidator(no_nul)]
 GitRef = Annotated[str, AfterValidator(_git_ref)] | None
 """The git ref of a workflow or a run. The database applies the same rule."""
-Env = dict[Annotated[str, AfterValidator(_env_name)], Text]
-Later = Annotated[list[Any] | dict[str, Any], BeforeValidator(_unsupported)]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    model_config = STRICT
 
 
-class Resources(_Strict):
-    """``resources``: the limits of the container. The engine refuses fewer CPUs than the lower bound."""
+class Resources(ContainerResources):
+    """``resources``: the limits of the run's container, of its output and of the disk."""
 
-    cpus: float | None = Field(None, ge=0.01, le=1024)
-    memory: Annotated[Size, AfterValidator(_enough_memory)] | None = None
-    pids: int | None = Field(None, ge=1, le=2**22)
-    nofile: int | None = Field(None, ge=64, le=2**20)
     output: Size | None = None
     disk: Size | None = None
 
@@ -186,8 +143,8 @@ class Config(_Strict):
     artifacts: Annotated[list[Annotated[ArtifactRule, AfterValidator(_content_type)]], Field(max_length=MAX_RULES)] = [
         ArtifactRule()
     ]
-    secrets: Annotated[list[Annotated[str, AfterValidator(_secret_name)]], Field(max_length=MAX_SECRETS)] = []
-    services: Later = []
+    secrets: Secrets = []
+    services: Services = []
 
 
 class WorkflowConfig(Config):
@@ -197,7 +154,7 @@ class WorkflowConfig(Config):
     version: Word | None = None
     labels: Annotated[list[Label], Field(max_length=MAX_LABELS)] = []
     priority: int = Field(0, ge=-(2**31), lt=2**31)
-    concurrency_key: Annotated[str, Field(max_length=200), AfterValidator(_no_nul)] | None = None
+    concurrency_key: Annotated[str, Field(max_length=200), AfterValidator(no_nul)] | None = None
     retry: Retry | None = None
     run_env: Annotated[list[Annotated[str, AfterValidator(_run_env_name)]], Field(max_length=100)] = []
 
@@ -270,15 +227,30 @@ def _explain(problem: Mapping[str, Any], model: type[BaseModel]) -> str:
     text = expected(problem)
     if not text.startswith("expected"):
         return text
-    if place[0] == "env":  # the value of a variable may be a secret; its type is not
-        return f"{text}, got {_kind(problem['input'])}" if place[-1] != "[key]" else text
+    if place[-1] == "[key]":
+        return text
+    if "env" in place or (place[0] == "services" and isinstance(problem["input"], (dict, list))):
+        return f"{text}, got {_kind(problem['input'])}"  # the value of a variable may be a secret; its type is not
     return f"{text}, got {shown(problem['input'])}"
 
 
 def _keys(model: type[BaseModel], place: Iterable[object]) -> Iterable[str]:
     """The known keys at a place."""
-    nested: dict[object, type[BaseModel]] = {"resources": Resources, "artifacts": ArtifactRule, "retry": Retry}
-    return next((nested[step] for step in place if step in nested), model).model_fields
+    for step in place:
+        model = _NESTED.get((model, step)) or _NESTED.get((None, step), model)
+    return model.model_fields
+
+
+_NESTED: dict[tuple[type[BaseModel] | None, object], type[BaseModel]] = {
+    (None, "resources"): Resources,
+    (None, "artifacts"): ArtifactRule,
+    (None, "retry"): Retry,
+    (None, "services"): Service,
+    (Service, "resources"): ContainerResources,
+    (None, "tmpfs"): Tmpfs,
+    (None, "health"): Health,
+}
+"""The models of the objects within a configuration, by the key that has them, and by the object around it."""
 
 
 def _kind(value: object) -> str:

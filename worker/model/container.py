@@ -14,6 +14,8 @@ LABEL_RUN = "ops-worker.run-id"
 LABEL_DATABASE = "ops-worker.database-id"
 LABEL_WORKER = "ops-worker.worker-id"
 LABEL_TERMS = "ops-worker.terms"
+LABEL_SERVICE = "ops-worker.service"
+"""The name of a service; the container of a run does not have it."""
 
 MAX_SECRET = 64 * 1024
 """Bytes of one secret; what is larger is no secret."""
@@ -50,6 +52,8 @@ class ContainerState:
     labels: Mapping[str, str]
     artifacts: Path | None = None
     """Where its volume for artifacts is on the engine's host."""
+    health: str | None = None
+    """What its health check found: starting, healthy or unhealthy; None without a health check."""
 
     @property
     def running(self) -> bool:
@@ -64,8 +68,16 @@ class ContainerState:
 
 
 @dataclass(frozen=True, slots=True)
+class RunNetwork:
+    """The network of one run with services. On an ``internal`` one containers reach each other and nothing else."""
+
+    name: str
+    internal: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Written:
-    """What a run's container holds on the engine's disk, in bytes, its log not counted."""
+    """What a run's containers hold on the engine's disk, in bytes, their logs not counted."""
 
     size: int
     running: bool

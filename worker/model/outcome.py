@@ -11,7 +11,7 @@ from typing import Any, Self
 from worker.errors import EngineError, RunFailure
 from worker.model.container import ContainerState
 from worker.model.sizes import rounded_size, shown_size
-from worker.model.spec import RunTerms
+from worker.model.spec import RunTerms, ServiceTerms
 
 ENGINE_STOP_SIGNAL = 44
 """Sent to a container by an engine that is being stopped, and by ``docker stop``: SIGRTMIN + 10, which no program takes
@@ -29,6 +29,7 @@ class Stop(StrEnum):
     OUTPUT = "output"
     DISK = "disk"
     DISK_LIMIT = "disk_limit"
+    SERVICE = "service"
 
 
 class Reason(StrEnum):
@@ -52,6 +53,7 @@ class Reason(StrEnum):
     SECRET_MISSING = "secret_missing"  # noqa: S105 - a word
     IMAGE_NOT_ALLOWED = "image_not_allowed"
     IMAGE_MISSING = "image_missing"
+    SERVICE_FAILED = "service_failed"
     ARTIFACTS_FAILED = "artifacts_failed"
     DISK_FULL = "disk_full"
     ENGINE_ERROR = "engine_error"
@@ -92,6 +94,15 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
+class ServiceFailure:
+    """Which service ended the run, why, and the last lines of its output."""
+
+    service: str
+    why: str
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ExitFacts:
     """What the worker knows of a container that has ended, beside its state."""
 
@@ -101,6 +112,20 @@ class ExitFacts:
     artifacts_error: str | None
     engine_restarted: bool
     """Whether the engine was started again while the container ran."""
+    service: ServiceFailure | None = None
+
+
+def service_fault(state: ContainerState | None, terms: ServiceTerms) -> str | None:
+    """What is wrong with a service that was started; None if nothing is."""
+    if state is None:
+        return "is gone from the engine"
+    if state.oom_killed:
+        limit = shown_size(terms.memory_bytes)
+        return f"was out of memory: a process was killed at the limit of {limit}; raise its resources.memory"
+    if not state.running:
+        why = f": {state.error}" if state.error else _EXIT_CODES.get(state.exit_code, "")
+        return f"ended with exit code {state.exit_code}{why}"
+    return "is unhealthy: its health check failed too often" if state.health == "unhealthy" else None
 
 
 def decide(state: ContainerState, terms: RunTerms, facts: ExitFacts, stop: Stop | None) -> Outcome:
@@ -113,7 +138,8 @@ def decide(state: ContainerState, terms: RunTerms, facts: ExitFacts, stop: Stop 
     if facts.artifacts_error is not None:
         details["artifacts_error"] = facts.artifacts_error
     code = state.exit_code or None
-    if stop is not None:
+    # An engine that stops ends the services as well, and one of them may be seen first.
+    if stop is not None and not (stop is Stop.SERVICE and _engine_ended(code, facts)):
         return _stopped(code, terms, facts, stop, details)
     if state.oom_killed:
         # The kernel may kill a child while the main process goes on to exit 0 (docs/odooops-sh/RUN_LIFECYCLE.md).
@@ -124,12 +150,8 @@ def decide(state: ContainerState, terms: RunTerms, facts: ExitFacts, stop: Stop 
     if state.error:
         failure = _engine_failure(EngineError(0, state.error))
         return Outcome(None, Reason(failure.reason), str(failure), {**details, **failure.details})
-    if code == FORGOTTEN_EXIT_CODE and facts.engine_restarted:
-        message = "the engine was restarted while the container ran, and does not know its exit code"
-        return Outcome(None, Reason.ENGINE_LOST, message, details)
-    if code == 128 + ENGINE_STOP_SIGNAL:
-        message = "the engine ended the container: the engine was stopped or restarted, or docker stop was called"
-        return Outcome(None, Reason.ENGINE_LOST, message, details)
+    if (how := _engine_ended(code, facts)) is not None:
+        return Outcome(None, Reason.ENGINE_LOST, how, details)
     if code is not None:
         return _exited(code, details)
     if facts.artifacts_error is not None:
@@ -137,6 +159,15 @@ def decide(state: ContainerState, terms: RunTerms, facts: ExitFacts, stop: Stop 
         message = f"the program succeeded, but its artifacts could not be stored: {facts.artifacts_error}"
         return Outcome(None, reason, message, details)
     return Outcome(0, Reason.SUCCEEDED)
+
+
+def _engine_ended(code: int | None, facts: ExitFacts) -> str | None:
+    """How the engine ended the container; None if the engine did not."""
+    if code == FORGOTTEN_EXIT_CODE and facts.engine_restarted:
+        return "the engine was restarted while the container ran, and does not know its exit code"
+    if code == 128 + ENGINE_STOP_SIGNAL:
+        return "the engine ended the container: the engine was stopped or restarted, or docker stop was called"
+    return None
 
 
 def failure_of(error: Exception) -> RunFailure | None:
@@ -160,6 +191,10 @@ def _stopped(code: int | None, terms: RunTerms, facts: ExitFacts, stop: Stop, de
     if stop is Stop.OUTPUT:
         message = f"stopped: it printed more than {shown_size(terms.output_bytes)} (resources.output)"
         return Outcome(code, Reason.OUTPUT_LIMIT, message, details)
+    if stop is Stop.SERVICE and facts.service is not None:
+        failure = facts.service
+        details |= {"service": failure.service, "service_log": list(failure.lines)}
+        return Outcome(code, Reason.SERVICE_FAILED, f"service {failure.service!r} {failure.why}", details)
     details["written_bytes"] = facts.written_bytes
     written = rounded_size(facts.written_bytes)
     if stop is Stop.DISK_LIMIT:

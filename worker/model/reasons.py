@@ -35,6 +35,11 @@ EXPLANATIONS: dict[str, Explanation] = {
         "it ran longer than timeout_seconds",
         "Read its last lines: raise timeout_seconds in the workflow's config, or find out what the program waits for.",
     ),
+    "service_failed": Explanation(
+        "a service ended before it, became unhealthy, or was not healthy in time",
+        "Read the last lines of the service in the error event: service_log. Repair its command or health, or raise its"
+        " resources. An image that starts as root and changes its user needs user.",
+    ),
     "output_limit": Explanation(
         "it printed more than resources.output",
         "Lower the log level of the program, or raise resources.output in the workflow's config.",

@@ -16,7 +16,6 @@ from pydantic import BaseModel, ConfigDict
 from worker.errors import SpecError
 from worker.model.claim import Claim
 from worker.model.config import (
-    ARTIFACTS_DIR,
     MAX_SHOWN,
     ArtifactRule,
     Config,
@@ -27,7 +26,9 @@ from worker.model.config import (
     read,
     shown,
 )
+from worker.model.fields import ARTIFACTS_DIR, ContainerResources
 from worker.model.images import ImageName, allowed
+from worker.model.service import Health, Service, Tmpfs
 from worker.model.sizes import shown_size
 
 N = TypeVar("N", int, float)
@@ -61,6 +62,7 @@ class HostPolicy:
     allowed_networks: tuple[str, ...] = ("bridge", "none")
     read_only_root: bool = False
     secrets_as_env: bool = False
+    max_services: int = 4
     timeout: Bound[float] = Bound(3600.0)
     cpus: Bound[float] = Bound(2.0)
     memory: Bound[int] = Bound(2 * 2**30)
@@ -74,6 +76,16 @@ class HostPolicy:
         """All bounds by name."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, Bound)}
+
+
+class ServiceTerms(BaseModel):
+    """The part of a service's specification that its run needs after the service is created."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    memory_bytes: int
+    secrets: tuple[str, ...]
 
 
 class RunTerms(BaseModel):
@@ -91,27 +103,49 @@ class RunTerms(BaseModel):
     disk_bytes: int
     artifacts: tuple[ArtifactRule, ...]
     secrets: tuple[str, ...]
+    services: tuple[ServiceTerms, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class RunSpec:
-    """The container of a run: CPUs in cores, memory in bytes, time in seconds, the image by its full name."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerSpec:
+    """A container: CPUs in cores, memory in bytes, the image by its full name; ``command`` None is the image's."""
 
     image: str
-    command: tuple[str, ...]
+    command: tuple[str, ...] | None
     env: Mapping[str, str]
-    timeout_seconds: float
     cpus: float
     memory_bytes: int
     pids: int
     nofile: int
+    user: str | None
+    read_only: bool
+    secrets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceSpec(ContainerSpec):
+    """A container beside the run's, which reaches it by the service's name."""
+
+    name: str
+    tmpfs: tuple[Tmpfs, ...] = ()
+    health: Health | None = None
+
+    @property
+    def terms(self) -> ServiceTerms:
+        """The part that the run needs until its end."""
+        return ServiceTerms(name=self.name, memory_bytes=self.memory_bytes, secrets=self.secrets)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSpec(ContainerSpec):
+    """The container of a run, and those beside it; time in seconds."""
+
+    timeout_seconds: float
     output_bytes: int
     disk_bytes: int
     network: str
-    user: str | None
-    read_only: bool
     artifacts: tuple[ArtifactRule, ...]
-    secrets: tuple[str, ...] = ()
+    services: tuple[ServiceSpec, ...] = ()
 
     @property
     def terms(self) -> RunTerms:
@@ -123,34 +157,64 @@ class RunSpec:
             disk_bytes=self.disk_bytes,
             artifacts=self.artifacts,
             secrets=self.secrets,
+            services=tuple(service.terms for service in self.services),
         )
 
 
 def resolve(claim: Claim, policy: HostPolicy) -> RunSpec:
     """Returns the container for a claimed run. Raises ``SpecError``."""
     _check_enabled(claim)
-    image = _image(claim, policy)
+    image = _run_image(claim, policy)
     merged, options = _merged(claim)
     network = _network(merged, policy)
     command = merged.command if merged.command is not None else [claim.workflow.workflow_type]
-    limits = merged.resources
     return RunSpec(
-        image=str(image),
+        image=image,
         command=(*command, *options.args),
         env={**merged.env, **options.env, **_context(claim, options)},
         timeout_seconds=policy.timeout.grant("timeout_seconds", merged.timeout_seconds),
-        cpus=policy.cpus.grant("resources.cpus", limits.cpus),
-        memory_bytes=policy.memory.grant("resources.memory", limits.memory, shown_size),
-        pids=policy.pids.grant("resources.pids", limits.pids),
-        nofile=policy.nofile.grant("resources.nofile", limits.nofile),
-        output_bytes=policy.output.grant("resources.output", limits.output, shown_size),
-        disk_bytes=policy.disk.grant("resources.disk", limits.disk, shown_size),
+        **_limits("resources", merged.resources, policy),
+        output_bytes=policy.output.grant("resources.output", merged.resources.output, shown_size),
+        disk_bytes=policy.disk.grant("resources.disk", merged.resources.disk, shown_size),
         network=network,
         user=merged.user,
         read_only=merged.read_only or policy.read_only_root,
         artifacts=tuple(merged.artifacts),
         secrets=tuple(dict.fromkeys(merged.secrets)),
+        services=_services(merged.services, claim, policy),
     )
+
+
+def _services(services: Sequence[Service], claim: Claim, policy: HostPolicy) -> tuple[ServiceSpec, ...]:
+    """The containers beside the run, within the same limits of the host as the run's own. Raises ``SpecError``."""
+    if len(services) > policy.max_services:
+        message = f"services: {len(services)} are more than this host allows, {policy.max_services}"
+        raise SpecError("invalid_config", "services", message)
+    return tuple(
+        ServiceSpec(
+            name=service.name,
+            image=_service_image(f"services.{n}", service, claim, policy),
+            command=None if service.command is None else tuple(service.command),
+            env=service.env,
+            **_limits(f"services.{n}.resources", service.resources, policy),
+            user=service.user,
+            read_only=service.read_only or policy.read_only_root,
+            secrets=tuple(dict.fromkeys(service.secrets)),
+            tmpfs=tuple(service.tmpfs),
+            health=service.health,
+        )
+        for n, service in enumerate(services)
+    )
+
+
+def _limits(field: str, asked: ContainerResources, policy: HostPolicy) -> dict[str, Any]:
+    """What one container may use. Raises ``SpecError``."""
+    return {
+        "cpus": policy.cpus.grant(f"{field}.cpus", asked.cpus),
+        "memory_bytes": policy.memory.grant(f"{field}.memory", asked.memory, shown_size),
+        "pids": policy.pids.grant(f"{field}.pids", asked.pids),
+        "nofile": policy.nofile.grant(f"{field}.nofile", asked.nofile),
+    }
 
 
 def _check_enabled(claim: Claim) -> None:
@@ -164,20 +228,35 @@ def _check_enabled(claim: Claim) -> None:
         raise SpecError("workflow_disabled", "workflow.enabled", f"workflow {workflow.name!r} is disabled")
 
 
-def _image(claim: Claim, policy: HostPolicy) -> ImageName:
+def _run_image(claim: Claim, policy: HostPolicy) -> str:
     tool = claim.tool
     if tool.docker_image is None:
         message = f"ops.tools has no {tool.tool_name} {tool.version}, which workflow {claim.workflow.name!r} asks for"
         raise SpecError("tool_missing", "tool", message)
+    return _image("tool.docker_image", tool.docker_image, policy)
+
+
+def _service_image(field: str, service: Service, claim: Claim, policy: HostPolicy) -> str:
+    if service.image is not None:
+        return _image(f"{field}.image", service.image, policy)
+    version = service.version or claim.project.odoo_version
+    for tool in claim.service_tools:
+        if (tool.tool_name, tool.version) == (service.tool, version) and tool.docker_image is not None:
+            return _image(f"{field}.tool", tool.docker_image, policy)
+    message = f"ops.tools has no {service.tool} {version}, which service {service.name!r} asks for"
+    raise SpecError("tool_missing", f"{field}.tool", message)
+
+
+def _image(field: str, name: str, policy: HostPolicy) -> str:
+    """The full name of an image that this host allows. Raises ``SpecError``."""
     try:
-        image = ImageName.parse(tool.docker_image)
+        image = ImageName.parse(name)
     except ValueError as error:
-        message = f"tool.docker_image: {error}, got {shown(tool.docker_image)}"
-        raise SpecError("invalid_config", "tool.docker_image", message) from None
+        raise SpecError("invalid_config", field, f"{field}: {error}, got {shown(name)}") from None
     if not allowed(image, policy.allowed_images):
         message = f"image {image} matches none of this host's allowed images"
-        raise SpecError("image_not_allowed", "tool.docker_image", message)
-    return image
+        raise SpecError("image_not_allowed", field, message)
+    return str(image)
 
 
 def _merged(claim: Claim) -> tuple[WorkflowConfig, RunOptions]:
@@ -196,6 +275,9 @@ def _network(config: Config, policy: HostPolicy) -> str:
     if network not in policy.allowed_networks:
         networks = ", ".join(policy.allowed_networks)
         raise SpecError("invalid_config", "network", f"network {network!r} is not one of this host's: {networks}")
+    if config.services and network not in ("bridge", "none"):
+        message = f"network: a run with services has a network of its own; expected bridge or none, got {network!r}"
+        raise SpecError("invalid_config", "network", message)
     return network
 
 

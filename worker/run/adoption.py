@@ -56,10 +56,12 @@ class Adopter:
             return Adoption(why_not=NotAdopted.FINAL)
 
     async def _remove_container(self, run_id: uuid.UUID) -> None:
-        """Stops and removes the container of a run, if there is one."""
-        container = self._context.engine.container(container_name(run_id, self._context.database_id))
+        """Stops and removes the container of a run and what is beside it, if there is any."""
+        engine, database_id = self._context.engine, self._context.database_id
+        container = engine.container(container_name(run_id, database_id))
         try:
             await container.stop(self._context.stop_grace_seconds)
             await container.remove()
+            await engine.remove_beside(database_id, run_id)
         except (EngineUnavailable, EngineError) as error:
             log.warning("cannot remove a leftover container yet", run_id=str(run_id), error=str(error))

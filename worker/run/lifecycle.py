@@ -2,10 +2,10 @@
 
     start → outcome → complete → remove
 
-The outcome takes most of the time: resolve the spec, find or pull the image, create and start the container, store
-the journal until the container has ended, upload the artifacts. The order at the end is the promise of the whole
-program: when a run is succeeded, its log and its artifacts are stored. Whatever goes wrong on the way ends the run as
-failed with a reason; nothing of it reaches the daemon.
+The outcome takes most of the time: resolve the spec, find or pull the image, create the container and its services,
+start first these and then it, store the journal until the container has ended, upload the artifacts. The order at the
+end is the promise of the whole program: when a run is succeeded, its log and its artifacts are stored. Whatever goes
+wrong on the way ends the run as failed with a reason; nothing of it reaches the daemon.
 
 Two things end a run from outside. A request to stop (cancel, timeout or a limit; the first wins) ends the container,
 and then the run finishes as above. The cancellation of its task (detach, or the lease lost) leaves the container as
@@ -34,6 +34,7 @@ from worker.run.ports import RunContainer, RunContext
 from worker.run.preparation import Preparation, container_gone, container_name
 from worker.run.quota import DiskQuota
 from worker.run.reporter import Reporter
+from worker.run.services import Services
 from worker.run.stopping import StopRequest
 
 
@@ -51,6 +52,7 @@ class Run:
         self._reporter = Reporter(context.queue, claim.run_id)
         self._calls = EngineRetry(self._log, self._reporter.text)
         self._stop = StopRequest()
+        self._preparation = Preparation(claim, context, self._reporter, self._calls, self._stop)
         self._scope = anyio.CancelScope()
         self._completing = False
 
@@ -107,15 +109,15 @@ class Run:
     async def _remove(self) -> None:
         with anyio.move_on_after(self._context.timings.cleanup), suppress(EngineError):
             await self._calls(self._engine.container(self.container_name).remove)
+            if self._preparation.has_services:
+                await self._calls(self._engine.remove_beside, self._context.database_id, self.claim.run_id)
 
     # --- outcome ----------------------------------------------------------------------------------------------------
 
     async def _outcome(self) -> Outcome:
         """Everything between start and complete. Raises ``LeaseLost`` only."""
         try:
-            container, terms = await Preparation(
-                self.claim, self._context, self._reporter, self._calls, self._stop
-            ).run()
+            container, terms = await self._preparation.run()
             return await self._supervise(container, terms)
         except LeaseLost:
             raise
@@ -130,6 +132,8 @@ class Run:
     async def _supervise(self, container: RunContainer, terms: RunTerms) -> Outcome:
         """The container's life from its start on, with the log and the artifacts that it leaves."""
         self.quota.limit = terms.disk_bytes
+        services = Services(self._engine, self.container_name, terms, self._reporter, self._calls, self._stop)
+        await services.start(container, terms.timeout_seconds, self._context.timings)
         started_now = False
         if not self._stop.requested.is_set():
             started_now = await self._calls(container.start)
@@ -139,18 +143,23 @@ class Run:
         )
         async with task_group() as tasks:
             tasks.start_soon(partial(self._stop_on_request, container, terms.timeout_seconds, started_now=started_now))
-            tasks.start_soon(self._kill_over_quota, container)
+            tasks.start_soon(self._kill_over_quota, container, services)
+            if terms.services:
+                tasks.start_soon(services.watch, container, self._context.timings)
             state = await journal.run(self.claim.run_id)
             tasks.cancel_scope.cancel()
         if state is None:
             raise container_gone()
         if state.lasted >= terms.timeout_seconds:  # also when a limit or the program itself ended it
             self.stop(Stop.TIMEOUT)
+        await services.look_back(state)
         artifacts_error = None
         if terms.artifacts and state.started_at is not None:
             collection = ArtifactCollection(self.claim, self._context, self._reporter, self._calls, self._stop)
             artifacts_error = await collection.run(container, state, terms, self.quota)
-        facts = ExitFacts(self.quota.written, self.quota.left, artifacts_error, journal.engine_restarted)
+        facts = ExitFacts(
+            self.quota.written, self.quota.left, artifacts_error, journal.engine_restarted, services.failure
+        )
         return decide(state, terms, facts, self._stop.reason)
 
     async def _stop_on_request(self, container: RunContainer, timeout_seconds: float, *, started_now: bool) -> None:
@@ -171,7 +180,8 @@ class Run:
         grace = 0 if fills_the_disk else self._context.stop_grace_seconds
         await self._calls(container.stop, grace)
 
-    async def _kill_over_quota(self, container: RunContainer) -> None:
-        """Kills the container that exceeds its quota, even during the grace after another reason."""
+    async def _kill_over_quota(self, container: RunContainer, services: Services) -> None:
+        """Kills the containers of a run that exceeds its quota, even during the grace after another reason."""
         await self.quota.exceeded.wait()
         await self._calls(container.stop, 0)
+        await services.kill()

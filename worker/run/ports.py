@@ -11,10 +11,10 @@ from typing import Any, Protocol
 
 from worker.model.claim import Adoption, Artifact, LogLines
 from worker.model.config import ArtifactRule
-from worker.model.container import ContainerState, Image, Secret
+from worker.model.container import ContainerState, Image, RunNetwork, Secret
 from worker.model.outcome import Outcome
 from worker.model.report import CaseCounts, Report
-from worker.model.spec import HostPolicy, RunSpec
+from worker.model.spec import ContainerSpec, HostPolicy
 from worker.run.pulls import Pulls
 from worker.run.secrets import SecretsFolder
 
@@ -58,6 +58,7 @@ class RunContainer(Protocol):
     async def secrets(self, names: Sequence[str]) -> tuple[Secret, ...]: ...
     async def left_nothing(self) -> bool: ...
     async def last_entry(self) -> bytes: ...
+    async def tail(self, entries: int) -> bytes: ...
     def follow(self, *, ended: bool) -> AbstractAsyncContextManager[Journal]: ...
     def archive(self) -> AbstractContextManager[Iterator[bytes]]: ...
 
@@ -67,8 +68,16 @@ class RunEngine(Protocol):
 
     async def image(self, reference: str) -> Image | None: ...
     async def create(
-        self, name: str, image: Image, spec: RunSpec, labels: Mapping[str, str], secrets: Sequence[Secret]
+        self,
+        name: str,
+        image: Image,
+        spec: ContainerSpec,
+        labels: Mapping[str, str],
+        secrets: Sequence[Secret],
+        network: RunNetwork | None,
     ) -> RunContainer: ...
+    async def create_network(self, network: RunNetwork, labels: Mapping[str, str]) -> None: ...
+    async def remove_beside(self, database_id: uuid.UUID, run_id: uuid.UUID) -> None: ...
     def container(self, ref: str) -> RunContainer: ...
     async def started_after(self, moment: datetime) -> bool: ...
 
@@ -96,12 +105,16 @@ class RunTimings:
     """After this long without a byte of log the container is inspected: a half-open stream never ends by itself."""
     ended_poll: float = 0.2
     """How often a container that is being killed is inspected."""
+    service_start_poll: float = 0.2
+    """How often a service that is not healthy yet is inspected."""
+    service_poll: float = 1.0
+    """How often a service is inspected while the run's container is running."""
     collect: float = 600.0
     """How long the upload of artifacts may take; at least as long as the run itself may."""
     canceled_collect: float = 60.0
     """How long the upload may still take once a cancel was requested."""
     cleanup: float = 30.0
-    """How long the removal of a finished run's container may take; the next sweep removes what is left over."""
+    """How long the removal of a finished run's containers may take; the next sweep removes what is left over."""
 
 
 TIMINGS = RunTimings()

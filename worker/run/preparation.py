@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any, TypeVar
 
 import anyio.to_thread
 
@@ -15,21 +16,26 @@ from worker.model.claim import Claim
 from worker.model.container import (
     LABEL_DATABASE,
     LABEL_RUN,
+    LABEL_SERVICE,
     LABEL_TERMS,
     LABEL_WORKER,
     ContainerState,
     Image,
+    RunNetwork,
     Secret,
 )
 from worker.model.outcome import Reason
 from worker.model.pull import PullProgress
 from worker.model.sizes import rounded_size
-from worker.model.spec import RunSpec, RunTerms, resolve
+from worker.model.spec import ContainerSpec, RunSpec, RunTerms, resolve
 from worker.run.engine_retry import EngineRetry
 from worker.run.ports import RunContainer, RunContext
 from worker.run.reporter import Reporter
 from worker.run.secrets import changed_values
+from worker.run.services import run_network, service_container
 from worker.run.stopping import StopRequest
+
+S = TypeVar("S", bound=ContainerSpec)
 
 
 def container_name(run_id: uuid.UUID, database_id: uuid.UUID) -> str:
@@ -58,6 +64,13 @@ class Preparation:
         self._reporter = reporter
         self._calls = calls
         self._stop = stop
+        self.has_services = False
+        """Whether the run has, or may have, containers and a network beside its own container."""
+        self._labels = {
+            LABEL_RUN: str(claim.run_id),
+            LABEL_DATABASE: str(context.database_id),
+            LABEL_WORKER: context.worker_id,
+        }
         self._name = container_name(claim.run_id, context.database_id)
 
     async def run(self) -> tuple[RunContainer, RunTerms]:
@@ -66,14 +79,16 @@ class Preparation:
         state = await self._earlier_state(container)
         if state is not None:  # goes on as it was made: a later change of configuration, host or image does not count
             terms = RunTerms.model_validate_json(state.labels[LABEL_TERMS])
-            await self._mask_held_secrets(container, terms.secrets)
+            self.has_services = bool(terms.services)
+            await self._mask_held_secrets(container, terms)
             return container, terms
         if self._claim.container_id is not None:  # made once in a run's life: one that is gone may have run
             raise container_gone()
         spec = resolve(self._claim, self._context.policy)
-        secrets = await self._read_secrets(spec.secrets)
+        secrets = {secret.name: secret for secret in await self._read_secrets(_secrets_of(spec.terms))}
         image = await self._image(spec.image)
-        return await self._create(spec, image, secrets), spec.terms
+        beside = await self._create_services(spec, secrets)
+        return await self._create(spec, image, secrets, beside), spec.terms
 
     async def _earlier_state(self, container: RunContainer) -> ContainerState | None:
         """The state of the container that an earlier attempt recorded or started; None if none did, or it is gone."""
@@ -92,12 +107,16 @@ class Preparation:
         await self._reporter.mask([secret.value for secret in secrets])
         return secrets
 
-    async def _mask_held_secrets(self, container: RunContainer, names: Sequence[str]) -> None:
-        """Masks what the host holds now, and what it held when the container was made: its files show that."""
+    async def _mask_held_secrets(self, container: RunContainer, terms: RunTerms) -> None:
+        """Masks what the host holds now, and what it held when the containers were made: their files show that."""
+        if not (names := _secrets_of(terms)):
+            return
         known = await self._read_secrets(names, required=False)
-        if names:
-            held = await self._calls(container.secrets, names)
-            await self._reporter.mask([*(secret.value for secret in known), *changed_values(held, known)])
+        held = list(await self._calls(container.secrets, terms.secrets)) if terms.secrets else []
+        for service in terms.services:
+            beside = self._engine.container(service_container(self._name, service.name))
+            held += await self._calls(beside.secrets, service.secrets) if service.secrets else ()
+        await self._reporter.mask([*(secret.value for secret in known), *changed_values(held, known)])
 
     async def _image(self, reference: str) -> Image:
         """The image, pulled if the engine does not have it. Raises ``ImageMissing``, or ``RunFailure`` on a cancel."""
@@ -121,26 +140,58 @@ class Preparation:
         await self._reporter.event("info", message, {"image": reference, "bytes": size, "seconds": seconds})
         return pulled.image
 
-    async def _create(self, spec: RunSpec, image: Image, secrets: Sequence[Secret]) -> RunContainer:
-        labels = {
-            LABEL_RUN: str(self._claim.run_id),
-            LABEL_DATABASE: str(self._context.database_id),
-            LABEL_WORKER: self._context.worker_id,
-            LABEL_TERMS: spec.terms.model_dump_json(),
-        }
-        if self._context.policy.secrets_as_env:
-            reserved = {name: value for name, value in spec.env.items() if name.startswith("OPS_")}
-            spec = replace(spec, env={**spec.env, **dict(secret.variable for secret in secrets), **reserved})
-        container = await self._calls(self._engine.create, self._name, image, spec, labels, secrets)
-        details = {"image": image.reference, "image_id": image.image_id, "digest": image.digest}
-        limits = {
-            "cpus": spec.cpus,
-            "memory_bytes": spec.memory_bytes,
-            "pids": spec.pids,
-            "nofile": spec.nofile,
-            "disk_bytes": spec.disk_bytes,
-            "network": spec.network,
-        }
-        recorded = self._reporter.redactor.value({**details, **limits})
+    async def _create_services(self, spec: RunSpec, secrets: Mapping[str, Secret]) -> dict[str, Any]:
+        """Makes the services and their network, and returns what is recorded of them. Starts none."""
+        network = run_network(self._name, spec)
+        if network is None:
+            return {}
+        images = [await self._image(service.image) for service in spec.services]
+        self.has_services = True
+        await self._calls(self._engine.create_network, network, self._labels)
+        recorded = {}
+        for service, image in zip(spec.services, images, strict=True):
+            its = [secrets[name] for name in service.secrets]
+            name, labels = service_container(self._name, service.name), {**self._labels, LABEL_SERVICE: service.name}
+            await self._calls(self._engine.create, name, image, self._exposed(service, its), labels, its, network)
+            recorded[service.name] = _facts(image, service)
+        return {"services": recorded}
+
+    async def _create(
+        self, spec: RunSpec, image: Image, secrets: Mapping[str, Secret], beside: Mapping[str, Any]
+    ) -> RunContainer:
+        its = [secrets[name] for name in spec.secrets]
+        labels = {**self._labels, LABEL_TERMS: spec.terms.model_dump_json()}
+        network: RunNetwork | None = run_network(self._name, spec)
+        container = await self._calls(
+            self._engine.create, self._name, image, self._exposed(spec, its), labels, its, network
+        )
+        limits = {"disk_bytes": spec.disk_bytes, "network": spec.network}
+        recorded = self._reporter.redactor.value({**_facts(image, spec), **limits, **beside})
         await self._context.queue.record_container(self._claim.run_id, container.ref, recorded)
         return container
+
+    def _exposed(self, spec: S, secrets: Sequence[Secret]) -> S:
+        """The specification with its secrets as variables too, if the host wants that."""
+        if not self._context.policy.secrets_as_env:
+            return spec
+        reserved = {name: value for name, value in spec.env.items() if name.startswith("OPS_")}
+        return replace(spec, env={**spec.env, **dict(secret.variable for secret in secrets), **reserved})
+
+
+def _secrets_of(terms: RunTerms) -> tuple[str, ...]:
+    """The names of all secrets, of the run and of its services."""
+    names = (*terms.secrets, *(name for service in terms.services for name in service.secrets))
+    return tuple(dict.fromkeys(names))
+
+
+def _facts(image: Image, spec: ContainerSpec) -> dict[str, Any]:
+    """What is recorded of a container: which image it is of, and its limits."""
+    return {
+        "image": image.reference,
+        "image_id": image.image_id,
+        "digest": image.digest,
+        "cpus": spec.cpus,
+        "memory_bytes": spec.memory_bytes,
+        "pids": spec.pids,
+        "nofile": spec.nofile,
+    }

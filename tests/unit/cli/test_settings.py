@@ -44,6 +44,7 @@ def test_nothing_set_is_the_defaults() -> None:
         ("until_idle", "true", True), ("docker_host", "tcp://10.0.0.1:2376", "tcp://10.0.0.1:2376"),
         ("allowed_images", "odoo:*,registry.example/[ab]*", ("odoo:*", "registry.example/[ab]*")),
         ("allowed_networks", "none", ("none",)), ("read_only_root", "true", True), ("secrets_as_env", "true", True),
+        ("max_services", "0", 0),
         ("secrets_dir", "/run/secrets", Path("/run/secrets")), ("stop_grace", "1", 1.0), ("pull_timeout", "90", 90.0),
         ("pull_idle_timeout", "90", 90.0),
         ("default_timeout", "60", 60.0), ("max_timeout", "7200", 7200.0), ("default_cpus", "1.5", 1.5),

@@ -17,7 +17,8 @@ from worker.model.spec import HostPolicy, RunSpec, resolve
 SIZE = "expected bytes or a size such as 512m or 2g, above 0 and not above 1024t"
 NAME = "expected a name of letters, digits and underscores"
 NUL = "a NUL character is not possible here"
-LATER = "not supported by this version"
+MOUNT = "expected the absolute path of a folder, such as /var/lib/data"
+HOST = "expected a host name of at most 40 lower-case letters, digits and dashes, such as db"
 VALUES, TEXT = "expected at most 10,000 values in all", "expected at most 262,144 characters in all"
 DEEP: Any = json.loads('{"a": [' * 200 + "1" + "]}" * 200)
 
@@ -26,6 +27,11 @@ def at(key: str, value: object, message: str) -> tuple[dict[str, Any], str]:
     """A configuration with that value at that place, and what is said of it."""
     outer, _, inner = key.partition(".")
     return {outer: {inner: value} if inner else value}, f"{key}: {message}"
+
+
+def db(**more: Any) -> dict[str, Any]:
+    """A service."""
+    return {"name": "db", "image": "postgres:16"} | more
 
 
 @pytest.mark.parametrize(
@@ -63,8 +69,45 @@ def at(key: str, value: object, message: str) -> tuple[dict[str, Any], str]:
         at("secrets", ["a"] * 21, "expected at most 20 entries"),
         ({"secrets": ["../passwd"]},
          "secrets.0: expected the name of a secret: letters, digits, underscores, dots and dashes, got '../passwd'"),
-        at("secrets", "TOKEN", "expected a list, got 'TOKEN'"), at("services", 1, LATER),
-        at("services", {"db": {"image": "postgres"}}, LATER), at("services", [{"image": "postgres"}], LATER),
+        at("secrets", "TOKEN", "expected a list, got 'TOKEN'"), at("services", 1, "expected a list, got 1"),
+        at("services", {"db": {"env": {"A": "hunter22"}}}, "expected a list, got an object"),
+        at("services", [{"name": "db"}] * 11, "expected at most 10 entries, got a list"),
+        at("services", [db(), db()], "expected a different name for each service, got a list"),
+        ({"services": [{"image": "pg:1"}]}, "services.0.name: field required"),
+        ({"services": [db(name="DB")]}, f"services.0.name: {HOST}, got 'DB'"),
+        ({"services": [db(name="localhost")]}, f"services.0.name: {HOST}, got 'localhost'"),
+        ({"services": [db(name="a" * 41)]}, f"services.0.name: {HOST}, got '{'a' * 41}'"),
+        ({"services": [{"name": "db"}]}, "services.0: expected either image or tool, got an object"),
+        ({"services": [db(tool="pg")]}, "services.0: expected either image or tool, got an object"),
+        ({"services": [db(version="16")]}, "services.0: expected version only with tool, got an object"),
+        ({"services": [db(privileged=True)]}, "services.0.privileged: unknown key"),
+        ({"services": [db(network="host")]}, "services.0.network: unknown key"),
+        ({"services": [db(env={"A": 1})]}, "services.0.env.A: expected text, got a number"),
+        ({"services": [db(env={"OPS_A": "1"})]}, "services.0.env.OPS_A: names that begin with OPS_ belong to the"),
+        ({"services": [db(env=["hunter22"])]}, "services.0.env: expected an object, got a list"),
+        ({"services": [db(command="postgres")]}, "services.0.command: expected a list, got 'postgres'"),
+        ({"services": [db(resources={"disk": "1g"})]}, "services.0.resources.disk: unknown key"),
+        ({"services": [db(resources={"memroy": "1g"})]},
+         "services.0.resources.memroy: unknown key; did you mean memory?"),
+        ({"services": [db(resources={"memory": "1m"})]}, "services.0.resources.memory: expected at least 6m, got '1m'"),
+        ({"services": [db(secrets=["a/b"])]}, "services.0.secrets.0: expected the name of a secret"),
+        ({"services": [db(health={"comand": []})]}, "services.0.health.command: field required"),
+        ({"services": [db(health={"command": ["x"], "retry": 1})]},
+         "services.0.health.retry: unknown key; did you mean retries?"),
+        ({"services": [db(health={"command": []})]}, "services.0.health.command: expected at least 1 entries"),
+        ({"services": [db(health={"command": ["x"], "interval_seconds": 0})]},
+         "services.0.health.interval_seconds: expected at least 0.1, got 0"),
+        ({"services": [db(health={"command": ["x"], "retries": 0})]},
+         "services.0.health.retries: expected at least 1, got 0"),
+        ({"services": [db(tmpfs=[{"path": "/x"}] * 2)]}, "services.0: expected a different path for each tmpfs"),
+        ({"services": [db(tmpfs=["/x"])]}, "services.0.tmpfs.0: expected an object, got '/x'"),
+        ({"services": [db(tmpfs=[{"path": "data"}])]}, f"services.0.tmpfs.0.path: {MOUNT}, got 'data'"),
+        *[({"services": [db(tmpfs=[{"path": path}])]}, f"services.0.tmpfs.0.path: {MOUNT}, got '{path}'")
+          for path in ("/", "/a/../b", "/a//b", "/./a", "")],
+        *[({"services": [db(tmpfs=[{"path": path}])]},
+           f"services.0.tmpfs.0.path: expected a folder that is not in {taken} and does not contain it, got '{path}'")
+          for path, taken in (("/artifacts", "/artifacts"), ("/artifacts/x/", "/artifacts"), ("/run", "/run/secrets"),
+                              ("/run/secrets/x", "/run/secrets"), ("/proc/1", "/proc"), ("/sys", "/sys"))],
         at("artifacts", [{}] * 200_000, VALUES), at("env", {f"a b{n}": "" for n in range(200_000)}, VALUES),
         ({str(n): n for n in range(200_000)}, f"5000: {VALUES}"), at("retry", DEEP, "expected at most 32 levels"),
         at("artifacts", [{"path": "x" * 1_200_000}], TEXT), ({"x" * 10_000_000: 1}, f"{'x' * 60}: {TEXT}"),
@@ -116,7 +159,7 @@ def test_variable_that_loads_code_is_not_for_runs(name: str) -> None:
 @pytest.mark.parametrize(
     ("config", "kept"),
     [
-        ({"secrets": [], "services": {}, "retry": None, "labels": [], "concurrency_key": None, "priority": -5}, {}),
+        ({"secrets": [], "services": [], "retry": None, "labels": [], "concurrency_key": None, "priority": -5}, {}),
         ({"tool": "odoo", "version": "18.0", "labels": ["arm64"], "concurrency_key": "prod", "services": []}, {}),
         ({"command": None, "timeout_seconds": None, "user": None}, {}), ({"command": []}, {"command": ()}),
         ({"resources": {"cpus": 1, "memory": 2**30, "pids": 10}}, {"cpus": 1, "memory_bytes": 2**30, "pids": 10}),
@@ -202,10 +245,11 @@ ENV = st.recursive(
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=4) | st.just("A"), inner, max_size=2),
     max_leaves=3,
 )
+SERVICE = st.fixed_dictionaries({}, optional={"name": st.just("db"), "image": st.just("pg"), "env": ENV, "tmpfs": JSON})
 CONFIG = st.builds(
     lambda config, env: {**config, **env},
     st.dictionaries(KEYS | st.text(max_size=5), JSON, max_size=4),
-    st.fixed_dictionaries({}, optional={"env": ENV}),
+    st.fixed_dictionaries({}, optional={"env": ENV, "services": st.lists(SERVICE, max_size=2) | SERVICE}),
 )
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from worker.errors import EngineError
 from worker.model.container import ContainerState
-from worker.model.outcome import ExitFacts, Outcome, Reason, Stop, decide, failure_of
+from worker.model.outcome import ExitFacts, Outcome, Reason, ServiceFailure, Stop, decide, failure_of
 from worker.model.spec import RunTerms
 
 STATE = ContainerState("exited", 0, False, "", None, None, {})
@@ -86,6 +86,7 @@ STOPPED: list[tuple[Stop, dict[str, Any], str, str]] = [
         "stopped: it wrote 1,500m to the disk, more than 1g (resources.disk)"),
     (Stop.DISK, {"written_bytes": 37 * 2**30, "left_bytes": 900 * 2**20}, "disk_full",
         "stopped: the disk of its host was nearly full, 900m left, and of all runs it had written most, 37,888m"),
+    (Stop.SERVICE, {"service": ServiceFailure("db", "ended", ("bye",))}, "service_failed", "service 'db' ended"),
 ]  # fmt: skip
 
 
@@ -97,8 +98,15 @@ def test_stop_reason_decides_the_outcome(
 ) -> None:
     outcome = ended(stop, exit_code=exit_code, oom_killed=oom_killed, **known)
     assert (outcome.exit_code, outcome.reason, outcome.message) == (exit_code or None, reason, message)
-    sizes = {name: size for name, size in known.items() if stop in (Stop.DISK, Stop.DISK_LIMIT)}
-    assert outcome.details == {"container_exit_code": exit_code, **sizes}
+    more = {name: size for name, size in known.items() if stop in (Stop.DISK, Stop.DISK_LIMIT)}
+    if stop is Stop.SERVICE:
+        more = {"service": "db", "service_log": ["bye"]}
+    assert outcome.details == {"container_exit_code": exit_code, **more}
+
+
+def test_engine_that_ended_the_run_s_container_ended_its_services_too() -> None:
+    assert ended(Stop.SERVICE, exit_code=172).reason is Reason.ENGINE_LOST
+    assert ended(Stop.SERVICE, exit_code=255, engine_restarted=True).reason is Reason.ENGINE_LOST
 
 
 @pytest.mark.parametrize(("known", "details"), [

@@ -11,7 +11,8 @@ import pytest
 from tests.unit.claims import configured, make_claim, refusal
 from worker.model.claim import Claim
 from worker.model.config import ArtifactRule
-from worker.model.spec import Bound, HostPolicy, RunSpec, resolve
+from worker.model.service import Health, Tmpfs
+from worker.model.spec import Bound, HostPolicy, RunSpec, ServiceSpec, ServiceTerms, resolve
 
 RUN = uuid.UUID(int=1)
 BAD_IMAGE = (
@@ -136,3 +137,77 @@ def test_default_never_exceeds_the_maximum() -> None:
 def test_first_allowed_network_is_the_default() -> None:
     assert resolve(configured(), HostPolicy(allowed_networks=("none", "bridge"))).network == "none"
     assert refusal(configured(), HostPolicy(allowed_networks=())).field == "network"
+
+
+# --- services -------------------------------------------------------------------------------------------------------
+
+DB: dict[str, Any] = {"name": "db", "image": "postgres:16"}
+TOOLS = [{"tool_name": "pg", "version": version, "docker_image": f"pg:{version}", "config": None} for version in "AB"]
+
+
+def with_service(more: dict[str, Any], **config: Any) -> Claim:
+    """A claim with a service ``db``."""
+    work = make_claim(config={"services": [more], **config}, services=TOOLS)
+    return replace(work, project=replace(work.project, odoo_version="A"))
+
+
+def test_service_gets_what_it_asks_for_and_the_defaults_of_its_host() -> None:
+    health = {"command": ["pg_isready"], "interval_seconds": 1, "retries": 5}
+    asked = DB | {
+        "command": ["-c", "fsync=off"], "env": {"A": "1"}, "secrets": ["a", "a"], "user": "postgres", "health": health,
+        "resources": {"memory": "64m"}, "tmpfs": [{"path": "/data/", "size": "32m"}],
+    }  # fmt: skip
+    spec = resolve(with_service(asked), HostPolicy(read_only_root=True, cpus=Bound(1.5)))
+    assert spec.services == (
+        ServiceSpec(
+            name="db", image="docker.io/library/postgres:16", command=("-c", "fsync=off"), env={"A": "1"}, cpus=1.5,
+            memory_bytes=2**26, pids=1024, nofile=16_384, user="postgres", read_only=True, secrets=("a",),
+            tmpfs=(Tmpfs(path="/data", size=2**25),),
+            health=Health(command=["pg_isready"], interval_seconds=1, retries=5),
+        ),
+    )  # fmt: skip
+    assert spec.terms.services == (ServiceTerms(name="db", memory_bytes=2**26, secrets=("a",)),)
+
+
+@pytest.mark.parametrize(
+    ("asked", "image"),
+    [({"tool": "pg"}, "pg:A"), ({"tool": "pg", "version": "B"}, "pg:B"), ({"image": "x"}, "x:latest")],
+)
+def test_service_is_of_an_image_or_of_a_tool(asked: dict[str, str], image: str) -> None:
+    [service] = resolve(with_service({"name": "db", **asked}), HostPolicy()).services
+    assert service.image == f"docker.io/library/{image}"
+    assert service.command is None, "that of its image"
+
+
+@pytest.mark.parametrize(
+    ("asked", "policy", "reason", "field", "message"),
+    [
+        ({"name": "db", "tool": "pg", "version": "C"}, {}, "tool_missing", "services.0.tool",
+         "ops.tools has no pg C, which service 'db' asks for"),
+        (DB | {"image": "Postgres"}, {}, "invalid_config", "services.0.image", "services.0.image: expected the name"),
+        (DB, {"allowed_images": ("tool:*",)}, "image_not_allowed", "services.0.image",
+         "image docker.io/library/postgres:16 matches none of this host's allowed images"),
+        ({"name": "db", "tool": "pg"}, {"allowed_images": ("tool:*",)}, "image_not_allowed", "services.0.tool",
+         "image docker.io/library/pg:A matches none of this host's allowed images"),
+        (DB | {"resources": {"cpus": 3}}, {"cpus": Bound(1, 2)}, "invalid_config", "services.0.resources.cpus",
+         "services.0.resources.cpus: 3 is more than this host allows, 2"),
+        (DB, {"max_services": 0}, "invalid_config", "services", "services: 1 are more than this host allows, 0"),
+    ],
+)  # fmt: skip
+def test_service_that_the_host_does_not_allow_is_refused(
+    asked: dict[str, Any], policy: dict[str, Any], reason: str, field: str, message: str
+) -> None:
+    error = refusal(with_service(asked), HostPolicy(**policy))
+    assert (error.reason, error.field) == (reason, field)
+    assert str(error).startswith(message)
+
+
+def test_run_with_services_needs_a_network_that_the_worker_makes() -> None:
+    error = refusal(with_service(DB, network="shared"), HostPolicy(allowed_networks=("bridge", "shared")))
+    expected = "network: a run with services has a network of its own; expected bridge or none, got 'shared'"
+    assert (error.field, str(error)) == ("network", expected)
+
+
+def test_services_of_a_workflow_replace_those_of_its_tool() -> None:
+    work = configured({"services": [DB]}, tool={"services": [DB | {"name": "a"}, DB | {"name": "b"}]})
+    assert [service.name for service in resolve(work, HostPolicy()).services] == ["db"]
