@@ -181,7 +181,8 @@ as $$
 begin
     return array[
         'artifacts', 'command', 'concurrency_key', 'labels', 'network', 'priority', 'read_only', 'resources', 'retry',
-        'run_env', 'secrets', 'services', 'timeout_seconds', 'tool', 'user', 'version'];
+        'run_env', 'secrets', 'services', 'timeout_seconds', 'tool', 'user',
+        'version', 'volumes'];
 end
 $$;
 

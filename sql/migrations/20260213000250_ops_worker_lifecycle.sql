@@ -8,6 +8,17 @@
 
 -- Registration ----------------------------------------------------------------------------------------------
 
+-- Which server and which of its databases this is: a copy elsewhere has another fingerprint.
+create function ops_private.fingerprint() returns text
+language plpgsql stable set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return (
+        select format('%s/%s', s.system_identifier, d.oid)
+        from pg_control_system() as s, pg_database as d where d.datname = current_database());
+end
+$$;
+
 -- The identity of this database, which it gets when its first worker registers. A copy on another server or under
 -- another name has another fingerprint, and gets a new identity. The claimed and running runs of a copy continue in the
 -- original; so in the copy they end here, and are not retried.
@@ -16,9 +27,7 @@ language plpgsql volatile set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_control ops_private.control;
-    v_fingerprint constant text := (
-        select format('%s/%s', s.system_identifier, d.oid)
-        from pg_control_system() as s, pg_database as d where d.datname = current_database());
+    v_fingerprint constant text := ops_private.fingerprint();
     v_run_id uuid;
 begin
     select c.* into v_control from ops_private.control as c;

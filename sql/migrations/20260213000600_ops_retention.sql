@@ -176,13 +176,29 @@ as $$
     ) as e;
 $$;
 
+-- Of these projects those that are archived, with their workspace key, and those that do not exist; none if another
+-- database has this identity. `ops-worker prune` reads both from the labels of volumes.
+create function ops_private.archived_projects(p_database_id uuid, p_project_ids uuid[])
+returns table (project_id uuid, workspace_key text)
+language sql stable security definer set search_path = pg_catalog, pg_temp
+as $$
+    select a.id, p.workspace_key
+    from unnest(p_project_ids) as a (id)
+    left join ops.projects as p on p.id = a.id
+    where p.status is distinct from 'active'
+        and exists (
+            select from ops_private.control as c
+            where c.database_id = p_database_id and c.fingerprint = ops_private.fingerprint());
+$$;
+
 revoke execute on function
-    ops_private.expired_artifacts, ops_private.retire_artifacts, ops_private.forget_artifacts,
-    ops_private.log_is_old, ops_private.drop_log_partitions, ops_private.prune_run_logs,
+    ops_private.archived_projects, ops_private.expired_artifacts, ops_private.retire_artifacts,
+    ops_private.forget_artifacts, ops_private.log_is_old, ops_private.drop_log_partitions, ops_private.prune_run_logs,
     ops_private.prune_run_events, ops_private.prunable
 from public;
 
 grant execute on function
-    ops_private.retire_artifacts, ops_private.forget_artifacts, ops_private.drop_log_partitions,
+    ops_private.archived_projects, ops_private.retire_artifacts, ops_private.forget_artifacts,
+    ops_private.drop_log_partitions,
     ops_private.prune_run_logs, ops_private.prune_run_events, ops_private.prunable
 to service_role;

@@ -1578,6 +1578,19 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.archived_projects(p_database_id uuid, p_project_ids uuid[]) RETURNS TABLE(project_id uuid, workspace_key text)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+    select a.id, p.workspace_key
+    from unnest(p_project_ids) as a (id)
+    left join ops.projects as p on p.id = a.id
+    where p.status is distinct from 'active'
+        and exists (
+            select from ops_private.control as c
+            where c.database_id = p_database_id and c.fingerprint = ops_private.fingerprint());
+$$;
+
 CREATE FUNCTION ops_private.bad_config(p_config jsonb) RETURNS text
     LANGUAGE plpgsql IMMUTABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1998,9 +2011,7 @@ CREATE FUNCTION ops_private.database_identity() RETURNS uuid
     AS $$
 declare
     v_control ops_private.control;
-    v_fingerprint constant text := (
-        select format('%s/%s', s.system_identifier, d.oid)
-        from pg_control_system() as s, pg_database as d where d.datname = current_database());
+    v_fingerprint constant text := ops_private.fingerprint();
     v_run_id uuid;
 begin
     select c.* into v_control from ops_private.control as c;
@@ -2200,6 +2211,17 @@ begin
     update ops.runs as r set status = 'failed', reason = 'invalid_config', error_message = v_error
     where r.id = p_run_id;
     perform ops_private.add_event(p_run_id, 'error', v_error, '{"reason": "invalid_config"}');
+end
+$$;
+
+CREATE FUNCTION ops_private.fingerprint() RETURNS text
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return (
+        select format('%s/%s', s.system_identifier, d.oid)
+        from pg_control_system() as s, pg_database as d where d.datname = current_database());
 end
 $$;
 
@@ -3158,7 +3180,8 @@ CREATE FUNCTION ops_private.reserved_keys() RETURNS text[]
 begin
     return array[
         'artifacts', 'command', 'concurrency_key', 'labels', 'network', 'priority', 'read_only', 'resources', 'retry',
-        'run_env', 'secrets', 'services', 'timeout_seconds', 'tool', 'user', 'version'];
+        'run_env', 'secrets', 'services', 'timeout_seconds', 'tool', 'user',
+        'version', 'volumes'];
 end
 $$;
 
@@ -4336,6 +4359,9 @@ REVOKE ALL ON FUNCTION ops_private.adopt_refusal(p_status text, p_lease ops_priv
 
 REVOKE ALL ON FUNCTION ops_private.applied_migrations() FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.archived_projects(p_database_id uuid, p_project_ids uuid[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops_private.archived_projects(p_database_id uuid, p_project_ids uuid[]) TO service_role;
+
 REVOKE ALL ON FUNCTION ops_private.bad_config(p_config jsonb) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.bad_document(p_name text, p_document jsonb) FROM PUBLIC;
@@ -4390,6 +4416,8 @@ REVOKE ALL ON FUNCTION ops_private.expired_artifacts(p_store text, p_worker_id t
 REVOKE ALL ON FUNCTION ops_private.fail_lost(p_run_id uuid, p_lease ops_private.leases, p_error text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.fail_unreadable(p_run_id uuid, p_error text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.fingerprint() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.first_run_id(p_time timestamp with time zone) FROM PUBLIC;
 

@@ -81,7 +81,7 @@ async def test_expired_artifacts_go_with_their_objects_and_nothing_else_does(
     rehearsal = prune(db_url, store, "--dry-run")
     assert rehearsal.stdout == "would be deleted: 1 expired artifacts (0.0 MiB), 0 log lines, 0 events\n"
     assert json.loads(prune(db_url, store, "--dry-run", "--json").stdout) == {
-        "dry_run": True, "artifacts": 1, "bytes": expired.stat().st_size, "lines": 0, "events": 0,
+        "dry_run": True, "artifacts": 1, "bytes": expired.stat().st_size, "lines": 0, "events": 0, "volumes": [],
     }  # fmt: skip
     assert expired.exists()
     done = prune(db_url, store)
@@ -260,11 +260,26 @@ async def test_a_week_with_lines_has_no_partition_of_its_own(world: World) -> No
     assert await count(world, "run_logs", run) == 1
 
 
+async def test_projects_of_another_database_are_not_named_as_archived(world: World) -> None:
+    archived = "select * from ops_private.archived_projects($1, $2)"
+    identity = await world.db.fetchval("select ops_private.database_identity()")
+    unknown = uuid.uuid4()
+    projects = [world.project, unknown]
+    assert [*map(tuple, await world.db.fetch(archived, identity, projects))] == [(unknown, None)]
+    await world.db.execute("update ops.projects set status = 'archived'")
+    named = {(world.project, "acme"), (unknown, None)}
+    assert {*map(tuple, await world.db.fetch(archived, identity, projects))} == named
+    assert await world.db.fetch(archived, uuid.uuid4(), projects) == []
+    await world.db.execute("update ops_private.control set fingerprint = 'of the original'")
+    assert await world.db.fetch(archived, identity, projects) == [], "this database is a copy"
+
+
 async def test_a_worker_s_role_may_not_prune(db: asyncpg.Connection) -> None:
     for call_ in (
         "retire_artifacts('file:///x', null)", "forget_artifacts('{}')", "prune_run_logs(now())",
         "drop_log_partitions(now())",
         "prune_run_events(now())", "prunable('file:///x', null, now(), now())",
+        "archived_projects(gen_random_uuid(), '{}')",
     ):  # fmt: skip
         async with db.transaction():
             await db.execute("set local role ops_worker")

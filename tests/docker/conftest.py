@@ -27,6 +27,7 @@ async def plane(db: asyncpg.Connection, db_url: str, image: str, tmp_path: Path)
     yield made
     while left := await made.containers():  # a killed worker's call may be removing one at this moment
         docker("rm", "-fv", *left, check=False)
+    made.remove_volumes()
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +38,7 @@ def serving(cluster: Cluster, image: str, tmp_path_factory: pytest.TempPathFacto
         shared_worker(cluster.url(name), image, tmp_path_factory.mktemp("serving")) as made,
     ):
         yield made
+        made.remove_volumes()
 
 
 @pytest_asyncio.fixture

@@ -229,11 +229,11 @@ async def attempts(url: str, folder: Path) -> dict[str, Any]:
     (folder / "secrets" / "theirs").write_text(CANARIES["victim"])
     db = await asyncpg.connect(url)
     plane = await new_plane(db, url, base_image("python3", "python3-venv"), folder)
-    waits = f"cp /run/secrets/theirs /artifacts/theirs; {WAITS}"
-    victim = await plane.shell(waits, secrets=["theirs"])
+    waits = f"cp /run/secrets/theirs /artifacts/theirs; cp /run/secrets/theirs /kept/theirs; {WAITS}"
+    victim = await plane.shell(waits, secrets=["theirs"], volumes=[{"name": "theirs", "path": "/kept"}])
     flags = (
         "--until-idle", "--concurrency", "3", "--secrets-dir", str(folder / "secrets"),
-        "--allowed-networks", "none,bridge,host",
+        "--allowed-networks", "none,bridge,host", "--allowed-volumes", "*",
     )  # fmt: skip
     try:
         async with plane.worker(*flags, AWS_SECRET_ACCESS_KEY=CANARIES["worker"]) as worker:
@@ -255,6 +255,7 @@ async def attempts(url: str, folder: Path) -> dict[str, Any]:
     finally:
         if left := await plane.containers():
             docker("rm", "-fv", *left)
+        plane.remove_volumes()
         await db.close()
 
 

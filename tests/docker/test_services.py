@@ -80,7 +80,8 @@ async def test_a_service_has_the_protections_and_limits_of_a_run(served: Plane, 
     run_id = await served.shell(WAITS, network="none", services=[service])
     await served.until_logged(run_id, "up")
     facts, own = facts_of(served, run_id, "db"), json.loads(docker("inspect", served.container(run_id)))[0]
-    container = facts["Id"]
+    container, [network] = facts["Id"], json.loads(docker("network", "inspect", served.container(run_id)))
+    assert (network["Internal"], network["Labels"]["ops-worker.run-id"]) == (True, str(run_id))
     write = "touch /x; echo x > /var/lib/data/x && head -c 2000000 /dev/zero > /var/lib/data/y; id -u"
     seen = docker("exec", container, "sh", "-c", f"{write}; grep CapEff /proc/self/status", check=False).split()
     await served.release(run_id)

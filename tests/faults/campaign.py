@@ -18,6 +18,7 @@ import signal
 import sys
 import time
 import traceback
+import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ from tests.support.docker import FINAL, ROOT, WorkerProcess, base_image
 from tests.support.postgres import Cluster
 from tests.support.relay import EXECUTED, LOGIN, Fate, http_error
 from tests.support.relay import fatal as refused
+from worker.model.volume import VOLUME_PREFIX
 
 PATIENCE = 300.0
 """Seconds after which a seed counts as stuck."""
@@ -215,12 +217,14 @@ async def at_work(scene: Scene, names: tuple[str, ...]) -> AsyncIterator[dict[st
 async def play(scene: Scene, plan: Plan) -> str:
     """Injects the faults under the runs, and checks what must hold. Returns a summary."""
     jobs: list[tuple[Order, Job]] = []
+    foreign = f"{VOLUME_PREFIX}{uuid.uuid4()}"
+    scene.plane.docker("volume", "create", "--label", f"ops-worker.database-id={uuid.uuid4()}", foreign)
     async with asyncio.timeout(PATIENCE), at_work(scene, plan.hosts) as hosts:
         injector = Injector(scene, hosts)
 
         async def order(wanted: Order) -> None:
             await asyncio.sleep(wanted.after)
-            more: dict[str, Any] = {"network": "none", "services": wanted.services}
+            more: dict[str, Any] = {"network": "none", "services": wanted.services, "volume": wanted.volume}
             if wanted.ends == "timeout":
                 more |= {"then": "sleep 1000", "timeout_seconds": 5 if not wanted.services else 20}
             async with injector.straight:
@@ -244,6 +248,7 @@ async def play(scene: Scene, plan: Plan) -> str:
     for wanted, job in jobs:
         await verify(scene, wanted, job)
     await scene.nothing_is_left()
+    assert scene.plane.docker("volume", "rm", foreign).strip() == foreign, "another database's volume is still there"
     return f"{len(jobs)} runs, {sum(host.starts for host in hosts.values())} worker starts"
 
 
@@ -264,7 +269,7 @@ async def kill_every_second(scene: Scene, runs: int, lines: int) -> str:
     It is the turn of the one that has been at work for longer. While neither has come that far (a machine that needs
     more than a second to start a process) no worker is killed, or no run would ever end.
     """
-    jobs = [await scene.job(lines, network="none", services=n % 2) for n in range(runs)]
+    jobs = [await scene.job(lines, network="none", services=n % 2, volume=n % 4 < 2) for n in range(runs)]
 
     async def killer(hosts: list[Host]) -> None:
         while True:

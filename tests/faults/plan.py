@@ -30,6 +30,7 @@ class Order:
     after: float
     """Seconds until it is queued; for a cancelled one, as many again until the cancel."""
     services: int
+    volume: bool
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,12 @@ class Plan:
     faults: tuple[Fault, ...]
 
     def __str__(self) -> str:
-        kinds = " ".join(f"{order.ends}:{order.lines}+{order.services}" for order in self.orders)
+        kinds = " ".join(f"{order.ends}:{order.lines}+{order.services}{'v' * order.volume}" for order in self.orders)
         return f"{len(self.hosts)} workers; {kinds}; {' '.join(map(str, self.faults))}"
 
 
 ENGINE_CALLS = (
+    "POST /v[0-9.]+/volumes/create",
     "POST /v[0-9.]+/networks/create",
     "GET /v[0-9.]+/networks",
     "DELETE /v[0-9.]+/networks/",
@@ -93,6 +95,7 @@ def draw(seed: int) -> Plan:
             ends=dice.choice(("itself", "itself", "itself", "canceled", "timeout")),
             after=dice.uniform(0, TROUBLE_SECONDS / 2),
             services=dice.choice((0, 0, 1, 2)),
+            volume=dice.random() < 0.5,
         )
         for _ in range(dice.randint(2, 5))
     )

@@ -23,6 +23,7 @@ from tests.db.world import shift_clock
 from tests.support.docker import FINAL, Plane, WorkerProcess, new_plane, until
 from tests.support.postgres import Cluster
 from tests.support.relay import Relay
+from worker.model.volume import VOLUME_PREFIX
 from worker.run.services import service_container
 
 LEASE = 15
@@ -69,6 +70,8 @@ class Job:
     """The name of its container."""
     services: int = 0
     """How many services it has."""
+    volume: str | None = None
+    """The engine's name of its volume, in which it counts its executions too."""
 
 
 @dataclass
@@ -101,22 +104,27 @@ class Scene:
         big: bool = False,
         then: str = "",
         services: int = 0,
+        volume: bool = False,
         **config: Any,
     ) -> Job:
         """Queues a run that prints numbered lines and leaves files.
 
         It counts its own executions in the artifact ``ran``. ``waits``: after its first line it waits for
         ``release``. ``pause``: seconds between ten portions of the lines. ``then``: what it does at the end.
-        ``services``: how many it has, each of which must answer before its first line.
+        ``services``: how many it has, each of which must answer before its first line. ``volume``: whether it and its
+        first service have one.
         """
         nonce = uuid.uuid4().hex[:8]
         names = [f"s{n}" for n in range(services)]
         words = ["echo ran >> /artifacts/ran", *(f"python3 -c '{ASKS}' {name}" for name in names), f"echo {UP}"]
+        volumes = [{"name": nonce, "path": "/kept"}] if volume else []
+        if volume:
+            words.insert(0, "echo ran >> /kept/ran")
+            config["volumes"] = volumes
         if services:
-            config["services"] = [
-                {"name": name, "image": self.plane.image, "command": ["python3", "-c", SERVES], "health": HEALTH}
-                for name in names
-            ]
+            service = {"image": self.plane.image, "command": ["python3", "-c", SERVES], "health": HEALTH}
+            config["services"] = [{"name": name, **service} for name in names]
+            config["services"][0]["volumes"] = volumes
         if waits:
             words.append("while [ ! -e /tmp/go ]; do sleep 0.05; done")
         size = max(1, -(-lines // 10) if pause else lines)
@@ -131,14 +139,17 @@ class Scene:
         words += [f"printf '{LAST}'", then, f"exit {exit_code}"]
         run_id = await self.plane.shell("\n".join(words), **config)
         said = [*("served" for _ in names), UP, *(f"{nonce} {n}" for n in range(1, lines + 1)), LAST]
-        return Job(run_id, said, files, exit_code, self.plane.container(run_id), services)
+        kept = self.plane.volume(nonce) if volume else None
+        return Job(run_id, said, files, exit_code, self.plane.container(run_id), services, kept)
 
     @asynccontextmanager
     async def worker(
         self, *flags: str, name: str = "a", points: str = "", **environ: str
     ) -> AsyncIterator[WorkerProcess]:
         """A worker process of that name; ``points`` as in tests/faults/doomed.py."""
-        words = ("--lease", str(LEASE), "--worker-id", f"{self.plane.name}-{name}", *flags)
+        words = (
+            "--lease", str(LEASE), "--worker-id", f"{self.plane.name}-{name}", "--allowed-volumes", "*", *flags
+        )  # fmt: skip
         ours = {"OPS_FAULT_POINTS": points, "OPS_WORKER_DOCKER_HOST": f"unix://{self.engine.path}"}
         async with self.plane.worker(*words, **{**ours, **environ}) as worker:
             self.workers.append(worker)
@@ -223,6 +234,9 @@ class Scene:
         await self._events_hold(job, status, reason)
         if log == "whole" and ran:
             await self._artifacts_hold(job)
+        if job.volume is not None and ran:
+            words = ("run", "--rm", "--network", "none", "--volume", f"{job.volume}:/x:ro", self.plane.image)
+            assert self.plane.docker(*words, "cat", "/x/ran") == "ran\n", "it stays, and the run ran once"
         if self.events is not None:
             await self._executed(job, times=int(ran is True), most=int(ran is not False))
 
@@ -232,7 +246,8 @@ class Scene:
         assert self.networks() == []
         left = set(self.plane.docker("volume", "ls", "--quiet").split())
         mounted = {record["Actor"]["ID"] for record in self._said("volume", "mount")}
-        assert not (self.volumes | mounted) & left
+        gone = {name for name in self.volumes | mounted if not name.startswith(VOLUME_PREFIX)}
+        assert not gone & left
         assert await self.plane.db.fetch("select * from ops_private.leases") == []
         assert self.peak < MEMORY_BOUND, f"{self.peak >> 20} MiB"
 
@@ -338,6 +353,7 @@ async def new_scene(
                     plane.docker("rm", "-fv", *left)
                 if networks := scene.networks():
                     plane.docker("network", "rm", *networks)
+                plane.remove_volumes()
             scene.plane.db.terminate()
 
 

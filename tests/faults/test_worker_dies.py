@@ -47,7 +47,7 @@ async def test_the_next_worker_finds_the_services_of_a_killed_one(scene: Scene) 
     jobs = {}
     for first, second in KILLED_WITH_SERVICES:
         host = first.partition("@")[0] + first[-1]
-        jobs[host] = await scene.job(500, exit_code=3, services=2, network="none")
+        jobs[host] = await scene.job(500, exit_code=3, services=2, volume=True, network="none")
         await scene.killed(*LONG_LEASE, points=f"{first}=kill", name=host)
         point, _, count = second.partition("@")
         done = {"up@2": 1, "created@1": 1}.get(second, int(count or 1))

@@ -21,6 +21,7 @@ import asyncpg
 
 from tests.support.postgres import run_sync
 from worker.database import roles
+from worker.model.volume import engine_name
 from worker.run.preparation import container_name
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -306,6 +307,16 @@ class Plane:
 
         await until(reached)
 
+    def volume(self, name: str) -> str:
+        """The engine's name of a volume of the project."""
+        return engine_name(self.identity, self.project_id, name)
+
+    def remove_volumes(self) -> None:
+        """Removes the volumes of this database's projects, when no container of theirs is left."""
+        label = f"label=ops-worker.database-id={self.identity}"
+        for name in self.docker("volume", "ls", "-q", "--filter", label, "--filter", "label=ops-worker.volume").split():
+            self.docker("volume", "rm", name)
+
     def container(self, run_id: uuid.UUID) -> str:
         """The name of that run's container."""
         return container_name(run_id, self.identity)
@@ -356,6 +367,7 @@ def shared_worker(url: str, image: str, folder: Path) -> Iterator[Plane]:
     plane = run_sync(prepared)
     (folder / "secrets").mkdir()
     words = [sys.executable, "-m", plane.program, "--concurrency", "6", "--secrets-dir", str(folder / "secrets")]
+    words += ["--allowed-volumes", "*/allowed*"]
     with (
         plane.shared_log.open("wb") as sink,
         subprocess.Popen(

@@ -25,6 +25,7 @@ from worker.model.container import LABEL_SERVICE, LABEL_TERMS, ContainerState, I
 from worker.model.outcome import Outcome, Stop
 from worker.model.report import CaseCounts, Report
 from worker.model.spec import Bound, ContainerSpec, HostPolicy, RunSpec, ServiceSpec, resolve
+from worker.model.volume import ProjectVolume
 from worker.run.lifecycle import Run
 from worker.run.ports import RunContext, RunTimings
 from worker.run.preparation import container_name
@@ -121,6 +122,7 @@ class ScriptedEngine(Scripted):
         self.written_bytes: dict[str, Written] = {}
         self.services: dict[str, ScriptedService] = {}
         self.network: RunNetwork | None = None
+        self.volumes: list[ProjectVolume] = []
         self.beside_removed: list[tuple[uuid.UUID, uuid.UUID]] = []
 
     def become(self, status: str | None) -> None:
@@ -189,6 +191,10 @@ class ScriptedEngine(Scripted):
 
     def service(self, name: str) -> ScriptedService:
         return self.services.setdefault(name, ScriptedService(self, name))
+
+    async def create_volume(self, volume: ProjectVolume) -> None:
+        await self.call(f"create volume {volume.name}")
+        self.volumes.append(volume)
 
     async def create_network(self, network: RunNetwork, labels: Mapping[str, str]) -> None:
         await self.call("create network")

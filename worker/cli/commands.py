@@ -60,7 +60,10 @@ class Invocation:
 
 
 _DATABASE = frozenset({"env_file", "version", "database_url"})
-_PRUNE = _DATABASE | {"worker_id", "artifact_store", "keep_logs", "keep_events", "dry_run", "log_level", "log_format"}
+_PRUNE = _DATABASE | {
+    "worker_id", "docker_host", "artifact_store", "keep_logs", "keep_events", "remove_volumes", "dry_run", "log_level",
+    "log_format",
+}  # fmt: skip
 _DOCTOR = _DATABASE | {"docker_host", "artifact_store", "min_free_disk", "containerd_root"}
 _WORK = frozenset(Settings.model_fields) - {"keep_logs", "keep_events", *FLAG_ONLY}
 
@@ -155,7 +158,7 @@ COMMANDS = (
         frozenset({"env_file", "version"}),
         "completion:completion",
     ),
-    Command("prune", {}, "delete expired artifacts, and old logs and events", _PRUNE, "prune:prune", ("json",)),
+    Command("prune", {}, "delete expired artifacts, old logs, events and volumes", _PRUNE, "prune:prune", ("json",)),
 )  # fmt: skip
 """All other commands, in the order of the help."""
 

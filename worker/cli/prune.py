@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 
 from worker.artifacts.store import ArtifactStore
 from worker.cli.commands import Invocation
 from worker.cli.screen import Screen
+from worker.cli.volumes import prune_volumes
 from worker.database import retention
 
 
@@ -16,12 +18,15 @@ async def prune(call: Invocation) -> int:
     store = ArtifactStore.from_url(settings.artifact_store)
     kept = retention.Retention(settings.keep_logs, settings.keep_events)
     done = await retention.prune(dsn, store, settings.worker_id, kept, dry_run=settings.dry_run)
+    volumes = await prune_volumes(settings)
     screen = Screen(as_json=call.options["json"])
     if screen.as_json:
-        screen.json({"dry_run": settings.dry_run, **asdict(done)})
+        screen.json({"dry_run": settings.dry_run, **asdict(done), "volumes": [asdict(each) for each in volumes.found]})
     else:
         what = "would be deleted" if settings.dry_run else "deleted"
         size = f"{done.bytes / 2**20:,.1f} MiB"
         counts = f"{done.artifacts:,} expired artifacts ({size}), {done.lines:,} log lines, {done.events:,} events"
-        screen.lines([f"{what}: {counts}"])
-    return 0
+        screen.lines([f"{what}: {counts}", *(each.text for each in volumes.found)])
+    for problem in volumes.problems:
+        print(problem, file=sys.stderr)
+    return int(volumes.failed)

@@ -21,12 +21,13 @@ from worker.model.images import check_pattern
 from worker.model.service import MAX_SERVICES
 from worker.model.sizes import Size
 from worker.model.spec import Bound, HostPolicy
+from worker.model.volume import check_volume_pattern
 
 PREFIX = "OPS_WORKER_"
 GENERAL_URL = "DATABASE_URL"
 """The variable that the worker reads for the database if ``OPS_WORKER_DATABASE_URL`` is not set."""
 
-FLAG_ONLY = frozenset({"version", "dry_run", "yes"})
+FLAG_ONLY = frozenset({"version", "dry_run", "remove_volumes", "yes"})
 """Settings that have no variable."""
 
 MIN_LEASE, DEFAULT_LEASE, MAX_LEASE = 15, 300, 3600
@@ -73,7 +74,12 @@ def _image_patterns(patterns: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(map(check_pattern, patterns))
 
 
+def _volume_patterns(patterns: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(map(check_volume_pattern, patterns))
+
+
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
+VolumePatterns = Annotated[Words, AfterValidator(_volume_patterns)]
 ImagePatterns = Annotated[Words, AfterValidator(_image_patterns)]
 Address = Annotated[tuple[str, int] | None, NoDecode, BeforeValidator(_address)]
 Seconds = Annotated[float, Field(gt=0)]
@@ -124,6 +130,9 @@ class Settings(BaseSettings):
     docker_host: DockerHost = _setting(None, "URL", "the engine; unset: DOCKER_HOST, else Docker's own default")
     allowed_images: ImagePatterns = _setting(_HOST.allowed_images, "A,B", "patterns of image names that may run here")
     allowed_networks: Words = _setting(_HOST.allowed_networks, "A,B", "that a workflow may choose")
+    allowed_volumes: VolumePatterns = _setting(
+        _HOST.allowed_volumes, "A,B", "patterns WORKSPACE_KEY/NAME of volumes that stay; unset: none"
+    )
     read_only_root: bool = _setting(_HOST.read_only_root, "", "read-only root file systems for all runs")
     max_services: Services = _setting(_HOST.max_services, "N", "that a run may have; 0: none")
     secrets_dir: Path | None = _setting(None, "DIR", "secrets for runs: DIR/NAME and DIR/WORKSPACE_KEY/NAME")
@@ -153,6 +162,7 @@ class Settings(BaseSettings):
 
     keep_logs: Count | None = _setting(None, "DAYS", "that prune keeps the log of a run after its end")
     keep_events: Count | None = _setting(None, "DAYS", "that prune keeps the events of a run after its end")
+    remove_volumes: bool = _setting(False, "", "remove the volumes of archived projects from this engine")
     dry_run: bool = _setting(False, "", "print what would be deleted; delete nothing")
 
     yes: bool = _setting(False, "", "drop tables without asking")
@@ -189,6 +199,7 @@ class Settings(BaseSettings):
         return HostPolicy(
             allowed_images=self.allowed_images,
             allowed_networks=self.allowed_networks,
+            allowed_volumes=self.allowed_volumes,
             read_only_root=self.read_only_root,
             secrets_as_env=self.secrets_as_env,
             max_services=self.max_services,

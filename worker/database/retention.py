@@ -6,6 +6,8 @@ that is killed leaves no record without its object, and the next prune continues
 
 from __future__ import annotations
 
+import uuid
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -67,6 +69,25 @@ async def prune(dsn: str, store: ObjectStore, worker_id: str, retention: Retenti
         if events_before is not None:
             events = await connection.fetchval("select ops_private.prune_run_events($1)", events_before)
         return Pruned(artifacts, size, lines, events)
+
+
+async def archived_projects(
+    dsn: str, projects: Collection[tuple[uuid.UUID, uuid.UUID]]
+) -> dict[tuple[uuid.UUID, uuid.UUID], str | None]:
+    """Of these projects (each with the identity of its database) those that are archived here or do not exist.
+
+    The values are their workspace keys, None for a project that does not exist.
+    """
+    archived: dict[tuple[uuid.UUID, uuid.UUID], str | None] = {}
+    if not projects:
+        return archived
+    async with connected_for("prune", dsn) as connection:
+        for database_id in {database_id for database_id, _ in projects}:
+            asked = [project_id for other, project_id in projects if other == database_id]
+            sql = "select * from ops_private.archived_projects($1, $2)"
+            for row in await connection.fetch(sql, database_id, asked):
+                archived[database_id, row["project_id"]] = row["workspace_key"]
+    return archived
 
 
 async def _prune_artifacts(connection: asyncpg.Connection, store: ObjectStore, owner: str | None) -> tuple[int, int]:

@@ -6,11 +6,9 @@ A log stream has no read timeout. It is ended by closing its response.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import signal
 import time
-from base64 import b64decode
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
@@ -27,26 +25,20 @@ import requests
 
 from worker.concurrency import task_group
 from worker.engine.chunks import body
-from worker.engine.client import API_TIMEOUT, BROKEN, Body, EngineApi, cut, get, logs, translated
+from worker.engine.client import BROKEN, Body, EngineApi, cut, get, logs, translated
 from worker.engine.create import OPENED_TIME
 from worker.engine.pipe import Pipe
+from worker.engine.volumes import LONE_FOLDER, is_folder, stat
 from worker.errors import EngineError
 from worker.model.container import MAX_SECRET, ContainerState, Secret
 from worker.model.fields import ARTIFACTS_DIR, SECRETS_DIR
-from worker.tar import BLOCK, END_MARK, DamagedError, first_file
+from worker.tar import END_MARK, DamagedError, first_file
 
 ENDED_POLL_SECONDS = 0.1
 """How often a container that was told to end is looked at."""
 
 STREAM_BUFFER = 1 << 18
 """Bytes of log that may wait between the reading thread and the event loop; beyond it the reader pauses."""
-
-
-LONE_FOLDER = BLOCK + len(END_MARK)
-"""Bytes of an archive with one folder and nothing in it; each member more takes another block."""
-
-_IS_FOLDER = 1 << 31
-"""A bit of the engine's file modes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,12 +251,10 @@ def _archive(client: docker.APIClient, container_id: str, path: str) -> Iterator
 
 def _is_untouched(client: docker.APIClient, ref: str) -> bool:
     """Whether /artifacts is a folder in which nothing changed since the worker opened it."""
-    url = f"{client.base_url}/v{client.api_version}/containers/{ref}/archive"
-    response = client.head(url, params={"path": ARTIFACTS_DIR}, timeout=API_TIMEOUT)
-    if not response.ok:
+    facts = stat(client, ref, ARTIFACTS_DIR)
+    if facts is None:
         return False
-    facts = json.loads(b64decode(response.headers["X-Docker-Container-Path-Stat"]))
-    return bool(facts["mode"] & _IS_FOLDER) and _time(facts["mtime"]) == datetime.fromtimestamp(OPENED_TIME, UTC)
+    return is_folder(facts) and _time(facts["mtime"]) == datetime.fromtimestamp(OPENED_TIME, UTC)
 
 
 def _volume(mounts: Sequence[Mapping[str, Any]]) -> Path | None:

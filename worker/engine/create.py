@@ -12,10 +12,11 @@ from typing import Any
 import docker
 import docker.errors
 import requests
-from docker.types import LogConfig, Ulimit
+from docker.types import LogConfig, Mount, Ulimit
 
 from worker.engine.client import get
 from worker.engine.networks import NETWORK, NO_NAME_SERVER, ensure_network
+from worker.engine.volumes import is_unused
 from worker.errors import EngineError
 from worker.model.container import Image, RunNetwork, Secret
 from worker.model.fields import ARTIFACTS_DIR, SECRETS_DIR
@@ -146,6 +147,7 @@ def _host_config(client: docker.APIClient, request: ContainerRequest) -> dict[st
         security_opt=["no-new-privileges"],
         read_only=spec.read_only,
         tmpfs=_tmpfs(spec),
+        mounts=[Mount(each.path, each.name, type="volume", read_only=each.read_only) for each in spec.volumes] or None,
         nano_cpus=round(spec.cpus * 1e9),
         mem_limit=spec.memory_bytes,
         memswap_limit=spec.memory_bytes,
@@ -171,13 +173,18 @@ def _tmpfs(spec: ContainerSpec) -> dict[str, str] | None:
     sizes = {"/tmp": half} if spec.read_only else {}  # noqa: S108
     if isinstance(spec, ServiceSpec):
         sizes |= {each.path: each.size or half for each in spec.tmpfs}
-    return {path: f"mode=1777,size={size}" for path, size in sizes.items()} or None
+    mounted = {volume.path for volume in spec.volumes}
+    return {path: f"mode=1777,size={size}" for path, size in sizes.items() if path not in mounted} or None
 
 
 def _fill(client: docker.APIClient, container: str, request: ContainerRequest) -> None:
-    """Opens /artifacts for the image's own user, and puts the secrets in place."""
+    """Opens /artifacts and new volumes for the image's own user, and puts the secrets in place."""
     if request.opens_artifacts:
         client.put_archive(container, "/", _directory(ARTIFACTS_DIR.lstrip("/"), mode=0o1777))
+    if not request.is_root and not request.spec.read_only:
+        for volume in request.spec.volumes:
+            if not volume.read_only and is_unused(client, container, volume.path):
+                client.put_archive(container, "/", _directory(volume.path.lstrip("/"), mode=0o1777))
     if request.secrets:
         # A volume of the container's own, since that works on every engine, with a read-only root too; what is in it
         # is neither in `docker inspect` nor in an image made from the container, and is removed with the container.

@@ -21,10 +21,12 @@ from worker.engine.client import EngineApi, Severable, disk_usage
 from worker.engine.containers import Container, Opened
 from worker.engine.create import ContainerRequest, create
 from worker.engine.networks import ensure_run_network, remove_beside, run_networks
+from worker.engine.volumes import ensure_volume, project_volumes, remove_volume
 from worker.errors import ImageMissing
 from worker.model.container import LABEL_DATABASE, LABEL_RUN, Image, RunNetwork, Secret, Written
 from worker.model.images import ImageName, digest_of
 from worker.model.spec import ContainerSpec
+from worker.model.volume import VOLUME_PREFIX, ProjectVolume
 
 NEW_SECONDS = 0.25
 """How long a new container is known not to have run: no other worker can adopt, start and end it in that time."""
@@ -157,6 +159,18 @@ class Engine:
         """Removes the services and the network of a run, those that are there."""
         await self._api.call(lambda client: remove_beside(client, database_id, run_id))
 
+    async def create_volume(self, volume: ProjectVolume) -> None:
+        """Makes the volume of a project if it is not there."""
+        await self._api.call(lambda client: ensure_volume(client, volume))
+
+    async def volumes(self) -> list[ProjectVolume]:
+        """The volumes of all projects on this engine, also those of other databases."""
+        return await self._api.call(project_volumes, abandon=True)
+
+    async def remove_volume(self, name: str) -> None:
+        """Removes a volume with all that is in it. Raises ``EngineError`` while a container uses it."""
+        await self._api.call(lambda client: remove_volume(client, name))
+
     def container(self, ref: str) -> Container:
         """The handle of a container by its id or its name, whether it exists or not."""
         return Container(self._api, self._streams, ref)
@@ -174,17 +188,21 @@ class Engine:
     async def written(self) -> dict[str, Written]:
         """What the containers of runs hold on the engine's disk, by run id: of all workers and databases."""
         usage = await self._api.call(disk_usage, abandon=True)
-        volumes = {volume["Name"]: (volume.get("UsageData") or {}).get("Size", 0) for volume in usage.volumes}
+        sizes = {volume["Name"]: max(0, (volume.get("UsageData") or {}).get("Size", 0)) for volume in usage.volumes}
         written: dict[str, Written] = {}
         for container in usage.containers:
             if (run_id := (container.get("Labels") or {}).get(LABEL_RUN)) is None:
                 continue
+            size, kept = container.get("SizeRw", 0), 0
+            for mount in container.get("Mounts") or ():
+                name = mount.get("Name") or ""
+                if not name.startswith(VOLUME_PREFIX):
+                    size += sizes.get(name, 0)
+                elif mount.get("RW"):
+                    kept += sizes.get(name, 0)
             others = written.get(run_id, Written(0, running=False))
-            size = container.get("SizeRw", 0) + sum(
-                max(0, volumes.get(mount.get("Name"), 0)) for mount in container.get("Mounts") or ()
-            )
             running = others.running or container["State"] == "running"
-            written[run_id] = Written(others.size + size, running=running)
+            written[run_id] = Written(others.size + size, running, others.kept + kept)
         return written
 
 

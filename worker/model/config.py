@@ -19,6 +19,7 @@ from worker.errors import SpecError, expected
 from worker.model.fields import ARTIFACTS_DIR, STRICT, ContainerResources, Env, Secrets, Text, Word, env_name, no_nul
 from worker.model.service import Health, Service, Services, Tmpfs
 from worker.model.sizes import Size
+from worker.model.volume import MAX_VOLUMES, Volume
 
 DEFAULT_EXPIRY_DAYS = 30
 MAX_RULES = 100
@@ -130,6 +131,13 @@ def _content_type(rule: ArtifactRule) -> ArtifactRule:
     return rule
 
 
+def _different_paths(volumes: list[Volume]) -> list[Volume]:
+    paths = [volume.path for volume in volumes]
+    if len(paths) != len(set(paths)):
+        raise ValueError("expected a different path for each volume")
+    return volumes
+
+
 class Config(_Strict):
     """The ``config`` of a tool, and the part of a workflow's ``config`` that overrides it."""
 
@@ -145,6 +153,7 @@ class Config(_Strict):
     ]
     secrets: Secrets = []
     services: Services = []
+    volumes: Annotated[list[Volume], Field(max_length=MAX_VOLUMES), AfterValidator(_different_paths)] = []
 
 
 class WorkflowConfig(Config):
@@ -249,6 +258,7 @@ _NESTED: dict[tuple[type[BaseModel] | None, object], type[BaseModel]] = {
     (Service, "resources"): ContainerResources,
     (None, "tmpfs"): Tmpfs,
     (None, "health"): Health,
+    (None, "volumes"): Volume,
 }
 """The models of the objects within a configuration, by the key that has them, and by the object around it."""
 

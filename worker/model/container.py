@@ -14,6 +14,10 @@ LABEL_RUN = "ops-worker.run-id"
 LABEL_DATABASE = "ops-worker.database-id"
 LABEL_WORKER = "ops-worker.worker-id"
 LABEL_TERMS = "ops-worker.terms"
+LABEL_PROJECT = "ops-worker.project-id"
+LABEL_VOLUME = "ops-worker.volume"
+"""The project of a volume, and its name there."""
+
 LABEL_SERVICE = "ops-worker.service"
 """The name of a service; the container of a run does not have it."""
 
@@ -81,6 +85,8 @@ class Written:
 
     size: int
     running: bool
+    kept: int = 0
+    """What is in the volumes of its project that they may write to."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, Field
 
 from worker.model.fields import STRICT, ContainerResources, Env, MountPath, Secrets, Text, Word
 from worker.model.sizes import Size
+from worker.model.volume import MAX_VOLUMES, Volume
 
 MAX_SERVICES = 10
 """Services of one configuration. The database refuses more, too."""
@@ -56,6 +57,7 @@ class Service(_Strict):
     user: Word | None = None
     read_only: bool = False
     tmpfs: Annotated[list[Tmpfs], Field(max_length=MAX_TMPFS)] = []
+    volumes: Annotated[list[Volume], Field(max_length=MAX_VOLUMES)] = []
     health: Health | None = None
 
 
@@ -64,9 +66,9 @@ def _one_image(service: Service) -> Service:
         raise ValueError("expected either image or tool")
     if service.version is not None and service.tool is None:
         raise ValueError("expected version only with tool")
-    paths = [each.path for each in service.tmpfs]
+    paths = [*(each.path for each in service.tmpfs), *(each.path for each in service.volumes)]
     if len(paths) != len(set(paths)):
-        raise ValueError("expected a different path for each tmpfs")
+        raise ValueError("expected a different path for each tmpfs and volume")
     return service
 
 

@@ -30,6 +30,7 @@ from worker.model.fields import ARTIFACTS_DIR, ContainerResources
 from worker.model.images import ImageName, allowed
 from worker.model.service import Health, Service, Tmpfs
 from worker.model.sizes import shown_size
+from worker.model.volume import Mount, Volume, volume_allowed
 
 N = TypeVar("N", int, float)
 
@@ -60,6 +61,7 @@ class HostPolicy:
 
     allowed_images: tuple[str, ...] = ("*",)
     allowed_networks: tuple[str, ...] = ("bridge", "none")
+    allowed_volumes: tuple[str, ...] = ()
     read_only_root: bool = False
     secrets_as_env: bool = False
     max_services: int = 4
@@ -86,6 +88,8 @@ class ServiceTerms(BaseModel):
     name: str
     memory_bytes: int
     secrets: tuple[str, ...]
+    keeps: bool = False
+    """Whether it may write to a volume that stays."""
 
 
 class RunTerms(BaseModel):
@@ -120,6 +124,7 @@ class ContainerSpec:
     user: str | None
     read_only: bool
     secrets: tuple[str, ...] = ()
+    volumes: tuple[Mount, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +138,8 @@ class ServiceSpec(ContainerSpec):
     @property
     def terms(self) -> ServiceTerms:
         """The part that the run needs until its end."""
-        return ServiceTerms(name=self.name, memory_bytes=self.memory_bytes, secrets=self.secrets)
+        keeps = any(not volume.read_only for volume in self.volumes)
+        return ServiceTerms(name=self.name, memory_bytes=self.memory_bytes, secrets=self.secrets, keeps=keeps)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,6 +188,7 @@ def resolve(claim: Claim, policy: HostPolicy) -> RunSpec:
         artifacts=tuple(merged.artifacts),
         secrets=tuple(dict.fromkeys(merged.secrets)),
         services=_services(merged.services, claim, policy),
+        volumes=_volumes("volumes", merged.volumes, claim, policy),
     )
 
 
@@ -202,9 +209,20 @@ def _services(services: Sequence[Service], claim: Claim, policy: HostPolicy) -> 
             secrets=tuple(dict.fromkeys(service.secrets)),
             tmpfs=tuple(service.tmpfs),
             health=service.health,
+            volumes=_volumes(f"services.{n}.volumes", service.volumes, claim, policy),
         )
         for n, service in enumerate(services)
     )
+
+
+def _volumes(field: str, volumes: Sequence[Volume], claim: Claim, policy: HostPolicy) -> tuple[Mount, ...]:
+    """The volumes of a container, by the names of the project. Raises ``SpecError``."""
+    for n, volume in enumerate(volumes):
+        if not volume_allowed(claim.project.workspace_key, volume.name, policy.allowed_volumes):
+            name = f"{claim.project.workspace_key}/{volume.name}"
+            message = f"{field}.{n}.name: volume {name} matches none of this host's allowed volumes"
+            raise SpecError("invalid_config", f"{field}.{n}.name", message)
+    return tuple(Mount(volume.name, volume.path, volume.read_only) for volume in volumes)
 
 
 def _limits(field: str, asked: ContainerResources, policy: HostPolicy) -> dict[str, Any]:

@@ -112,7 +112,7 @@ class DiskGuard:
             self._took = self._looked - began
         for run_id, run in self._runs.items():
             if (its := written.get(str(run_id))) is not None:
-                run.quota.record(its.size)
+                run.quota.record(run.quota.counted(its))
         left = self._disk.short_of()
         if left is not None and not self._comes_free(left):
             self._make_room(written, left)
@@ -129,7 +129,7 @@ class DiskGuard:
     def _make_room(self, written: Mapping[str, Written], left: int) -> None:
         """Evicts the run that wrote the most, unless it is another worker's: that worker evicts it."""
         mine = {
-            run_id: its.size + run.quota.printed
+            run_id: run.quota.counted(its) + run.quota.printed
             for run_id, run in self._runs.items()
             if not run.quota.exceeded.is_set() and (its := written.get(str(run_id))) is not None
         }

@@ -153,6 +153,7 @@ class Run:
         if state.lasted >= terms.timeout_seconds:  # also when a limit or the program itself ended it
             self.stop(Stop.TIMEOUT)
         await services.look_back(state)
+        await services.settle(self._context.stop_grace_seconds)
         artifacts_error = None
         if terms.artifacts and state.started_at is not None:
             collection = ArtifactCollection(self.claim, self._context, self._reporter, self._calls, self._stop)

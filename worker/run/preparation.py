@@ -28,6 +28,7 @@ from worker.model.outcome import Reason
 from worker.model.pull import PullProgress
 from worker.model.sizes import rounded_size
 from worker.model.spec import ContainerSpec, RunSpec, RunTerms, resolve
+from worker.model.volume import ProjectVolume, engine_name
 from worker.run.engine_retry import EngineRetry
 from worker.run.ports import RunContainer, RunContext
 from worker.run.reporter import Reporter
@@ -87,6 +88,7 @@ class Preparation:
         spec = resolve(self._claim, self._context.policy)
         secrets = {secret.name: secret for secret in await self._read_secrets(_secrets_of(spec.terms))}
         image = await self._image(spec.image)
+        spec = await self._with_volumes(spec)
         beside = await self._create_services(spec, secrets)
         return await self._create(spec, image, secrets, beside), spec.terms
 
@@ -139,6 +141,22 @@ class Preparation:
         message = f"pulled image {reference}: {rounded_size(size)} in {seconds:g} s"
         await self._reporter.event("info", message, {"image": reference, "bytes": size, "seconds": seconds})
         return pulled.image
+
+    async def _with_volumes(self, spec: RunSpec) -> RunSpec:
+        """Makes the project's volumes, and returns the specification with the engine's names of them."""
+        database_id, project_id = self._context.database_id, self._claim.project_id
+        made = {}
+        for mount in (*spec.volumes, *(mount for service in spec.services for mount in service.volumes)):
+            name = engine_name(database_id, project_id, mount.name)
+            made[mount.name] = ProjectVolume(name, database_id, project_id, mount.name)
+        for volume in made.values():
+            await self._calls(self._engine.create_volume, volume)
+
+        def placed(container: S) -> S:
+            mounts = (replace(mount, name=made[mount.name].engine_name) for mount in container.volumes)
+            return replace(container, volumes=tuple(mounts))
+
+        return replace(placed(spec), services=tuple(placed(service) for service in spec.services))
 
     async def _create_services(self, spec: RunSpec, secrets: Mapping[str, Secret]) -> dict[str, Any]:
         """Makes the services and their network, and returns what is recorded of them. Starts none."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import anyio
 
+from worker.model.container import Written
 from worker.model.outcome import Stop
 
 
@@ -23,9 +24,16 @@ class DiskQuota:
         """What was left of the disk when it was stopped."""
         self.exceeded = anyio.Event()
         self._stop = stop
+        self._kept_before: int | None = None
+
+    def counted(self, found: Written) -> int:
+        """What the run wrote. Of the project's volumes only what they grew by since they were first measured counts."""
+        if self._kept_before is None:
+            self._kept_before = found.kept
+        return found.size + max(0, found.kept - self._kept_before)
 
     def record(self, size: int) -> None:
-        """Records what the container holds on the disk; stops the run if that is more than its limit."""
+        """Records what the run wrote to the disk; stops the run if that is more than its limit."""
         if size > self.limit:
             self._exceed(Stop.DISK_LIMIT, size)
 

@@ -107,6 +107,12 @@ class Services:
             if state is None or (ended is not None and ended < run.finished_at):
                 await self._fail(name, service_fault(state, self._terms[name]) or "")
 
+    async def settle(self, grace_seconds: float) -> None:
+        """Stops those that may write to a volume that stays, before another run can use it."""
+        for name, container in self._containers.items():
+            if self._terms[name].keeps:
+                await self._calls(container.stop, grace_seconds)
+
     async def kill(self) -> None:
         """Kills them all."""
         for container in self._containers.values():

@@ -194,8 +194,8 @@ def test_help_has_a_line_for_every_setting_with_its_default(
             "prune",
             "prune [SETTING ...]",
             (
-                "json env-file version database-url worker-id artifact-store keep-logs keep-events dry-run log-level"
-                " log-format"
+                "json env-file version database-url worker-id docker-host artifact-store keep-logs"
+                " keep-events remove-volumes dry-run log-level log-format"
             ),
         ),
     ],

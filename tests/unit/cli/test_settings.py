@@ -14,6 +14,7 @@ from worker.errors import ConfigurationError
 from worker.model.spec import Bound, HostPolicy
 
 SIZE = "expected bytes or a size such as 512m or 2g, above 0 and not above 1024t"
+VOLUMES = "expected patterns such as acme/filestore, acme/* or *, with a workspace key before the slash"
 CONCURRENCY = "expected a whole number of at least 1 and at most 500"
 URL = "postgresql://worker:hunter22@db.example/ops"
 
@@ -44,7 +45,7 @@ def test_nothing_set_is_the_defaults() -> None:
         ("until_idle", "true", True), ("docker_host", "tcp://10.0.0.1:2376", "tcp://10.0.0.1:2376"),
         ("allowed_images", "odoo:*,registry.example/[ab]*", ("odoo:*", "registry.example/[ab]*")),
         ("allowed_networks", "none", ("none",)), ("read_only_root", "true", True), ("secrets_as_env", "true", True),
-        ("max_services", "0", 0),
+        ("max_services", "0", 0), ("allowed_volumes", "acme/*, */data,*", ("acme/*", "*/data", "*")),
         ("secrets_dir", "/run/secrets", Path("/run/secrets")), ("stop_grace", "1", 1.0), ("pull_timeout", "90", 90.0),
         ("pull_idle_timeout", "90", 90.0),
         ("default_timeout", "60", 60.0), ("max_timeout", "7200", 7200.0), ("default_cpus", "1.5", 1.5),
@@ -89,8 +90,8 @@ def test_bound_of_the_policy_is_two_settings(name: str) -> None:
 
 def test_other_settings_of_the_policy_follow_their_flags() -> None:
     argv = ["--allowed-images", "a", "--allowed-networks", "none", "--read-only-root", "--secrets-as-env"]
-    policy = load(argv, {}).policy
-    assert policy == HostPolicy(("a",), ("none",), read_only_root=True, secrets_as_env=True)
+    policy = load([*argv, "--allowed-volumes", "a/*", "--max-services", "1"], {}).policy
+    assert policy == HostPolicy(("a",), ("none",), ("a/*",), read_only_root=True, secrets_as_env=True, max_services=1)
 
 
 @pytest.mark.parametrize(
@@ -105,6 +106,8 @@ def test_other_settings_of_the_policy_follow_their_flags() -> None:
         ("docker_host", "ssh://build",
          "expected unix:///path or tcp://host:port; for ssh, forward the socket (ssh -L), got 'ssh://build'"),
         ("default_memory", "lots", f"{SIZE}, got 'lots'"), ("max_memory", "0", f"{SIZE}, got '0'"),
+        ("allowed_volumes", "data", f"{VOLUMES}, got 'data'"),
+        ("max_services", "11", "expected a whole number of at least 0 and at most 10, got '11'"),
         ("max_pids", "-5", "expected a whole number above 0, got '-5'"),
         ("log_level", "loud", "expected one of 'debug', 'info', 'warning' or 'error', got 'loud'"),
         ("metrics_address", "9464", "expected host:port, such as 127.0.0.1:9464, got '9464'"),

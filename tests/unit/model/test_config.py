@@ -18,6 +18,7 @@ SIZE = "expected bytes or a size such as 512m or 2g, above 0 and not above 1024t
 NAME = "expected a name of letters, digits and underscores"
 NUL = "a NUL character is not possible here"
 MOUNT = "expected the absolute path of a folder, such as /var/lib/data"
+VOLUME = "expected at most 64 lower-case letters, digits, underscores, dots and dashes"
 HOST = "expected a host name of at most 40 lower-case letters, digits and dashes, such as db"
 VALUES, TEXT = "expected at most 10,000 values in all", "expected at most 262,144 characters in all"
 DEEP: Any = json.loads('{"a": [' * 200 + "1" + "]}" * 200)
@@ -100,6 +101,22 @@ def db(**more: Any) -> dict[str, Any]:
         ({"services": [db(health={"command": ["x"], "retries": 0})]},
          "services.0.health.retries: expected at least 1, got 0"),
         ({"services": [db(tmpfs=[{"path": "/x"}] * 2)]}, "services.0: expected a different path for each tmpfs"),
+        ({"services": [db(tmpfs=[{"path": "/x"}], volumes=[{"name": "a", "path": "/x/"}])]},
+         "services.0: expected a different path for each tmpfs and volume, got an object"),
+        ({"services": [db(volumes=[{"name": "a", "path": "x"}])]}, f"services.0.volumes.0.path: {MOUNT}, got 'x'"),
+        at("volumes", {"a": "/x"}, """expected a list, got {"a": "/x"}"""),
+        at("volumes", [{"name": "a", "path": "/x"}] * 11, "expected at most 10 entries"),
+        at("volumes", [{"name": name, "path": "/x"} for name in "ab"], "expected a different path for each volume"),
+        ({"volumes": [{"name": "../a", "path": "/x"}]}, f"volumes.0.name: {VOLUME}, got '../a'"),
+        ({"volumes": [{"name": "A", "path": "/x"}]}, f"volumes.0.name: {VOLUME}, got 'A'"),
+        ({"volumes": [{"name": "a" * 65, "path": "/x"}]}, f"volumes.0.name: {VOLUME}, got 'aaa"),
+        ({"volumes": [{"name": "a"}]}, "volumes.0.path: field required"),
+        ({"volumes": [{"name": "a", "path": "/x", "readonly": True}]},
+         "volumes.0.readonly: unknown key; did you mean read_only?"),
+        ({"volumes": [{"name": "a", "path": "/x", "read_only": "yes"}]},
+         "volumes.0.read_only: expected true or false, got 'yes'"),
+        ({"volumes": [{"name": "a", "path": "/run"}]},
+         "volumes.0.path: expected a folder that is not in /run/secrets and does not contain it, got '/run'"),
         ({"services": [db(tmpfs=["/x"])]}, "services.0.tmpfs.0: expected an object, got '/x'"),
         ({"services": [db(tmpfs=[{"path": "data"}])]}, f"services.0.tmpfs.0.path: {MOUNT}, got 'data'"),
         *[({"services": [db(tmpfs=[{"path": path}])]}, f"services.0.tmpfs.0.path: {MOUNT}, got '{path}'")

@@ -13,6 +13,7 @@ from worker.model.claim import Claim
 from worker.model.config import ArtifactRule
 from worker.model.service import Health, Tmpfs
 from worker.model.spec import Bound, HostPolicy, RunSpec, ServiceSpec, ServiceTerms, resolve
+from worker.model.volume import Mount, engine_name
 
 RUN = uuid.UUID(int=1)
 BAD_IMAGE = (
@@ -211,3 +212,42 @@ def test_run_with_services_needs_a_network_that_the_worker_makes() -> None:
 def test_services_of_a_workflow_replace_those_of_its_tool() -> None:
     work = configured({"services": [DB]}, tool={"services": [DB | {"name": "a"}, DB | {"name": "b"}]})
     assert [service.name for service in resolve(work, HostPolicy()).services] == ["db"]
+
+
+# --- volumes --------------------------------------------------------------------------------------------------------
+
+DATA: dict[str, Any] = {"name": "data", "path": "/var/lib/data/", "read_only": True}
+
+
+@pytest.mark.parametrize(
+    ("patterns", "allowed"),
+    [
+        ((), False), (("*",), True), (("acme/*",), True), (("acme/data",), True), (("*/data",), True),
+        (("other/data", "acme/d?ta"), True), (("acme2/*",), False), (("acme/dat",), False), (("other/*",), False),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("place", ["volumes", "services.0.volumes"])
+def test_volume_needs_the_permission_of_the_host(place: str, patterns: tuple[str, ...], *, allowed: bool) -> None:
+    config = {"volumes": [DATA]} if place == "volumes" else {"services": [DB | {"volumes": [DATA]}]}
+    policy = HostPolicy(allowed_volumes=patterns)
+    if allowed:
+        spec = resolve(configured(config), policy)
+        [mount] = spec.volumes if place == "volumes" else spec.services[0].volumes
+        assert mount == Mount("data", "/var/lib/data", read_only=True)
+    else:
+        error = refusal(configured(config), policy)
+        message = f"{place}.0.name: volume acme/data matches none of this host's allowed volumes"
+        assert (error.reason, error.field, str(error)) == ("invalid_config", f"{place}.0.name", message)
+
+
+def test_name_of_a_volume_belongs_to_one_project_of_one_database() -> None:
+    a, b = uuid.UUID(int=1), uuid.UUID(int=2)
+    names = {engine_name(database, project, name) for database in (a, b) for project in (a, b) for name in ("x", "y")}
+    assert len(names) == 8
+    assert engine_name(a, b, "x") == engine_name(a, b, "x")
+
+
+@pytest.mark.parametrize(("read_only", "keeps"), [(False, True), (True, False)])
+def test_service_that_may_write_to_a_volume_is_known_in_the_terms(*, read_only: bool, keeps: bool) -> None:
+    config = {"services": [DB | {"volumes": [DATA | {"read_only": read_only}]}]}
+    assert resolve(configured(config), HostPolicy(allowed_volumes=("*",))).terms.services[0].keeps is keeps

@@ -53,8 +53,8 @@ class Host:
         self.runs: dict[uuid.UUID, ScriptedRun] = {}
         self.guard = DiskGuard(cast("Any", self.disk), self.engine, self.runs)
 
-    def wrote(self, run_id: uuid.UUID, size: int, *, mine: bool = True, running: bool = True) -> None:
-        self.engine.written_bytes[str(run_id)] = Written(size, running)
+    def wrote(self, run_id: uuid.UUID, size: int, *, mine: bool = True, running: bool = True, kept: int = 0) -> None:
+        self.engine.written_bytes[str(run_id)] = Written(size, running, kept)
         if mine:
             self.runs.setdefault(run_id, ScriptedRun(make_claim(run_id)))
 
@@ -82,6 +82,17 @@ async def test_run_that_wrote_most_is_evicted_below_the_floor(host: Host) -> Non
     assert await host.short_of(FLOOR) == {}
     assert await host.short_of(FLOOR - 1) == {B: [Stop.DISK]}
     assert (host.runs[B].quota.written, host.runs[B].quota.left) == (2 * NOTABLE, FLOOR - 1)
+
+
+async def test_volume_counts_by_what_it_grew_since_it_was_first_measured(host: Host) -> None:
+    host.wrote(A, 0, kept=100 * NOTABLE)
+    host.wrote(B, 2 * NOTABLE)
+    await host.short_of(2**40)
+    assert await host.short_of(FLOOR - 1) == {B: [Stop.DISK]}
+    host.gone(B)
+    host.wrote(A, 0, kept=103 * NOTABLE)
+    assert (await host.short_of(2**40), await host.short_of(FLOOR - 1)) == ({}, {A: [Stop.DISK]})
+    assert host.runs[A].quota.written == 3 * NOTABLE
 
 
 async def test_output_counts_as_written(host: Host) -> None:

@@ -15,6 +15,7 @@ from worker.errors import EngineError, LeaseLost
 from worker.model.container import ContainerState, RunNetwork, Secret
 from worker.model.outcome import Stop
 from worker.model.spec import Bound, HostPolicy
+from worker.model.volume import Mount, ProjectVolume, engine_name
 from worker.run.secrets import SecretsFolder
 from worker.run.services import KEPT_CHARACTERS, KEPT_LINES
 
@@ -229,3 +230,32 @@ async def test_host_allows_so_many_services(world: World) -> None:
     assert await world.execute(config=CONFIG) == "failed"
     assert world.message == "services: 2 are more than this host allows, 1"
     assert world.did("create network", "image") == []
+
+
+# --- volumes --------------------------------------------------------------------------------------------------------
+
+MOUNTED = {"name": "data", "path": "/data"}
+
+
+async def test_volumes_of_run_and_services_are_made_once_for_its_project(world: World) -> None:
+    world.set(policy=HostPolicy(allowed_volumes=("acme/*",)))
+    db = DB | {"volumes": [MOUNTED, {"name": "other", "path": "/o", "read_only": True}]}
+    assert await world.execute(config={"volumes": [MOUNTED], "services": [db, CACHE]}) == "succeeded"
+    project = uuid.UUID(int=1)
+    names = {name: engine_name(DATABASE, project, name) for name in ("data", "other")}
+    assert world.engine.volumes == [ProjectVolume(names[name], DATABASE, project, name) for name in ("data", "other")]
+    created, made = world.engine.created, world.engine.service("db").created
+    assert created is not None
+    assert made is not None
+    assert created[1].volumes == (Mount(names["data"], "/data", read_only=False),)
+    assert made[0].volumes == (
+        Mount(names["data"], "/data", read_only=False), Mount(names["other"], "/o", read_only=True),
+    )  # fmt: skip
+    assert world.story.index("create volume data") < world.story.index("create db")
+    assert world.did("stop db", "stop cache", "complete") == ["stop db", "complete"], "before another run may use it"
+
+
+async def test_volume_that_the_host_does_not_allow_is_not_made(world: World) -> None:
+    assert await world.execute(config={"volumes": [MOUNTED]}) == "failed"
+    assert world.outcome == ("invalid_config", None)
+    assert world.engine.volumes == []
