@@ -180,7 +180,7 @@ language plpgsql immutable set search_path = pg_catalog, pg_temp
 as $$
 begin
     return array[
-        'artifacts', 'command', 'concurrency_key', 'labels', 'network', 'priority', 'read_only', 'resources', 'retry',
+        'artifacts', 'cache', 'command', 'concurrency_key', 'labels', 'network', 'priority', 'read_only', 'resources', 'retry',
         'run_env', 'secrets', 'services', 'timeout_seconds', 'tool', 'user',
         'version', 'volumes'];
 end

@@ -3179,7 +3179,7 @@ CREATE FUNCTION ops_private.reserved_keys() RETURNS text[]
     AS $$
 begin
     return array[
-        'artifacts', 'command', 'concurrency_key', 'labels', 'network', 'priority', 'read_only', 'resources', 'retry',
+        'artifacts', 'cache', 'command', 'concurrency_key', 'labels', 'network', 'priority', 'read_only', 'resources', 'retry',
         'run_env', 'secrets', 'services', 'timeout_seconds', 'tool', 'user',
         'version', 'volumes'];
 end

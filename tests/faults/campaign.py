@@ -225,6 +225,7 @@ async def play(scene: Scene, plan: Plan) -> str:
         async def order(wanted: Order) -> None:
             await asyncio.sleep(wanted.after)
             more: dict[str, Any] = {"network": "none", "services": wanted.services, "volume": wanted.volume}
+            more["caches"] = wanted.caches
             if wanted.ends == "timeout":
                 more |= {"then": "sleep 1000", "timeout_seconds": 5 if not wanted.services else 20}
             async with injector.straight:
@@ -269,7 +270,9 @@ async def kill_every_second(scene: Scene, runs: int, lines: int) -> str:
     It is the turn of the one that has been at work for longer. While neither has come that far (a machine that needs
     more than a second to start a process) no worker is killed, or no run would ever end.
     """
-    jobs = [await scene.job(lines, network="none", services=n % 2, volume=n % 4 < 2) for n in range(runs)]
+    jobs = [
+        await scene.job(lines, network="none", services=n % 2, volume=n % 4 < 2, caches=n % 3 == 0) for n in range(runs)
+    ]
 
     async def killer(hosts: list[Host]) -> None:
         while True:

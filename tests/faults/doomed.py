@@ -34,6 +34,8 @@ POINTS: dict[str, tuple[type, str, str]] = {
     "claimed": (Queue, "claim", AFTER),
     "adopted": (Queue, "adopt", AFTER),
     "started": (Queue, "start", AFTER),
+    "filled": (Engine, "fill_cache", AFTER),
+    "kept": (Engine, "keep_cache", AFTER),
     "networked": (Engine, "create_network", AFTER),
     "created": (Engine, "create", AFTER),  # the services of a run first, then its own container; so are they started
     "told": (Queue, "record_container", AFTER),  # the container is created and recorded; it is not started

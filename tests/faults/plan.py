@@ -31,6 +31,10 @@ class Order:
     """Seconds until it is queued; for a cancelled one, as many again until the cancel."""
     services: int
     volume: bool
+    caches: bool
+
+    def __str__(self) -> str:
+        return f"{self.ends}:{self.lines}+{self.services}{'v' * self.volume}{'c' * self.caches}"
 
 
 @dataclass(frozen=True)
@@ -57,12 +61,14 @@ class Plan:
     faults: tuple[Fault, ...]
 
     def __str__(self) -> str:
-        kinds = " ".join(f"{order.ends}:{order.lines}+{order.services}{'v' * order.volume}" for order in self.orders)
+        kinds = " ".join(map(str, self.orders))
         return f"{len(self.hosts)} workers; {kinds}; {' '.join(map(str, self.faults))}"
 
 
 ENGINE_CALLS = (
     "POST /v[0-9.]+/volumes/create",
+    "GET /v[0-9.]+/volumes",
+    "PUT /v[0-9.]+/containers/[^/]+/archive",
     "POST /v[0-9.]+/networks/create",
     "GET /v[0-9.]+/networks",
     "DELETE /v[0-9.]+/networks/",
@@ -96,6 +102,7 @@ def draw(seed: int) -> Plan:
             after=dice.uniform(0, TROUBLE_SECONDS / 2),
             services=dice.choice((0, 0, 1, 2)),
             volume=dice.random() < 0.5,
+            caches=dice.random() < 0.5,
         )
         for _ in range(dice.randint(2, 5))
     )

@@ -23,7 +23,7 @@ from tests.db.world import shift_clock
 from tests.support.docker import FINAL, Plane, WorkerProcess, new_plane, until
 from tests.support.postgres import Cluster
 from tests.support.relay import Relay
-from worker.model.volume import VOLUME_PREFIX
+from worker.model.volume import CACHE_PREFIX, VOLUME_PREFIX
 from worker.run.services import service_container
 
 LEASE = 15
@@ -105,6 +105,7 @@ class Scene:
         then: str = "",
         services: int = 0,
         volume: bool = False,
+        caches: bool = False,
         **config: Any,
     ) -> Job:
         """Queues a run that prints numbered lines and leaves files.
@@ -112,7 +113,8 @@ class Scene:
         It counts its own executions in the artifact ``ran``. ``waits``: after its first line it waits for
         ``release``. ``pause``: seconds between ten portions of the lines. ``then``: what it does at the end.
         ``services``: how many it has, each of which must answer before its first line. ``volume``: whether it and its
-        first service have one.
+        first service have one. ``caches``: whether it uses the cache that all of them share, and says so if it finds
+        one that another left half-done.
         """
         nonce = uuid.uuid4().hex[:8]
         names = [f"s{n}" for n in range(services)]
@@ -121,6 +123,10 @@ class Scene:
         if volume:
             words.insert(0, "echo ran >> /kept/ran")
             config["volumes"] = volumes
+        if caches:
+            words.insert(0, "[ ! -e /cache/n ] || cmp -s /cache/n /cache/check || echo poisoned; date +%s%N > /cache/n")
+            words.append("cp /cache/n /cache/check")
+            config["cache"] = [{"name": "shared", "path": "/cache"}]
         if services:
             service = {"image": self.plane.image, "command": ["python3", "-c", SERVES], "health": HEALTH}
             config["services"] = [{"name": name, **service} for name in names]
@@ -193,6 +199,7 @@ class Scene:
         """Waits until no container and no network of this database is left."""
         await self.plane.until_containers(0)
         await until(lambda: not self.networks())
+        await until(lambda: set(self.plane.caches()) == self.plane.kept_caches())
 
     def networks(self) -> list[str]:
         """The networks of this database's runs."""
@@ -246,8 +253,9 @@ class Scene:
         assert self.networks() == []
         left = set(self.plane.docker("volume", "ls", "--quiet").split())
         mounted = {record["Actor"]["ID"] for record in self._said("volume", "mount")}
-        gone = {name for name in self.volumes | mounted if not name.startswith(VOLUME_PREFIX)}
+        gone = {name for name in self.volumes | mounted if not name.startswith((VOLUME_PREFIX, CACHE_PREFIX))}
         assert not gone & left
+        assert set(self.plane.caches()) == self.plane.kept_caches(), "no run is left that could keep another"
         assert await self.plane.db.fetch("select * from ops_private.leases") == []
         assert self.peak < MEMORY_BOUND, f"{self.peak >> 20} MiB"
 

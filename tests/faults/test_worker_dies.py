@@ -76,6 +76,25 @@ async def test_a_service_that_died_while_no_worker_looked_ends_the_run(scene: Sc
     assert error["message"] == "service 's1' ended with exit code 137"
 
 
+async def test_a_cache_is_that_of_a_run_that_succeeded_whenever_a_worker_dies(scene: Scene) -> None:
+    """Runs that succeed and runs that fail in the middle of a change of it take turns."""
+    for point in ("filled", "exited", "kept", "completed"):
+        good = await scene.job(50, caches=True, network="none")
+        await scene.killed(points=f"{point}=kill")
+        await scene.work()
+        bad = await scene.job(50, caches=True, network="none", then="date > /cache/n; exit 3", exit_code=3)
+        if point != "kept":  # that one keeps nothing
+            await scene.killed(points=f"{point}=kill")
+        await scene.work()
+        await scene.holds(good)
+        await scene.holds(bad, "failed", "exit_code")
+    last = await scene.job(50, caches=True, network="none")
+    await scene.work()
+    await scene.holds(last)
+    await scene.until_gone()
+    assert len(scene.plane.caches()) == 1, "what a killed worker left is removed by the next run with a cache"
+
+
 @pytest.mark.parametrize("point", ["completed", "removed", "alone"])
 async def test_a_worker_killed_after_completion_leaves_no_container(scene: Scene, point: str) -> None:
     job = await scene.job(services=1)

@@ -312,10 +312,20 @@ class Plane:
         return engine_name(self.identity, self.project_id, name)
 
     def remove_volumes(self) -> None:
-        """Removes the volumes of this database's projects, when no container of theirs is left."""
+        """Removes the volumes and caches of this database's projects, when no container of theirs is left."""
         label = f"label=ops-worker.database-id={self.identity}"
-        for name in self.docker("volume", "ls", "-q", "--filter", label, "--filter", "label=ops-worker.volume").split():
-            self.docker("volume", "rm", name)
+        if names := self.docker("volume", "ls", "-q", "--filter", label).split():
+            self.docker("volume", "rm", *names)
+
+    def caches(self) -> list[str]:
+        """The volumes of this database's caches, without those that mark others as kept."""
+        label = f"label=ops-worker.database-id={self.identity}"
+        return self.docker("volume", "ls", "-q", "--filter", label, "--filter", "label=ops-worker.cache").split()
+
+    def kept_caches(self) -> set[str]:
+        """Those of them that a run has kept, and that a later one may find."""
+        marks = self.docker("volume", "ls", "--filter", "label=ops-worker.cache-kept", "--format", "{{.Name}}").split()
+        return set(self.caches()) & {mark.removesuffix("-kept") for mark in marks}
 
     def container(self, run_id: uuid.UUID) -> str:
         """The name of that run's container."""

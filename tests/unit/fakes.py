@@ -25,7 +25,7 @@ from worker.model.container import LABEL_SERVICE, LABEL_TERMS, ContainerState, I
 from worker.model.outcome import Outcome, Stop
 from worker.model.report import CaseCounts, Report
 from worker.model.spec import Bound, ContainerSpec, HostPolicy, RunSpec, ServiceSpec, resolve
-from worker.model.volume import ProjectVolume
+from worker.model.volume import CacheVolume, ProjectVolume
 from worker.run.lifecycle import Run
 from worker.run.ports import RunContext, RunTimings
 from worker.run.preparation import container_name
@@ -123,6 +123,7 @@ class ScriptedEngine(Scripted):
         self.services: dict[str, ScriptedService] = {}
         self.network: RunNetwork | None = None
         self.volumes: list[ProjectVolume] = []
+        self.caches: list[CacheVolume] = []
         self.beside_removed: list[tuple[uuid.UUID, uuid.UUID]] = []
 
     def become(self, status: str | None) -> None:
@@ -195,6 +196,18 @@ class ScriptedEngine(Scripted):
     async def create_volume(self, volume: ProjectVolume) -> None:
         await self.call(f"create volume {volume.name}")
         self.volumes.append(volume)
+
+    async def fill_cache(self, cache: CacheVolume, image: Image, *, copies: bool = True) -> int:
+        await self.call(f"fill {cache.name}" if copies else f"empty {cache.name}")
+        self.caches.append(cache)
+        return 2**20 if copies else 0
+
+    async def keep_cache(self, cache: CacheVolume) -> None:
+        await self.call(f"keep {cache.name}")
+        assert cache in self.caches
+
+    async def trim_caches(self, database_id: uuid.UUID, limit: int) -> None:
+        await self.call(f"trim to {limit}")
 
     async def create_network(self, network: RunNetwork, labels: Mapping[str, str]) -> None:
         await self.call("create network")

@@ -155,6 +155,7 @@ class Settings(BaseSettings):
     default_disk: Size = _setting(_HOST.disk.default, "SIZE", "written to the disk, for a run that sets no limit")
     max_disk: Size | None = _setting(None, "SIZE", "that a workflow may ask for at most")
     max_log: Size = _setting(64 * 2**20, "SIZE", "of stored output per run, and 1 MiB of its end")
+    max_cache: Size = _setting(_HOST.max_cache, "SIZE", "of all caches that are kept; the oldest are removed")
     min_free_disk: Size = _setting(2**30, "SIZE", "of free disk below which no run is claimed")
     containerd_root: Path = _setting(Path("/var/lib/containerd"), "DIR", "where containerd keeps its data")
 
@@ -203,6 +204,7 @@ class Settings(BaseSettings):
             read_only_root=self.read_only_root,
             secrets_as_env=self.secrets_as_env,
             max_services=self.max_services,
+            max_cache=self.max_cache,
             timeout=Bound(self.default_timeout, self.max_timeout),
             cpus=Bound(self.default_cpus, self.max_cpus),
             memory=Bound(self.default_memory, self.max_memory),

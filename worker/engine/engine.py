@@ -17,6 +17,7 @@ import docker.errors
 import docker.utils
 from docker.utils import version_gte
 
+from worker.engine import caches
 from worker.engine.client import EngineApi, Severable, disk_usage
 from worker.engine.containers import Container, Opened
 from worker.engine.create import ContainerRequest, create
@@ -26,7 +27,7 @@ from worker.errors import ImageMissing
 from worker.model.container import LABEL_DATABASE, LABEL_RUN, Image, RunNetwork, Secret, Written
 from worker.model.images import ImageName, digest_of
 from worker.model.spec import ContainerSpec
-from worker.model.volume import VOLUME_PREFIX, ProjectVolume
+from worker.model.volume import CACHE_PREFIX, VOLUME_PREFIX, CacheVolume, ProjectVolume
 
 NEW_SECONDS = 0.25
 """How long a new container is known not to have run: no other worker can adopt, start and end it in that time."""
@@ -156,8 +157,30 @@ class Engine:
         return Container(self._api, self._streams, ref, time.monotonic() + NEW_SECONDS, opened)
 
     async def remove_beside(self, database_id: uuid.UUID, run_id: uuid.UUID) -> None:
-        """Removes the services and the network of a run, those that are there."""
-        await self._api.call(lambda client: remove_beside(client, database_id, run_id))
+        """Removes the services and the network of a run, and its volumes of caches unless it has kept them."""
+
+        def remove(client: docker.APIClient) -> None:
+            remove_beside(client, database_id, run_id)
+            caches.remove_unkept(client, database_id, run_id)
+
+        await self._api.call(remove)
+
+    async def fill_cache(self, cache: CacheVolume, image: Image, *, copies: bool = True) -> int:
+        """Makes the volume of a run for a cache, a copy of the newest that is kept; returns the bytes copied."""
+
+        def fill(client: docker.APIClient) -> int:
+            with closing(self._api.new_client()) as other:
+                return caches.fill(client, other, cache, image.image_id, copies=copies)
+
+        return await self._api.call(fill)
+
+    async def keep_cache(self, cache: CacheVolume) -> None:
+        """Makes the volume of a run the newest of its cache."""
+        await self._api.call(lambda client: caches.keep(client, cache))
+
+    async def trim_caches(self, database_id: uuid.UUID, limit: int) -> None:
+        """Removes old volumes of caches, and the least recently kept caches beyond that many bytes in all."""
+        await self._api.call(lambda client: caches.trim(client, database_id, limit))
 
     async def create_volume(self, volume: ProjectVolume) -> None:
         """Makes the volume of a project if it is not there."""
@@ -176,12 +199,12 @@ class Engine:
         return Container(self._api, self._streams, ref)
 
     async def owned(self, database_id: uuid.UUID) -> set[uuid.UUID]:
-        """The runs of that database that have a container, running or not, or a network on this engine."""
+        """The runs of that database with a container, running or not, a network or an unkept cache on this engine."""
 
         def owned(client: docker.APIClient) -> set[uuid.UUID]:
             filters = {"label": [f"{LABEL_DATABASE}={database_id}", LABEL_RUN]}
             found = [*client.containers(all=True, filters=filters), *run_networks(client, database_id)]
-            return {uuid.UUID(item["Labels"][LABEL_RUN]) for item in found}
+            return {uuid.UUID(item["Labels"][LABEL_RUN]) for item in found} | caches.unkept_runs(client, database_id)
 
         return await self._api.call(owned, abandon=True)
 
@@ -196,7 +219,7 @@ class Engine:
             size, kept = container.get("SizeRw", 0), 0
             for mount in container.get("Mounts") or ():
                 name = mount.get("Name") or ""
-                if not name.startswith(VOLUME_PREFIX):
+                if not name.startswith((VOLUME_PREFIX, CACHE_PREFIX)):
                     size += sizes.get(name, 0)
                 elif mount.get("RW"):
                     kept += sizes.get(name, 0)

@@ -19,7 +19,7 @@ from worker.errors import SpecError, expected
 from worker.model.fields import ARTIFACTS_DIR, STRICT, ContainerResources, Env, Secrets, Text, Word, env_name, no_nul
 from worker.model.service import Health, Service, Services, Tmpfs
 from worker.model.sizes import Size
-from worker.model.volume import MAX_VOLUMES, Volume
+from worker.model.volume import MAX_CACHES, MAX_VOLUMES, Cache, Volume
 
 DEFAULT_EXPIRY_DAYS = 30
 MAX_RULES = 100
@@ -132,10 +132,15 @@ def _content_type(rule: ArtifactRule) -> ArtifactRule:
 
 
 def _different_paths(volumes: list[Volume]) -> list[Volume]:
-    paths = [volume.path for volume in volumes]
-    if len(paths) != len(set(paths)):
+    if len({volume.path for volume in volumes}) != len(volumes):
         raise ValueError("expected a different path for each volume")
     return volumes
+
+
+def _different_caches(caches: list[Cache]) -> list[Cache]:
+    if min(len({cache.path for cache in caches}), len({cache.name for cache in caches})) != len(caches):
+        raise ValueError("expected a different name and path for each cache")
+    return caches
 
 
 class Config(_Strict):
@@ -154,6 +159,7 @@ class Config(_Strict):
     secrets: Secrets = []
     services: Services = []
     volumes: Annotated[list[Volume], Field(max_length=MAX_VOLUMES), AfterValidator(_different_paths)] = []
+    cache: Annotated[list[Cache], Field(max_length=MAX_CACHES), AfterValidator(_different_caches)] = []
 
 
 class WorkflowConfig(Config):
@@ -259,6 +265,7 @@ _NESTED: dict[tuple[type[BaseModel] | None, object], type[BaseModel]] = {
     (None, "tmpfs"): Tmpfs,
     (None, "health"): Health,
     (None, "volumes"): Volume,
+    (None, "cache"): Cache,
 }
 """The models of the objects within a configuration, by the key that has them, and by the object around it."""
 

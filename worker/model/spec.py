@@ -65,6 +65,8 @@ class HostPolicy:
     read_only_root: bool = False
     secrets_as_env: bool = False
     max_services: int = 4
+    max_cache: int = 10 * 2**30
+    """Bytes of all kept caches of one database on this engine."""
     timeout: Bound[float] = Bound(3600.0)
     cpus: Bound[float] = Bound(2.0)
     memory: Bound[int] = Bound(2 * 2**30)
@@ -108,6 +110,8 @@ class RunTerms(BaseModel):
     artifacts: tuple[ArtifactRule, ...]
     secrets: tuple[str, ...]
     services: tuple[ServiceTerms, ...] = ()
+    caches: tuple[str, ...] = ()
+    """The names of its caches in the project."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +156,8 @@ class RunSpec(ContainerSpec):
     network: str
     artifacts: tuple[ArtifactRule, ...]
     services: tuple[ServiceSpec, ...] = ()
+    caches: tuple[Mount, ...] = ()
+    """By the names of the project."""
 
     @property
     def terms(self) -> RunTerms:
@@ -164,6 +170,7 @@ class RunSpec(ContainerSpec):
             artifacts=self.artifacts,
             secrets=self.secrets,
             services=tuple(service.terms for service in self.services),
+            caches=tuple(cache.name for cache in self.caches),
         )
 
 
@@ -189,6 +196,7 @@ def resolve(claim: Claim, policy: HostPolicy) -> RunSpec:
         secrets=tuple(dict.fromkeys(merged.secrets)),
         services=_services(merged.services, claim, policy),
         volumes=_volumes("volumes", merged.volumes, claim, policy),
+        caches=_caches(merged),
     )
 
 
@@ -223,6 +231,16 @@ def _volumes(field: str, volumes: Sequence[Volume], claim: Claim, policy: HostPo
             message = f"{field}.{n}.name: volume {name} matches none of this host's allowed volumes"
             raise SpecError("invalid_config", f"{field}.{n}.name", message)
     return tuple(Mount(volume.name, volume.path, volume.read_only) for volume in volumes)
+
+
+def _caches(merged: Config) -> tuple[Mount, ...]:
+    """Raises ``SpecError``."""
+    taken = {volume.path for volume in merged.volumes}
+    for n, cache in enumerate(merged.cache):
+        if cache.path in taken:
+            message = f"cache.{n}.path: expected another path than those of the volumes, got {shown(cache.path)}"
+            raise SpecError("invalid_config", f"cache.{n}.path", message)
+    return tuple(Mount(cache.name, cache.path, read_only=False) for cache in merged.cache)
 
 
 def _limits(field: str, asked: ContainerResources, policy: HostPolicy) -> dict[str, Any]:

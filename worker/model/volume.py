@@ -18,6 +18,11 @@ VOLUME_PREFIX = "ops-volume-"
 """How the engine's name of every volume of a project begins."""
 
 
+CACHE_PREFIX = "ops-cache-"
+
+MAX_CACHES = 5
+
+
 def _name(name: str) -> str:
     if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]{0,63}", name, re.ASCII):
         raise ValueError("expected at most 64 lower-case letters, digits, underscores, dots and dashes")
@@ -37,6 +42,15 @@ class Volume(BaseModel):
     read_only: bool = False
 
 
+class Cache(BaseModel):
+    """``cache``: a folder that a later run of the project may find as this run left it."""
+
+    model_config = STRICT
+
+    name: VolumeName
+    path: MountPath
+
+
 @dataclass(frozen=True, slots=True)
 class Mount:
     """A volume in a container; ``name`` is the engine's."""
@@ -54,6 +68,26 @@ class ProjectVolume:
     database_id: uuid.UUID
     project_id: uuid.UUID
     name: str
+
+
+@dataclass(frozen=True, slots=True)
+class CacheVolume:
+    """The volume of one run for a cache: its name on the engine, whose it is, and the run's container."""
+
+    engine_name: str
+    database_id: uuid.UUID
+    project_id: uuid.UUID
+    run_id: uuid.UUID
+    name: str
+    container: str
+
+
+def cache_volume(
+    database_id: uuid.UUID, project_id: uuid.UUID, run_id: uuid.UUID, name: str, container: str
+) -> CacheVolume:
+    """The volume of a run for that cache of its project. No other run has the same."""
+    unique = uuid.uuid5(database_id, f"{project_id}/{name}/{run_id}")
+    return CacheVolume(f"{CACHE_PREFIX}{unique}", database_id, project_id, run_id, name, container)
 
 
 def engine_name(database_id: uuid.UUID, project_id: uuid.UUID, name: str) -> str:

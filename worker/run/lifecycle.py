@@ -74,7 +74,10 @@ class Run:
         status = None
         with self._scope, suppress(LeaseLost):
             started_at = await self._start()
-            status = await self._complete(await self._outcome(), started_at)
+            outcome = await self._outcome()
+            if outcome.reason is Reason.SUCCEEDED:
+                await self._preparation.caches.keep()
+            status = await self._complete(outcome, started_at)
         if status is not None:
             await self._remove()
         return status
@@ -109,8 +112,9 @@ class Run:
     async def _remove(self) -> None:
         with anyio.move_on_after(self._context.timings.cleanup), suppress(EngineError):
             await self._calls(self._engine.container(self.container_name).remove)
-            if self._preparation.has_services:
+            if self._preparation.has_more:
                 await self._calls(self._engine.remove_beside, self._context.database_id, self.claim.run_id)
+                await self._preparation.caches.trim()
 
     # --- outcome ----------------------------------------------------------------------------------------------------
 

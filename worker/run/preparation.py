@@ -29,6 +29,7 @@ from worker.model.pull import PullProgress
 from worker.model.sizes import rounded_size
 from worker.model.spec import ContainerSpec, RunSpec, RunTerms, resolve
 from worker.model.volume import ProjectVolume, engine_name
+from worker.run.caches import Caches
 from worker.run.engine_retry import EngineRetry
 from worker.run.ports import RunContainer, RunContext
 from worker.run.reporter import Reporter
@@ -65,14 +66,15 @@ class Preparation:
         self._reporter = reporter
         self._calls = calls
         self._stop = stop
-        self.has_services = False
-        """Whether the run has, or may have, containers and a network beside its own container."""
+        self.has_more = False
+        """Whether the run has, or may have, services or caches beside its own container."""
         self._labels = {
             LABEL_RUN: str(claim.run_id),
             LABEL_DATABASE: str(context.database_id),
             LABEL_WORKER: context.worker_id,
         }
         self._name = container_name(claim.run_id, context.database_id)
+        self.caches = Caches(claim, context, self._name, reporter, calls)
 
     async def run(self) -> tuple[RunContainer, RunTerms]:
         """The container of the run: the one of an earlier attempt, or a new one."""
@@ -80,7 +82,8 @@ class Preparation:
         state = await self._earlier_state(container)
         if state is not None:  # goes on as it was made: a later change of configuration, host or image does not count
             terms = RunTerms.model_validate_json(state.labels[LABEL_TERMS])
-            self.has_services = bool(terms.services)
+            self.has_more = bool(terms.services or terms.caches)
+            self.caches.names = terms.caches
             await self._mask_held_secrets(container, terms)
             return container, terms
         if self._claim.container_id is not None:  # made once in a run's life: one that is gone may have run
@@ -89,6 +92,9 @@ class Preparation:
         secrets = {secret.name: secret for secret in await self._read_secrets(_secrets_of(spec.terms))}
         image = await self._image(spec.image)
         spec = await self._with_volumes(spec)
+        if spec.caches:
+            self.has_more = True
+            spec = await self.caches.filled(spec, image)
         beside = await self._create_services(spec, secrets)
         return await self._create(spec, image, secrets, beside), spec.terms
 
@@ -164,7 +170,7 @@ class Preparation:
         if network is None:
             return {}
         images = [await self._image(service.image) for service in spec.services]
-        self.has_services = True
+        self.has_more = True
         await self._calls(self._engine.create_network, network, self._labels)
         recorded = {}
         for service, image in zip(spec.services, images, strict=True):

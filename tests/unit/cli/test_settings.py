@@ -45,7 +45,8 @@ def test_nothing_set_is_the_defaults() -> None:
         ("until_idle", "true", True), ("docker_host", "tcp://10.0.0.1:2376", "tcp://10.0.0.1:2376"),
         ("allowed_images", "odoo:*,registry.example/[ab]*", ("odoo:*", "registry.example/[ab]*")),
         ("allowed_networks", "none", ("none",)), ("read_only_root", "true", True), ("secrets_as_env", "true", True),
-        ("max_services", "0", 0), ("allowed_volumes", "acme/*, */data,*", ("acme/*", "*/data", "*")),
+        ("max_services", "0", 0), ("max_cache", "5g", 5 * 2**30),
+        ("allowed_volumes", "acme/*, */data,*", ("acme/*", "*/data", "*")),
         ("secrets_dir", "/run/secrets", Path("/run/secrets")), ("stop_grace", "1", 1.0), ("pull_timeout", "90", 90.0),
         ("pull_idle_timeout", "90", 90.0),
         ("default_timeout", "60", 60.0), ("max_timeout", "7200", 7200.0), ("default_cpus", "1.5", 1.5),
@@ -90,8 +91,10 @@ def test_bound_of_the_policy_is_two_settings(name: str) -> None:
 
 def test_other_settings_of_the_policy_follow_their_flags() -> None:
     argv = ["--allowed-images", "a", "--allowed-networks", "none", "--read-only-root", "--secrets-as-env"]
-    policy = load([*argv, "--allowed-volumes", "a/*", "--max-services", "1"], {}).policy
-    assert policy == HostPolicy(("a",), ("none",), ("a/*",), read_only_root=True, secrets_as_env=True, max_services=1)
+    policy = load([*argv, "--allowed-volumes", "a/*", "--max-services", "1", "--max-cache", "1m"], {}).policy
+    assert policy == HostPolicy(
+        ("a",), ("none",), ("a/*",), read_only_root=True, secrets_as_env=True, max_services=1, max_cache=2**20
+    )
 
 
 @pytest.mark.parametrize(

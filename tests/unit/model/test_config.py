@@ -104,6 +104,12 @@ def db(**more: Any) -> dict[str, Any]:
         ({"services": [db(tmpfs=[{"path": "/x"}], volumes=[{"name": "a", "path": "/x/"}])]},
          "services.0: expected a different path for each tmpfs and volume, got an object"),
         ({"services": [db(volumes=[{"name": "a", "path": "x"}])]}, f"services.0.volumes.0.path: {MOUNT}, got 'x'"),
+        at("cache", "/x", "expected a list, got '/x'"),
+        at("cache", [{"name": "a", "path": "/x"}] * 6, "expected at most 5 entries"),
+        *[at("cache", [{"name": "a", "path": "/x"}, {"name": name, "path": path}], "expected a different name and path")
+          for name, path in (("a", "/y"), ("b", "/x/"))],
+        ({"cache": [{"name": "a", "path": "/x", "size": 1}]}, "cache.0.size: unknown key"),
+        ({"cache": [{"name": "a b", "path": "/x"}]}, f"cache.0.name: {VOLUME}, got 'a b'"),
         at("volumes", {"a": "/x"}, """expected a list, got {"a": "/x"}"""),
         at("volumes", [{"name": "a", "path": "/x"}] * 11, "expected at most 10 entries"),
         at("volumes", [{"name": name, "path": "/x"} for name in "ab"], "expected a different path for each volume"),

@@ -251,3 +251,10 @@ def test_name_of_a_volume_belongs_to_one_project_of_one_database() -> None:
 def test_service_that_may_write_to_a_volume_is_known_in_the_terms(*, read_only: bool, keeps: bool) -> None:
     config = {"services": [DB | {"volumes": [DATA | {"read_only": read_only}]}]}
     assert resolve(configured(config), HostPolicy(allowed_volumes=("*",))).terms.services[0].keeps is keeps
+
+
+def test_cache_is_not_mounted_over_a_volume() -> None:
+    config = {"volumes": [DATA], "cache": [{"name": "a", "path": "/b"}, {"name": "b", "path": "/var/lib/data"}]}
+    error = refusal(configured(config), HostPolicy(allowed_volumes=("*",)))
+    expected = "cache.1.path: expected another path than those of the volumes, got '/var/lib/data'"
+    assert (error.field, str(error)) == ("cache.1.path", expected)
