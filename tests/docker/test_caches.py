@@ -60,15 +60,19 @@ async def test_a_run_that_does_not_succeed_changes_nothing_for_the_next_one(serv
 
 async def test_runs_at_the_same_time_have_a_copy_each_and_only_the_newest_stays(plane: Plane) -> None:
     async with plane.worker("--concurrency", "3") as worker:
-        assert await lines_of(plane, ADDS) == []
+        begun = await plane.shell(f"echo x > /var/cache/wheels/begun; {WAITS}; exit 1", cache=[WHEELS])
+        await plane.until_logged(begun, "up")
+        assert await lines_of(plane, ADDS) == [], "what a run has only begun is no cache"
+        await plane.release(begun)
+        await plane.until(begun, "failed")
         first, second = [await plane.shell(f"{WAITS}; {ADDS}", cache=[WHEELS]) for _ in range(2)]
         for run_id in (first, second):
             await plane.until_logged(run_id, "up")
         for run_id in (second, first):
             await plane.release(run_id)
             await plane.until(run_id, "succeeded")
-            assert await plane.messages(run_id) == ["up", "down", "1"]
-        assert await lines_of(plane, ADDS) == ["1", "2"], "that of the run that succeeded last"
+            assert await plane.messages(run_id) == ["up", "down", "2"]
+        assert await lines_of(plane, ADDS) == ["2", "3"], "that of the run that succeeded last"
         worker.process.terminate()
         assert await worker.wait() == 0
     assert len(plane.caches()) == 1
