@@ -240,7 +240,7 @@ begin
     if new.metadata <> '{}' then
         v_wrong := ops_private.bad_metadata(new.metadata, v_config);
     end if;
-    if v_config ?| '{priority,labels,concurrency_key,retry}' then
+    if v_config ?| '{priority,labels,concurrency_key,retry,services}' then
         v_wrong := coalesce(ops_private.bad_config(v_config), v_wrong);
     end if;
     if v_wrong is not null then
