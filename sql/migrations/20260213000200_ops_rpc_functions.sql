@@ -29,11 +29,11 @@ language plpgsql stable set search_path = pg_catalog, pg_temp
 as $$
 begin
     if jsonb_typeof(p_services) is distinct from 'array' then
-        return '[]';
+        return '[]'::jsonb;
     end if;
     return (
         select coalesce(jsonb_agg(jsonb_build_object(
-            'tool_name', t.tool_name, 'version', t.version, 'docker_image', t.docker_image, 'config', null)), '[]')
+            'tool_name', t.tool_name, 'version', t.version, 'docker_image', t.docker_image, 'config', null)), '[]'::jsonb)
         from ops.tools as t
         where (t.tool_name, t.version) in (
             select s.service ->> 'tool', coalesce(s.service ->> 'version', p_odoo_version)

@@ -91,7 +91,7 @@ begin
         select w.name, ops_private.first_run_id(w.week) as first,
             ops_private.first_run_id(w.week + interval '7 days') as ends
         from (
-            select c.relname as name, to_timestamp(right(c.relname, 8) || ' UTC', 'YYYYMMDD TZ') as week
+            select c.relname as name, to_date(right(c.relname, 8), 'YYYYMMDD')::timestamp at time zone 'UTC' as week
             from pg_inherits as i
             join pg_class as c on c.oid = i.inhrelid
             where i.inhparent = 'ops.run_logs'::regclass and c.relname ~ '^run_logs_\d{8}$'

@@ -2095,7 +2095,7 @@ begin
         select w.name, ops_private.first_run_id(w.week) as first,
             ops_private.first_run_id(w.week + interval '7 days') as ends
         from (
-            select c.relname as name, to_timestamp(right(c.relname, 8) || ' UTC', 'YYYYMMDD TZ') as week
+            select c.relname as name, to_date(right(c.relname, 8), 'YYYYMMDD')::timestamp at time zone 'UTC' as week
             from pg_inherits as i
             join pg_class as c on c.oid = i.inhrelid
             where i.inhparent = 'ops.run_logs'::regclass and c.relname ~ '^run_logs_\d{8}$'
@@ -3302,11 +3302,11 @@ CREATE FUNCTION ops_private.service_tools(p_services jsonb, p_odoo_version text)
     AS $$
 begin
     if jsonb_typeof(p_services) is distinct from 'array' then
-        return '[]';
+        return '[]'::jsonb;
     end if;
     return (
         select coalesce(jsonb_agg(jsonb_build_object(
-            'tool_name', t.tool_name, 'version', t.version, 'docker_image', t.docker_image, 'config', null)), '[]')
+            'tool_name', t.tool_name, 'version', t.version, 'docker_image', t.docker_image, 'config', null)), '[]'::jsonb)
         from ops.tools as t
         where (t.tool_name, t.version) in (
             select s.service ->> 'tool', coalesce(s.service ->> 'version', p_odoo_version)

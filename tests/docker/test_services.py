@@ -147,7 +147,8 @@ async def test_a_run_does_not_start_without_healthy_services(
 ) -> None:
     service = script("sleep 600", image, **more)
     health = more.get("health", {"command": ["false"], "interval_seconds": 60})
-    run_id = await served.shell("echo ran", timeout_seconds=2, services=[service | {"health": health}])
+    seconds = 2 if "timeout_seconds" in message else 60
+    run_id = await served.shell("echo ran", timeout_seconds=seconds, services=[service | {"health": health}])
     run = await served.until(run_id, *FINAL)
     assert (run["reason"], run["error_message"]) == ("service_failed", message)
     assert await served.messages(run_id) == []

@@ -170,7 +170,7 @@ class Injector:
             mode: Literal["fast", "immediate"] = "fast" if fault.seconds < 2 else "immediate"
             await asyncio.to_thread(self.scene.cluster.stop, mode)
             await asyncio.sleep(fault.seconds / 2)
-            await asyncio.to_thread(self.scene.cluster.start)
+            self.scene.cluster.start()  # not in a thread of its own: the server ends with the thread that started it
             await self.scene.reconnect()
 
     # the engine

@@ -85,7 +85,7 @@ def test_a_network_on_which_containers_reach_each_other_is_refused() -> None:
 
 
 async def test_broken_connections_are_replaced(scene: Scene) -> None:
-    jobs = {fault: await scene.job(5_000, waits=True, pause=0.1) for fault in ("cut", "half-open", "stalled")}
+    jobs = {fault: await scene.job(5_000, waits=True, pause=0.3) for fault in ("cut", "half-open", "stalled")}
     patience = "worker.run.ports.TIMINGS.quiet=1,worker.engine.client.API_TIMEOUT=3"
     async with scene.worker("--until-idle", "--concurrency", "3", OPS_PATIENCE=patience) as worker:
         for fault, job in jobs.items():
