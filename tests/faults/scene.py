@@ -113,7 +113,7 @@ class Scene:
         It counts its own executions in the artifact ``ran``. ``waits``: after its first line it waits for
         ``release``. ``pause``: seconds between ten portions of the lines. ``then``: what it does at the end.
         ``services``: how many it has, each of which must answer before its first line. ``volume``: whether it and its
-        first service have one. ``caches``: whether it uses the cache that all of them share, and says so if it finds
+        first service have one. ``caches``: whether it uses the cache that all of them share, and prints it if it finds
         one that another left half-done.
         """
         nonce = uuid.uuid4().hex[:8]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
+from typing import Protocol
 from xml.parsers import expat
 
 SUMMARY = "summary.md"
@@ -58,19 +59,15 @@ class Report:
         return None
 
 
-class FileReader:
+class FileReader(Protocol):
     """Takes the pieces of one file; an empty piece is its end."""
 
+    def feed(self, piece: bytes) -> None: ...
+
+
+class _SummaryReader:
     def __init__(self, report: Report) -> None:
         self._report = report
-
-    def feed(self, piece: bytes) -> None:
-        raise NotImplementedError
-
-
-class _SummaryReader(FileReader):
-    def __init__(self, report: Report) -> None:
-        super().__init__(report)
         self._pieces: list[bytes] = []
 
     def feed(self, piece: bytes) -> None:
@@ -83,11 +80,11 @@ class _NotJUnit(Exception):
     """The file is XML of another kind, or declares entities."""
 
 
-class _JUnitReader(FileReader):
+class _JUnitReader:
     """Counts ``testcase`` elements below ``testsuites`` or ``testsuite``: as every writer of JUnit files does."""
 
     def __init__(self, report: Report) -> None:
-        super().__init__(report)
+        self._report = report
         self._tests = CaseCounts()
         self._root: str | None = None
         self._case: str | None = None
