@@ -41,7 +41,17 @@ begin
 end
 $$;
 
-revoke execute on function ops_private.my_projects from public;
+-- The projects that the caller may see: of an operator all, of a user the user's own.
+create function ops_private.visible_projects() returns uuid[]
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return case when ops_private.trusted() then array(select p.id from ops.projects as p)
+        else array(select ops_private.my_projects()) end;
+end
+$$;
+
+revoke execute on function ops_private.my_projects, ops_private.visible_projects from public;
 
 -- Policies: one permissive policy per table, action and role ------------------------------------------------
 

@@ -115,9 +115,7 @@ create function ops_private.list_queued_runs(p_limit bigint) returns table (
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off
 as $$
 declare
-    v_projects constant uuid[] := case
-        when ops_private.trusted() then array(select p.id from ops.projects as p)
-        else array(select ops_private.my_projects()) end;
+    v_projects constant uuid[] := ops_private.visible_projects();
 begin
     return query
         select r.id, r.project_id, r.workflow_id, r.run_number, r.status, r.created_at, r.claimed_by, r.claimed_at,

@@ -16,9 +16,7 @@ language plpgsql stable security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_trusted constant boolean := ops_private.trusted();
-    v_projects constant uuid[] := case
-        when v_trusted then array(select p.id from ops.projects as p)
-        else array(select ops_private.my_projects()) end;
+    v_projects constant uuid[] := ops_private.visible_projects();
 begin
     if not v_trusted and v_projects = '{}' then
         return;
@@ -57,9 +55,7 @@ create function ops_private.project_overview() returns table (
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_projects constant uuid[] := case
-        when ops_private.trusted() then array(select p.id from ops.projects as p)
-        else array(select ops_private.my_projects()) end;
+    v_projects constant uuid[] := ops_private.visible_projects();
 begin
     return query
         select p.id, p.slug, p.name, p.odoo_version, p.status, ops.current_user_role(p.id),

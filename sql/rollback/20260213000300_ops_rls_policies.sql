@@ -60,4 +60,4 @@ alter table ops.tools disable row level security;
 alter table ops.upgrade_advisories disable row level security;
 alter table ops.project_memberships disable row level security;
 
-drop function ops_private.my_projects;
+drop function ops_private.visible_projects, ops_private.my_projects;

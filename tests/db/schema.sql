@@ -654,9 +654,7 @@ CREATE FUNCTION ops_private.list_queued_runs(p_limit bigint) RETURNS TABLE(run_i
     SET jit TO 'off'
     AS $$
 declare
-    v_projects constant uuid[] := case
-        when ops_private.trusted() then array(select p.id from ops.projects as p)
-        else array(select ops_private.my_projects()) end;
+    v_projects constant uuid[] := ops_private.visible_projects();
 begin
     return query
         select r.id, r.project_id, r.workflow_id, r.run_number, r.status, r.created_at, r.claimed_by, r.claimed_at,
@@ -754,9 +752,7 @@ CREATE FUNCTION ops_private.project_overview() RETURNS TABLE(project_id uuid, sl
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 declare
-    v_projects constant uuid[] := case
-        when ops_private.trusted() then array(select p.id from ops.projects as p)
-        else array(select ops_private.my_projects()) end;
+    v_projects constant uuid[] := ops_private.visible_projects();
 begin
     return query
         select p.id, p.slug, p.name, p.odoo_version, p.status, ops.current_user_role(p.id),
@@ -1394,9 +1390,7 @@ CREATE FUNCTION ops_private.worker_overview() RETURNS TABLE(worker_id text, aliv
     AS $$
 declare
     v_trusted constant boolean := ops_private.trusted();
-    v_projects constant uuid[] := case
-        when v_trusted then array(select p.id from ops.projects as p)
-        else array(select ops_private.my_projects()) end;
+    v_projects constant uuid[] := ops_private.visible_projects();
 begin
     if not v_trusted and v_projects = '{}' then
         return;
@@ -3431,6 +3425,16 @@ begin
 end
 $_$;
 
+CREATE FUNCTION ops_private.visible_projects() RETURNS uuid[]
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return case when ops_private.trusted() then array(select p.id from ops.projects as p)
+        else array(select ops_private.my_projects()) end;
+end
+$$;
+
 CREATE FUNCTION ops_private.wake_scheduled_runs() RETURNS integer
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -4553,6 +4557,8 @@ REVOKE ALL ON FUNCTION ops_private.trusted() FROM PUBLIC;
 REVOKE ALL ON FUNCTION ops_private.unserved_runs() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.version_key(p_version text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.visible_projects() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.wake_scheduled_runs() FROM PUBLIC;
 
