@@ -10,7 +10,7 @@
 --
 -- ops.run_logs has a partition for each week, by the ids of the runs, which begin with their time. Old lines are
 -- deleted with their partition, at once, and the disk has its room again. Lines of runs whose week has no partition
--- are in ops_private.run_logs_other: of the first days of an installation, and of runs whose id another program chose.
+-- are in ops_private.run_logs_other: of runs whose id another program chose, or that came before the first worker.
 
 -- Words -----------------------------------------------------------------------------------------------------
 
@@ -346,9 +346,10 @@ $$;
 
 alter table ops.runs alter column id set default ops_private.new_run_id();
 
--- Adds the partitions of the two weeks after this one. Not of this week: run_logs_other may have lines of it already.
--- A partition is attached, since creating it in place would wait for all readers. If a reader holds the lock for long
--- all the same, the next call does it.
+-- Adds the partitions of this week and of the next two. To attach one, PostgreSQL reads all of run_logs_other under an
+-- exclusive lock, so the first worker that registers adds them, before there are lines. This week's is not added to a
+-- database that has lines in run_logs_other already. A partition is attached, since creating it in place would wait for
+-- all readers. If a reader holds the lock for long all the same, the next call does it.
 create function ops_private.add_log_partitions() returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp set lock_timeout = '100ms'
 as $$
@@ -356,9 +357,10 @@ declare
     v_week constant timestamp := date_trunc('week', ops_private.current_time() at time zone 'UTC');
     v_name text;
 begin
-    for v_weeks in 1 .. 2 loop
+    for v_weeks in 0 .. 2 loop
         v_name := to_char(v_week + v_weeks * interval '7 days', '"run_logs_"YYYYMMDD');
         continue when to_regclass('ops_private.' || v_name) is not null
+            or v_weeks = 0 and exists (select from ops_private.run_logs_other)
             or not pg_try_advisory_xact_lock(hashtext('ops_private.add_log_partitions'));
         begin
             execute format('create table ops_private.%I (like ops.run_logs including all)', v_name);

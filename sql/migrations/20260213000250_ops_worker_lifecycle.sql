@@ -109,6 +109,7 @@ begin
     insert into ops_private.worker_ids as i (worker_id, db_role) values (p_worker_id, v_caller)
     on conflict (worker_id) do update set db_role = excluded.db_role
     where not exists (select from pg_roles as r where r.rolname = i.db_role);
+    perform ops_private.add_log_partitions();
     return jsonb_build_object('success', true, 'database_id', v_database_id);
 end
 $$;

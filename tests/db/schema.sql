@@ -940,6 +940,7 @@ begin
     insert into ops_private.worker_ids as i (worker_id, db_role) values (p_worker_id, v_caller)
     on conflict (worker_id) do update set db_role = excluded.db_role
     where not exists (select from pg_roles as r where r.rolname = i.db_role);
+    perform ops_private.add_log_partitions();
     return jsonb_build_object('success', true, 'database_id', v_database_id);
 end
 $$;
@@ -1489,9 +1490,10 @@ declare
     v_week constant timestamp := date_trunc('week', ops_private.current_time() at time zone 'UTC');
     v_name text;
 begin
-    for v_weeks in 1 .. 2 loop
+    for v_weeks in 0 .. 2 loop
         v_name := to_char(v_week + v_weeks * interval '7 days', '"run_logs_"YYYYMMDD');
         continue when to_regclass('ops_private.' || v_name) is not null
+            or v_weeks = 0 and exists (select from ops_private.run_logs_other)
             or not pg_try_advisory_xact_lock(hashtext('ops_private.add_log_partitions'));
         begin
             execute format('create table ops_private.%I (like ops.run_logs including all)', v_name);

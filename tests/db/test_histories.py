@@ -55,7 +55,7 @@ begin
         insert into public.history (run_id, what, who) values (
             new.run_id, 'write',
             case tg_table_name when 'run_events' then to_jsonb(new) -> 'payload' ->> 'who'
-                when 'run_logs_other' then to_jsonb(new) ->> 'message' else to_jsonb(new) ->> 'artifact_url' end);
+                when 'run_artifacts' then to_jsonb(new) ->> 'artifact_url' else to_jsonb(new) ->> 'message' end);
     end case;
     return null;
 end $$;

@@ -214,7 +214,7 @@ async def test_a_week_of_old_logs_is_dropped_at_once(world: World, db_url: str, 
             await call(world.db, "append_run_log", going, "info", "still here")
             await world.db.execute("update ops_private.leases set expires_at = 'infinity' where run_id = $1", going)
         await call(world.db, "complete_workflow_run", runs[week], 0)
-    assert await parts(world) == ["20260112", "20260119", "20260126", "20260202", "20260209", "20260216"]
+    assert await parts(world) == ["20260105", "20260112", "20260119", "20260126", "20260202", "20260209", "20260216"]
 
     async def pruned(before: datetime) -> tuple[str, set[int]]:
         days = (datetime.now(UTC) - before) // day
@@ -240,13 +240,23 @@ async def test_a_reader_of_the_logs_delays_their_partitions_and_nothing_else(wor
         assert await parts(world) == []
     await call(world.db, "reap")
     await call(world.db, "reap")
-    assert await parts(world) == ["20260112", "20260119"]
+    assert await parts(world) == ["20260105", "20260112", "20260119"]
     async with reader.transaction():
         await reader.fetch("select * from ops.run_logs")
         assert await world.db.fetchval("select ops_private.drop_log_partitions(now())") == 0
-        assert len(await parts(world)) == 2
+        assert len(await parts(world)) == 3
     await world.db.fetchval("select ops_private.drop_log_partitions(now())")
     assert await parts(world) == []
+
+
+async def test_the_lines_of_the_first_worker_s_first_run_are_in_their_week_s_partition(world: World) -> None:
+    await at(world, MONDAY)
+    assert (await call(world.db, "register_worker", "host-b", uuid.uuid4()))["success"]
+    assert await parts(world) == ["20260105", "20260112", "20260119"]
+    run = await world.running()
+    await call(world.db, "append_run_log", run, "info", "line")
+    assert await count(world, "run_logs", run) == 1
+    assert not await world.db.fetch("select from ops_private.run_logs_other")
 
 
 async def test_a_week_with_lines_has_no_partition_of_its_own(world: World) -> None:
