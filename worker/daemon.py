@@ -304,7 +304,7 @@ class LeaseKeeper:
         try:
             while True:
                 self.hint = anyio.Event()  # before the heartbeat: its answer may be older than a hint from now on
-                await _until_done(self.heartbeat, self._options.heartbeat)
+                await _until_done(self.heartbeat, self._options.heartbeat / 3)  # within the time that reap() waits
                 await anyio.sleep(pause)
                 with anyio.move_on_after(self._options.heartbeat - pause):
                     await self.hint.wait()

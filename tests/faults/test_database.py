@@ -205,9 +205,10 @@ async def test_no_lease_runs_out_because_the_database_was_away(scene: Scene) -> 
     other = Relay(scene.database.upstream)
     async with other.running():
         url = scene.plane.url.replace(str(scene.database.port), str(other.port))
-        late = scene.worker("--concurrency", "1")
-        early = scene.worker("--concurrency", "1", name="b", OPS_WORKER_DATABASE_URL=url)
-        async with late, early:
+        flags = ("--concurrency", "1", "--lease", str(3 * LEASE))
+        late = scene.worker(*flags)
+        early = scene.worker(*flags, name="b", OPS_WORKER_DATABASE_URL=url)
+        async with late, early as sweeper:
             for job in jobs:
                 await scene.until_up(job)
             for relay in (scene.database, other):
@@ -215,13 +216,14 @@ async def test_no_lease_runs_out_because_the_database_was_away(scene: Scene) -> 
                 relay.cut()
             await scene.later(100 * LEASE)
             assert len(await expired(scene)) == 2
+            await sweeper.until_written("LeaseKeeper.sweep")  # it will sweep again within 5 s, as often as it may try
             other.down = False
 
             async def one_renewed() -> bool:
                 return len(await expired(scene)) < 2
 
             await until(one_renewed)
-            await asyncio.sleep(LEASE / 5)  # less than the third of a lease for which the early one must wait
+            await asyncio.sleep(6)  # the early one must wait for a third of the lease, 15 s
             scene.database.down = False
             for job in jobs:
                 await scene.release(job)
