@@ -144,7 +144,9 @@ async def memory(bench: Bench) -> list[Figure]:
     """The worker's memory while many runs print without end."""
     runs, samples = bench.size(16, 2), bench.size(45, 6)
     async with bench.plane(docker=True) as plane:
-        async with plane.worker("--concurrency", str(runs), OPS_WORKER_DEFAULT_OUTPUT="64g") as worker:
+        async with plane.worker(
+            "--concurrency", str(runs), OPS_WORKER_DEFAULT_OUTPUT="64g", OPS_WORKER_MAX_LOG="4m"
+        ) as worker:
             await worker.until_said("worker started")
             await asyncio.sleep(2)
             idle = resident(worker.process.pid)
