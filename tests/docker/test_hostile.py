@@ -19,7 +19,7 @@ import asyncpg
 import pytest
 
 from tests.docker.test_services import SERVER, server
-from tests.support.docker import FINAL, WAITS, Plane, base_image, docker, new_plane
+from tests.support.docker import FINAL, WAITS, Plane, base_image, docker, new_plane, printed
 from tests.support.postgres import Cluster, run_sync
 from worker.run.services import service_container
 
@@ -328,7 +328,7 @@ async def test_no_other_run_reaches_the_services_of_a_run(served: Plane, image: 
 
 
 async def test_a_setuid_program_does_not_become_root(served: Plane, setuid_image: str) -> None:
-    assert docker("run", "--rm", setuid_image, "id-of-root", "-u") == "0\n", "the control: it would, elsewhere"
+    assert printed(setuid_image, "id-of-root", "-u") == "0\n", "the control: it would, elsewhere"
     version = await served.tool(setuid_image)
     run_id = await served.queue(await served.workflow({"command": ["id-of-root", "-u"], "version": version}))
     await served.until(run_id, *FINAL)

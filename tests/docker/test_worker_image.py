@@ -18,7 +18,7 @@ import pytest_asyncio
 
 from tests.conftest import Connect
 from tests.docker.images import worker_image
-from tests.support.docker import WAITS, Plane, docker, new_plane, until
+from tests.support.docker import WAITS, Plane, docker, new_plane, printed, until
 from tests.support.postgres import Cluster
 
 pytestmark = [
@@ -191,11 +191,11 @@ async def test_the_health_check_follows_the_heartbeat(site: Site, control: Contr
 
 
 def test_the_image_carries_the_schema_and_the_command(site: Site) -> None:
-    run = ("run", "--rm", "--network", site.network, *HARDENED)
+    run = ("--network", site.network, *HARDENED)
     with site.cluster.database() as name:
         environ = ("--env", f"OPS_WORKER_DATABASE_URL={site.cluster.url(name, host=site.address)}")
-        assert "applied" in docker(*run, *environ, site.image, "db", "migrate")
-        assert docker(*run, *environ, site.image, "db", "verify") == "the schema is complete\n"
+        assert "applied" in printed(*run, *environ, site.image, "db", "migrate")
+        assert printed(*run, *environ, site.image, "db", "verify") == "the schema is complete\n"
 
 
 def test_a_wrong_setting_ends_the_container_with_exit_code_two(site: Site) -> None:
@@ -208,10 +208,10 @@ def test_a_wrong_setting_ends_the_container_with_exit_code_two(site: Site) -> No
 
 def test_the_image_holds_an_ordinary_user_and_no_installer(site: Site) -> None:
     script = "import os; print(os.getuid(), os.access('/opt', os.W_OK), os.access('.', os.W_OK))"
-    said = docker("run", "--rm", "--entrypoint", "python", site.image, "-c", script)
+    said = printed("--entrypoint", "python", site.image, "-c", script)
     assert said == "10001 False True\n"
     tools = "import importlib.util as u; print([n for n in ('pip', 'setuptools', 'wheel') if u.find_spec(n)])"
-    assert docker("run", "--rm", "--entrypoint", "python", site.image, "-c", tools) == "[]\n"
+    assert printed("--entrypoint", "python", site.image, "-c", tools) == "[]\n"
     config = json.loads(docker("inspect", "--format", "{{json .Config}}", site.image))
     assert config["User"] == "ops-worker"
     assert config["Healthcheck"]["Test"][0] == "CMD"

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.odoo.conftest import Bench, Done, Project, writable
-from tests.support.docker import docker, until
+from tests.support.docker import docker, printed, until
 from tests.support.postgres import run_sync
 
 pytestmark = pytest.mark.timeout(600)
@@ -95,7 +95,7 @@ def secrets(server: GitServer, bench: Bench, tmp_path: Path) -> Path:
 
 
 def own(folder: Path, bench: Bench) -> None:
-    user = int(docker("run", "--rm", "--network", "none", "--entrypoint", "id", bench.image, "-u"))
+    user = int(printed("--network", "none", "--entrypoint", "id", bench.image, "-u"))
     for path in folder.iterdir():
         os.chown(path, user, user)
         path.chmod(0o400)

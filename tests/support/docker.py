@@ -337,6 +337,21 @@ def docker(*words: str, check: bool = True) -> str:
     return subprocess.run(["docker", *words], check=check, capture_output=True, text=True).stdout
 
 
+def printed(*words: str) -> str:
+    """What a container prints: ``docker run`` with these words, read from its log.
+
+    Docker 26.1 can lose the output of a short container on the way to an attached client.
+    """
+    container = docker("run", "--detach", *words).strip()
+    try:
+        code = docker("wait", container).strip()
+        text = docker("logs", container)
+        assert code == "0", f"exit code {code}: {text}"
+        return text
+    finally:
+        docker("rm", "--volumes", container)
+
+
 def base_image(*packages: str) -> str:
     """An image with a shell and Python, made or found by the project's own script."""
     command = [str(ROOT / "scripts" / "base-image"), *packages]
