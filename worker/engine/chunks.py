@@ -11,7 +11,7 @@ from typing import Any
 
 import requests
 
-READ_BYTES = 1 << 17
+READ_BYTES = 1 << 16
 BUSY_BYTES = 1 << 15
 """A read that brings less than this has caught up with the engine."""
 

@@ -13,7 +13,7 @@ from worker.logs.batches import Batcher
 from worker.model.claim import LogLines
 
 MAX_WAITING_BYTES = 1 << 20
-MAX_WAITING_LINES = 5_000
+MAX_WAITING_LINES = 2_000
 """What may wait for the database before the reader has to wait too."""
 
 
