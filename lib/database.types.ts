@@ -611,12 +611,22 @@ export type Database = {
       };
       current_user_id: { Args: Record<PropertyKey, never>; Returns: string };
       current_user_role: { Args: { p_project_id: string }; Returns: string };
+      drain_worker: { Args: { p_drain?: boolean; p_reason?: string; p_worker_id: string }; Returns: Json };
       enqueue_run: {
         Args: { p_idempotency_key?: string; p_metadata?: Json; p_scheduled_at?: string; p_workflow_id: string };
         Returns: Json;
       };
       health: { Args: Record<PropertyKey, never>; Returns: Json };
-      heartbeat: { Args: { p_instance_id: string; p_lease_seconds?: number; p_worker_id: string }; Returns: Json };
+      heartbeat: {
+        Args: {
+          p_disk_free?: number;
+          p_disk_total?: number;
+          p_instance_id: string;
+          p_lease_seconds?: number;
+          p_worker_id: string;
+        };
+        Returns: Json;
+      };
       limit_project: {
         Args: { p_max_active_runs?: number; p_max_queued_runs?: number; p_project_id: string };
         Returns: Json;
@@ -784,6 +794,11 @@ export type Database = {
         Returns: {
           alive: boolean;
           db_role: string;
+          disk_free: number;
+          disk_total: number;
+          drain_reason: string;
+          drained_at: string;
+          drained_by: string;
           expires_at: string;
           labels: string[];
           runs: Json;

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Protocol
 
 import anyio
 import structlog
@@ -29,6 +30,7 @@ from worker.engine.engine import Engine
 from worker.errors import DiskShort, EngineError, EngineUnavailable, LeaseLost, Refused, UnreadableRun
 from worker.model.claim import Claim, NextRun
 from worker.model.outcome import Stop
+from worker.run.admission import Admission
 from worker.run.adoption import Adopter
 from worker.run.disk import Disk, DiskGuard
 from worker.run.lifecycle import Run
@@ -106,7 +108,8 @@ class Daemon:
     def __init__(
         self, context: RunContext, queue: Queue, engine: Engine, metrics: Metrics, options: DaemonOptions, disk: Disk
     ) -> None:
-        self.leases = LeaseKeeper(context.database_id, queue, engine, metrics, options)
+        self._admission = Admission(metrics)
+        self.leases = LeaseKeeper(context.database_id, queue, engine, metrics, options, disk, self._note_drain)
         self._context = context
         self._queue = queue
         self._metrics = metrics
@@ -114,7 +117,6 @@ class Daemon:
         self._roster = self.leases.roster
         self._adopter = Adopter(context)
         self._disk = disk
-        self._room = DiskRoom(metrics)
         self._guard = DiskGuard(disk, engine, self._roster.running)
         self._draining = anyio.Event()
         self._claiming = anyio.CancelScope()
@@ -166,9 +168,15 @@ class Daemon:
         why = self._disk.shortage()
         if why is not None and self._options.until_idle and not self._roster.running:
             raise DiskShort(f"nothing is claimed: {why}")
-        if self._room.record(why):
+        if self._admission.record_disk(why):
             self._show_status()
         return why is None
+
+    def _note_drain(self, *, draining: bool) -> None:
+        if self._admission.record_drain(draining=draining):
+            self._show_status()
+            if not draining:
+                self._wake_up()
 
     async def _claim(self) -> NextRun:
         """The next run, if there is one and the worker is not draining; else whether one may become due."""
@@ -180,6 +188,7 @@ class Daemon:
         except UnreadableRun as error:
             log.warning("a claimed run cannot be read, the next heartbeat names it", error=str(error))
             return NextRun(None, waiting=True)
+        self._note_drain(draining=found.draining)
         if found.repeated:  # an earlier answer is lost: the heartbeat names the run that was claimed with it
             self.leases.hint.set()
         if found.claim is not None and self._draining.is_set():
@@ -275,19 +284,32 @@ class Daemon:
         runs = f"{number} run{'' if number == 1 else 's'}"
         if self._draining.is_set():
             return f"waiting for {runs} to end"
-        if self._room.short:
-            return f"claiming nothing: the disk is short; {runs}"
+        if (why := self._admission.held_back_by) is not None:
+            return f"claiming nothing: {why}; {runs}"
         return runs if number else "waiting for runs"
 
     def _show_status(self) -> None:
         notify_systemd(f"STATUS={self._status()}")
 
 
+class OnDrain(Protocol):
+    """Takes whether an operator drains this worker."""
+
+    def __call__(self, *, draining: bool) -> None: ...
+
+
 class LeaseKeeper:
     """Renews the leases of this instance's runs, and finds the runs and containers of workers that died."""
 
     def __init__(
-        self, database_id: uuid.UUID, queue: Queue, engine: Engine, metrics: Metrics, options: DaemonOptions
+        self,
+        database_id: uuid.UUID,
+        queue: Queue,
+        engine: Engine,
+        metrics: Metrics,
+        options: DaemonOptions,
+        disk: Disk,
+        on_drain: OnDrain,
     ) -> None:
         self.roster = Roster()
         self.hint = anyio.Event()
@@ -297,6 +319,8 @@ class LeaseKeeper:
         self._engine = engine
         self._metrics = metrics
         self._options = options
+        self._disk = disk
+        self._on_drain = on_drain
 
     async def keep(self, everything: anyio.CancelScope) -> None:
         """Renews for ever; cancels ``everything`` when another instance has taken this worker's id."""
@@ -320,8 +344,9 @@ class LeaseKeeper:
         """One renewal; stops the runs that were cancelled or are no longer this instance's."""
         mine = dict(self.roster.running)  # a run claimed while the answer is under way is not in it
         with anyio.fail_after(self._options.heartbeat):
-            answer = await self._queue.heartbeat()
+            answer = await self._queue.heartbeat(self._disk.space())
         self._metrics.heartbeat.set_to_current_time()
+        self._on_drain(draining=answer.draining)
         if not answer.registered:
             await self._queue.register(takeover=False)  # refused: see keep
         for run_id, run in mine.items():
@@ -347,25 +372,6 @@ class LeaseKeeper:
             await self.find_orphans()
 
         await _every(min(self._options.timings.sweep, self._options.lease / 3), once)
-
-
-class DiskRoom:
-    """Whether the disk has room for another run; logs when that changes."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self.short = False
-        self._metrics = metrics
-
-    def record(self, why: str | None) -> bool:
-        """Takes why the disk is short, None if it has room; returns whether that is news."""
-        changed = self.short != (why is not None)
-        self.short = why is not None
-        self._metrics.disk_short.set(self.short)
-        if changed and self.short:
-            log.warning("claiming nothing: the disk is short", why=why)
-        elif changed:
-            log.info("claiming again: the disk has room")
-        return changed
 
 
 async def _every(seconds: float, once: Callable[[], Awaitable[object]]) -> None:

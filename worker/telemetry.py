@@ -97,6 +97,9 @@ class Metrics:
         self.disk_short = Gauge(
             "ops_worker_disk_short", "1 while nothing is claimed because the disk is short", registry=self.registry
         )
+        self.draining = Gauge(
+            "ops_worker_draining", "1 while nothing is claimed because an operator drains it", registry=self.registry
+        )
         self.heartbeat = Gauge(
             "ops_worker_last_heartbeat_timestamp_seconds",
             "When the leases were last renewed",

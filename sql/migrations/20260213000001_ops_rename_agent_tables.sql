@@ -16,7 +16,7 @@ declare
         'project_memberships}';
     v_functions constant text[] := '{add_run_artifact,add_run_event,adopt_run,adoptable_runs,append_run_log,'
         'append_run_logs,applicable_advisories,cancel_run,claim_next_run,complete_workflow_run,current_user_id,'
-        'current_user_role,enqueue_run,health,heartbeat,limit_project,list_queued_runs,pause_project,pause_queue,'
+        'current_user_role,drain_worker,enqueue_run,health,heartbeat,limit_project,list_queued_runs,pause_project,pause_queue,'
         'project_overview,reap,record_container,record_report,register_worker,release_run,resume_project,'
         'resume_queue,retry_run,run_logs,run_summary,runs,search_run_logs,shut_out_worker,start_workflow_run,'
         'unclaimable_runs,unregister_worker,worker_overview}';

@@ -268,18 +268,30 @@ create table ops_private.workers (
     labels text[] not null default '{}',
     started_at timestamptz not null,
     expires_at timestamptz not null,
+    disk_free bigint check (disk_free >= 0),
+    disk_total bigint check (disk_total >= 0),
     constraint workers_texts_fit check (
         octet_length(worker_id) <= 200 and octet_length(host_id) <= 1000 and octet_length(engine_id) <= 1000
         and octet_length(version) <= 1000 and cardinality(labels) <= 1000
         and octet_length(array_to_string(labels, '')) <= 100000)
 ) with (fillfactor = 50);
 
+comment on column ops_private.workers.disk_free is
+    'Bytes on the fullest of the engine''s disks, when the worker last renewed; null if it cannot see them.';
+
 -- A worker id belongs to the database role that registered it first, as long as that role exists, even when no worker
--- uses the id. Otherwise a host could take the id of a stopped worker of another host.
+-- uses the id. Otherwise a host could take the id of a stopped worker of another host. For the same reason a worker that
+-- is drained stays so when it starts again.
 create table ops_private.worker_ids (
     worker_id text primary key,
-    db_role text not null
+    db_role text not null,
+    drained_at timestamptz,
+    drained_by text,
+    drain_reason text check (octet_length(drain_reason) <= 10000)
 );
+
+comment on column ops_private.worker_ids.drained_at is
+    'Since when the worker claims no runs; null if it is not drained (ops.drain_worker).';
 
 -- Runs that failed while another transaction held the locks that their retry needs; ops.reap queues the retry.
 create table ops_private.pending_retries (

@@ -339,6 +339,15 @@ begin
 end
 $$;
 
+-- The name of an instance in a notification.
+create function ops_private.mark_of(p_instance_id uuid) returns text
+language plpgsql immutable set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return left(encode(sha256(convert_to(p_instance_id::text, 'UTF8')), 'hex'), 16);
+end
+$$;
+
 -- Notifies workers of a run with these labels that can be claimed. The payload names up to three of the workers that
 -- have been idle for the longest time, each by the beginning of a digest: an instance id is a part of a lease. They
 -- count as idle again once a claim of theirs finds nothing. An empty payload is for all workers. If the named workers
@@ -353,7 +362,7 @@ begin
         delete from ops_private.idle_workers as i where i.instance_id in (
             select k.instance_id from ops_private.idle_workers as k
             where p_labels <@ k.labels order by k.since limit 3 for update skip locked)
-        returning left(encode(sha256(convert_to(i.instance_id::text, 'UTF8')), 'hex'), 16) as mark
+        returning ops_private.mark_of(i.instance_id) as mark
     )
     select string_agg(n.mark, ' ') into v_named from named as n;
     perform pg_notify('ops_queue', coalesce(v_named, ''));
@@ -374,6 +383,28 @@ begin
 end
 $$;
 
+create function ops_private.drain_lock(p_worker_id text) returns bigint
+language plpgsql immutable set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return hashtextextended('ops_private.worker_ids ' || p_worker_id, 0);
+end
+$$;
+
+-- Whether a worker is drained, so that its claims find nothing. The claims of a worker share the lock, and drain_worker
+-- takes it alone: when that has returned, no earlier claim is under way. A claim does not wait for it.
+create function ops_private.is_drained(p_worker_id text) returns boolean
+language plpgsql volatile set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if not pg_try_advisory_xact_lock_shared(ops_private.drain_lock(p_worker_id)) then
+        return true;
+    end if;
+    return exists (
+        select from ops_private.worker_ids as i where i.worker_id = p_worker_id and i.drained_at is not null);
+end
+$$;
+
 -- Why the runs of a lane wait, by the conditions of next_run. For a scheduled run, its time goes before held and
 -- lacking.
 create function ops_private.why_lane_waits(
@@ -383,7 +414,11 @@ language plpgsql stable set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_limits ops_private.project_limits;
+    v_claims boolean;  -- whether a worker with these labels claims runs; null if there is none
 begin
+    select bool_or(i.drained_at is null) into v_claims
+    from ops_private.workers as w left join ops_private.worker_ids as i on i.worker_id = w.worker_id
+    where p_lane.labels <@ w.labels and w.expires_at > ops_private.current_time();
     select k.* into v_limits from ops_private.project_limits as k where k.project_id = p_lane.project_id;
     paused := case
         when exists (select from ops_private.control as c where c.paused_at is not null) then 'queue: paused'
@@ -395,10 +430,9 @@ begin
         when v_limits.max_active_runs <= (
             select count(*) from ops_private.leases as l where l.project_id = p_lane.project_id
         ) then format('limit: the project has %s active runs', v_limits.max_active_runs)
-        when not exists (
-            select from ops_private.workers as w
-            where p_lane.labels <@ w.labels and w.expires_at > ops_private.current_time()
-        ) then 'labels: no worker has ' || coalesce(nullif(array_to_string(p_lane.labels, ', '), ''), 'registered')
+        when v_claims is null then
+            'labels: no worker has ' || coalesce(nullif(array_to_string(p_lane.labels, ', '), ''), 'registered')
+        when not v_claims then 'worker: each that has its labels is drained'
         else 'worker: the next one that is free' end;
 end
 $$;

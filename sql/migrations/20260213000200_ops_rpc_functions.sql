@@ -110,6 +110,10 @@ begin
             'run_id', null, 'waiting', false, 'message', coalesce(v_wrong, v_taken),
             'code', case when v_wrong is null then 'worker_id_taken' else 'bad_argument' end);
     end if;
+    if ops_private.is_drained(p_worker_id) then
+        perform ops_private.become_busy(p_instance_id);
+        return jsonb_build_object('run_id', null, 'waiting', false, 'draining', true, 'message', 'the worker is drained');
+    end if;
 
     for v_try in 1 .. 20 loop
         v_run_id := ops_private.next_run(v_labels);

@@ -131,19 +131,28 @@ end
 $$;
 
 -- Renews all leases of this instance. The worker has lost each run that the answer does not list. The leases are locked
--- in the order of their run ids, so that two renewals never wait for each other.
+-- in the order of their run ids, so that two renewals never wait for each other. p_disk_free and p_disk_total: bytes of
+-- the fullest of the engine's disks, for worker_overview.
 create function ops.heartbeat(
-    p_worker_id text, p_instance_id uuid, p_lease_seconds integer default 300
+    p_worker_id text,
+    p_instance_id uuid,
+    p_lease_seconds integer default 300,
+    p_disk_free bigint default null,
+    p_disk_total bigint default null
 ) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_caller constant text := ops_private.calling_worker();
     v_trusted constant boolean := ops_private.trusted();
-    v_wrong constant text := ops_private.bad_worker('-', p_lease_seconds);
+    v_wrong constant text := coalesce(
+        ops_private.bad_worker('-', p_lease_seconds),
+        case when p_disk_free not between 0 and coalesce(p_disk_total, p_disk_free) or p_disk_total < 0 then
+            'the disk_free must be from 0 to disk_total' end);
     v_expires_at constant timestamptz :=
         ops_private.current_time() + make_interval(secs => p_lease_seconds);
     v_runs jsonb;
+    v_drained boolean;
 begin
     if v_wrong is not null then
         return ops_private.refusal('bad_argument', v_wrong);
@@ -165,9 +174,14 @@ begin
     into v_runs
     from renewed join ops.runs as r on r.id = renewed.run_id;
 
-    update ops_private.workers as w set expires_at = v_expires_at
-    where w.worker_id = p_worker_id and w.instance_id = p_instance_id and (w.db_role = v_caller or v_trusted);
-    return jsonb_build_object('success', true, 'registered', found, 'runs', v_runs);
+    update ops_private.workers as w
+    set expires_at = v_expires_at, disk_free = p_disk_free, disk_total = p_disk_total
+    where w.worker_id = p_worker_id and w.instance_id = p_instance_id and (w.db_role = v_caller or v_trusted)
+    returning exists (
+        select from ops_private.worker_ids as i where i.worker_id = w.worker_id and i.drained_at is not null)
+    into v_drained;
+    return jsonb_build_object(
+        'success', true, 'registered', found, 'draining', coalesce(v_drained, false), 'runs', v_runs);
 end
 $$;
 

@@ -6,11 +6,12 @@
 
 -- Workers -----------------------------------------------------------------------------------------------------
 
--- The registered workers, and the holders of leases that are not registered. A signed-in user without a project sees
--- none. db_role is null for users.
+-- The registered workers, those that are drained, and the holders of leases that are not registered. A signed-in user
+-- without a project sees none. db_role is null for users.
 create function ops_private.worker_overview() returns table (
     worker_id text, alive boolean, version text, labels text[], started_at timestamptz, expires_at timestamptz,
-    db_role text, runs jsonb
+    db_role text, runs jsonb, disk_free bigint, disk_total bigint, drained_at timestamptz, drained_by text,
+    drain_reason text
 )
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -34,11 +35,14 @@ begin
             where l.project_id = any (v_projects)
             group by l.worker_id
         )
-        select coalesce(w.worker_id, h.worker_id), coalesce(w.expires_at > ops_private.current_time(), false),
-            w.version, w.labels, w.started_at, w.expires_at, case when v_trusted then w.db_role end,
-            coalesce(h.runs, '[]')
+        select coalesce(w.worker_id, h.worker_id, i.worker_id),
+            coalesce(w.expires_at > ops_private.current_time(), false), w.version, w.labels, w.started_at, w.expires_at,
+            case when v_trusted then w.db_role end, coalesce(h.runs, '[]'), w.disk_free, w.disk_total, i.drained_at,
+            i.drained_by, i.drain_reason
         from ops_private.workers as w
         full join held as h on h.worker_id = w.worker_id
+        full join (select k.* from ops_private.worker_ids as k where k.drained_at is not null) as i
+            on i.worker_id = coalesce(w.worker_id, h.worker_id)
         order by 1;
 end
 $$;
@@ -177,6 +181,9 @@ begin
                 'worker_id', w.worker_id, 'version', w.version, 'alive', w.expires_at > ops_private.current_time())
                 order by w.worker_id), '[]')
             from ops_private.workers as w),
+        'drained', (
+            select coalesce(jsonb_agg(i.worker_id order by i.worker_id), '[]')
+            from ops_private.worker_ids as i where i.drained_at is not null),
         'paused', (
             select jsonb_build_object('at', c.paused_at, 'by', c.paused_by, 'reason', c.pause_reason)
             from ops_private.control as c where c.paused_at is not null),
@@ -197,7 +204,12 @@ create function ops.worker_overview() returns table (
     started_at timestamptz,
     expires_at timestamptz,
     db_role text,
-    runs jsonb
+    runs jsonb,
+    disk_free bigint,
+    disk_total bigint,
+    drained_at timestamptz,
+    drained_by text,
+    drain_reason text
 )
 language sql stable set search_path = pg_catalog, pg_temp
 begin atomic

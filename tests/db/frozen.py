@@ -24,6 +24,7 @@ TRAITS = {
     "claim_next_run": ("worker_id", "instance_id", "engine_id"),
     "adopt_run": ("worker_id", "instance_id", "engine_id"),
     "register_worker": ("worker_id", "instance_id", "host_id", "engine_id"),
+    "drain_worker": ("worker_id",),
     "reap": (),
     "cancel_run": (),
 }

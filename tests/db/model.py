@@ -128,6 +128,7 @@ class Contract:
         self.runs: dict[uuid.UUID, Run] = {}
         self.workers: dict[str, Registration] = {}
         self.owners: dict[str, str] = {}  # the role that registered a worker id first
+        self.drained: set[str] = set()  # worker ids
         self.events: list[Event] = []
         self.turns: dict[str, int] = {}  # the last turn of each project
 
@@ -156,6 +157,8 @@ class Contract:
             raise Refused("bad_argument")
         if self._is_taken(who):
             raise Refused("worker_id_taken")
+        if who.worker in self.drained:
+            return {"run_id": None, "waiting": False, "draining": True}
         run = self._first(labels)
         if run is None and self._wake():
             run = self._first(labels)
@@ -342,9 +345,20 @@ class Contract:
                     "cancel_requested": run.cancel_requested_at is not None,
                 })  # fmt: skip
         registered = who.worker is not None and self._is_registered(who)
+        drained = registered and who.worker in self.drained
         if who.worker is not None and registered:
             self.workers[who.worker] = Registration(self.workers[who.worker].holder, expires_at)
-        return {"success": True, "registered": registered, "runs": runs}
+        return {"success": True, "registered": registered, "draining": drained, "runs": runs}
+
+    def drain_worker(self, who: Caller, *, drain: bool) -> Answer:
+        """An operator names the worker, which stays drained when it starts again."""
+        name = who.worker or ""
+        if name not in self.owners:
+            raise Refused("not_found")
+        changed = (name in self.drained) != drain
+        self.drained = self.drained | {name} if drain else self.drained - {name}
+        runs = sum(lease.holder.worker == name for _, lease in self._leases())
+        return {"success": True, "draining": drain, "changed": changed, "runs": runs}
 
     def adopt_run(self, who: Caller, run_id: uuid.UUID, lease_seconds: int) -> Answer:
         run = self.runs.get(run_id)

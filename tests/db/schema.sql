@@ -364,6 +364,10 @@ begin
             'run_id', null, 'waiting', false, 'message', coalesce(v_wrong, v_taken),
             'code', case when v_wrong is null then 'worker_id_taken' else 'bad_argument' end);
     end if;
+    if ops_private.is_drained(p_worker_id) then
+        perform ops_private.become_busy(p_instance_id);
+        return jsonb_build_object('run_id', null, 'waiting', false, 'draining', true, 'message', 'the worker is drained');
+    end if;
 
     for v_try in 1 .. 20 loop
         v_run_id := ops_private.next_run(v_labels);
@@ -481,6 +485,45 @@ CREATE FUNCTION ops.current_user_role(p_project_id uuid) RETURNS text
     SET search_path TO 'pg_catalog', 'pg_temp'
     RETURN (SELECT m.role FROM ops.project_memberships m WHERE ((m.project_id = current_user_role.p_project_id) AND (m.user_id = ops.current_user_id())));
 
+CREATE FUNCTION ops_private.drain_worker(p_worker_id text, p_drain boolean, p_reason text) RETURNS jsonb
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_drain constant boolean := coalesce(p_drain, true);
+    v_changed boolean;
+begin
+    if not ops_private.trusted() then
+        raise exception 'permission denied: only service_role drains a worker'
+            using errcode = 'insufficient_privilege';
+    end if;
+    perform pg_advisory_xact_lock(ops_private.drain_lock(p_worker_id));
+    update ops_private.worker_ids as i
+    set drained_at = case when v_drain then ops_private.current_time() end,
+        drained_by = case when v_drain then ops_private.actor() end,
+        drain_reason = case when v_drain then left(p_reason, 2500) end
+    where i.worker_id = p_worker_id and (i.drained_at is null) = v_drain;
+    v_changed := found;
+    if not v_changed and not exists (select from ops_private.worker_ids as i where i.worker_id = p_worker_id) then
+        return ops_private.refusal('not_found', 'no worker has registered this worker_id');
+    end if;
+    if v_changed then  -- the one that works under this id now asks the database, also if it was idle
+        delete from ops_private.idle_workers as n where n.instance_id in (
+            select w.instance_id from ops_private.workers as w where w.worker_id = p_worker_id);
+        perform pg_notify('ops_queue', ops_private.mark_of(w.instance_id))
+        from ops_private.workers as w where w.worker_id = p_worker_id;
+    end if;
+    return jsonb_build_object(
+        'success', true, 'draining', v_drain, 'changed', v_changed,
+        'runs', (select count(*) from ops_private.leases as l where l.worker_id = p_worker_id));
+end
+$$;
+
+CREATE FUNCTION ops.drain_worker(p_worker_id text, p_drain boolean DEFAULT true, p_reason text DEFAULT NULL::text) RETURNS jsonb
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    RETURN ops_private.drain_worker(p_worker_id, p_drain, p_reason);
+
 CREATE FUNCTION ops_private.enqueue_run(p_workflow_id uuid, p_metadata jsonb, p_idempotency_key text, p_scheduled_at timestamp with time zone) RETURNS jsonb
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -566,6 +609,9 @@ begin
                 'worker_id', w.worker_id, 'version', w.version, 'alive', w.expires_at > ops_private.current_time())
                 order by w.worker_id), '[]')
             from ops_private.workers as w),
+        'drained', (
+            select coalesce(jsonb_agg(i.worker_id order by i.worker_id), '[]')
+            from ops_private.worker_ids as i where i.drained_at is not null),
         'paused', (
             select jsonb_build_object('at', c.paused_at, 'by', c.paused_by, 'reason', c.pause_reason)
             from ops_private.control as c where c.paused_at is not null),
@@ -581,17 +627,21 @@ CREATE FUNCTION ops.health() RETURNS jsonb
     SET search_path TO 'pg_catalog', 'pg_temp'
     RETURN ops_private.health();
 
-CREATE FUNCTION ops.heartbeat(p_worker_id text, p_instance_id uuid, p_lease_seconds integer DEFAULT 300) RETURNS jsonb
+CREATE FUNCTION ops.heartbeat(p_worker_id text, p_instance_id uuid, p_lease_seconds integer DEFAULT 300, p_disk_free bigint DEFAULT NULL::bigint, p_disk_total bigint DEFAULT NULL::bigint) RETURNS jsonb
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 declare
     v_caller constant text := ops_private.calling_worker();
     v_trusted constant boolean := ops_private.trusted();
-    v_wrong constant text := ops_private.bad_worker('-', p_lease_seconds);
+    v_wrong constant text := coalesce(
+        ops_private.bad_worker('-', p_lease_seconds),
+        case when p_disk_free not between 0 and coalesce(p_disk_total, p_disk_free) or p_disk_total < 0 then
+            'the disk_free must be from 0 to disk_total' end);
     v_expires_at constant timestamptz :=
         ops_private.current_time() + make_interval(secs => p_lease_seconds);
     v_runs jsonb;
+    v_drained boolean;
 begin
     if v_wrong is not null then
         return ops_private.refusal('bad_argument', v_wrong);
@@ -613,9 +663,14 @@ begin
     into v_runs
     from renewed join ops.runs as r on r.id = renewed.run_id;
 
-    update ops_private.workers as w set expires_at = v_expires_at
-    where w.worker_id = p_worker_id and w.instance_id = p_instance_id and (w.db_role = v_caller or v_trusted);
-    return jsonb_build_object('success', true, 'registered', found, 'runs', v_runs);
+    update ops_private.workers as w
+    set expires_at = v_expires_at, disk_free = p_disk_free, disk_total = p_disk_total
+    where w.worker_id = p_worker_id and w.instance_id = p_instance_id and (w.db_role = v_caller or v_trusted)
+    returning exists (
+        select from ops_private.worker_ids as i where i.worker_id = w.worker_id and i.drained_at is not null)
+    into v_drained;
+    return jsonb_build_object(
+        'success', true, 'registered', found, 'draining', coalesce(v_drained, false), 'runs', v_runs);
 end
 $$;
 
@@ -1385,7 +1440,7 @@ begin
 end
 $$;
 
-CREATE FUNCTION ops_private.worker_overview() RETURNS TABLE(worker_id text, alive boolean, version text, labels text[], started_at timestamp with time zone, expires_at timestamp with time zone, db_role text, runs jsonb)
+CREATE FUNCTION ops_private.worker_overview() RETURNS TABLE(worker_id text, alive boolean, version text, labels text[], started_at timestamp with time zone, expires_at timestamp with time zone, db_role text, runs jsonb, disk_free bigint, disk_total bigint, drained_at timestamp with time zone, drained_by text, drain_reason text)
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
@@ -1409,16 +1464,19 @@ begin
             where l.project_id = any (v_projects)
             group by l.worker_id
         )
-        select coalesce(w.worker_id, h.worker_id), coalesce(w.expires_at > ops_private.current_time(), false),
-            w.version, w.labels, w.started_at, w.expires_at, case when v_trusted then w.db_role end,
-            coalesce(h.runs, '[]')
+        select coalesce(w.worker_id, h.worker_id, i.worker_id),
+            coalesce(w.expires_at > ops_private.current_time(), false), w.version, w.labels, w.started_at, w.expires_at,
+            case when v_trusted then w.db_role end, coalesce(h.runs, '[]'), w.disk_free, w.disk_total, i.drained_at,
+            i.drained_by, i.drain_reason
         from ops_private.workers as w
         full join held as h on h.worker_id = w.worker_id
+        full join (select k.* from ops_private.worker_ids as k where k.drained_at is not null) as i
+            on i.worker_id = coalesce(w.worker_id, h.worker_id)
         order by 1;
 end
 $$;
 
-CREATE FUNCTION ops.worker_overview() RETURNS TABLE(worker_id text, alive boolean, version text, labels text[], started_at timestamp with time zone, expires_at timestamp with time zone, db_role text, runs jsonb)
+CREATE FUNCTION ops.worker_overview() RETURNS TABLE(worker_id text, alive boolean, version text, labels text[], started_at timestamp with time zone, expires_at timestamp with time zone, db_role text, runs jsonb, disk_free bigint, disk_total bigint, drained_at timestamp with time zone, drained_by text, drain_reason text)
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     BEGIN ATOMIC
@@ -1429,8 +1487,13 @@ CREATE FUNCTION ops.worker_overview() RETURNS TABLE(worker_id text, alive boolea
      w.started_at,
      w.expires_at,
      w.db_role,
-     w.runs
-    FROM ops_private.worker_overview() w(worker_id, alive, version, labels, started_at, expires_at, db_role, runs);
+     w.runs,
+     w.disk_free,
+     w.disk_total,
+     w.drained_at,
+     w.drained_by,
+     w.drain_reason
+    FROM ops_private.worker_overview() w(worker_id, alive, version, labels, started_at, expires_at, db_role, runs, disk_free, disk_total, drained_at, drained_by, drain_reason);
 END;
 
 CREATE FUNCTION ops_private.actor() RETURNS text
@@ -2049,6 +2112,15 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.drain_lock(p_worker_id text) RETURNS bigint
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return hashtextextended('ops_private.worker_ids ' || p_worker_id, 0);
+end
+$$;
+
 CREATE FUNCTION ops_private.drop_empty_lanes() RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -2308,6 +2380,19 @@ begin
     v_lease.renewed := false;
     v_lease.handed_over := false;
     return v_lease;
+end
+$$;
+
+CREATE FUNCTION ops_private.is_drained(p_worker_id text) RETURNS boolean
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    if not pg_try_advisory_xact_lock_shared(ops_private.drain_lock(p_worker_id)) then
+        return true;
+    end if;
+    return exists (
+        select from ops_private.worker_ids as i where i.worker_id = p_worker_id and i.drained_at is not null);
 end
 $$;
 
@@ -2610,6 +2695,15 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.mark_of(p_instance_id uuid) RETURNS text
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return left(encode(sha256(convert_to(p_instance_id::text, 'UTF8')), 'hex'), 16);
+end
+$$;
+
 CREATE FUNCTION ops_private.max_queued_runs(p_project_id uuid) RETURNS integer
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -2727,7 +2821,7 @@ begin
         delete from ops_private.idle_workers as i where i.instance_id in (
             select k.instance_id from ops_private.idle_workers as k
             where p_labels <@ k.labels order by k.since limit 3 for update skip locked)
-        returning left(encode(sha256(convert_to(i.instance_id::text, 'UTF8')), 'hex'), 16) as mark
+        returning ops_private.mark_of(i.instance_id) as mark
     )
     select string_agg(n.mark, ' ') into v_named from named as n;
     perform pg_notify('ops_queue', coalesce(v_named, ''));
@@ -3479,7 +3573,11 @@ CREATE FUNCTION ops_private.why_lane_waits(p_lane ops_private.lanes, OUT paused 
     AS $$
 declare
     v_limits ops_private.project_limits;
+    v_claims boolean;  -- whether a worker with these labels claims runs; null if there is none
 begin
+    select bool_or(i.drained_at is null) into v_claims
+    from ops_private.workers as w left join ops_private.worker_ids as i on i.worker_id = w.worker_id
+    where p_lane.labels <@ w.labels and w.expires_at > ops_private.current_time();
     select k.* into v_limits from ops_private.project_limits as k where k.project_id = p_lane.project_id;
     paused := case
         when exists (select from ops_private.control as c where c.paused_at is not null) then 'queue: paused'
@@ -3491,10 +3589,9 @@ begin
         when v_limits.max_active_runs <= (
             select count(*) from ops_private.leases as l where l.project_id = p_lane.project_id
         ) then format('limit: the project has %s active runs', v_limits.max_active_runs)
-        when not exists (
-            select from ops_private.workers as w
-            where p_lane.labels <@ w.labels and w.expires_at > ops_private.current_time()
-        ) then 'labels: no worker has ' || coalesce(nullif(array_to_string(p_lane.labels, ', '), ''), 'registered')
+        when v_claims is null then
+            'labels: no worker has ' || coalesce(nullif(array_to_string(p_lane.labels, ', '), ''), 'registered')
+        when not v_claims then 'worker: each that has its labels is drained'
         else 'worker: the next one that is free' end;
 end
 $$;
@@ -3807,8 +3904,14 @@ WITH (fillfactor='50');
 
 CREATE TABLE ops_private.worker_ids (
     worker_id text NOT NULL,
-    db_role text NOT NULL
+    db_role text NOT NULL,
+    drained_at timestamp with time zone,
+    drained_by text,
+    drain_reason text,
+    CONSTRAINT worker_ids_drain_reason_check CHECK ((octet_length(drain_reason) <= 10000))
 );
+
+COMMENT ON COLUMN ops_private.worker_ids.drained_at IS 'Since when the worker claims no runs; null if it is not drained (ops.drain_worker).';
 
 CREATE TABLE ops_private.workers (
     worker_id text NOT NULL,
@@ -3820,9 +3923,15 @@ CREATE TABLE ops_private.workers (
     labels text[] DEFAULT '{}'::text[] NOT NULL,
     started_at timestamp with time zone NOT NULL,
     expires_at timestamp with time zone NOT NULL,
+    disk_free bigint,
+    disk_total bigint,
+    CONSTRAINT workers_disk_free_check CHECK ((disk_free >= 0)),
+    CONSTRAINT workers_disk_total_check CHECK ((disk_total >= 0)),
     CONSTRAINT workers_texts_fit CHECK (((octet_length(worker_id) <= 200) AND (octet_length(host_id) <= 1000) AND (octet_length(engine_id) <= 1000) AND (octet_length(version) <= 1000) AND (cardinality(labels) <= 1000) AND (octet_length(array_to_string(labels, ''::text)) <= 100000)))
 )
 WITH (fillfactor='50');
+
+COMMENT ON COLUMN ops_private.workers.disk_free IS 'Bytes on the fullest of the engine''s disks, when the worker last renewed; null if it cannot see them.';
 
 ALTER TABLE ONLY ops.run_logs ATTACH PARTITION ops_private.run_logs_other DEFAULT;
 
@@ -4197,6 +4306,12 @@ REVOKE ALL ON FUNCTION ops.current_user_role(p_project_id uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops.current_user_role(p_project_id uuid) TO authenticated;
 GRANT ALL ON FUNCTION ops.current_user_role(p_project_id uuid) TO service_role;
 
+REVOKE ALL ON FUNCTION ops_private.drain_worker(p_worker_id text, p_drain boolean, p_reason text) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops_private.drain_worker(p_worker_id text, p_drain boolean, p_reason text) TO service_role;
+
+REVOKE ALL ON FUNCTION ops.drain_worker(p_worker_id text, p_drain boolean, p_reason text) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.drain_worker(p_worker_id text, p_drain boolean, p_reason text) TO service_role;
+
 REVOKE ALL ON FUNCTION ops_private.enqueue_run(p_workflow_id uuid, p_metadata jsonb, p_idempotency_key text, p_scheduled_at timestamp with time zone) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops_private.enqueue_run(p_workflow_id uuid, p_metadata jsonb, p_idempotency_key text, p_scheduled_at timestamp with time zone) TO authenticated;
 GRANT ALL ON FUNCTION ops_private.enqueue_run(p_workflow_id uuid, p_metadata jsonb, p_idempotency_key text, p_scheduled_at timestamp with time zone) TO service_role;
@@ -4211,9 +4326,9 @@ GRANT ALL ON FUNCTION ops_private.health() TO service_role;
 REVOKE ALL ON FUNCTION ops.health() FROM PUBLIC;
 GRANT ALL ON FUNCTION ops.health() TO service_role;
 
-REVOKE ALL ON FUNCTION ops.heartbeat(p_worker_id text, p_instance_id uuid, p_lease_seconds integer) FROM PUBLIC;
-GRANT ALL ON FUNCTION ops.heartbeat(p_worker_id text, p_instance_id uuid, p_lease_seconds integer) TO ops_worker;
-GRANT ALL ON FUNCTION ops.heartbeat(p_worker_id text, p_instance_id uuid, p_lease_seconds integer) TO service_role;
+REVOKE ALL ON FUNCTION ops.heartbeat(p_worker_id text, p_instance_id uuid, p_lease_seconds integer, p_disk_free bigint, p_disk_total bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.heartbeat(p_worker_id text, p_instance_id uuid, p_lease_seconds integer, p_disk_free bigint, p_disk_total bigint) TO ops_worker;
+GRANT ALL ON FUNCTION ops.heartbeat(p_worker_id text, p_instance_id uuid, p_lease_seconds integer, p_disk_free bigint, p_disk_total bigint) TO service_role;
 
 REVOKE ALL ON FUNCTION ops_private.limit_project(p_project_id uuid, p_max_active_runs integer, p_max_queued_runs integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops_private.limit_project(p_project_id uuid, p_max_active_runs integer, p_max_queued_runs integer) TO service_role;
@@ -4410,6 +4525,8 @@ REVOKE ALL ON FUNCTION ops_private.database_identity() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.delete_run_logs() FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.drain_lock(p_worker_id text) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.drop_empty_lanes() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.drop_log_partitions(p_before timestamp with time zone) FROM PUBLIC;
@@ -4437,6 +4554,8 @@ REVOKE ALL ON FUNCTION ops_private.hand_over(p_lease ops_private.leases, p_worke
 REVOKE ALL ON FUNCTION ops_private.has_room(p_project_id uuid) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.inherited(p_lease ops_private.leases) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.is_drained(p_worker_id text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.is_final(p_status text) FROM PUBLIC;
 
@@ -4477,6 +4596,8 @@ REVOKE ALL ON FUNCTION ops_private.log_is_old(p_run_id uuid, p_finished_at times
 REVOKE ALL ON FUNCTION ops_private.log_position(p_run_id uuid) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.loses_its_workers(p_lease ops_private.leases) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.mark_of(p_instance_id uuid) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.max_queued_runs(p_project_id uuid) FROM PUBLIC;
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.db.crowd import ADMINS, DEVELOPERS, ROLES, Crowd
 from tests.db.persons import Said, as_role, ops
-from tests.db.world import INSTANCE, World, call, new_project, new_workflow
+from tests.db.world import INSTANCE, OTHER_INSTANCE, World, call, new_project, new_workflow
 
 EVERYBODY = (*ROLES, "stranger", "service_role", "operator")
 OPERATORS = {"service_role", "operator"}
@@ -30,14 +30,16 @@ async def test_who_may_do_what_by_command(crowd: Crowd, db_url: str, who: str) -
     """The same as by a call (tests/db/test_calls.py); a refusal is an exit code, and changes nothing."""
     world, url = crowd.world, url_of(crowd, db_url, who)
     others, ended = await world.queue(), await world.run_in("failed")
+    await call(world.db, "register_worker", "host-d", OTHER_INSTANCE)
     for line, who_may in (
         ("runs enqueue acme/build", DEVELOPERS | OPERATORS), (f"runs cancel {others}", ADMINS | OPERATORS),
         (f"runs retry {ended}", ADMINS | OPERATORS), ("pause acme", ADMINS | OPERATORS),
         ("resume acme", ADMINS | OPERATORS), ("pause", OPERATORS), ("resume", OPERATORS),
+        ("drain host-d", OPERATORS),
     ):  # fmt: skip
         before = await world.db.fetch("select * from ops.runs order by id")
         done = await ops(url, *line.split())
-        hidden = who == "stranger" and line not in ("pause", "resume")
+        hidden = who == "stranger" and line not in ("pause", "resume", "drain host-d")
         assert (line, done.status) == (line, 0 if who in who_may else 5 if hidden else 6)
         if who not in who_may:
             assert (done.out, len(done.err.splitlines())) == ("", 1)

@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 
 from tests.db.crowd import ADMINS, COLUMNS, DEVELOPERS, HOST, ROLES, Crowd, Form, new_claims, old_claims
-from tests.db.world import INSTANCE, World, call
+from tests.db.world import INSTANCE, OTHER_INSTANCE, World, call
 from tests.support.schema import TABLES
 
 WORKERS = {"ops_worker", HOST, "service_role"}
@@ -36,6 +36,7 @@ CALLS: list[tuple[str, set[str]]] = [
     ("unclaimable_runs()", WORKERS),
     ("reap()", WORKERS),
     ("shut_out_worker('nowhere')", SERVICE),
+    ("drain_worker('host-d')", SERVICE),
     # a run that the superuser's worker holds
     ("start_workflow_run('{claimed}', 'host-a')", SERVICE),
     ("release_run('{claimed}', 'host-a', '{instance}')", SERVICE),
@@ -62,6 +63,7 @@ async def test_who_calls_what(crowd: Crowd, form: Form) -> None:
         "developers_ended": await crowd.world.queue(created_by=crowd.users["developer"]),
     }  # fmt: skip
     await crowd.world.set_status(ids["developers_ended"], "canceled")
+    await call(crowd.world.db, "register_worker", "host-d", OTHER_INSTANCE)
     before = await snapshot(crowd.world)
     for text, who_may in CALLS:
         called = text.format(**ids)

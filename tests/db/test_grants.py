@@ -40,7 +40,8 @@ async def test_who_executes_what(world: World) -> None:
     for row in rows:
         may[row["role"]].add(row["name"])
     worker = WORKER_FUNCTIONS
-    everything = user | worker | {"health", "shut_out_worker", "pause_queue", "resume_queue", "limit_project"}
+    everything = user | worker | {"health", "shut_out_worker", "pause_queue", "resume_queue"}
+    everything |= {"limit_project", "drain_worker"}
     assert may == {"anon": set(), "authenticated": user, "ops_worker": worker, "service_role": everything}
 
 

@@ -122,7 +122,7 @@ async def test_a_heartbeat_renews_the_worker_and_all_its_leases(world: World, co
                  (await connect(role="ops_worker"), WORKER, INSTANCE)]  # fmt: skip
     for db, worker, instance in strangers:
         answer = await call(db, "heartbeat", worker, instance)
-        assert answer == {"success": True, "registered": False, "runs": []}
+        assert answer == {"success": True, "registered": False, "draining": False, "runs": []}
     assert await world.expires_at(runs[0]) == renewed
 
 

@@ -124,6 +124,11 @@ class Queue(RuleBasedStateMachine):
     def unregister(self, *, who: Caller, lost: bool) -> None:
         self.do("unregister_worker", who, lost=lost)
 
+    @precondition(lambda self: bool(self.model.owners))
+    @rule(worker=st.sampled_from("abcd"), drain=st.booleans(), lost=lost)
+    def drain(self, *, worker: str, drain: bool, lost: bool) -> None:
+        self.do("drain_worker", replace(USER, worker=worker), lost=lost, drain=drain)
+
     @rule(which=choices, who=callers, lease_seconds=leases, lost=lost)
     def heartbeat(self, *, which: tuple[int, bool], who: Caller | None, lease_seconds: int, lost: bool) -> None:
         holder = self.last.get(self.pick(which, ACTIVE), FIRST)

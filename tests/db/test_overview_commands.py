@@ -38,7 +38,7 @@ async def test_workers_show_labels_and_the_runs_that_the_caller_may_see(crowd: C
     await call(db, "register_worker", "host-a", INSTANCE, p_version="1.2", p_lease_seconds=15)
     await shift_clock(db, 60)
     title, *rows = (await ops(db_url, "workers")).out.splitlines()
-    assert title.split() == ["WORKER", "STATE", "VERSION", "LABELS", "STARTED", "RUNS"]
+    assert title.split() == ["WORKER", "STATE", "VERSION", "LABELS", "DISK", "FREE", "STARTED", "RUNS"]
     assert re.match(r"host-b +alive +gpu,big +\S+$", rows[0])
     assert re.match(r"host-a +gone +1\.2 +\S+Z +acme#1$", rows[1])
     for who, runs in (("viewer", ["acme#1"]), ("stranger", [])):
@@ -46,6 +46,20 @@ async def test_workers_show_labels_and_the_runs_that_the_caller_may_see(crowd: C
         assert [run["run"] for row in found for run in row["runs"]] == runs
         assert [row["db_role"] for row in found] == [None, None]
     assert (await ops(db_url, "workers", "--json")).json[0]["db_role"] == "postgres"
+
+
+async def test_workers_show_the_disk_as_last_reported(world: World, db_url: str) -> None:
+    await call(world.db, "register_worker", "host-a", INSTANCE)
+    for reported, shown in (((3 * 2**30, 12 * 2**30), "3.0g (25%)"), ((0, 0), "0.0g"), ((None, None), None)):
+        assert (await call(world.db, "heartbeat", "host-a", INSTANCE, 60, *reported))["registered"]
+        [row] = (await ops(db_url, "workers", "--json")).json
+        assert (row["disk_free"], row["disk_total"]) == reported
+        line = (await ops(db_url, "workers")).out.splitlines()[1]
+        assert re.findall(r"^host-a +alive +(?:(\S+(?: \(\d+%\))?)  +)?\S+Z$", line) == [shown or ""]
+    refused = await call(world.db, "heartbeat", "host-a", INSTANCE, 60, 2, 1)
+    assert refused == {
+        "success": False, "code": "bad_argument", "error": "the disk_free must be from 0 to disk_total",
+    }  # fmt: skip
 
 
 async def test_projects_show_what_holds_their_runs_back(crowd: Crowd, db_url: str) -> None:

@@ -11,7 +11,10 @@ from worker.database import catalog
 
 RENAMED_ARGUMENT = """
 drop function ops.heartbeat;
-create function ops.heartbeat(p_id text, p_instance_id uuid, p_lease_seconds int default 300) returns jsonb
+create function ops.heartbeat(
+    p_id text, p_instance_id uuid, p_lease_seconds int default 300, p_disk_free bigint default null,
+    p_disk_total bigint default null
+) returns jsonb
 return null::jsonb;
 """
 
@@ -25,7 +28,7 @@ async def test_verify_on_an_empty_database_names_every_table(empty_db_url: str, 
 @pytest.mark.parametrize(
     ("change", "finding"),
     [
-        ("drop function ops.heartbeat", "missing function ops.heartbeat(text, uuid, integer)"),
+        ("drop function ops.heartbeat", "missing function ops.heartbeat(text, uuid, integer, bigint, bigint)"),
         ("drop policy {policy} on ops.workflows", "missing policy ops.workflows.{policy}"),
         ("drop index ops.{index}", "missing index ops.runs.{index}"),
         ("drop trigger enforce_run_status_transition on ops.runs",
@@ -41,12 +44,12 @@ async def test_verify_on_an_empty_database_names_every_table(empty_db_url: str, 
         ("alter table ops.runs disable row level security", "different table ops.runs"),
         ("alter policy {policy} on ops.workflows using (true)", "different policy ops.workflows.{policy}"),
         ("grant execute on function ops.heartbeat to public",
-         "different function ops.heartbeat(text, uuid, integer)"),
+         "different function ops.heartbeat(text, uuid, integer, bigint, bigint)"),
         ("revoke execute on function ops.heartbeat from ops_worker",
-         "different function ops.heartbeat(text, uuid, integer)"),
+         "different function ops.heartbeat(text, uuid, integer, bigint, bigint)"),
         ("grant select on ops.runs to anon", "different table ops.runs"),
         (RENAMED_ARGUMENT,
-         "different function ops.heartbeat(text, uuid, integer)"),
+         "different function ops.heartbeat(text, uuid, integer, bigint, bigint)"),
         ("create or replace function ops.current_user_id() returns uuid return null::uuid",
          "different function ops.current_user_id()"),
         ("drop schema ops cascade", "missing table ops.runs"),

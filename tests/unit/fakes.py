@@ -19,7 +19,7 @@ from tests.unit.claims import make_claim
 from tests.unit.journal import LogLine, frame, rows
 from worker.daemon import Daemon, DaemonOptions, Timings
 from worker.errors import EngineError, EngineUnavailable, Refused
-from worker.model.claim import Adoption, Artifact, Claim, Heartbeat, LogLines, NextRun, NotAdopted
+from worker.model.claim import Adoption, Artifact, Claim, DiskSpace, Heartbeat, LogLines, NextRun, NotAdopted
 from worker.model.config import ArtifactRule
 from worker.model.container import LABEL_SERVICE, LABEL_TERMS, ContainerState, Image, RunNetwork, Secret, Written
 from worker.model.outcome import Outcome, Stop
@@ -64,8 +64,10 @@ async def until(holds: Callable[[], object]) -> None:
             await anyio.sleep(0.001)
 
 
-def beat(*runs: uuid.UUID, cancel: tuple[uuid.UUID, ...] = (), registered: bool = True) -> Heartbeat:
-    return Heartbeat(registered, frozenset(runs), frozenset(cancel))
+def beat(
+    *runs: uuid.UUID, cancel: tuple[uuid.UUID, ...] = (), registered: bool = True, draining: bool = False
+) -> Heartbeat:
+    return Heartbeat(registered, frozenset(runs), frozenset(cancel), draining)
 
 
 class Scripted:
@@ -376,6 +378,8 @@ class ScriptedQueue(Scripted):
         self.adopted: list[uuid.UUID] = []
         self.held: set[uuid.UUID] = set()
         self.beats: list[Heartbeat | Exception] = []
+        self.disks: list[DiskSpace | None] = []
+        self.drained = False
         self.beating: Callable[[], Awaitable[None]] | None = None
         self.swept: dict[str, object] | None = {}
         self.released: list[uuid.UUID] = []
@@ -425,6 +429,8 @@ class ScriptedQueue(Scripted):
 
     async def claim(self) -> NextRun:
         self.reached("claim")
+        if self.drained:
+            return NextRun(None, waiting=False, draining=True)
         found = self.queued.pop(0) if self.queued else None
         await self.gate.wait()
         if isinstance(found, Exception):
@@ -447,7 +453,8 @@ class ScriptedQueue(Scripted):
     async def adoptable(self) -> set[uuid.UUID]:
         return self.held
 
-    async def heartbeat(self) -> Heartbeat:
+    async def heartbeat(self, disk: DiskSpace | None) -> Heartbeat:
+        self.disks.append(disk)
         if self.beating is not None:
             await self.beating()
         if not self.beats:
@@ -628,6 +635,9 @@ class ScriptedDisk:
 
     def short_of(self) -> int | None:
         return self.left if self.left < self.floor else None
+
+    def space(self) -> DiskSpace:
+        return DiskSpace(self.left, 2**63)
 
 
 class DaemonWorld:

@@ -16,6 +16,7 @@ from tests.unit.fakes import PATIENCE, DaemonWorld, beat, until
 from worker import daemon as module
 from worker.daemon import DaemonOptions, Timings
 from worker.errors import DiskShort, LeaseLost, Refused, UnreadableRun
+from worker.model.claim import DiskSpace
 from worker.model.container import Written
 from worker.model.outcome import Stop
 from worker.run.disk import NOTABLE
@@ -271,6 +272,49 @@ async def test_unexpected_error_ends_the_worker(world: DaemonWorld) -> None:
         async with world.working():
             await anyio.sleep(PATIENCE)
     assert raised.group_contains(KeyError, depth=1)
+
+
+# --- an operator drains the worker ----------------------------------------------------------------------------------
+
+
+async def test_drained_worker_claims_nothing_until_that_is_undone(
+    world: DaemonWorld, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(module, "notify_systemd", lambda *states: said.extend(states))
+    world.queue.drained = True
+    run_id = world.push()
+    async with world.working():
+        assert (world.runs, world.metric("draining")) == ({}, 1)
+        assert said[-1] == "STATUS=claiming nothing: an operator drains this worker; 0 runs"
+        world.queue.on_queue()
+        await wait_all_tasks_blocked()
+        assert capsys.readouterr().out.count("an operator drains this worker") == 1
+        world.queue.drained = False
+        world.queue.on_queue()  # as the undo notifies
+        await until(lambda: run_id in world.runs)
+        assert world.metric("draining") == 0
+
+
+async def test_heartbeat_tells_a_busy_worker_that_it_is_drained_and_the_database_its_disk(world: DaemonWorld) -> None:
+    first, second = world.push(), world.push()
+    async with world.working(concurrency=1) as daemon:
+        world.queue.beats = [beat(first, draining=True), beat(first)]
+        world.disk.left = 5 * 2**30
+        await daemon.leases.heartbeat()
+        assert (world.metric("draining"), world.runs[first].stops) == (1, [])
+        assert world.queue.disks[-1] == DiskSpace(5 * 2**30, 2**63)
+        world.runs[first].end()
+        await daemon.leases.heartbeat()  # undone: the worker claims without waiting for its next poll
+        await until(lambda: second in world.runs)
+        assert world.metric("draining") == 0
+
+
+async def test_until_idle_ends_a_drained_worker(world: DaemonWorld) -> None:
+    world.push()
+    world.queue.drained = True
+    async with world.working(until_idle=True):
+        await until(lambda: world.finished)
 
 
 # --- the disk -------------------------------------------------------------------------------------------------------

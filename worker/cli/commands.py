@@ -123,6 +123,11 @@ COMMANDS = (
     _person("pause", "let no worker claim runs, of a project or of all", "queue:pause", _PROJECT, "reason"),
     _person("resume", "let workers claim runs again", "queue:resume", _PROJECT),
     _person("workers", "list the workers, and what each runs", "overview:workers", None, "limit"),
+    _person(
+        "drain", "let a worker claim no more runs, so that its host can be taken out", "drain:drain",
+        {"WORKER": "its worker id"}, "undo", "wait", "timeout", "reason",
+        notes="The worker finishes its runs, and stays drained, also when it starts again, until --undo.",
+    ),
     _person("projects", "list the projects, and what holds their runs back", "overview:listed_projects", None, "limit"),
     _person("workflows", "list workflows with their newest run", "overview:workflows", _ONE_PROJECT, "limit"),
     _person("tools list", "list the tools, and the image of each version", "overview:tools", None, "limit"),

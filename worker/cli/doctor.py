@@ -53,7 +53,7 @@ async def _database(plane: ControlPlane) -> list[Finding]:
         findings.migrations(health.known_migrations(), facts["migrations"]),
         *findings.snapshots(facts["snapshots"]),
         *findings.leases(facts["stale_leases"]),
-        *findings.workers(facts["workers"]),
+        *findings.workers(facts["workers"], facts["drained"]),
         *findings.queue(facts["paused"], facts["paused_projects"], facts["unserved"]),
     ]
 

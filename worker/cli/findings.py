@@ -144,8 +144,8 @@ def leases(stale: Sequence[Mapping[str, Any]]) -> list[Finding]:
     ]  # fmt: skip
 
 
-def workers(rows: Sequence[Mapping[str, Any]]) -> list[Finding]:
-    """Which workers are registered, alive, and of which version."""
+def workers(rows: Sequence[Mapping[str, Any]], drained: Sequence[str] = ()) -> list[Finding]:
+    """Which workers are registered, alive, of which version, and which an operator drains."""
     alive = [row for row in rows if row["alive"]]
     gone = [row["worker_id"] for row in rows if not row["alive"]]
     findings = []
@@ -157,6 +157,10 @@ def workers(rows: Sequence[Mapping[str, Any]]) -> list[Finding]:
         findings.append(Finding("workers", "warn", said, "Upgrade the older ones; each adopts its own runs."))
     elif alive:
         findings.append(Finding("workers", "ok", f"{_counted(len(alive), 'worker')} alive, version {versions[0]}"))
+    if drained:
+        said = f"{_counted(len(drained), 'worker')} drained, so that no run is claimed there: {_some(drained)}"
+        advice = "When the host is to work again: ops-worker drain WORKER --undo."
+        findings.append(Finding("workers", "warn", said, advice))
     if gone:
         said = f"the registration of {_counted(len(gone), 'worker')} has expired: {_some(gone)}"
         advice = "If a host is gone for good, nothing needs to be done. Otherwise look at its worker's log."

@@ -119,5 +119,7 @@ OPTIONS: dict[str, Option] = {
     "key": Option("KEY", "the same key queues the run only once", _text),
     "at": Option("TIME", "do not start before then, such as 2h or 2026-02-13T12:00:00Z", lambda it: _moment(it, 1)),
     "reason": Option("TEXT", "shown to those who ask why", _text),
+    "undo": Option("", "let the worker claim runs again"),
+    "wait": Option("", "return when the worker has no runs any more"),
     "json": Option("", "print JSON"),
 }

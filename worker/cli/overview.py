@@ -24,16 +24,30 @@ async def workers(call: Invocation) -> int:
     for row in found:
         row["runs"] = json.loads(row["runs"])
 
-    def alive(row: Row) -> Cell:
-        return Cell("alive", "green") if row["alive"] else Cell("gone", "red")
-
     return _print(
-        screen, call, found, ("WORKER", "STATE", "VERSION", "LABELS", "STARTED", "RUNS"),
+        screen, call, found, ("WORKER", "STATE", "VERSION", "LABELS", "DISK FREE", "STARTED", "RUNS"),
         lambda row: (
-            row["worker_id"], alive(row), row["version"] or "", ",".join(row["labels"] or ()),
+            row["worker_id"], worker_state(row), row["version"] or "", ",".join(row["labels"] or ()), disk_free(row),
             screen.look.moment(row["started_at"], screen.now), ", ".join(run["run"] for run in row["runs"]),
         ),
     )  # fmt: skip
+
+
+def worker_state(row: Row) -> Cell:
+    """A worker that an operator drains is ``draining`` while it has runs, and then ``drained``, also if it stopped."""
+    if row["drained_at"] is not None and not row["runs"]:
+        return Cell("drained", "yellow")
+    if not row["alive"]:
+        return Cell("gone", "red")
+    return Cell("draining", "yellow") if row["drained_at"] is not None else Cell("alive", "green")
+
+
+def disk_free(row: Row) -> str:
+    """What the engine's fullest disk had left with the last heartbeat."""
+    if row["disk_free"] is None:
+        return ""
+    share = f" ({100 * row['disk_free'] // row['disk_total']}%)" if row["disk_total"] else ""
+    return f"{row['disk_free'] / 2**30:,.1f}g{share}"
 
 
 async def listed_projects(call: Invocation) -> int:

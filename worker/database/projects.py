@@ -53,6 +53,18 @@ async def workers(plane: ControlPlane) -> list[Row]:
     return await plane.rows("select * from ops.worker_overview() as w order by not w.alive, w.worker_id")
 
 
+async def held_runs(plane: ControlPlane, worker_id: str) -> int:
+    """How many runs a worker holds."""
+    row = await plane.row(
+        "select jsonb_array_length(w.runs) as runs from ops.worker_overview() as w where w.worker_id = $1", worker_id
+    )
+    return 0 if row is None else int(row["runs"])
+
+
+async def drain_worker(plane: ControlPlane, worker_id: str, reason: str | None, *, drain: bool) -> Row:
+    return await plane.answer("select ops.drain_worker($1, $2, $3)", worker_id, drain, reason, needs=OPERATOR)
+
+
 async def listed(plane: ControlPlane) -> list[Row]:
     return await plane.rows("select * from ops.project_overview() as p order by p.slug")
 

@@ -29,7 +29,17 @@ from worker.concurrency import retrying
 from worker.database.connection import acquire, connect, is_transient, open_pool, prepare_statements
 from worker.database.words import words
 from worker.errors import LeaseLost, Refused, UnreadableRun
-from worker.model.claim import Adoption, Artifact, Claim, Heartbeat, LogLines, NextRun, NotAdopted, WorkerIdentity
+from worker.model.claim import (
+    Adoption,
+    Artifact,
+    Claim,
+    DiskSpace,
+    Heartbeat,
+    LogLines,
+    NextRun,
+    NotAdopted,
+    WorkerIdentity,
+)
 from worker.model.outcome import Outcome, Reason
 from worker.model.report import CaseCounts
 
@@ -96,14 +106,19 @@ class Queue:
         """Unregisters the worker id, so that its next instance need not wait."""
         await self._call("select ops.unregister_worker($1, $2)", self._me.worker_id, self._me.instance_id)
 
-    async def heartbeat(self) -> Heartbeat:
-        """Tries once to renew the leases of all runs of this instance, in one statement on the control connection."""
+    async def heartbeat(self, disk: DiskSpace | None = None) -> Heartbeat:
+        """Tries once to renew the leases of all runs of this instance, in one statement on the control connection.
+
+        Tells the database what ``disk``, the fullest of the engine's, has left.
+        """
         async with self._controlling() as connection:
             value = await connection.fetchval(
-                "select ops.heartbeat($1, $2, $3)",
+                "select ops.heartbeat($1, $2, $3, $4, $5)",
                 self._me.worker_id,
                 self._me.instance_id,
                 self._lease_seconds,
+                disk and disk.free,
+                disk and disk.total,
             )
             self._renewed = True
         return Heartbeat.from_payload(_accepted(_parsed(value)))
@@ -146,7 +161,7 @@ class Queue:
                 return NextRun(Claim.from_payload(answer), waiting=False, repeated=repeated)
         if "code" in answer:
             raise Refused(answer["code"], answer["message"])
-        return NextRun(None, bool(answer["waiting"]), repeated)
+        return NextRun(None, bool(answer["waiting"]), repeated, bool(answer.get("draining")))
 
     async def unclaimable(self) -> tuple[int, list[str]]:
         """Counts the queued runs whose labels this worker does not offer; returns up to 20 of those labels, too."""

@@ -105,6 +105,8 @@ class NextRun:
     """Whether, without a claim, runs for this worker are queued that are not due yet or blocked by their key."""
     repeated: bool = False
     """Whether the answer to an earlier request was lost, with which a run may have been claimed."""
+    draining: bool = False
+    """Whether an operator drains this worker, so that it may claim nothing."""
 
 
 class NotAdopted(StrEnum):
@@ -134,13 +136,14 @@ class Adoption:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """The answer to a renewal: whether this instance still holds its worker id, the runs that it still owns, and
-    those of them that are to be canceled.
+    """The answer to a renewal: whether this instance still holds its worker id, the runs that it still owns, those of
+    them that are to be canceled, and whether an operator drains the worker.
     """
 
     registered: bool
     runs: frozenset[uuid.UUID]
     cancel_requested: frozenset[uuid.UUID]
+    draining: bool = False
 
     @classmethod
     def from_payload(cls, payload: Mapping[str, Any]) -> Self:
@@ -150,7 +153,16 @@ class Heartbeat:
             payload["registered"],
             frozenset(uuid.UUID(run["run_id"]) for run in runs),
             frozenset(uuid.UUID(run["run_id"]) for run in runs if run["cancel_requested"]),
+            bool(payload.get("draining")),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class DiskSpace:
+    """Bytes of a disk: those that are free for an ordinary user, and all."""
+
+    free: int
+    total: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from typing import Protocol
 import anyio
 import structlog
 
+from worker.model.claim import DiskSpace
 from worker.model.container import Written
 from worker.model.sizes import rounded_size, shown_size
 from worker.run.quota import DiskQuota
@@ -46,20 +47,24 @@ class Disk:
     def shortage(self) -> str | None:
         """Says which of the folders has less left than the floor for an ordinary user; None when none has."""
         for folder in (self.store, *self.engine):
-            left = _left(folder)
-            if left is not None and left < self.floor:
-                said = f"{rounded_size(left)} left on the disk of {folder}"
+            space = _space(folder)
+            if space is not None and space.free < self.floor:
+                said = f"{rounded_size(space.free)} left on the disk of {folder}"
                 return f"{said}, and the setting min_free_disk is {shown_size(self.floor)}"
         return None
 
     def short_of(self) -> int | None:
         """The bytes left on the fullest of the engine's disks; None unless they are fewer than the floor."""
-        seen = [left for folder in self.engine if (left := _left(folder)) is not None]
-        least = min(seen, default=self.floor)
-        return least if least < self.floor else None
+        space = self.space()
+        return space.free if space is not None and space.free < self.floor else None
+
+    def space(self) -> DiskSpace | None:
+        """The space of the fullest of the engine's disks; None if none can be seen."""
+        seen = [space for folder in self.engine if (space := _space(folder)) is not None]
+        return min(seen, key=lambda space: space.free, default=None)
 
 
-def _left(folder: Path | None) -> int | None:
+def _space(folder: Path | None) -> DiskSpace | None:
     """None where it cannot be seen from here, as that of an engine outside of the worker's container."""
     if folder is None:
         return None
@@ -67,7 +72,7 @@ def _left(folder: Path | None) -> int | None:
         disk = os.statvfs(folder)
     except OSError:
         return None
-    return disk.f_bavail * disk.f_frsize
+    return DiskSpace(disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize)
 
 
 class WritingRun(Protocol):

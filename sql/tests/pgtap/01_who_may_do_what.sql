@@ -12,6 +12,7 @@ select pg_temp.new_run('ended', 'failed', null);
 select pg_temp.new_run('developers_ended', 'failed', 'developer');
 select pg_temp.new_run('claimed', 'claimed', null);
 select pg_temp.new_run('run', 'running', null);
+select ops.register_worker('tap-d', gen_random_uuid());
 insert into ops.run_logs (run_id, log_level, message) select id, 'info', 'hello' from known where name = 'run';
 insert into ops.run_artifacts (run_id, artifact_key, artifact_url)
 select id, 'a', 'file:///a' from known where name = 'run';
@@ -87,6 +88,7 @@ insert into cell values
     ('{ops_worker,service_role}', $$select ops.unregister_worker('tap', gen_random_uuid())$$),
     ('{ops_worker,service_role}', $$select ops.reap()$$),
     ('{service_role}', $$select ops.shut_out_worker('tap')$$),
+    ('{service_role}', $$select ops.drain_worker('tap-d')$$),
     -- of runs that another role claimed
     ('{service_role}', $$select ops.start_workflow_run('{claimed}', null)$$),
     ('{service_role}', $$select ops.release_run('{claimed}', null, null)$$),

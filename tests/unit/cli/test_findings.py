@@ -43,6 +43,7 @@ def session(**more: object) -> dict[str, object]:
         (findings.workers([ALIVE])[0], "ok", "1 worker alive, version 1.0"),
         (findings.workers([ALIVE, ALIVE | {"version": "2.0"}])[0], "warn", "several versions: 1.0, 2.0"),
         (findings.workers([ALIVE, ALIVE | {"alive": False, "worker_id": "b"}])[1], "warn", "1 worker has expired: b"),
+        (findings.workers([ALIVE], ["host-a"])[1], "warn", "1 worker drained, so that no run is claimed there: host-a"),
         (findings.queue(None, [], FREE)[0], "ok", "not paused"),
         (findings.queue({"by": "bob", "reason": "audit"}, [], FREE)[0], "warn", "for all projects by bob: audit"),
         (findings.queue(None, ["a", "b"], FREE)[0], "warn", "paused for 2 projects: a, b"),

@@ -20,7 +20,7 @@ from worker.database import queue as module
 from worker.database.connection import is_transient
 from worker.database.queue import Queue
 from worker.errors import LeaseLost, Refused, UnreadableRun
-from worker.model.claim import Adoption, Artifact, LogLines, NextRun, NotAdopted, WorkerIdentity
+from worker.model.claim import Adoption, Artifact, DiskSpace, LogLines, NextRun, NotAdopted, WorkerIdentity
 from worker.model.outcome import Outcome, Reason
 from worker.model.report import CaseCounts
 
@@ -273,8 +273,9 @@ async def test_heartbeat_returns_owned_and_canceled_runs(control: list[ScriptedC
         {"run_id": str(RUN_ID), "status": "running", "cancel_requested": True},
         {"run_id": str(other), "status": "claimed", "cancel_requested": False},
     ]
-    control += [ScriptedConnection({"success": True, "registered": False, "runs": runs})]
-    answer = await queue_on()[0].heartbeat()
+    control += [connection := ScriptedConnection({"success": True, "registered": False, "runs": runs})]
+    answer = await queue_on()[0].heartbeat(DiskSpace(1, 2))
+    assert connection.statements[0][1][2:] == (LEASE, 1, 2)
     assert answer.runs == {RUN_ID, other}
     assert answer.cancel_requested == {RUN_ID}
     assert not answer.registered

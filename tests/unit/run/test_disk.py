@@ -13,6 +13,7 @@ import pytest
 from tests.unit.claims import make_claim
 from tests.unit.fakes import AWAY, ScriptedDisk, ScriptedEngine, ScriptedRun
 from worker.errors import EngineUnavailable
+from worker.model.claim import DiskSpace
 from worker.model.container import Written
 from worker.model.outcome import Stop
 from worker.run.disk import NOTABLE, Disk, DiskGuard
@@ -37,6 +38,8 @@ def test_disk_below_the_floor_is_named_with_the_setting(
     assert Disk(engine, store, floor=10 * MIB).shortage() is None
     assert Disk(engine, store, floor=10 * MIB).short_of() is None
     assert Disk(engine, store, floor=11 * MIB).short_of() == (None if short == "store" else 10 * MIB)
+    space = None if short == "store" else DiskSpace(10 * MIB, 4096 * room.f_blocks)
+    assert Disk(engine, store, floor=0).space() == space
 
 
 def test_folder_of_another_host_is_ignored(tmp_path: Path) -> None:
