@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Protocol
 
 import anyio
@@ -148,6 +149,8 @@ class Daemon:
                     found = await self._claim()
             if found.claim is not None:
                 log.info("run claimed", **found.claim.named)
+                if found.claim.waited is not None:
+                    self._metrics.queue_wait.labels(found.claim.workflow.workflow_type).observe(found.claim.waited)
                 self._begin(runs, found.claim)
                 continue
             if self._options.until_idle and not found.waiting and not self._roster.running:
@@ -210,9 +213,11 @@ class Daemon:
         runs.start_soon(self._execute, run, name=f"run {claim.run_id}")
 
     async def _execute(self, run: Run) -> None:
-        status = "detached"
+        status, began, seconds = "detached", run.claim.started_at or datetime.now(UTC), None
         try:
             status = await run.execute() or "lost"
+            if status != "lost":
+                seconds = max(0.0, (datetime.now(UTC) - began).total_seconds())
             if status == "lost" and await self._adopter.resolve_lost(run.claim):
                 self._roster.orphans.add(run.claim.run_id)  # still ours: it continues where its log ended
         except Exception:  # the edge of a run: an error of one must not end the others
@@ -222,7 +227,7 @@ class Daemon:
         finally:
             del self._roster.running[run.claim.run_id]
             workflow_type = run.claim.workflow.workflow_type
-            self._metrics.finished(workflow_type, status, active=len(self._roster.running))
+            self._metrics.finished(workflow_type, status, active=len(self._roster.running), seconds=seconds)
             self._show_status()
             self._wake_up()
 
@@ -342,10 +347,14 @@ class LeaseKeeper:
 
     async def heartbeat(self) -> None:
         """One renewal; stops the runs that were cancelled or are no longer this instance's."""
+        if (space := self._disk.space()) is not None:
+            self._metrics.disk_free.set(space.free)
+            self._metrics.disk_size.set(space.total)
         mine = dict(self.roster.running)  # a run claimed while the answer is under way is not in it
         with anyio.fail_after(self._options.heartbeat):
-            answer = await self._queue.heartbeat(self._disk.space())
+            answer = await self._queue.heartbeat(space)
         self._metrics.heartbeat.set_to_current_time()
+        self._metrics.leases.set(len(answer.runs))
         self._on_drain(draining=answer.draining)
         if not answer.registered:
             await self._queue.register(takeover=False)  # refused: see keep

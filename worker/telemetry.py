@@ -8,7 +8,9 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
+from datetime import datetime
 from socketserver import ThreadingMixIn
 from typing import Any, Literal
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
@@ -16,7 +18,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 import anyio
 import structlog
 import structlog.tracebacks
-from prometheus_client import CollectorRegistry, Counter, Gauge, make_wsgi_app
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app
 
 MAX_CONNECTIONS = 8
 """How many connections to ``/metrics`` are open at once, each with a thread; one more ends the oldest."""
@@ -82,34 +84,78 @@ def _watchdog_seconds() -> float | None:
     return int(microseconds) / 1e6 if microseconds else None
 
 
+RUN_SECONDS = (1, 5, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400)
+WAIT_SECONDS = (0.1, 0.5, 1, 5, 15, 60, 300, 900, 1800, 3600, 14400, 43200)
+CALL_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+LAG_SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+"""The upper bounds of the histograms."""
+
+
 class Metrics:
-    """The worker's figures, in a registry of their own."""
+    """The worker's figures, in a registry of their own. docs/guide.md lists them."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.runs = Counter(
-            "ops_worker_runs",
-            "Runs ended by this worker",
-            ["workflow_type", "status"],
-            registry=self.registry,
+        self.runs = self._counter("runs", "Runs ended by this worker", "workflow_type", "status")
+        self.active = self._gauge("active_runs", "Runs under way")
+        self.leases = self._gauge("leases", "Leases that the database renewed with the last heartbeat")
+        self.run_seconds = self._histogram(
+            "run_duration_seconds", "From the start of a run to its end", RUN_SECONDS, "workflow_type"
         )
-        self.active = Gauge("ops_worker_active_runs", "Runs under way", registry=self.registry)
-        self.disk_short = Gauge(
-            "ops_worker_disk_short", "1 while nothing is claimed because the disk is short", registry=self.registry
+        self.queue_wait = self._histogram(
+            "queue_wait_seconds", "From the time when a run could be claimed to its claim", WAIT_SECONDS,
+            "workflow_type",
+        )  # fmt: skip
+        self.claim_seconds = self._histogram(
+            "claim_duration_seconds", "Until the database answered a claim, with or without a run", CALL_SECONDS
         )
-        self.draining = Gauge(
-            "ops_worker_draining", "1 while nothing is claimed because an operator drains it", registry=self.registry
+        self.log_lines = self._counter("log_lines", "Log lines stored")
+        self.log_bytes = self._counter("log_bytes", "UTF-8 bytes of the log lines stored")
+        self.log_lag = self._histogram(
+            "log_lag_seconds", "From the time of the first line of a batch until the batch is stored", LAG_SECONDS
         )
-        self.heartbeat = Gauge(
-            "ops_worker_last_heartbeat_timestamp_seconds",
-            "When the leases were last renewed",
-            registry=self.registry,
+        self.artifact_bytes = self._counter("artifact_bytes", "Bytes of the artifacts recorded")
+        self.engine_seconds = self._histogram(
+            "engine_call_duration_seconds", "Until a call of the container engine ended", CALL_SECONDS, "call"
         )
+        self.engine_errors = self._counter(
+            "engine_errors", "Calls of the container engine that failed", "call", "error"
+        )
+        self.database_retries = self._counter("database_retries", "Passing faults of calls to the database")
+        self.disk_short = self._gauge("disk_short", "1 while nothing is claimed because the disk is short")
+        self.disk_free = self._gauge("disk_free_bytes", "Free bytes of the fullest disk of the engine")
+        self.disk_size = self._gauge("disk_size_bytes", "All bytes of that disk")
+        self.draining = self._gauge("draining", "1 while nothing is claimed because an operator drains this worker")
+        self.heartbeat = self._gauge("last_heartbeat_timestamp_seconds", "When the leases were last renewed")
 
-    def finished(self, workflow_type: str, status: str, *, active: int) -> None:
-        """Counts a run that this worker ended, detached or lost."""
+    def _counter(self, name: str, says: str, *labels: str) -> Counter:
+        return Counter(f"ops_worker_{name}", says, labels, registry=self.registry)
+
+    def _gauge(self, name: str, says: str) -> Gauge:
+        return Gauge(f"ops_worker_{name}", says, registry=self.registry)
+
+    def _histogram(self, name: str, says: str, bounds: Sequence[float], *labels: str) -> Histogram:
+        return Histogram(f"ops_worker_{name}", says, labels, registry=self.registry, buckets=bounds)
+
+    def finished(self, workflow_type: str, status: str, *, active: int, seconds: float | None = None) -> None:
+        """Counts a run that this worker ended, detached or lost. ``seconds``: how long one lasted that has ended."""
         self.runs.labels(workflow_type, status).inc()
         self.active.set(active)
+        if seconds is not None:
+            self.run_seconds.labels(workflow_type).observe(seconds)
+
+    def stored_lines(self, lines: int, size: int, first: str) -> None:
+        """Counts a batch of log lines, the first of which was written at ``first`` (ISO 8601)."""
+        self.log_lines.inc(lines)
+        self.log_bytes.inc(size)
+        with suppress(ValueError):  # the engine wrote another form of the time
+            self.log_lag.observe(max(0.0, time.time() - datetime.fromisoformat(first).timestamp()))
+
+    def engine_call(self, call: str, seconds: float, error: str | None = None) -> None:
+        """Counts a call of the engine; ``error``: how it failed."""
+        self.engine_seconds.labels(call).observe(seconds)
+        if error is not None:
+            self.engine_errors.labels(call, error).inc()
 
     def serve(self, host: str, port: int) -> int:
         """Serves ``/metrics`` from a few threads and returns the port. Raises ``OSError`` when it cannot listen."""

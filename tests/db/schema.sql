@@ -357,6 +357,7 @@ declare
     v_wrong constant text := ops_private.bad_worker(p_worker_id, p_lease_seconds);
     v_taken constant text := ops_private.worker_id_taken(p_worker_id, p_instance_id);
     v_run_id uuid;
+    v_queued_at timestamptz;  -- when it was queued, returned to the queue, or became due
     v_payload jsonb;
 begin
     if coalesce(v_wrong, v_taken) is not null then
@@ -390,7 +391,9 @@ begin
                 where k.project_id = (select l.project_id from lease as l) for no key update skip locked)
         )
         update ops.runs as r set status = 'claimed', claimed_by = p_worker_id, claimed_instance = p_instance_id
-        from lease where r.id = lease.run_id;
+        from lease join ops.runs as before on before.id = lease.run_id
+        where r.id = lease.run_id
+        returning before.updated_at into v_queued_at;
         continue when not found;  -- another claim took the same concurrency key at the same time: try the next run
         v_payload := ops_private.run_payload(v_run_id);
         exit when v_payload is not null;
@@ -403,7 +406,7 @@ begin
     if found then
         perform ops_private.become_busy(p_instance_id);
     end if;
-    return v_payload;
+    return v_payload || jsonb_build_object('queued_at', v_queued_at);
 end
 $$;
 

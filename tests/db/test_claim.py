@@ -6,6 +6,7 @@ import asyncio
 import json
 import uuid
 from collections import Counter
+from datetime import UTC, datetime, timedelta
 
 import asyncpg
 import pytest
@@ -44,6 +45,7 @@ async def test_the_answer_holds_all_that_a_worker_needs(world: World) -> None:
     expires_at = await world.expires_at(run)
     for name, stored in {"claimed_at": row["claimed_at"], "lease_expires_at": expires_at}.items():
         assert answer.pop(name) == await world.db.fetchval("select to_jsonb($1::timestamptz) #>> '{}'", stored)
+    assert datetime.fromisoformat(answer.pop("queued_at")) == row["created_at"]
     assert answer == {
         "run_id": str(run), "project_id": str(world.project), "workflow_id": str(world.workflow),
         "run_number": 1, "started_at": None, "status": "claimed", "claim_count": 1, "cancel_requested": False,
@@ -57,6 +59,21 @@ async def test_the_answer_holds_all_that_a_worker_needs(world: World) -> None:
         "tool": {"tool_name": "odoo", "version": "18.0", "docker_image": "odoo:18", "config": {"a": 1}},
         "services": [],
     }  # fmt: skip
+
+
+async def test_the_answer_says_since_when_the_run_could_be_claimed(world: World) -> None:
+    """After it was returned to the queue, and when a scheduled run was due; not since it was first queued."""
+    run = await world.claimed()
+    await world.queue(scheduled_at=datetime.now(UTC) + timedelta(minutes=50))
+    await shift_clock(world.db, 1_000)
+    await call(world.db, "release_run", run, WORKER, INSTANCE)
+    await shift_clock(world.db, 1_005)
+    answers = [await world.claim()]
+    await shift_clock(world.db, 3_600)
+    answers.append(await world.claim())
+    waits = [datetime.fromisoformat(it["claimed_at"]) - datetime.fromisoformat(it["queued_at"]) for it in answers]
+    assert timedelta(seconds=5) <= waits[0] < timedelta(seconds=60)
+    assert timedelta(0) <= waits[1] < timedelta(seconds=60)
 
 
 @pytest.mark.parametrize(

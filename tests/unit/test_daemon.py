@@ -46,6 +46,21 @@ async def test_concurrency_limits_the_claims(world: DaemonWorld) -> None:
         assert world.count("succeeded") == 1
 
 
+async def test_figures_of_a_run_have_its_wait_and_its_duration(world: DaemonWorld) -> None:
+    queued = {"queued_at": "2026-01-01T00:00:00+00:00", "claimed_at": "2026-01-01T00:00:04+00:00"}
+    first, adopted = world.push(**queued), world.leave("running")
+    world.engine.containers = {adopted}
+    async with world.working(until_idle=True):
+        for run_id in (first, adopted):
+            await until(lambda: run_id in world.runs)  # noqa: B023 - awaited here
+        world.runs[first].end()
+        world.runs[adopted].end(RuntimeError("a bug"))
+        await until(lambda: world.count("succeeded") and world.count("crashed"))
+        waits = [world.metric("queue_wait_seconds_bucket", workflow_type="build", le=le) for le in ("1.0", "5.0")]
+        assert waits == [0, 1]
+        assert world.metric("run_duration_seconds_count", workflow_type="build") == 1, "a crash is no end of a run"
+
+
 async def test_systemd_status_counts_the_runs(world: DaemonWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(module, "notify_systemd", lambda *states: said.extend(states))
@@ -302,6 +317,7 @@ async def test_heartbeat_tells_a_busy_worker_that_it_is_drained_and_the_database
         world.queue.beats = [beat(first, draining=True), beat(first)]
         world.disk.left = 5 * 2**30
         await daemon.leases.heartbeat()
+        assert [world.metric(name) for name in ("leases", "disk_free_bytes")] == [1, 5 * 2**30]
         assert (world.metric("draining"), world.runs[first].stops) == (1, [])
         assert world.queue.disks[-1] == DiskSpace(5 * 2**30, 2**63)
         world.runs[first].end()

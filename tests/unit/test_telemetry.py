@@ -18,7 +18,10 @@ from typing import Literal
 
 import pytest
 import structlog
+from prometheus_client.metrics import MetricWrapperBase
 
+from tests.support.docker import ROOT
+from tests.support.markdown import Document
 from worker import telemetry
 from worker.telemetry import Metrics, _watchdog_seconds, configure_logging, notify_systemd
 
@@ -117,13 +120,27 @@ def test_less_than_the_level_is_not_said(level: str, capsys: pytest.CaptureFixtu
 def test_figures_count_runs_by_type_and_status() -> None:
     metrics = Metrics()
     metrics.active.set(2)
-    metrics.finished("build", "succeeded", active=1)
-    metrics.finished("build", "succeeded", active=0)
-    metrics.finished("deploy", "failed", active=0)
+    metrics.finished("build", "succeeded", active=1, seconds=3)
+    metrics.finished("build", "succeeded", active=0, seconds=90)
+    metrics.finished("deploy", "failed", active=0, seconds=1)
+    metrics.finished("deploy", "detached", active=0)
     value = metrics.registry.get_sample_value
     assert value("ops_worker_runs_total", {"workflow_type": "build", "status": "succeeded"}) == 2
     assert value("ops_worker_runs_total", {"workflow_type": "deploy", "status": "failed"}) == 1
     assert value("ops_worker_active_runs") == 0
+    for workflow_type, most, runs in (("build", "5.0", 1), ("build", "120.0", 2), ("deploy", "+Inf", 1)):
+        where = {"workflow_type": workflow_type, "le": most}
+        assert value("ops_worker_run_duration_seconds_bucket", where) == runs
+
+
+def test_the_guide_lists_every_figure_with_its_labels() -> None:
+    figures = {}
+    for it in vars(Metrics()).values():
+        if isinstance(it, MetricWrapperBase):
+            name = f"{it._name}_total" if it._type == "counter" else it._name
+            figures[name + (f"{{{', '.join(it._labelnames)}}}" if it._labelnames else "")] = it._type
+    rows = Document(ROOT / "docs" / "guide.md").table("name")
+    assert {row[0]: row[1] for row in rows} == figures
 
 
 def test_two_workers_in_one_process_do_not_share_figures() -> None:

@@ -42,6 +42,7 @@ from worker.model.claim import (
 )
 from worker.model.outcome import Outcome, Reason
 from worker.model.report import CaseCounts
+from worker.telemetry import Metrics
 
 T = TypeVar("T")
 
@@ -55,7 +56,15 @@ _LOST = frozenset({"not_owner", "not_running", "not_claimed", "final", "not_foun
 class Queue:
     """The calls of one worker instance to the control plane."""
 
-    def __init__(self, dsn: str, pool: asyncpg.Pool, identity: WorkerIdentity, lease_seconds: int) -> None:
+    def __init__(
+        self,
+        dsn: str,
+        pool: asyncpg.Pool,
+        identity: WorkerIdentity,
+        lease_seconds: int,
+        metrics: Metrics | None = None,
+    ) -> None:
+        self._metrics = metrics or Metrics()
         self._dsn = dsn
         self._pool = pool
         self._me = identity
@@ -67,10 +76,12 @@ class Queue:
         self._connected_at, self._renewed = time.monotonic(), False
 
     @classmethod
-    async def connected(cls, dsn: str, identity: WorkerIdentity, *, lease_seconds: int) -> Self:
+    async def connected(
+        cls, dsn: str, identity: WorkerIdentity, *, lease_seconds: int, metrics: Metrics | None = None
+    ) -> Self:
         """Tries once to connect. Raises ``DatabaseUnavailable``, or ``ConfigurationError`` if the login is refused."""
         pool = await open_pool(dsn, application_name=_name(identity), size=2)
-        return cls(dsn, pool, identity, lease_seconds)
+        return cls(dsn, pool, identity, lease_seconds, metrics)
 
     async def close(self) -> None:
         """Closes the connections; waits at most 2 s for the server."""
@@ -145,6 +156,7 @@ class Queue:
         """
         me = self._me
         faults: list[Exception] = []
+        began = time.monotonic()
         text = await self._ask(
             "select ops.claim_next_run($1, $2, $3, $4, $5)",
             me.worker_id,
@@ -154,6 +166,7 @@ class Queue:
             me.engine_id,
             note=faults.append,
         )
+        self._metrics.claim_seconds.observe(time.monotonic() - began)
         repeated = bool(faults)
         with _readable():
             answer = _parsed(text)
@@ -223,15 +236,18 @@ class Queue:
 
     async def append_logs(self, run_id: uuid.UUID, lines: LogLines) -> None:
         """Stores a batch of journal lines; skips those that are stored already. Raises ``LeaseLost``."""
+        text = "\n".join(lines.messages)
         await self._owned(
             "select ops.append_run_logs($1, $2, $3, $4, $5, $6, $7::text::timestamptz[], $8)",
             run_id,
             lines.first_seq,
-            "\n".join(lines.messages),
+            text,
             lines.marks,
             "{" + ",".join(lines.timestamps) + "}",  # the driver takes 0.6 µs for each item of a list
             words(lines.messages) if len(lines) >= _LINES_WITH_WORDS else None,
         )
+        size = len(text) if text.isascii() else len(text.encode(errors="replace"))
+        self._metrics.stored_lines(len(lines), size - len(lines) + 1, lines.timestamps[0])
 
     async def add_artifact(self, run_id: uuid.UUID, artifact: Artifact) -> None:
         """Records an artifact that is already stored. Raises ``LeaseLost``."""
@@ -246,6 +262,7 @@ class Queue:
             artifact.expires_at,
             {"path": artifact.path},
         )
+        self._metrics.artifact_bytes.inc(artifact.size_bytes)
 
     async def record_report(self, run_id: uuid.UUID, tests: CaseCounts | None, summary: str | None) -> None:
         """Records the tests and the summary of the run; again replaces them. Raises ``LeaseLost``."""
@@ -336,6 +353,10 @@ class Queue:
         """
         storable = [_storable(arg) for arg in args]
 
+        def on_fault(error: Exception) -> None:
+            self._metrics.database_retries.inc()
+            note(error)
+
         async def once() -> str:
             async with acquire(self._pool) as connection:
                 try:
@@ -348,7 +369,7 @@ class Queue:
                 return value
 
         try:
-            return await _persist(once, note)
+            return await _persist(once, on_fault)
         except asyncpg.PostgresError as error:
             raise Refused(error.sqlstate, str(error)) from error
 

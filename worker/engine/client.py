@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 import anyio
@@ -24,11 +26,15 @@ from docker.types import CancellableStream
 
 from worker.errors import ConfigurationError, EngineError, EngineUnavailable, ImageMissing
 from worker.model.container import check_engine_address
+from worker.telemetry import Metrics
 
 T = TypeVar("T")
 
 API_TIMEOUT = 120
 """Seconds without an answer after which a call fails. A create may wait long for a busy disk."""
+
+SERVER_ERROR = 500
+"""The HTTP status from which on the engine failed, and not the request."""
 
 BROKEN = (requests.RequestException, urllib3.exceptions.HTTPError, OSError)
 """The errors of a connection that breaks."""
@@ -37,7 +43,7 @@ BROKEN = (requests.RequestException, urllib3.exceptions.HTTPError, OSError)
 class EngineApi:
     """Clients of one engine; at most ``calls`` of them wait for an answer at once."""
 
-    def __init__(self, docker_host: str | None, *, calls: int) -> None:
+    def __init__(self, docker_host: str | None, *, calls: int, metrics: Metrics | None = None) -> None:
         """Raises ``ConfigurationError`` for an address of another kind, such as ssh."""
         self.host = docker_host or os.environ.get("DOCKER_HOST") or None
         try:
@@ -47,6 +53,7 @@ class EngineApi:
         self._clients: list[docker.APIClient] = []
         self._version: str | None = None
         self._calls = anyio.CapacityLimiter(calls)
+        self._metrics = metrics or Metrics()
 
     def close(self) -> None:
         """Closes the idle clients; those in use close themselves."""
@@ -67,7 +74,17 @@ class EngineApi:
             except (docker.errors.DockerException, *BROKEN) as error:
                 raise translated(error) from error
 
-        return await anyio.to_thread.run_sync(call, limiter=self._calls, abandon_on_cancel=abandon)
+        began, failed = time.monotonic(), None
+        try:
+            return await anyio.to_thread.run_sync(call, limiter=self._calls, abandon_on_cancel=abandon)
+        except EngineUnavailable:
+            failed = "unavailable"
+            raise
+        except EngineError as error:
+            failed = "server" if error.status >= SERVER_ERROR else "request"
+            raise
+        finally:
+            self._metrics.engine_call(_name_of(function.__qualname__), time.monotonic() - began, failed)
 
     @contextmanager
     def client(self) -> Iterator[docker.APIClient]:
@@ -105,6 +122,12 @@ class EngineApi:
         # A Unix socket has no proxy and no password, and to look for them in the environment takes a quarter of a call.
         client.trust_env = not client.base_url.startswith("http+docker:")
         return client
+
+
+@cache
+def _name_of(qualname: str) -> str:
+    """The name of a call: the method that makes it, ``start`` for ``Container.start.<locals>.<lambda>``."""
+    return qualname.partition(".<locals>")[0].rpartition(".")[2]
 
 
 class Body:

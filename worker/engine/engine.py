@@ -28,6 +28,7 @@ from worker.model.container import LABEL_DATABASE, LABEL_RUN, Image, RunNetwork,
 from worker.model.images import ImageName, digest_of
 from worker.model.spec import ContainerSpec
 from worker.model.volume import CACHE_PREFIX, VOLUME_PREFIX, CacheVolume, ProjectVolume
+from worker.telemetry import Metrics
 
 NEW_SECONDS = 0.25
 """How long a new container is known not to have run: no other worker can adopt, start and end it in that time."""
@@ -52,8 +53,8 @@ class EngineInfo:
 class Engine:
     """One Docker engine, for as many runs at once as ``streams`` says."""
 
-    def __init__(self, docker_host: str | None, *, streams: int) -> None:
-        self._api = EngineApi(docker_host, calls=streams + 4)
+    def __init__(self, docker_host: str | None, *, streams: int, metrics: Metrics | None = None) -> None:
+        self._api = EngineApi(docker_host, calls=streams + 4, metrics=metrics)
         self._streams = anyio.CapacityLimiter(2 * streams + 2)
         self._bare_images: set[str] = set()
 

@@ -67,6 +67,8 @@ class Claim:
     tool: Tool
     service_tools: tuple[Tool, ...]
     """The tools that its services name, those that ``ops.tools`` has."""
+    queued_at: datetime | None = None
+    """Since when it could be claimed; None for an adopted run."""
 
     @classmethod
     def from_payload(cls, payload: Mapping[str, Any]) -> Self:
@@ -82,8 +84,16 @@ class Claim:
             workflow=_known(Workflow, payload["workflow"]),
             tool=_known(Tool, payload["tool"]),
             service_tools=tuple(_known(Tool, tool) for tool in payload.get("services", ())),
+            queued_at=_time(payload.get("queued_at")),
             **{key: payload[key] for key in plain},
         )
+
+    @property
+    def waited(self) -> float | None:
+        """The seconds for which it waited in the queue until this claim; None for an adopted run."""
+        if self.queued_at is None or self.claimed_at is None:
+            return None
+        return max(0.0, (self.claimed_at - self.queued_at).total_seconds())
 
     @property
     def named(self) -> dict[str, str | int]:

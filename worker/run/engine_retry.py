@@ -8,15 +8,13 @@ from typing import TypeVar
 import structlog
 
 from worker.concurrency import retrying
+from worker.engine.client import SERVER_ERROR
 from worker.errors import EngineError, EngineUnavailable
 
 T = TypeVar("T")
 
 ENGINE_REFUSALS = 5
 """How often in a row the engine may answer that it failed before the run ends (some 3 s)."""
-
-SERVER_ERROR = 500
-"""The HTTP status from which on the engine failed, and not the request."""
 
 
 class EngineRetry:

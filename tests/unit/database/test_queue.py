@@ -8,6 +8,7 @@ import json
 import re
 import uuid
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 import anyio
@@ -23,6 +24,7 @@ from worker.errors import LeaseLost, Refused, UnreadableRun
 from worker.model.claim import Adoption, Artifact, DiskSpace, LogLines, NextRun, NotAdopted, WorkerIdentity
 from worker.model.outcome import Outcome, Reason
 from worker.model.report import CaseCounts
+from worker.telemetry import Metrics
 
 ME = WorkerIdentity("host-a", uuid.UUID(int=1), "boot", "engine-1", "0", ("big",))
 LEASE = 300
@@ -265,6 +267,19 @@ async def test_heartbeat_without_an_answer_closes_the_connection(control: list[S
     with pytest.raises(TimeoutError), anyio.fail_after(0.01):
         await queue.heartbeat()
     assert silent.closed
+
+
+async def test_figures_count_stored_lines_claims_and_passing_faults() -> None:
+    metrics, me = Metrics(), cast("Any", ME)
+    script: list[object] = [ConnectionResetError(), {"success": True}, {"run_id": None, "waiting": False}]
+    queue = Queue("postgresql://unused", cast("Any", ScriptedPool(*script)), me, LEASE, metrics)
+    times = [f"{datetime.now(UTC) - timedelta(seconds=ago):%Y-%m-%dT%H:%M:%S.%f}123Z" for ago in (20, 0)]
+    await queue.append_logs(RUN_ID, LogLines(1, ["fünf", "six"], "ii", times))
+    await queue.claim()
+    figures = ("log_lines_total", "log_bytes_total", "database_retries_total", "claim_duration_seconds_count")
+    assert [metrics.registry.get_sample_value(f"ops_worker_{name}") for name in figures] == [2, 8, 1, 1]
+    for most, batches in (("10.0", 0), ("300.0", 1)):
+        assert metrics.registry.get_sample_value("ops_worker_log_lag_seconds_bucket", {"le": most}) == batches
 
 
 async def test_heartbeat_returns_owned_and_canceled_runs(control: list[ScriptedConnection]) -> None:
