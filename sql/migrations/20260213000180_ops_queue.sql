@@ -228,8 +228,9 @@ $$;
 -- that another transaction has locked. It is one statement, because two loops over cursors cost 60 µs more. PostgreSQL
 -- reads the lanes in their order, for each lane its runs in their order, and stops at the first run that it can lock.
 -- `lateral` makes it read the queue before the runs, `offset 0` makes it sort the lanes before it calls has_room, and
--- the settings prevent a plan from the time when the queue was empty.
-create function ops_private.next_run(p_labels text[]) returns uuid
+-- the settings prevent a plan from the time when the queue was empty. It passes over the runs of p_blocked; of a lane it
+-- then reads only the first 1,000 runs, so that a claim ends soon.
+create function ops_private.next_run(p_labels text[], p_blocked uuid[]) returns uuid
 language plpgsql volatile set search_path = pg_catalog, pg_temp
     set enable_seqscan = off set jit = off set enable_bitmapscan = off set plan_cache_mode = force_generic_plan
 as $$
@@ -263,10 +264,12 @@ begin
             select q.run_id from ops_private.queued as q
             where q.lane_id = lane.lane_id and q.scheduled_at is null
             order by q.scheduled_at nulls first, q.created_at, q.run_number
+            limit case when p_blocked <> '{}' then 1000 end
         ) as waiting
         cross join lateral (
             select r.id from ops.runs as r
-            where r.id = waiting.run_id and r.status = 'queued' for update skip locked
+            where r.id = waiting.run_id and r.status = 'queued' and r.workflow_id <> all (p_blocked)
+            for update skip locked
         ) as locked
         where not lane.is_limited or ops_private.has_room(lane.project_id)
         limit 1
@@ -432,8 +435,7 @@ begin
         ) then format('limit: the project has %s active runs', v_limits.max_active_runs)
         when v_claims is null then
             'labels: no worker has ' || coalesce(nullif(array_to_string(p_lane.labels, ', '), ''), 'registered')
-        when not v_claims then 'worker: each that has its labels is drained'
-        else 'worker: the next one that is free' end;
+        when not v_claims then 'worker: each that has its labels is drained' end;
 end
 $$;
 
@@ -476,8 +478,11 @@ begin
             w.held,
             case when w.concurrency_key is not null and w.first_number <> w.run_number then
                 format('key: run #%s goes before it for %s', w.first_number, w.concurrency_key) end,
-            w.lacking)
+            w.lacking,
+            ops_private.why_image_waits(r.workflow_id, r.labels),
+            'worker: the next one that is free')
         from waiting as w
+        join ops.runs as r on r.id = w.run_id
         order by w.scheduled_at nulls first, w.priority desc, w.place, w.turn nulls first, w.created_at, w.run_number
         limit p_limit;
 end

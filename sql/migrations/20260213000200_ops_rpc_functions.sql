@@ -102,6 +102,7 @@ declare
     v_labels constant text[] := coalesce(p_labels, '{}');
     v_wrong constant text := ops_private.bad_worker(p_worker_id, p_lease_seconds);
     v_taken constant text := ops_private.worker_id_taken(p_worker_id, p_instance_id);
+    v_blocked constant uuid[] := ops_private.blocked_workflows(p_worker_id);
     v_run_id uuid;
     v_queued_at timestamptz;  -- when it was queued, returned to the queue, or became due
     v_payload jsonb;
@@ -117,7 +118,7 @@ begin
     end if;
 
     for v_try in 1 .. 20 loop
-        v_run_id := ops_private.next_run(v_labels);
+        v_run_id := ops_private.next_run(v_labels, v_blocked);
         if v_run_id is null then
             exit when ops_private.wake_scheduled_runs() = 0;
             continue;
@@ -231,6 +232,9 @@ begin
     perform ops_private.add_event(
         p_run.id, 'error', coalesce(p_run.error_message, 'exit code ' || p_run.exit_code, 'no exit code'),
         coalesce(p_details, '{}') || jsonb_build_object('reason', p_run.reason, 'exit_code', p_run.exit_code));
+    if p_run.reason = 'image_missing' then
+        perform ops_private.record_missing_image(p_run, p_details ->> 'image');
+    end if;
     if p_locked then
         perform ops_private.retry_if_asked(p_run.id);
     else

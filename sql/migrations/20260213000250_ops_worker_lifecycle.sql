@@ -106,6 +106,7 @@ begin
             || jsonb_build_object('expires_at', (
                 select w.expires_at from ops_private.workers as w where w.worker_id = p_worker_id));
     end if;
+    delete from ops_private.missing_images as m where m.worker_id = p_worker_id;
     insert into ops_private.worker_ids as i (worker_id, db_role) values (p_worker_id, v_caller)
     on conflict (worker_id) do update set db_role = excluded.db_role
     where not exists (select from pg_roles as r where r.rolname = i.db_role);

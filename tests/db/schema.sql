@@ -356,6 +356,7 @@ declare
     v_labels constant text[] := coalesce(p_labels, '{}');
     v_wrong constant text := ops_private.bad_worker(p_worker_id, p_lease_seconds);
     v_taken constant text := ops_private.worker_id_taken(p_worker_id, p_instance_id);
+    v_blocked constant uuid[] := ops_private.blocked_workflows(p_worker_id);
     v_run_id uuid;
     v_queued_at timestamptz;  -- when it was queued, returned to the queue, or became due
     v_payload jsonb;
@@ -371,7 +372,7 @@ begin
     end if;
 
     for v_try in 1 .. 20 loop
-        v_run_id := ops_private.next_run(v_labels);
+        v_run_id := ops_private.next_run(v_labels, v_blocked);
         if v_run_id is null then
             exit when ops_private.wake_scheduled_runs() = 0;
             continue;
@@ -995,6 +996,7 @@ begin
             || jsonb_build_object('expires_at', (
                 select w.expires_at from ops_private.workers as w where w.worker_id = p_worker_id));
     end if;
+    delete from ops_private.missing_images as m where m.worker_id = p_worker_id;
     insert into ops_private.worker_ids as i (worker_id, db_role) values (p_worker_id, v_caller)
     on conflict (worker_id) do update set db_role = excluded.db_role
     where not exists (select from pg_roles as r where r.rolname = i.db_role);
@@ -1826,6 +1828,22 @@ begin
     where p_instance_id is not null
         and not exists (select from ops_private.idle_workers as k where k.instance_id = p_instance_id)
     on conflict (instance_id) do nothing;
+end
+$$;
+
+CREATE FUNCTION ops_private.blocked_workflows(p_worker_id text) RETURNS uuid[]
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_images text[];
+begin
+    select array_agg(m.docker_image) into v_images from ops_private.missing_images as m
+    where m.worker_id = p_worker_id and m.until > ops_private.current_time();
+    if v_images is null then
+        return '{}'::uuid[];
+    end if;
+    return array(select w.id from ops.workflows as w where ops_private.tool_image(w.id) = any (v_images));
 end
 $$;
 
@@ -2745,7 +2763,7 @@ begin
 end
 $$;
 
-CREATE FUNCTION ops_private.next_run(p_labels text[]) RETURNS uuid
+CREATE FUNCTION ops_private.next_run(p_labels text[], p_blocked uuid[]) RETURNS uuid
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET enable_seqscan TO 'off'
@@ -2783,10 +2801,12 @@ begin
             select q.run_id from ops_private.queued as q
             where q.lane_id = lane.lane_id and q.scheduled_at is null
             order by q.scheduled_at nulls first, q.created_at, q.run_number
+            limit case when p_blocked <> '{}' then 1000 end
         ) as waiting
         cross join lateral (
             select r.id from ops.runs as r
-            where r.id = waiting.run_id and r.status = 'queued' for update skip locked
+            where r.id = waiting.run_id and r.status = 'queued' and r.workflow_id <> all (p_blocked)
+            for update skip locked
         ) as locked
         where not lane.is_limited or ops_private.has_room(lane.project_id)
         limit 1
@@ -3093,8 +3113,11 @@ begin
             w.held,
             case when w.concurrency_key is not null and w.first_number <> w.run_number then
                 format('key: run #%s goes before it for %s', w.first_number, w.concurrency_key) end,
-            w.lacking)
+            w.lacking,
+            ops_private.why_image_waits(r.workflow_id, r.labels),
+            'worker: the next one that is free')
         from waiting as w
+        join ops.runs as r on r.id = w.run_id
         order by w.scheduled_at nulls first, w.priority desc, w.place, w.turn nulls first, w.created_at, w.run_number
         limit p_limit;
 end
@@ -3158,10 +3181,33 @@ begin
     perform ops_private.add_event(
         p_run.id, 'error', coalesce(p_run.error_message, 'exit code ' || p_run.exit_code, 'no exit code'),
         coalesce(p_details, '{}') || jsonb_build_object('reason', p_run.reason, 'exit_code', p_run.exit_code));
+    if p_run.reason = 'image_missing' then
+        perform ops_private.record_missing_image(p_run, p_details ->> 'image');
+    end if;
     if p_locked then
         perform ops_private.retry_if_asked(p_run.id);
     else
         insert into ops_private.pending_retries (run_id) values (p_run.id);
+    end if;
+end
+$$;
+
+CREATE FUNCTION ops_private.record_missing_image(p_run ops.runs, p_image text) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_image constant text := ops_private.tool_image(p_run.workflow_id);
+begin
+    delete from ops_private.missing_images as m where m.until <= ops_private.current_time();
+    if p_run.claimed_by is not null and p_image in (
+        select r.registry || v_image || t.tag
+        from unnest('{"",docker.io/,docker.io/library/}'::text[]) as r (registry)
+        cross join unnest('{"",:latest}'::text[]) as t (tag)
+    ) then
+        insert into ops_private.missing_images as m (worker_id, docker_image, until)
+        values (p_run.claimed_by, v_image, ops_private.current_time() + interval '1 minute')
+        on conflict (worker_id, docker_image) do update set until = excluded.until;
     end if;
 end
 $$;
@@ -3463,6 +3509,22 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.tool_image(p_workflow_id uuid) RETURNS text
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return (
+        select t.docker_image
+        from ops.workflows as w
+        join ops.projects as p on p.id = w.project_id
+        join ops.tools as t
+            on t.tool_name = coalesce(w.config ->> 'tool', 'odoo')
+            and t.version = coalesce(w.config ->> 'version', p.odoo_version)
+        where w.id = p_workflow_id);
+end
+$$;
+
 CREATE FUNCTION ops_private.touch_updated_at() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -3559,6 +3621,30 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.why_image_waits(p_workflow_id uuid, p_labels text[]) RETURNS text
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_image text;
+    v_next timestamptz;
+begin
+    if not exists (select from ops_private.missing_images as m where m.until > ops_private.current_time()) then
+        return null;
+    end if;
+    v_image := ops_private.tool_image(p_workflow_id);
+    select min(m.until) into v_next
+    from ops_private.workers as w
+    left join ops_private.worker_ids as i on i.worker_id = w.worker_id
+    left join ops_private.missing_images as m
+        on m.worker_id = w.worker_id and m.docker_image = v_image and m.until > ops_private.current_time()
+    where p_labels <@ w.labels and w.expires_at > ops_private.current_time() and i.drained_at is null
+    having bool_and(m.until is not null);
+    return format('image: %s is missing on every worker, which try again from ', v_image)
+        || to_char(v_next at time zone 'UTC', 'HH24:MI:SS "UTC"');
+end
+$$;
+
 CREATE TABLE ops_private.lanes (
     lane_id bigint NOT NULL,
     project_id uuid NOT NULL,
@@ -3594,8 +3680,7 @@ begin
         ) then format('limit: the project has %s active runs', v_limits.max_active_runs)
         when v_claims is null then
             'labels: no worker has ' || coalesce(nullif(array_to_string(p_lane.labels, ', '), ''), 'registered')
-        when not v_claims then 'worker: each that has its labels is drained'
-        else 'worker: the next one that is free' end;
+        when not v_claims then 'worker: each that has its labels is drained' end;
 end
 $$;
 
@@ -3819,6 +3904,14 @@ CREATE TABLE ops_private.log_tails (
 )
 WITH (fillfactor='50');
 
+CREATE TABLE ops_private.missing_images (
+    worker_id text NOT NULL,
+    docker_image text NOT NULL,
+    until timestamp with time zone NOT NULL
+);
+
+COMMENT ON COLUMN ops_private.missing_images.docker_image IS 'As ops.tools has it.';
+
 CREATE TABLE ops_private.pending_retries (
     run_id uuid NOT NULL
 );
@@ -4015,6 +4108,9 @@ ALTER TABLE ONLY ops_private.log_blocks
 
 ALTER TABLE ONLY ops_private.log_tails
     ADD CONSTRAINT log_tails_pkey PRIMARY KEY (run_id);
+
+ALTER TABLE ONLY ops_private.missing_images
+    ADD CONSTRAINT missing_images_pkey PRIMARY KEY (worker_id, docker_image);
 
 ALTER TABLE ONLY ops_private.pending_retries
     ADD CONSTRAINT pending_retries_pkey PRIMARY KEY (run_id);
@@ -4504,6 +4600,8 @@ REVOKE ALL ON FUNCTION ops_private.become_busy(p_instance_id uuid) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.become_idle(p_instance_id uuid, p_labels text[]) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.blocked_workflows(p_worker_id text) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.caller() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.calling_worker() FROM PUBLIC;
@@ -4610,7 +4708,7 @@ REVOKE ALL ON FUNCTION ops_private.my_projects(p_role text) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops_private.my_projects(p_role text) TO authenticated;
 GRANT ALL ON FUNCTION ops_private.my_projects(p_role text) TO service_role;
 
-REVOKE ALL ON FUNCTION ops_private.next_run(p_labels text[]) FROM PUBLIC;
+REVOKE ALL ON FUNCTION ops_private.next_run(p_labels text[], p_blocked uuid[]) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.nothing_claimed(p_labels text[]) FROM PUBLIC;
 
@@ -4647,6 +4745,8 @@ REVOKE ALL ON FUNCTION ops_private.rebuild_queue() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.record_failure(p_run ops.runs, p_details jsonb, p_locked boolean) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.record_missing_image(p_run ops.runs, p_image text) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.record_run_change() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.refusal(p_code text, p_error text) FROM PUBLIC;
@@ -4676,6 +4776,8 @@ REVOKE ALL ON FUNCTION ops_private.set_run_of_line() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.stale_leases() FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.tool_image(p_workflow_id uuid) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.touch_updated_at() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.trusted() FROM PUBLIC;
@@ -4687,6 +4789,8 @@ REVOKE ALL ON FUNCTION ops_private.version_key(p_version text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION ops_private.visible_projects() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.wake_scheduled_runs() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.why_image_waits(p_workflow_id uuid, p_labels text[]) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.why_lane_waits(p_lane ops_private.lanes, OUT paused text, OUT held text, OUT lacking text) FROM PUBLIC;
 
