@@ -787,6 +787,7 @@ export type Database = {
       };
       shut_out_worker: { Args: { p_name: string }; Returns: Json };
       start_workflow_run: { Args: { p_instance_id?: string; p_run_id: string; p_worker_id: string }; Returns: Json };
+      sync_tools: { Args: { p_dry_run?: boolean; p_tools: Json }; Returns: Json };
       unclaimable_runs: { Args: { p_labels?: string[] }; Returns: Json };
       unregister_worker: { Args: { p_instance_id: string; p_worker_id: string }; Returns: Json };
       worker_overview: {

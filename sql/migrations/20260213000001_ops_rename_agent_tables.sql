@@ -19,7 +19,7 @@ declare
         'current_user_role,drain_worker,enqueue_run,health,heartbeat,limit_project,list_queued_runs,pause_project,pause_queue,'
         'project_overview,reap,record_container,record_report,register_worker,release_run,resume_project,'
         'resume_queue,retry_run,run_logs,run_summary,runs,search_run_logs,shut_out_worker,start_workflow_run,'
-        'unclaimable_runs,unregister_worker,worker_overview}';
+        'sync_tools,unclaimable_runs,unregister_worker,worker_overview}';
     v_parts constant text := '^(' || pg_catalog.array_to_string(v_tables, '|') || ')_';
     v_ops constant oid := pg_catalog.to_regnamespace('ops');
     v_had_private constant boolean := pg_catalog.to_regnamespace('ops_private') is not null;

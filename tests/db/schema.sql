@@ -1404,6 +1404,69 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.sync_tools(p_tools jsonb, p_dry_run boolean) RETURNS jsonb
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_wrong text := ops_private.bad_tools(p_tools);
+    v_tool record;
+    v_before record;
+    v_change text;
+    v_changes jsonb[] := '{}';
+begin
+    if not ops_private.trusted() then
+        raise exception 'permission denied: only service_role changes the tools'
+            using errcode = 'insufficient_privilege';
+    end if;
+    if v_wrong is not null then
+        return ops_private.refusal('bad_argument', v_wrong);
+    end if;
+    begin
+        -- one at a time, so that each answer says what its own call changed; readers do not wait
+        lock table ops.tools in share row exclusive mode;
+        for v_tool in
+            select t.i, t.value ->> 'tool_name' as tool_name, t.value ->> 'version' as version,
+                t.value ->> 'docker_image' as docker_image, coalesce(t.value -> 'config', '{}') as config
+            from jsonb_array_elements(p_tools) with ordinality as t (value, i)
+        loop
+            select t.docker_image, t.config into v_before
+            from ops.tools as t where t.tool_name = v_tool.tool_name and t.version = v_tool.version;
+            if not found then
+                v_change := 'added';
+                insert into ops.tools (tool_name, version, docker_image, config)
+                values (v_tool.tool_name, v_tool.version, v_tool.docker_image, v_tool.config);
+            elsif (v_before.docker_image, v_before.config) = (v_tool.docker_image, v_tool.config) then
+                v_change := 'unchanged';
+            else
+                v_change := 'changed';
+                update ops.tools as t set docker_image = v_tool.docker_image, config = v_tool.config
+                where t.tool_name = v_tool.tool_name and t.version = v_tool.version;
+            end if;
+            v_changes := array_append(v_changes, jsonb_build_object(
+                'tool_name', v_tool.tool_name, 'version', v_tool.version, 'change', v_change,
+                'docker_image', v_tool.docker_image, 'config', v_tool.config,
+                'previous_image', v_before.docker_image, 'previous_config', v_before.config));
+        end loop;
+        if p_dry_run then
+            raise exception 'a dry run changes nothing' using errcode = 'OPS05';
+        end if;
+    exception
+        when check_violation then
+            get stacked diagnostics v_wrong = constraint_name;
+            return ops_private.refusal('bad_argument', format('tools[%s] breaks the rule %s', v_tool.i - 1, v_wrong));
+        when sqlstate 'OPS05' then null;  -- all of the block is undone
+    end;
+    return jsonb_build_object(
+        'success', true, 'dry_run', coalesce(p_dry_run, false), 'tools', to_jsonb(v_changes));
+end
+$$;
+
+CREATE FUNCTION ops.sync_tools(p_tools jsonb, p_dry_run boolean DEFAULT false) RETURNS jsonb
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    RETURN ops_private.sync_tools(p_tools, p_dry_run);
+
 CREATE FUNCTION ops.unclaimable_runs(p_labels text[] DEFAULT '{}'::text[]) RETURNS jsonb
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1790,6 +1853,48 @@ begin
     return null;
 end
 $_$;
+
+CREATE FUNCTION ops_private.bad_tools(p_tools jsonb) RETURNS text
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_keys constant text[] := '{tool_name,version,docker_image,config}';
+begin
+    if jsonb_typeof(p_tools) is distinct from 'array' then
+        return 'the tools must be an array of objects';
+    elsif jsonb_array_length(p_tools) not between 1 and 1000 then
+        return 'the tools must be 1 to 1000 objects';
+    end if;
+    return (
+        select 'tools[' || t.i - 1 || ']' || w.wrong
+        from (
+            select e.value, e.i, row_number() over (
+                partition by e.value -> 'tool_name', e.value -> 'version' order by e.i) as n
+            from jsonb_array_elements(p_tools) with ordinality as e (value, i)
+        ) as t
+        cross join lateral (
+            select case when jsonb_typeof(t.value) <> 'object' then ' must be an object' else coalesce(
+                (
+                    select '.' || left(k.key, 100) || ': unknown key; expected one of ' || array_to_string(v_keys, ', ')
+                    from jsonb_object_keys(t.value) as k (key) where k.key <> all (v_keys) order by k.key limit 1
+                ), (
+                    select '.' || k.key || ' must be a text of at least one character'
+                    from unnest('{tool_name,version,docker_image}'::text[]) with ordinality as k (key, n)
+                    where jsonb_typeof(t.value -> k.key) is distinct from 'string' or t.value ->> k.key = ''
+                    order by k.n limit 1
+                ),
+                case
+                    when jsonb_typeof(t.value -> 'config') <> 'object' then '.config must be an object'
+                    when t.n > 1 then ': an earlier one has the same tool_name and version'
+                end
+            ) end
+        ) as w (wrong)
+        where w.wrong is not null
+        order by t.i
+        limit 1);
+end
+$$;
 
 CREATE FUNCTION ops_private.bad_worker(p_worker_id text, p_lease_seconds integer) RETURNS text
     LANGUAGE plpgsql IMMUTABLE
@@ -4551,6 +4656,12 @@ REVOKE ALL ON FUNCTION ops.start_workflow_run(p_run_id uuid, p_worker_id text, p
 GRANT ALL ON FUNCTION ops.start_workflow_run(p_run_id uuid, p_worker_id text, p_instance_id uuid) TO ops_worker;
 GRANT ALL ON FUNCTION ops.start_workflow_run(p_run_id uuid, p_worker_id text, p_instance_id uuid) TO service_role;
 
+REVOKE ALL ON FUNCTION ops_private.sync_tools(p_tools jsonb, p_dry_run boolean) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops_private.sync_tools(p_tools jsonb, p_dry_run boolean) TO service_role;
+
+REVOKE ALL ON FUNCTION ops.sync_tools(p_tools jsonb, p_dry_run boolean) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.sync_tools(p_tools jsonb, p_dry_run boolean) TO service_role;
+
 REVOKE ALL ON FUNCTION ops.unclaimable_runs(p_labels text[]) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops.unclaimable_runs(p_labels text[]) TO ops_worker;
 GRANT ALL ON FUNCTION ops.unclaimable_runs(p_labels text[]) TO service_role;
@@ -4593,6 +4704,8 @@ REVOKE ALL ON FUNCTION ops_private.bad_request(p_metadata jsonb, p_idempotency_k
 REVOKE ALL ON FUNCTION ops_private.bad_retry(p_retry jsonb) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.bad_tests(p_tests jsonb) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.bad_tools(p_tools jsonb) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.bad_worker(p_worker_id text, p_lease_seconds integer) FROM PUBLIC;
 

@@ -28,6 +28,7 @@ CALLS: list[tuple[str, set[str]]] = [
     ("pause_queue()", SERVICE),
     ("resume_queue()", SERVICE),
     ("health()", SERVICE),
+    ("sync_tools('[{{\"tool_name\": \"t\", \"version\": \"1\", \"docker_image\": \"x\"}}]')", SERVICE),
     ("register_worker('w', gen_random_uuid())", WORKERS),
     ("unregister_worker('w', gen_random_uuid())", WORKERS),
     ("heartbeat('w', gen_random_uuid())", WORKERS),

@@ -47,7 +47,8 @@ async def test_the_keys_are_those_of_the_document(crowd: Crowd, db_url: str) -> 
     for line in (
         "runs list", "runs wait acme#1", "runs show acme#1", "runs logs acme#1", "runs retry acme#1",
         "runs enqueue acme/build", "runs cancel acme#2", "queue", "pause", "pause acme", "resume acme", "resume",
-        "drain host-a", "drain host-a --undo", "workers", "projects", "workflows", "tools list", "members", "doctor",
+        "drain host-a", "drain host-a --undo", "workers", "projects", "workflows", "tools list",
+        f"tools sync {ROOT}/deploy/tools/odoo/tools.toml", "members", "doctor",
         "db status", "db verify", "db create-worker build1", "prune --artifact-store file:///tmp", "db rollback --yes",
         "db migrate",
     ):  # fmt: skip
@@ -57,7 +58,7 @@ async def test_the_keys_are_those_of_the_document(crowd: Crowd, db_url: str) -> 
         done = await ops(db_url, *line.split(), "--json")
         found = json.loads(done.out)
         first = found[0] if isinstance(found, list) else found
-        command = re.sub(r" (acme|build1|host-a|--).*", "", line)
+        command = re.sub(r" (acme|build1|host-a|--|/).*", "", line)
         assert (line, set(first)) == (line, keys_of(command))
 
 

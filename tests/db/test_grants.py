@@ -41,7 +41,7 @@ async def test_who_executes_what(world: World) -> None:
         may[row["role"]].add(row["name"])
     worker = WORKER_FUNCTIONS
     everything = user | worker | {"health", "shut_out_worker", "pause_queue", "resume_queue"}
-    everything |= {"limit_project", "drain_worker"}
+    everything |= {"limit_project", "drain_worker", "sync_tools"}
     assert may == {"anon": set(), "authenticated": user, "ops_worker": worker, "service_role": everything}
 
 

@@ -39,6 +39,7 @@ MEANT = {
     "p_tests": '{"passed": 1, "failed": 0, "skipped": 0, "failing": []}',
     "p_summary": "fine",
     "p_details": "{}",
+    "p_tools": '[{"tool_name": "t", "version": "1", "docker_image": "x"}]',
     "p_artifact_key": "a/b",
     "p_artifact_url": "file:///a/b",
     "p_content_type": "text/plain",

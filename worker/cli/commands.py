@@ -131,6 +131,11 @@ COMMANDS = (
     _person("projects", "list the projects, and what holds their runs back", "overview:listed_projects", None, "limit"),
     _person("workflows", "list workflows with their newest run", "overview:workflows", _ONE_PROJECT, "limit"),
     _person("tools list", "list the tools, and the image of each version", "overview:tools", None, "limit"),
+    Command(
+        "tools sync", {"FILE": "TOML with a table [[tools]] for each version of a tool"},
+        "add and change tools as a file describes them", _DATABASE | {"dry_run"}, "tools:sync", ("json",),
+        "A tool that the file does not name stays as it is.",
+    ),
     _person("members", "list the members of projects, and their roles", "overview:members", _ONE_PROJECT, "limit"),
     Command(
         "doctor", {}, "check the control plane, and on a build host engine and disk", _DOCTOR, "doctor:doctor",

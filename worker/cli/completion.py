@@ -50,6 +50,8 @@ def _add_commands(parser: argparse.ArgumentParser, commands: Sequence[Command], 
             _add_flags(one, same[0])
             if same[0].name == "completion":
                 one.add_argument("shell", choices=SHELLS)
+            if "FILE" in same[0].arguments:
+                one.add_argument("file").complete = shtab.FILE  # type: ignore[attr-defined]
         else:
             _add_commands(one, same, depth + 1)
 

@@ -164,7 +164,7 @@ class Settings(BaseSettings):
     keep_logs: Count | None = _setting(None, "DAYS", "that prune keeps the log of a run after its end")
     keep_events: Count | None = _setting(None, "DAYS", "that prune keeps the events of a run after its end")
     remove_volumes: bool = _setting(False, "", "remove the volumes of archived projects from this engine")
-    dry_run: bool = _setting(False, "", "print what would be deleted; delete nothing")
+    dry_run: bool = _setting(False, "", "print what would be done; change nothing")
 
     yes: bool = _setting(False, "", "drop tables without asking")
 

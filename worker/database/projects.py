@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from worker.database.connection import OPERATOR
 from worker.database.control_plane import ControlPlane, Row
@@ -92,6 +95,13 @@ async def tools(plane: ControlPlane) -> list[Row]:
         """select t.tool_name, t.version, t.docker_image, t.updated_at from ops.tools as t
            order by t.tool_name, t.version"""
     )
+
+
+async def sync_tools(plane: ControlPlane, found: Sequence[Mapping[str, Any]], *, dry_run: bool) -> list[Row]:
+    """Adds and changes these tools; what became of each."""
+    answer = await plane.answer("select ops.sync_tools($1, $2)", json.dumps(found), dry_run, needs=OPERATOR)
+    changes: list[Row] = answer["tools"]
+    return changes
 
 
 async def members(plane: ControlPlane, project: str | None) -> list[Row]:

@@ -36,6 +36,7 @@ insert into cell values
     ('{viewer,developer,admin,owner,service_role}',
         $$select from ops.worker_overview() where runs @> jsonb_build_array(jsonb_build_object('run_id', '{run}'))$$),
     ('{service_role}', 'select ops.health()'),
+    ('{service_role}', $$select ops.sync_tools('[{"tool_name": "t", "version": "1", "docker_image": "x"}]')$$),
     ('{viewer,developer,admin,owner,service_role}',
         $$select from ops.search_run_logs('hello', p_project_id => '{project}')$$),
     ('{viewer,developer,admin,owner,service_role}',
