@@ -137,11 +137,9 @@ def bench(tool_image: str, postgres_image: str, tmp_path_factory: pytest.TempPat
         docker("network", "rm", made.name, check=False)
 
 
-@pytest.fixture(scope="session")
-def wheels() -> Path:
-    """The folder of the packages that ``addons.txt`` names, downloaded once."""
-    folder = BUILD / "addons"
-    listed = Path(__file__).with_name("addons.txt")
+def downloaded(listed: Path) -> Path:
+    """The folder of the packages that the file names, downloaded once."""
+    folder = BUILD / listed.stem
     stamp = folder / ".complete"
     if not stamp.is_file() or stamp.read_text() != listed.read_text():
         shutil.rmtree(folder, ignore_errors=True)
@@ -149,6 +147,11 @@ def wheels() -> Path:
         subprocess.run([*pip, "--require-hashes", "--no-deps", "-r", listed, "-d", folder], check=True)
         stamp.write_text(listed.read_text())
     return folder
+
+
+@pytest.fixture(scope="session")
+def wheels() -> Path:
+    return downloaded(Path(__file__).with_name("addons.txt"))
 
 
 @pytest.fixture

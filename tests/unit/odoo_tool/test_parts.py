@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tarfile
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import pytest
 
 from deploy.tools.odoo.odoo_tool import __main__ as program
-from deploy.tools.odoo.odoo_tool import packages, python, restic, shards
+from deploy.tools.odoo.odoo_tool import advisories, packages, python, restic, shards, smoke, versions
 from deploy.tools.odoo.odoo_tool.cache import CHECKSUMS, UNUSED_SECONDS, Cache, digest, folder_digest
 from deploy.tools.odoo.odoo_tool.pack import pack
 from deploy.tools.odoo.odoo_tool.source import resolve_url
@@ -236,3 +238,73 @@ def test_what_the_system_refuses_is_named(
     assert program.main(["build", "--cache", str(tmp_path)]) == 1
     assert capsys.readouterr().out.splitlines()[-2] == f"ERROR: {tmp_path}: Is a directory"
     assert (tmp_path / "summary.md").read_text().startswith(f"- **FAILED** {tmp_path}: Is a directory\n")
+
+
+# --- upgrades ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "expected"),
+    [
+        ("19.0", "19.0", "click-odoo-update"),
+        ("18.0", "19.0", "OpenUpgrade"),
+        ("16.0", "19.0", "not one step: a run makes one step, since an image has one Odoo: 17.0, 18.0, 19.0."),
+        ("19.0", "18.0", "not one step: an older Odoo cannot read a newer database"),
+    ],
+)  # fmt: skip
+def test_an_upgrade_is_one_step(source: str, target: str, expected: str) -> None:
+    modules = {"openupgrade_framework", "openupgrade_scripts"}
+    try:
+        way = versions.way_of(source, target, modules)
+    except Failure as failure:
+        way = f"{failure.thing}: {failure.advice}"
+    assert expected in way
+
+
+def test_a_step_to_the_next_version_needs_openupgrade() -> None:
+    with pytest.raises(Failure, match=r"upgrade from 18\.0 to 19\.0: the code has no openupgrade_scripts$"):
+        versions.way_of("18.0", "19.0", {"openupgrade_framework"})
+
+
+def told(title: str, since: str, until: str, severity: str = "low", *modules: str) -> dict[str, object]:
+    return {"title": title, "from_version": since, "to_version": until, "severity": severity,
+            "affects_modules": list(modules)}  # fmt: skip
+
+
+def test_advisories_are_those_of_installed_modules_and_of_the_steps_between_the_worst_first() -> None:
+    text = json.dumps([
+        told("all", "18.0", "19.0"), told("gone", "18.0", "19.0", "critical", "sale"),
+        told("ours", "18.0", "19.0", "high", "stock", "base"), told("before", "17.0", "18.0"),
+        told("now", "19.0", "19.0"),
+        told("later", "19.0", "20.0"), told("across", "17.0", "19.0"),
+    ])  # fmt: skip
+    found = advisories.applicable(text, "18.0", "19.0", {"base", "stock", "web"})
+    assert [(each["title"], each["modules"]) for each in found] == [
+        ("ours", ["base", "stock"]),
+        ("all", []),
+        ("now", []),
+    ]
+    assert advisories.applicable("", "18.0", "19.0", {"base"}) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "advisories: expected JSON: "),
+        ("{}", "advisories: expected a JSON array of objects"),
+        ("[1]", r"advisories\[0\]: expected from_version, to_version, severity and title"),
+        (json.dumps([told("x", "18", "19"), told("x", "saas", "19")]), r"advisories\[1\]: expected .* got ValueError"),
+        (json.dumps([told("x", "18.0", "19.0", "bad")]), r"advisories\[0\]: expected .* got ValueError"),
+    ],
+)
+def test_advisories_that_are_no_such_list_are_refused(text: str, message: str) -> None:
+    with pytest.raises(Failure, match=message):
+        advisories.applicable(text, "18.0", "19.0", set())
+
+
+def test_the_fields_of_a_view_are_without_those_of_views_within_it() -> None:
+    view = ET.fromstring(  # noqa: S314 - ours
+        "<form><sheet><field name='a'/><group><field name='b'><list><field name='inner'/></list></field></group>"
+        "<field name='a'/></sheet></form>"
+    )
+    assert smoke.names(view) == ["a", "b"]

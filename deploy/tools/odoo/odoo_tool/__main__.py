@@ -71,13 +71,15 @@ def parser() -> argparse.ArgumentParser:
 
     tools.add_parser("build", parents=[code], help="pack add-ons, wheels, SBOM and manifest of a commit")
 
-    backups = argparse.ArgumentParser(add_help=False)
+    place = os.environ.get("RESTIC_REPOSITORY", "/backups")
+    stored = argparse.ArgumentParser(add_help=False)
+    stored.add_argument("--backups", default=place, metavar="PLACE", help="restic repository (%(default)s)")
+
+    backups = argparse.ArgumentParser(add_help=False, parents=[stored])
     backups.add_argument(
         "--database", required=True, type=database_name, metavar="NAME", help="the database, on the server of PGHOST"
     )
     backups.add_argument("--filestore", type=Path, metavar="DIR", help="the folder of the database's filestore")
-    place = os.environ.get("RESTIC_REPOSITORY", "/backups")
-    backups.add_argument("--backups", default=place, metavar="PLACE", help="restic repository (%(default)s)")
 
     backup = tools.add_parser("backup", parents=[code, backups], help="back up a database, and prove the backup")
     backup.add_argument("--throwaway", default="db", metavar="HOST", help="server for the proof (%(default)s)")
@@ -88,10 +90,25 @@ def parser() -> argparse.ArgumentParser:
     restore.add_argument("--url", default="", metavar="URL", help="web.base.url of the staging")
     restore.add_argument("--replace", action="store_true", help="replace the database if it exists")
 
+    add_upgrade(tools.add_parser("upgrade", parents=[code, stored], help="rehearse new code on a proven backup"))
+
     server = tools.add_parser("postgres", help="serve PostgreSQL beside a run; more arguments are those of postgres")
     server.add_argument("--trust", action="store_true", help="accept every login without a password")
     server.add_argument("--secrets", type=Path, default=Path("/run/secrets"), help=argparse.SUPPRESS)
     return parsed
+
+
+def add_upgrade(upgrade: argparse.ArgumentParser) -> None:
+    upgrade.add_argument(
+        "--database", required=True, type=database_name, metavar="NAME", help="the database whose backup is taken"
+    )
+    upgrade.add_argument("--throwaway", default="db", metavar="HOST", help="server for the rehearsal (%(default)s)")
+    upgrade.add_argument("--snapshot", default="", metavar="ID", help="instead of the newest proven backup")
+    upgrade.add_argument("--update-all", action="store_true", help="also update modules whose files did not change")
+    upgrade.add_argument("--urls", type=names, default=[], metavar="PATH,PATH", help="pages to open, such as /shop")
+    upgrade.add_argument(
+        "--advisories", type=Path, metavar="FILE", help="JSON with known problems, instead of ODOO_ADVISORIES"
+    )
 
 
 def names(text: str) -> list[str]:
@@ -166,6 +183,18 @@ def restore(options: argparse.Namespace, _: Sequence[str]) -> bool:
         return restoring.restore(project, repository(options, cache), chosen, work, Path(options.artifacts))
 
 
+def upgrade(options: argparse.Namespace, _: Sequence[str]) -> bool:
+    from . import upgrading  # noqa: PLC0415
+
+    with prepared(options) as (project, cache, work):
+        told = options.advisories
+        text = told.read_text() if told else os.environ.get("ODOO_ADVISORIES", "")
+        chosen = upgrading.Options(
+            options.database, options.throwaway, options.snapshot, text, options.urls, options.update_all
+        )
+        return upgrading.upgrade(project, repository(options, cache), chosen, work, Path(options.artifacts))
+
+
 def repository(options: argparse.Namespace, cache: Cache) -> Repository:
     return Repository(options.backups, options.secrets, cache.folder, os.environ.get("OPS_PROJECT", "") or "odoo")
 
@@ -194,7 +223,14 @@ def postgres(options: argparse.Namespace, rest: Sequence[str]) -> bool:
     return True
 
 
-TOOLS = {"backup": backup, "build": build, "restore": restore, "test": test, "postgres": postgres}
+TOOLS = {
+    "backup": backup,
+    "build": build,
+    "restore": restore,
+    "test": test,
+    "upgrade": upgrade,
+    "postgres": postgres,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -6,6 +6,7 @@ snapshot into a throwaway server and start Odoo on it; tag it as proven; delete 
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 import os
@@ -15,7 +16,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,11 +24,12 @@ from . import addons, database
 from .cache import file_digest
 from .project import Project, configure
 from .restic import Repository
-from .steps import Failure, environment, run, step
+from .steps import Failure, environment, run, say, step
 
 DUMP = "database"
 STAGED = "odoo-backup"
 BOOT_SECONDS = 300
+LAST_LINES = 30
 PORT = 8069
 FILES = "select store_fname from ir_attachment where store_fname is not null order by 1"
 INSTALLED = "select name from ir_module_module where state in ('installed', 'to upgrade') order by 1"
@@ -122,7 +124,13 @@ def prove(
 
 def throwaway(host: str) -> dict[str, str]:
     """The environment for the throwaway server: the service ``postgres`` of the workflow."""
-    return {"PGHOST": host, "PGPORT": "5432", "PGUSER": "odoo", "PGPASSWORD": os.environ.get("THROWAWAY_PASSWORD", "")}
+    return {
+        "PGHOST": host,
+        "PGHOSTADDR": "",  # else that of production would win over PGHOST
+        "PGPORT": "5432",
+        "PGUSER": "odoo",
+        "PGPASSWORD": os.environ.get("THROWAWAY_PASSWORD", ""),
+    }
 
 
 def unpack(
@@ -201,9 +209,18 @@ def neutralize(project: Project, config: Path, name: str, server: Mapping[str, s
 
 def boot(project: Project, config: Path, name: str, server: Mapping[str, str]) -> float:
     """Starts Odoo, waits until the page of its login is there, and stops it; returns the seconds."""
+    with running(project, config, name, server) as seconds:
+        return seconds
+
+
+@contextlib.contextmanager
+def running(
+    project: Project, config: Path, name: str, server: Mapping[str, str], log: Path | None = None
+) -> Iterator[float]:
+    """Odoo on ``PORT`` while the block lasts, from when its login page is there; gives the seconds until then."""
     command: Sequence[str] = [
         sys.executable, "-m", "odoo", "-c", str(config), "-d", name, "--max-cron-threads=0", "--log-level=warn",
-        "--http-interface", "127.0.0.1", "--http-port", str(PORT),
+        "--http-interface", "127.0.0.1", "--http-port", str(PORT), *(["--logfile", str(log)] if log else []),
     ]  # fmt: skip
     began = time.monotonic()
     sys.stdout.flush()
@@ -212,12 +229,14 @@ def boot(project: Project, config: Path, name: str, server: Mapping[str, str]) -
         while not answers(f"http://127.0.0.1:{PORT}/web/login"):
             ended = process.poll() is not None
             if ended or time.monotonic() - began > BOOT_SECONDS:
+                if log and log.is_file():
+                    say("\n".join(log.read_text(errors="replace").splitlines()[-LAST_LINES:]))
                 raise Failure(
                     f"Odoo on {name}: it {'ended' if ended else f'ran for {BOOT_SECONDS} s'} without an answer",
-                    "see Odoo's messages above; the backup itself is kept, but not marked as proven",
+                    "see Odoo's messages above; a backup is kept, but not marked as proven",
                 )
             time.sleep(0.3)
-        return time.monotonic() - began
+        yield time.monotonic() - began
     finally:
         process.terminate()
         try:

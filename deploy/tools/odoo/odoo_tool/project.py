@@ -34,6 +34,11 @@ class Odoo:
     def major(self) -> int:
         return int(self.version.split(".", maxsplit=1)[0].rpartition("~")[2])
 
+    @property
+    def series(self) -> str:
+        """Such as 19.0."""
+        return ".".join(self.version.rpartition("~")[2].split(".")[:2])
+
 
 @dataclass(frozen=True)
 class Project:
