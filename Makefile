@@ -46,7 +46,7 @@ test: check ## run the checks, the gates, and all other tests
 	@scripts/engine run $(PARALLEL) $(or $(ARGS),$(GATED:%=--ignore=%) --ignore=tests/odoo)
 
 test-odoo: setup ## run the Odoo tools with real Odoo; the first time makes their images (6 minutes, as root, 5 GB)
-	@scripts/engine run $(BIN)/pytest -n 0 -v $(or $(ARGS),tests/odoo)
+	@scripts/engine run $(BIN)/pytest -n 2 --dist loadfile -v $(or $(ARGS),tests/odoo)
 
 test-matrix: setup ## run the tests on bare Debian machines with other engines, Pythons and PostgreSQLs; needs root
 	@$(BIN)/python -m tests.matrix $(ARGS)

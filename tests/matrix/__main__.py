@@ -1,6 +1,6 @@
 """The tests on bare machines of other Debian releases, and one summary of everything; ``make test-matrix``.
 
-    python -m tests.matrix [--make-test LOG STATUS SECONDS] [MACHINE...]
+    python -m tests.matrix [--ran PART POSTGRES LOG STATUS SECONDS]... [MACHINE...]
 
 ``scripts/machine`` makes the machines. They run side by side, since most tests wait for a container or a lease. Each
 has an engine, a Python and a PostgreSQL that no other has, so no combination is tried twice; hypothesis tries few
@@ -185,11 +185,11 @@ def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
 
-def of_make_test(log: Path, status: int, seconds: float) -> Row:
-    """The row of ``make test`` on this host, which has run before."""
+def that_ran(part: str, postgres: str, log: Path, status: int, seconds: float) -> Row:
+    """The row of a part that has run on this host before: `make test`, `make test-odoo`."""
     engine = subprocess.run(["dockerd", "--version"], capture_output=True, text=True, check=False).stdout
     counts = counted(log.read_text(errors="replace"), status)
-    return Row("this host", "make test", version(engine), version(sys.version), "18", *counts, seconds)
+    return Row("this host", part, version(engine), version(sys.version), postgres, *counts, seconds)
 
 
 def print_table(rows: list[Row]) -> None:
@@ -201,14 +201,17 @@ def print_table(rows: list[Row]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.matrix")
-    parser.add_argument("--make-test", nargs=3, metavar=("LOG", "STATUS", "SECONDS"), help="sum this up as well")
+    parser.add_argument(
+        "--ran", nargs=5, action="append", default=[], metavar=("PART", "POSTGRES", "LOG", "STATUS", "SECONDS"),
+        help="sum this up as well",
+    )  # fmt: skip
     parser.add_argument("machines", nargs="*", metavar="MACHINE", help="only these")
     options = parser.parse_args()
     FOLDER.mkdir(parents=True, exist_ok=True)
-    rows = []
-    if options.make_test:
-        log, status, seconds = options.make_test
-        rows.append(of_make_test(Path(log), int(status), float(seconds)))
+    rows = [
+        that_ran(part, postgres, Path(log), int(status), float(seconds))
+        for part, postgres, log, status, seconds in options.ran
+    ]
     started: list[tuple[Machine, subprocess.Popen[str]]] = []
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     chosen = [machine for machine in machines() if not options.machines or machine.name in options.machines]

@@ -63,12 +63,19 @@ def git(*words: str, cwd: Path | None = None) -> str:
     return done.stdout.strip()
 
 
+def new_key(bench: Bench, folder: Path) -> Path:
+    """A deploy key in that folder, beside its public half; this host may have no OpenSSH."""
+    words = ("-q", "-t", "ed25519", "-N", "", "-f", "/keys/deploy_key")
+    docker("run", "--rm", "--network", "none", "--user", "0", "-v", f"{folder}:/keys", "--entrypoint", "ssh-keygen",
+           bench.image, *words)  # fmt: skip
+    return folder / "deploy_key"
+
+
 @pytest.fixture(scope="module")
 def server(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> GitServer:
     folder = tmp_path_factory.mktemp("git")
     folder.chmod(0o755)
-    key = folder.parent / "deploy_key"
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    key = new_key(bench, folder.parent)
     shutil.copyfile(f"{key}.pub", folder / "authorized_keys")
     options = ("-v", f"{folder}:/srv:ro", "--user", "postgres", "--entrypoint", "sh")
     name = bench.serve("git", bench.image, "-c", SERVER, options=options)
