@@ -187,6 +187,7 @@ export type Database = {
           stream: string | null;
           timestamp: string;
           runs: {
+            approval: string | null;
             attempt: number;
             cancel_requested_at: string | null;
             claim_count: number;
@@ -205,6 +206,7 @@ export type Database = {
             idempotency_key: string | null;
             labels: string[];
             metadata: NonNullable<Json>;
+            parent_run_id: string | null;
             priority: number;
             project_id: string;
             reason: string | null;
@@ -215,6 +217,7 @@ export type Database = {
             status: string;
             tests: Json | null;
             updated_at: string;
+            wanted_until: string | null;
             warnings: number;
             workflow_id: string;
           } | null;
@@ -246,6 +249,7 @@ export type Database = {
       };
       runs: {
         Row: {
+          approval: string | null;
           attempt: number;
           cancel_requested_at: string | null;
           claim_count: number;
@@ -264,6 +268,7 @@ export type Database = {
           idempotency_key: string | null;
           labels: string[];
           metadata: NonNullable<Json>;
+          parent_run_id: string | null;
           priority: number;
           project_id: string;
           reason: string | null;
@@ -274,6 +279,7 @@ export type Database = {
           status: string;
           tests: Json | null;
           updated_at: string;
+          wanted_until: string | null;
           warnings: number;
           workflow_id: string;
           run_logs: {
@@ -290,6 +296,7 @@ export type Database = {
         };
         ComputedFields: "run_logs";
         Insert: {
+          approval?: string | null;
           attempt?: number;
           cancel_requested_at?: string | null;
           claim_count?: number;
@@ -308,6 +315,7 @@ export type Database = {
           idempotency_key?: string | null;
           labels?: string[];
           metadata?: NonNullable<Json>;
+          parent_run_id?: string | null;
           priority?: number;
           project_id: string;
           reason?: string | null;
@@ -318,10 +326,12 @@ export type Database = {
           status?: string;
           tests?: Json | null;
           updated_at?: string;
+          wanted_until?: string | null;
           warnings?: number;
           workflow_id: string;
         };
         Update: {
+          approval?: string | null;
           attempt?: number;
           cancel_requested_at?: string | null;
           claim_count?: number;
@@ -340,6 +350,7 @@ export type Database = {
           idempotency_key?: string | null;
           labels?: string[];
           metadata?: NonNullable<Json>;
+          parent_run_id?: string | null;
           priority?: number;
           project_id?: string;
           reason?: string | null;
@@ -350,10 +361,18 @@ export type Database = {
           status?: string;
           tests?: Json | null;
           updated_at?: string;
+          wanted_until?: string | null;
           warnings?: number;
           workflow_id?: string;
         };
         Relationships: [
+          {
+            foreignKeyName: "runs_parent_run_id_fkey";
+            columns: ["parent_run_id"];
+            isOneToOne: false;
+            referencedRelation: "runs";
+            referencedColumns: ["id"];
+          },
           {
             foreignKeyName: "runs_project_id_fkey";
             columns: ["project_id"];
@@ -586,6 +605,7 @@ export type Database = {
           isSetofReturn: true;
         };
       };
+      approve_run: { Args: { p_run_id: string }; Returns: Json };
       cancel_run: { Args: { p_reason?: string; p_run_id: string }; Returns: Json };
       claim_next_run: {
         Args: {
@@ -693,6 +713,7 @@ export type Database = {
         };
         Returns: Json;
       };
+      reject_run: { Args: { p_reason?: string; p_run_id: string }; Returns: Json };
       release_run: { Args: { p_instance_id: string; p_run_id: string; p_worker_id: string }; Returns: Json };
       resume_project: { Args: { p_project_id: string }; Returns: Json };
       resume_queue: { Args: Record<PropertyKey, never>; Returns: Json };
@@ -728,6 +749,7 @@ export type Database = {
           >;
         };
         Returns: {
+          approval: string | null;
           attempt: number;
           cancel_requested_at: string | null;
           claim_count: number;
@@ -746,6 +768,7 @@ export type Database = {
           idempotency_key: string | null;
           labels: string[];
           metadata: NonNullable<Json>;
+          parent_run_id: string | null;
           priority: number;
           project_id: string;
           reason: string | null;
@@ -756,6 +779,7 @@ export type Database = {
           status: string;
           tests: Json | null;
           updated_at: string;
+          wanted_until: string | null;
           warnings: number;
           workflow_id: string;
         };

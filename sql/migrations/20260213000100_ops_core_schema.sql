@@ -71,6 +71,9 @@ create table ops.runs (
     warnings integer not null default 0,
     errors integer not null default 0,
     tests jsonb,
+    parent_run_id uuid references ops.runs (id) on delete set null,
+    approval text,
+    wanted_until timestamptz,
     unique (project_id, run_number),
     constraint runs_workflow_of_project_fkey foreign key (project_id, workflow_id)
         references ops.workflows (project_id, id) on delete cascade
@@ -86,6 +89,10 @@ comment on column ops.runs.container_id is 'The container of the run; a run has 
 comment on column ops.runs.warnings is 'How many lines of level warn the log had when the run ended; errors: of level error.';
 comment on column ops.runs.tests is
     'Of the JUnit files in /artifacts: how many tests passed, failed, were skipped, and the first failing names.';
+
+comment on column ops.runs.parent_run_id is 'The run whose success queued this one, by `then` in its workflow.';
+comment on column ops.runs.approval is 'Null: it needs none. Else one of pending, approved, rejected and expired.';
+comment on column ops.runs.wanted_until is 'A run that is still queued at this time is canceled.';
 
 -- project_id repeats the project of the run, so that row policies need no join; a trigger fills it.
 create table ops.run_events (
@@ -293,7 +300,8 @@ create table ops_private.worker_ids (
 comment on column ops_private.worker_ids.drained_at is
     'Since when the worker claims no runs; null if it is not drained (ops.drain_worker).';
 
--- Runs that failed while another transaction held the locks that their retry needs; ops.reap queues the retry.
+-- Runs that ended while another transaction held the locks that their retry, or the next run of their chain, needs;
+-- ops.reap queues it.
 create table ops_private.pending_retries (
     run_id uuid primary key references ops.runs (id) on delete cascade
 );

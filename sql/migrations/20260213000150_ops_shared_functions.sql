@@ -180,9 +180,9 @@ language plpgsql immutable set search_path = pg_catalog, pg_temp
 as $$
 begin
     return array[
-        'artifacts', 'cache', 'command', 'concurrency_key', 'labels', 'network', 'priority', 'read_only', 'resources', 'retry',
-        'run_env', 'secrets', 'services', 'timeout_seconds', 'tool', 'user',
-        'version', 'volumes'];
+        'approval', 'artifacts', 'cache', 'command', 'concurrency_key', 'labels', 'network', 'on_newer', 'priority',
+        'queue_timeout_seconds', 'read_only', 'resources', 'retry', 'run_env', 'secrets', 'services', 'then',
+        'timeout_seconds', 'tool', 'user', 'version', 'volumes'];
 end
 $$;
 
@@ -425,10 +425,13 @@ exception when lock_not_available then
 end
 $$;
 
--- Takes the locks that a retry of the run needs, if its workflow has a retry; false if another transaction holds them.
--- It waits at most 200 ms, since a client may keep its transaction open. A caller that has locked the run already,
--- against the order of locks (projects, run_counters, runs), must not wait at all and sets p_wait to false.
-create function ops_private.lock_for_retry(p_run_id uuid, p_wait boolean default true) returns boolean
+-- Takes the locks that a retry of the run needs, if its workflow has a retry; after a success, those that the next run
+-- of its chain needs. False if another transaction holds them. It waits at most 200 ms, since a client may keep its
+-- transaction open. A caller that has locked the run already, against the order of locks (projects, run_counters,
+-- runs), must not wait at all and sets p_wait to false.
+create function ops_private.lock_for_retry(
+    p_run_id uuid, p_wait boolean default true, p_succeeded boolean default false
+) returns boolean
 language plpgsql volatile set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -437,7 +440,8 @@ begin
     select r.project_id into v_project_id
     from ops.runs as r
     join ops.workflows as w on w.id = r.workflow_id
-    where r.id = p_run_id and jsonb_typeof(w.config -> 'retry') = 'object';
+    where r.id = p_run_id
+        and case when p_succeeded then w.config ? 'then' else jsonb_typeof(w.config -> 'retry') = 'object' end;
     if v_project_id is null then
         return true;
     end if;
@@ -454,7 +458,8 @@ end
 $$;
 
 -- Queues the next attempt of a run, due after p_delay, and returns its id; null if there is no such run. created_by of
--- the new run is the signed-in user who asked for it; for other callers, it is that of the earlier run. The insert
+-- the new run is the signed-in user who asked for it; for other callers, it is that of the earlier run. A retry that a
+-- user asks for (without p_delay) waits for an approval of its own; an automatic one has that of its run. The insert
 -- locks the project and its counter, so a caller that also locks runs calls ops_private.lock_queue first.
 create function ops_private.queue_retry(p_run_id uuid, p_delay interval default null) returns uuid
 language plpgsql volatile set search_path = pg_catalog, pg_temp
@@ -464,9 +469,10 @@ declare
 begin
     insert into ops.runs (
         project_id, workflow_id, metadata, priority, labels, concurrency_key, scheduled_at, created_by,
-        retry_of, attempt)
+        retry_of, attempt, parent_run_id, approval)
     select r.project_id, r.workflow_id, r.metadata, r.priority, r.labels, r.concurrency_key,
-        ops_private.current_time() + p_delay, r.created_by, r.id, r.attempt + 1
+        ops_private.current_time() + p_delay, r.created_by, r.id, r.attempt + 1, r.parent_run_id,
+        case when p_delay is not null then r.approval end
     from ops.runs as r where r.id = p_run_id
     for key share
     returning id into v_retry_id;
@@ -516,7 +522,8 @@ begin
     select w.config -> 'retry' into v_retry from ops.workflows as w where w.id = v_run.workflow_id;
     if v_run.status <> 'failed' or v_run.cancel_requested_at is not null
         or ops_private.bad_retry(v_retry) is not null
-        or (v_retry -> 'on' ? ops_private.retry_class(v_run.reason)) is not true then
+        or (v_retry -> 'on' ? ops_private.retry_class(v_run.reason)) is not true
+        or ops_private.is_superseded(v_run) then
         return;
     end if;
     if v_run.attempt >= (v_retry ->> 'max_attempts')::integer

@@ -28,12 +28,16 @@ create table ops_private.queued (
     lane_id bigint not null,
     scheduled_at timestamptz,
     created_at timestamptz not null,
-    run_number integer not null
+    run_number integer not null,
+    wanted_until timestamptz
 );
+
+comment on column ops_private.queued.scheduled_at is 'Infinity: the run waits for an approval.';
 
 -- The first run of a lane; runs that are scheduled for later come after those that are due.
 create index queued_lane_idx on ops_private.queued (lane_id, scheduled_at nulls first, created_at, run_number);
 create index queued_scheduled_idx on ops_private.queued (scheduled_at) where scheduled_at is not null;
+create index queued_wanted_idx on ops_private.queued (wanted_until) where wanted_until is not null;
 
 -- What holds back the runs of a project; a project without a row has no limits of its own.
 create table ops_private.project_limits (
@@ -100,10 +104,13 @@ create function ops_private.put_into_queue(p_run ops.runs) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp
 as $$
 begin
-    insert into ops_private.queued as q (run_id, lane_id, scheduled_at, created_at, run_number)
-    values (p_run.id, ops_private.lane_of(p_run), p_run.scheduled_at, p_run.created_at, p_run.run_number)
+    insert into ops_private.queued as q (run_id, lane_id, scheduled_at, created_at, run_number, wanted_until)
+    values (p_run.id, ops_private.lane_of(p_run),
+        case when p_run.approval = 'pending' then 'infinity' else p_run.scheduled_at end,
+        p_run.created_at, p_run.run_number, p_run.wanted_until)
     on conflict (run_id) do update
-    set lane_id = excluded.lane_id, scheduled_at = excluded.scheduled_at, created_at = excluded.created_at;
+    set lane_id = excluded.lane_id, scheduled_at = excluded.scheduled_at, created_at = excluded.created_at,
+        wanted_until = excluded.wanted_until;
 end
 $$;
 
@@ -117,8 +124,9 @@ declare
     v_queued bigint;
 begin
     for v_try in 1 .. 2 loop
-        insert into ops_private.queued as q (run_id, lane_id, scheduled_at, created_at, run_number)
-        select r.id, l.lane_id, r.scheduled_at, r.created_at, r.run_number
+        insert into ops_private.queued as q (run_id, lane_id, scheduled_at, created_at, run_number, wanted_until)
+        select r.id, l.lane_id, case when r.approval = 'pending' then 'infinity' else r.scheduled_at end,
+            r.created_at, r.run_number, r.wanted_until
         from ops.runs as r
         join ops_private.lanes as l on l.project_id = r.project_id
             and l.digest = ops_private.lane_digest(r.priority, r.labels, r.concurrency_key)
@@ -269,6 +277,7 @@ begin
         cross join lateral (
             select r.id from ops.runs as r
             where r.id = waiting.run_id and r.status = 'queued' and r.workflow_id <> all (p_blocked)
+                and (r.wanted_until is null or r.wanted_until > ops_private.current_time())
             for update skip locked
         ) as locked
         where not lane.is_limited or ops_private.has_room(lane.project_id)
@@ -474,6 +483,10 @@ begin
         )
         select w.run_id, coalesce(
             w.paused,
+            case when w.scheduled_at = 'infinity'
+                and exists (select from ops.runs as r where r.id = w.run_id and r.approval = 'pending') then
+                to_char(w.wanted_until at time zone 'UTC',
+                    '"approval: an admin approves or rejects it until "YYYY-MM-DD HH24:MI:SS" UTC"') end,
             to_char(w.scheduled_at at time zone 'UTC', '"time: due at "YYYY-MM-DD HH24:MI:SS" UTC"'),
             w.held,
             case when w.concurrency_key is not null and w.first_number <> w.run_number then

@@ -61,6 +61,7 @@ begin
             'log_position', case when r.started_at is null then 0 else ops_private.log_position(r.id) end,
             'container_id', r.container_id,
             'metadata', r.metadata,
+            'parent_run_id', r.parent_run_id,
             'project', jsonb_build_object(
                 'slug', p.slug, 'name', p.name, 'workspace_key', p.workspace_key,
                 'odoo_version', p.odoo_version, 'status', p.status),
@@ -259,6 +260,7 @@ declare
     v_run ops.runs;
     v_status text := case p_exit_code when 0 then 'succeeded' else 'failed' end;
     v_locked boolean := true;
+    v_chained boolean := false;
     -- the event adds these two fields
     v_wrong constant text := case when p_details <> '{}' then ops_private.bad_document(
         'details', p_details || jsonb_build_object('reason', p_reason, 'exit_code', p_exit_code)) end;
@@ -266,6 +268,13 @@ begin
     if p_exit_code is distinct from 0 then
         perform ops_private.calling_worker();
         v_locked := ops_private.lock_for_retry(p_run_id);
+    elsif exists (
+        select from ops.runs as r join ops.workflows as w on w.id = r.workflow_id
+        where r.id = p_run_id and w.config ? 'then'
+    ) then
+        v_chained := true;
+        perform ops_private.calling_worker();
+        v_locked := ops_private.lock_for_retry(p_run_id, p_succeeded => true);
     end if;
     v_refusal := ops_private.check_run(p_run_id, p_worker_id, p_instance_id, '{running}');
     if p_reason !~ '^[a-z][a-z0-9_]{0,62}$' then
@@ -286,6 +295,8 @@ begin
         returning r.* into v_run;
         if v_status = 'failed' then
             perform ops_private.record_failure(v_run, p_details, v_locked);
+        elsif v_chained and v_status = 'succeeded' then
+            perform ops_private.continue_chain(p_run_id, v_locked);
         end if;
     else
         select r.* into v_run from ops.runs as r where r.id = p_run_id;

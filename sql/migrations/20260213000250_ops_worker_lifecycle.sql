@@ -379,7 +379,7 @@ $$;
 -- Ends the runs that no worker holds any more. All workers may call it at the same time: each call skips the rows that
 -- another has locked. A claimed run returns to the queue, or is quarantined if too many of its claims were lost. A
 -- running run whose engine is known stays adoptable for the length of another lease. Then it fails, and is retried if
--- its workflow asks for that.
+-- its workflow asks for that. A queued run that waited too long is canceled.
 create function ops.reap() returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -388,11 +388,14 @@ declare
     v_max_lost constant integer := (select c.max_lost_leases from ops_private.control as c);
     v_lost record;
     v_run_id uuid;
+    v_succeeded boolean;
     v_requeued uuid[] := '{}'::uuid[];
     v_failed uuid[] := '{}'::uuid[];
     v_quarantined uuid[] := '{}'::uuid[];
+    v_expired uuid[];
 begin
     perform ops_private.calling_worker();
+    v_expired := ops_private.expire_queued_runs();
     for v_lost in
         select r.id, r.status, r.claim_count, l as lease
         from ops_private.leases as l
@@ -416,12 +419,15 @@ begin
             v_failed := v_failed || v_lost.id;
         end if;
     end loop;
-    for v_run_id in
-        select p.run_id from ops_private.pending_retries as p order by p.run_id for update skip locked
+    for v_run_id, v_succeeded in
+        select p.run_id, r.status = 'succeeded'
+        from ops_private.pending_retries as p join ops.runs as r on r.id = p.run_id
+        order by p.run_id for update of p skip locked
     loop
-        if ops_private.lock_for_retry(v_run_id, p_wait => false) then
+        if ops_private.lock_for_retry(v_run_id, p_wait => false, p_succeeded => v_succeeded) then
             delete from ops_private.pending_retries as p where p.run_id = v_run_id;
             perform ops_private.retry_if_asked(v_run_id);
+            perform ops_private.queue_next_runs(v_run_id);
         end if;
     end loop;
     perform ops_private.drop_empty_lanes();
@@ -429,7 +435,7 @@ begin
     perform ops_private.close_ended_logs();
     perform ops_private.add_log_partitions();
     return jsonb_build_object(
-        'requeued', v_requeued, 'failed', v_failed, 'quarantined', v_quarantined,
+        'requeued', v_requeued, 'failed', v_failed, 'quarantined', v_quarantined, 'expired', v_expired,
         'woken', ops_private.wake_scheduled_runs());
 end
 $$;

@@ -99,6 +99,8 @@ declare
             when p_run.reason !~ '^[a-z][a-z0-9_]{0,62}$' then 'reason_is_a_word'
             when length(p_run.concurrency_key) not between 1 and 200 then 'concurrency_key_length'
             when p_run.retry_of is not null and p_run.attempt <= 1 then 'retry_is_later_attempt'
+            when p_run.approval not in ('pending', 'approved', 'rejected', 'expired') then 'approval_check'
+            when p_run.approval = 'pending' and p_run.status not in ('queued', 'canceled') then 'approved_before_claim'
             when p_run.run_number <= 0 then 'run_number_check'
             when p_run.claim_count < 0 then 'claim_count_check'
             when p_run.attempt <= 0 then 'attempt_check'
@@ -161,6 +163,7 @@ alter table ops.run_events
 -- None has a column that changes in the life of a run, so that all its updates are heap-only.
 create index runs_workflow_idx on ops.runs (workflow_id);
 create index runs_retry_of_idx on ops.runs (retry_of) where retry_of is not null;
+create index runs_parent_idx on ops.runs (parent_run_id) where parent_run_id is not null;
 create index run_events_run_idx on ops.run_events (run_id, seq);
 create index project_memberships_user_idx on ops.project_memberships (user_id);
 
@@ -234,6 +237,9 @@ begin
         where w.id = new.workflow_id and w.project_id = new.project_id;
     end if;
     new.run_number := coalesce(greatest(v_last, v_highest), 0) + 1;
+    if v_config ?| '{approval,queue_timeout_seconds}' then
+        new := ops_private.queue_terms(new, v_config);
+    end if;
     if v_config is null or new.retry_of is not null then
         return new;  -- a retry keeps the values of the first attempt; without a workflow the foreign key refuses
     end if;
@@ -270,12 +276,16 @@ declare
     v_payload constant jsonb := jsonb_build_object('actor', ops_private.actor());
     v_run_ids uuid[];
     v_due integer;
+    v_keyed uuid[];
     v_to_count uuid[];
     v_full uuid;
 begin
     insert into ops.run_events (run_id, project_id, event_type, message, payload)
     select i.id, i.project_id, 'info', 'queued', v_payload from inserted as i order by i.run_number;
-    select array_agg(i.id), count(*) filter (where i.scheduled_at is null) into v_run_ids, v_due
+    select array_agg(i.id),
+        count(*) filter (where i.scheduled_at is null and i.approval is distinct from 'pending'),
+        array_agg(i.id) filter (where i.concurrency_key is not null and i.retry_of is null)
+    into v_run_ids, v_due, v_keyed
     from inserted as i;
     if v_run_ids is null then
         return null;  -- `on conflict do nothing` skipped every row
@@ -295,8 +305,12 @@ begin
     )
     select array_agg(k.project_id) filter (where k.is_due) into v_to_count from counted as k;
     perform ops_private.queue_new_runs(v_run_ids);
+    if v_keyed is not null then
+        perform ops_private.supersede_older(v_keyed);
+    end if;
     if v_due = 1 then
-        perform ops_private.notify_idle_workers(i.labels) from inserted as i where i.scheduled_at is null;
+        perform ops_private.notify_idle_workers(i.labels) from inserted as i
+        where i.scheduled_at is null and i.approval is distinct from 'pending';
     elsif v_due > 1 then
         perform pg_notify('ops_queue', '');
     end if;
@@ -435,7 +449,8 @@ end
 $$;
 
 create trigger record_run_change
-    after update of status, scheduled_at, cancel_requested_at, created_at, priority, labels, concurrency_key
+    after update of status, scheduled_at, cancel_requested_at, created_at, priority, labels, concurrency_key, approval,
+        wanted_until
     on ops.runs
     for each row execute function ops_private.record_run_change();
 

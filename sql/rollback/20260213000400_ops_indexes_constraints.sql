@@ -46,6 +46,7 @@ drop function ops_private.touch_updated_at;
 
 drop index ops.project_memberships_user_idx;
 drop index ops.run_events_run_idx;
+drop index ops.runs_parent_idx;
 drop index ops.runs_retry_of_idx;
 drop index ops.runs_workflow_idx;
 

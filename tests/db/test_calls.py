@@ -22,6 +22,10 @@ CALLS: list[tuple[str, set[str]]] = [
     ("cancel_run('{viewers}')", ADMINS | SERVICE),
     ("retry_run('{ended}')", ADMINS | SERVICE),
     ("retry_run('{developers_ended}')", DEVELOPERS | SERVICE),
+    ("approve_run('{pending}')", ADMINS | SERVICE),
+    ("approve_run('{admins_pending}')", {"owner"} | SERVICE),
+    ("reject_run('{pending}', 'no')", ADMINS | SERVICE),
+    ("reject_run('{admins_pending}')", {"owner"} | SERVICE),
     ("pause_project('{project}')", ADMINS | SERVICE),
     ("resume_project('{project}')", ADMINS | SERVICE),
     ("limit_project('{project}', 1)", SERVICE),
@@ -61,6 +65,8 @@ async def test_who_calls_what(crowd: Crowd, form: Form) -> None:
         "run": crowd.run, "instance": INSTANCE, "ended": ended, "claimed": claimed,
         "developers": await crowd.world.queue(created_by=crowd.users["developer"]),
         "viewers": await crowd.world.queue(created_by=crowd.users["viewer"]),
+        "pending": await crowd.world.queue(approval="pending", created_by=crowd.users["developer"]),
+        "admins_pending": await crowd.world.queue(approval="pending", created_by=crowd.users["admin"]),
         "developers_ended": await crowd.world.queue(created_by=crowd.users["developer"]),
     }  # fmt: skip
     await crowd.world.set_status(ids["developers_ended"], "canceled")

@@ -51,7 +51,7 @@ async def test_the_answer_holds_all_that_a_worker_needs(world: World) -> None:
         "run_number": 1, "started_at": None, "status": "claimed", "claim_count": 1, "cancel_requested": False,
         "log_position": 0,
         "container_id": None,
-        "metadata": {"args": ["-v"]},
+        "metadata": {"args": ["-v"]}, "parent_run_id": None,
         "project": {"slug": "acme", "name": "Acme", "workspace_key": "acme", "odoo_version": "19.0",
                     "status": "active"},
         "workflow": {"workflow_type": "build", "name": "build", "enabled": True, "git_ref": "main",

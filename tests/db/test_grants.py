@@ -29,6 +29,7 @@ async def test_who_executes_what(world: World) -> None:
     user = {
         "current_user_id", "current_user_role", "cancel_run", "list_queued_runs", "enqueue_run", "retry_run",
         "search_run_logs", "applicable_advisories", "runs", "run_logs", "pause_project", "resume_project",
+        "approve_run", "reject_run",
         "run_summary", "worker_overview", "project_overview",
     }  # fmt: skip
     may: dict[str, set[str]] = {

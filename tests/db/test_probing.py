@@ -48,6 +48,8 @@ PROBES = [
     "select ops.cancel_run('{run}')",
     "select ops.retry_run('{run}')",
     "select ops.pause_project('{project}')",
+    "select ops.approve_run('{run}')",
+    "select ops.reject_run('{run}')",
     "select * from ops.search_run_logs('hello', p_project_id => '{project}')",
     "select * from ops.search_run_logs('hello', p_run_id => '{run}')",
     "select count(*) from ops.list_queued_runs() where project_id = '{project}'",

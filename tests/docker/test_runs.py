@@ -95,6 +95,7 @@ async def test_the_program_gets_its_arguments_and_environment_and_nothing_of_the
         "OPS_ODOO_VERSION": "19.0",
         "OPS_GIT_REF": "main",
         "OPS_GIT_COMMIT": "abc123",
+        "OPS_PARENT_RUN_ID": "",
         "OPS_ARTIFACTS_DIR": "/artifacts",
     }
 

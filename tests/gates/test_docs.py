@@ -77,7 +77,8 @@ def test_every_line_of_the_summary_has_its_answer() -> None:
 def test_every_reason_is_defined_and_has_its_advice() -> None:
     migrations = "".join(path.read_text() for path in (ROOT / "sql" / "migrations").iterdir())
     queued_again = {"released", "lease_expired", "shut_out"}
-    written_by_sql = set(re.findall(r"\breason = '(\w+)'", migrations)) - queued_again
+    found = re.findall(r"\b(?:p_)?reason =>? (?:case [\w.]+ when '\w+' then '(\w+)' else )?'(\w+)'", migrations)
+    written_by_sql = {word for pair in found for word in pair if word} - queued_again
     assert {"poison", "worker_lost", "database_copied"} <= written_by_sql
     reasons = set(Reason) | written_by_sql | {"failed"}  # for a status without a reason
     assert first_words(LIFECYCLE.table("reason")) == reasons

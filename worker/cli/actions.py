@@ -1,4 +1,4 @@
-"""The commands that change a run: ``ops-worker runs enqueue``, ``runs cancel`` and ``runs retry``.
+"""The commands that change a run: ``ops-worker runs enqueue``, ``cancel``, ``retry``, ``approve`` and ``reject``.
 
 Each is one call of a function of the control plane, which decides. Only the name of a new run is printed to stdout, so
 that a script can use it: ``run=$(ops-worker runs enqueue acme/nightly)``.
@@ -51,6 +51,29 @@ async def cancel(call: Invocation) -> int:
         screen.json(named | {"status": answer["status"], "message": answer["message"]})
     else:
         screen.lines([f"{run['run']} {answer['status']}: {answer['message']}"])
+    return 0
+
+
+async def approve(call: Invocation) -> int:
+    """Approves a run that waits for it."""
+    return await _decide(call, approved=True)
+
+
+async def reject(call: Invocation) -> int:
+    """Rejects a run that waits for an approval: it is canceled."""
+    return await _decide(call, approved=False)
+
+
+async def _decide(call: Invocation, *, approved: bool) -> int:
+    screen = Screen(as_json=call.options["json"])
+    async with control_plane(call, screen) as plane:
+        run = await find_run(plane, call.arguments[0])
+        run_id = run["run_id"]
+        answer = await (runs.approve(plane, run_id) if approved else runs.reject(plane, run_id, call.options["reason"]))
+    if screen.as_json:
+        screen.json({"run_id": run_id, "run": run["run"], "approval": answer["approval"], "changed": answer["changed"]})
+    else:
+        screen.lines([f"{run['run']} is {answer['approval']}" + ("" if answer["changed"] else ", as before")])
     return 0
 
 

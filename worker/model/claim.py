@@ -69,6 +69,8 @@ class Claim:
     """The tools that its services name, those that ``ops.tools`` has."""
     queued_at: datetime | None = None
     """Since when it could be claimed; None for an adopted run."""
+    parent_run_id: str = ""
+    """The run whose success queued this one; empty for none."""
 
     @classmethod
     def from_payload(cls, payload: Mapping[str, Any]) -> Self:
@@ -83,6 +85,7 @@ class Claim:
             project=_known(Project, payload["project"]),
             workflow=_known(Workflow, payload["workflow"]),
             tool=_known(Tool, payload["tool"]),
+            parent_run_id=payload.get("parent_run_id") or "",
             service_tools=tuple(_known(Tool, tool) for tool in payload.get("services", ())),
             queued_at=_time(payload.get("queued_at")),
             **{key: payload[key] for key in plain},

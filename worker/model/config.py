@@ -171,6 +171,10 @@ class WorkflowConfig(Config):
     priority: int = Field(0, ge=-(2**31), lt=2**31)
     concurrency_key: Annotated[str, Field(max_length=200), AfterValidator(no_nul)] | None = None
     retry: Retry | None = None
+    then: Annotated[list[Annotated[Word, Field(max_length=200)]], Field(max_length=10)] = []
+    approval: bool = False
+    on_newer: Literal["queue", "newest", "cancel_running"] = "queue"
+    queue_timeout_seconds: int | None = Field(None, ge=1, le=31_536_000)
     run_env: Annotated[list[Annotated[str, AfterValidator(_run_env_name)]], Field(max_length=100)] = []
 
 

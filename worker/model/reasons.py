@@ -52,6 +52,20 @@ EXPLANATIONS: dict[str, Explanation] = {
         "it was canceled",
         "The actor of the event names the user or role. `ops-worker runs retry` queues it again.",
     ),
+    "superseded": Explanation(
+        "a newer run of its workflow took its place",
+        "on_newer in the workflow's config asks for that. `ops-worker runs retry` queues it again.",
+    ),
+    "queue_timeout": Explanation(
+        "it waited longer than queue_timeout_seconds",
+        "Find out why it waited: `ops-worker queue` says it of the runs that wait now. Then queue it again.",
+    ),
+    "rejected": Explanation(
+        "an admin rejected it", "Read the reason in its event. `ops-worker runs retry` asks for an approval again."
+    ),
+    "approval_expired": Explanation(
+        "no admin approved it within 24 hours", "`ops-worker runs retry` asks for an approval again."
+    ),
     "workflow_disabled": Explanation(
         "its workflow was disabled after it was queued", "Enable the workflow, and queue the run again."
     ),

@@ -357,5 +357,6 @@ def _context(claim: Claim, options: RunOptions) -> dict[str, str]:
         "OPS_ODOO_VERSION": claim.project.odoo_version,
         "OPS_GIT_REF": ref or "",
         "OPS_GIT_COMMIT": commit or "",
+        "OPS_PARENT_RUN_ID": claim.parent_run_id,
         "OPS_ARTIFACTS_DIR": ARTIFACTS_DIR,
     }

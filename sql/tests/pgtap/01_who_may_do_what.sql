@@ -10,6 +10,10 @@ select pg_temp.new_run('developers', 'queued', 'developer');
 select pg_temp.new_run('viewers', 'queued', 'viewer');
 select pg_temp.new_run('ended', 'failed', null);
 select pg_temp.new_run('developers_ended', 'failed', 'developer');
+select pg_temp.new_run('pending', 'queued', null);
+select pg_temp.new_run('admins_pending', 'queued', 'admin');
+update ops.runs as r set approval = 'pending'
+from known as k where r.id = k.id and k.name in ('pending', 'admins_pending');
 select pg_temp.new_run('claimed', 'claimed', null);
 select pg_temp.new_run('run', 'running', null);
 select ops.register_worker('tap-d', gen_random_uuid());
@@ -56,6 +60,11 @@ insert into cell values
     ('{developer,admin,owner,service_role}', $$select ops.cancel_run('{developers}')$$),
     ('{admin,owner,service_role}', $$select ops.retry_run('{ended}')$$),
     ('{developer,admin,owner,service_role}', $$select ops.retry_run('{developers_ended}')$$),
+    -- approve and reject runs; never the own ones
+    ('{admin,owner,service_role}', $$select ops.approve_run('{pending}')$$),
+    ('{admin,owner,service_role}', $$select ops.reject_run('{pending}')$$),
+    ('{owner,service_role}', $$select ops.approve_run('{admins_pending}')$$),
+    ('{owner,service_role}', $$select ops.reject_run('{admins_pending}')$$),
     -- edit project settings
     ('{owner,service_role}', $$update ops.projects set name = 'x' where id = '{project}'$$),
     ('{owner,service_role}', $$update ops.projects set config = '{"a": 1}' where id = '{project}'$$),

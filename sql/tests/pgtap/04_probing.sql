@@ -28,6 +28,8 @@ insert into probe values
     ($$select from ops.project_overview() where project_id = '{project}'$$),
     ($$select from ops.worker_overview() where runs @> jsonb_build_array(jsonb_build_object('run_id', '{run}'))$$),
     ($$select ops.cancel_run('{run}')$$),
+    ($$select ops.approve_run('{run}')$$),
+    ($$select ops.reject_run('{run}')$$),
     ($$select ops.retry_run('{run}')$$);
 
 create function pg_temp.without_ids(p_text text) returns text

@@ -43,7 +43,7 @@ def test_run_without_configuration_gets_the_defaults_of_its_host() -> None:
         env={
             "OPS_RUN_ID": str(RUN), "OPS_RUN_NUMBER": "1", "OPS_PROJECT": "acme", "OPS_WORKSPACE_KEY": "acme_ws",
             "OPS_WORKFLOW_TYPE": "build", "OPS_WORKFLOW_NAME": "nightly", "OPS_ODOO_VERSION": "19.0",
-            "OPS_GIT_REF": "", "OPS_GIT_COMMIT": "", "OPS_ARTIFACTS_DIR": "/artifacts",
+            "OPS_GIT_REF": "", "OPS_GIT_COMMIT": "", "OPS_PARENT_RUN_ID": "", "OPS_ARTIFACTS_DIR": "/artifacts",
         },
     )  # fmt: skip
 
