@@ -293,6 +293,57 @@ CREATE FUNCTION ops.applicable_advisories(p_from text, p_to text) RETURNS SETOF 
     FROM ops_private.applicable_advisories(applicable_advisories.p_from, applicable_advisories.p_to) a(id, from_version, to_version, severity, title, description, migration_guide, affects_modules, created_at, updated_at);
 END;
 
+CREATE FUNCTION ops_private.decide_run(p_run_id uuid, p_decision text, p_reason text) RETURNS jsonb
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_run ops.runs;
+    v_role text;
+begin
+    select r.* into v_run from ops.runs as r where r.id = p_run_id;
+    if not ops_private.trusted() then
+        v_role := ops.current_user_role(v_run.project_id);
+        if v_role is null then
+            return ops_private.refusal('not_found', 'there is no such run');
+        elsif v_role not in ('admin', 'owner') then
+            return ops_private.refusal('not_allowed', format('a %s may not approve or reject runs', v_role));
+        elsif v_run.created_by = ops.current_user_id() then
+            return ops_private.refusal('not_allowed', 'another admin than the one who queued the run must decide');
+        end if;
+    end if;
+    select r.* into v_run from ops.runs as r where r.id = p_run_id for no key update;
+    if v_run.id is null then
+        return ops_private.refusal('not_found', 'there is no such run');
+    elsif v_run.approval = p_decision then
+        return jsonb_build_object('success', true, 'approval', p_decision, 'changed', false);
+    elsif ops_private.is_final(v_run.status) then
+        return ops_private.refusal('final', format('the run is already %s', v_run.status));
+    elsif v_run.approval is distinct from 'pending' or v_run.wanted_until <= ops_private.current_time() then
+        return ops_private.refusal('not_waiting', 'the run does not wait for an approval');
+    end if;
+
+    perform ops_private.add_event(p_run_id, 'info', p_decision, jsonb_strip_nulls(jsonb_build_object(
+        'actor', ops_private.actor(), 'reason', left(p_reason, 10000))));
+    if p_decision = 'approved' then
+        update ops.runs as r set approval = 'approved', wanted_until = ops_private.wanted_until(
+            (select w.config from ops.workflows as w where w.id = r.workflow_id),
+            greatest(ops_private.current_time(), r.scheduled_at))
+        where r.id = p_run_id;
+    else
+        update ops.runs as r
+        set status = 'canceled', approval = 'rejected', reason = 'rejected', error_message = left(p_reason, 10000)
+        where r.id = p_run_id;
+    end if;
+    return jsonb_build_object('success', true, 'approval', p_decision, 'changed', true);
+end
+$$;
+
+CREATE FUNCTION ops.approve_run(p_run_id uuid) RETURNS jsonb
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    RETURN ops_private.decide_run(p_run_id, 'approved'::text, NULL::text);
+
 CREATE FUNCTION ops_private.cancel_run(p_run_id uuid, p_reason text) RETURNS jsonb
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -420,6 +471,7 @@ declare
     v_run ops.runs;
     v_status text := case p_exit_code when 0 then 'succeeded' else 'failed' end;
     v_locked boolean := true;
+    v_chained boolean := false;
     -- the event adds these two fields
     v_wrong constant text := case when p_details <> '{}' then ops_private.bad_document(
         'details', p_details || jsonb_build_object('reason', p_reason, 'exit_code', p_exit_code)) end;
@@ -427,6 +479,13 @@ begin
     if p_exit_code is distinct from 0 then
         perform ops_private.calling_worker();
         v_locked := ops_private.lock_for_retry(p_run_id);
+    elsif exists (
+        select from ops.runs as r join ops.workflows as w on w.id = r.workflow_id
+        where r.id = p_run_id and w.config ? 'then'
+    ) then
+        v_chained := true;
+        perform ops_private.calling_worker();
+        v_locked := ops_private.lock_for_retry(p_run_id, p_succeeded => true);
     end if;
     v_refusal := ops_private.check_run(p_run_id, p_worker_id, p_instance_id, '{running}');
     if p_reason !~ '^[a-z][a-z0-9_]{0,62}$' then
@@ -447,6 +506,8 @@ begin
         returning r.* into v_run;
         if v_status = 'failed' then
             perform ops_private.record_failure(v_run, p_details, v_locked);
+        elsif v_chained and v_status = 'succeeded' then
+            perform ops_private.continue_chain(p_run_id, v_locked);
         end if;
     else
         select r.* into v_run from ops.runs as r where r.id = p_run_id;
@@ -855,11 +916,14 @@ declare
     v_max_lost constant integer := (select c.max_lost_leases from ops_private.control as c);
     v_lost record;
     v_run_id uuid;
+    v_succeeded boolean;
     v_requeued uuid[] := '{}'::uuid[];
     v_failed uuid[] := '{}'::uuid[];
     v_quarantined uuid[] := '{}'::uuid[];
+    v_expired uuid[];
 begin
     perform ops_private.calling_worker();
+    v_expired := ops_private.expire_queued_runs();
     for v_lost in
         select r.id, r.status, r.claim_count, l as lease
         from ops_private.leases as l
@@ -883,12 +947,15 @@ begin
             v_failed := v_failed || v_lost.id;
         end if;
     end loop;
-    for v_run_id in
-        select p.run_id from ops_private.pending_retries as p order by p.run_id for update skip locked
+    for v_run_id, v_succeeded in
+        select p.run_id, r.status = 'succeeded'
+        from ops_private.pending_retries as p join ops.runs as r on r.id = p.run_id
+        order by p.run_id for update of p skip locked
     loop
-        if ops_private.lock_for_retry(v_run_id, p_wait => false) then
+        if ops_private.lock_for_retry(v_run_id, p_wait => false, p_succeeded => v_succeeded) then
             delete from ops_private.pending_retries as p where p.run_id = v_run_id;
             perform ops_private.retry_if_asked(v_run_id);
+            perform ops_private.queue_next_runs(v_run_id);
         end if;
     end loop;
     perform ops_private.drop_empty_lanes();
@@ -896,7 +963,7 @@ begin
     perform ops_private.close_ended_logs();
     perform ops_private.add_log_partitions();
     return jsonb_build_object(
-        'requeued', v_requeued, 'failed', v_failed, 'quarantined', v_quarantined,
+        'requeued', v_requeued, 'failed', v_failed, 'quarantined', v_quarantined, 'expired', v_expired,
         'woken', ops_private.wake_scheduled_runs());
 end
 $$;
@@ -1004,6 +1071,11 @@ begin
     return jsonb_build_object('success', true, 'database_id', v_database_id);
 end
 $$;
+
+CREATE FUNCTION ops.reject_run(p_run_id uuid, p_reason text DEFAULT NULL::text) RETURNS jsonb
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    RETURN ops_private.decide_run(p_run_id, 'rejected'::text, p_reason);
 
 CREATE FUNCTION ops.release_run(p_run_id uuid, p_worker_id text, p_instance_id uuid) RETURNS jsonb
     LANGUAGE plpgsql SECURITY DEFINER
@@ -1154,7 +1226,10 @@ CREATE TABLE ops.runs (
     container_id text,
     warnings integer DEFAULT 0 NOT NULL,
     errors integer DEFAULT 0 NOT NULL,
-    tests jsonb
+    tests jsonb,
+    parent_run_id uuid,
+    approval text,
+    wanted_until timestamp with time zone
 )
 WITH (fillfactor='50');
 
@@ -1175,6 +1250,12 @@ COMMENT ON COLUMN ops.runs.container_id IS 'The container of the run; a run has 
 COMMENT ON COLUMN ops.runs.warnings IS 'How many lines of level warn the log had when the run ended; errors: of level error.';
 
 COMMENT ON COLUMN ops.runs.tests IS 'Of the JUnit files in /artifacts: how many tests passed, failed, were skipped, and the first failing names.';
+
+COMMENT ON COLUMN ops.runs.parent_run_id IS 'The run whose success queued this one, by `then` in its workflow.';
+
+COMMENT ON COLUMN ops.runs.approval IS 'Null: it needs none. Else one of pending, approved, rejected and expired.';
+
+COMMENT ON COLUMN ops.runs.wanted_until IS 'A run that is still queued at this time is canceled.';
 
 CREATE FUNCTION ops.run_logs(p_run ops.runs) RETURNS SETOF ops.run_logs
     LANGUAGE sql STABLE
@@ -1246,7 +1327,10 @@ CREATE FUNCTION ops.runs(p_line ops.run_logs) RETURNS SETOF ops.runs
      r.container_id,
      r.warnings,
      r.errors,
-     r.tests
+     r.tests,
+     r.parent_run_id,
+     r.approval,
+     r.wanted_until
     FROM ops.runs r
    WHERE (r.id = (runs.p_line).run_id);
 END;
@@ -1718,6 +1802,74 @@ CREATE FUNCTION ops_private.archived_projects(p_database_id uuid, p_project_ids 
             where c.database_id = p_database_id and c.fingerprint = ops_private.fingerprint());
 $$;
 
+CREATE FUNCTION ops_private.is_git_ref(p_ref text) RETURNS boolean
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$
+begin
+    return length(p_ref) <= 255 and p_ref ~ '^(?![-/.])(?!.*(\.\.|//|@\{))[^\x01-\x20\x7f~^:?*\[\\]+$' and p_ref !~ '[/.]$';
+end
+$_$;
+
+CREATE TABLE ops.workflows (
+    id uuid DEFAULT gen_random_uuid() NOT NULL,
+    project_id uuid NOT NULL,
+    workflow_type text NOT NULL,
+    name text NOT NULL,
+    description text,
+    enabled boolean DEFAULT true NOT NULL,
+    git_ref text,
+    git_commit text,
+    config jsonb DEFAULT '{}'::jsonb NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT workflows_config_at_most_256_kib CHECK ((octet_length((config)::text) <= 262144)),
+    CONSTRAINT workflows_config_at_most_32_deep CHECK ((NOT jsonb_path_exists(config, 'strict $.**{33}'::jsonpath))),
+    CONSTRAINT workflows_config_check CHECK ((jsonb_typeof(config) = 'object'::text)),
+    CONSTRAINT workflows_git_commit_format CHECK ((git_commit ~ '^[0-9A-Za-z]{1,64}$'::text)),
+    CONSTRAINT workflows_git_ref_format CHECK (ops_private.is_git_ref(git_ref)),
+    CONSTRAINT workflows_texts_fit CHECK (((length(name) <= 200) AND (length(description) <= 10000))),
+    CONSTRAINT workflows_workflow_type_check CHECK ((workflow_type = ANY (ARRAY['build'::text, 'test'::text, 'deploy'::text, 'backup'::text, 'upgrade'::text])))
+);
+
+CREATE FUNCTION ops_private.bad_chain(p_workflow ops.workflows) RETURNS text
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_wrong constant text := (
+        select ops_private.bad_name(n.name, n.found) from ops_private.next_workflows(p_workflow) as n
+        where cardinality(n.found) <> 1 limit 1);
+    v_before jsonb := '{}'::jsonb;  -- of each workflow that is reached, the one before it
+    v_front uuid[] := array[p_workflow.id];
+    v_cycle uuid[] := array[p_workflow.id];
+begin
+    if v_wrong is not null then
+        return 'then: ' || v_wrong;
+    end if;
+    while cardinality(v_front) > 0 loop
+        select coalesce(array_agg(s.id), '{}'::uuid[]), v_before || coalesce(jsonb_object_agg(s.id, s.before), '{}'::jsonb)
+        into v_front, v_before
+        from (
+            select distinct on (n.found[1]) n.found[1] as id, w.id as before
+            from ops.workflows as w
+            cross join lateral ops_private.next_workflows(w) as n
+            where w.id = any (v_front) and cardinality(n.found) = 1 and not v_before ? n.found[1]::text
+            order by n.found[1], w.id
+        ) as s;
+        if v_before ? p_workflow.id::text then
+            loop
+                v_cycle := (v_before ->> v_cycle[1]::text)::uuid || v_cycle;
+                exit when v_cycle[1] = p_workflow.id;
+            end loop;
+            return 'then: expected no cycle, got '
+                || array_to_string(ops_private.names_of(v_cycle), ' -> ');
+        end if;
+    end loop;
+    return null;
+end
+$$;
+
 CREATE FUNCTION ops_private.bad_config(p_config jsonb) RETURNS text
     LANGUAGE plpgsql IMMUTABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1791,6 +1943,19 @@ begin
     return null;
 end
 $_$;
+
+CREATE FUNCTION ops_private.bad_name(p_name text, p_found uuid[]) RETURNS text
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return case cardinality(p_found)
+        when 1 then null
+        when 0 then format('the project has no workflow "%s"', left(p_name, 60))
+        else format('"%s" may mean several workflows; expected one of %s', left(p_name, 60),
+            array_to_string((ops_private.names_of(p_found))[:10], ', ')) end;
+end
+$$;
 
 CREATE FUNCTION ops_private.bad_request(p_metadata jsonb, p_idempotency_key text, p_scheduled_at timestamp with time zone) RETURNS text
     LANGUAGE plpgsql IMMUTABLE
@@ -1896,6 +2061,31 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.bad_triggers(p_config jsonb) RETURNS text
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return case
+        when jsonb_typeof(p_config -> 'then') <> 'array' then 'then: expected a list'
+        when jsonb_array_length(p_config -> 'then') > 10 then 'then: expected at most 10 entries'
+        when exists (
+            select from jsonb_array_elements(p_config -> 'then') as e (name)
+            where jsonb_typeof(e.name) <> 'string' or length(e.name #>> '{}') not between 1 and 200) then
+            'then: expected texts of 1 to 200 characters'
+        when jsonb_typeof(p_config -> 'approval') <> 'boolean' then 'approval: expected true or false'
+        when p_config ? 'on_newer'
+            and (p_config ->> 'on_newer' in ('queue', 'newest', 'cancel_running')) is not true then
+            'on_newer: expected one of queue, newest, cancel_running'
+        when p_config ->> 'on_newer' <> 'queue' and coalesce(p_config ->> 'concurrency_key', '') = '' then
+            'on_newer: expected a concurrency_key too'
+        when p_config ? 'queue_timeout_seconds'
+            and not ops_private.is_whole_number(p_config -> 'queue_timeout_seconds', 1, 31536000) then
+            'queue_timeout_seconds: expected a whole number from 1 to 31536000'
+    end;
+end
+$$;
+
 CREATE FUNCTION ops_private.bad_worker(p_worker_id text, p_lease_seconds integer) RETURNS text
     LANGUAGE plpgsql IMMUTABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1978,6 +2168,21 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.chain_of(p_run_id uuid) RETURNS uuid[]
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return array(
+        with recursive chain as (
+            select r.workflow_id, r.parent_run_id from ops.runs as r where r.id = p_run_id
+            union all
+            select r.workflow_id, r.parent_run_id from ops.runs as r join chain as c on r.id = c.parent_run_id
+        )
+        select c.workflow_id from chain as c);
+end
+$$;
+
 CREATE FUNCTION ops_private.check_run(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_statuses text[], p_shared boolean DEFAULT false) RETURNS jsonb
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -2036,6 +2241,26 @@ begin
         raise exception 'before, before_run_id and before_seq go together: they are those of the last line'
             using errcode = 'invalid_parameter_value';
     end if;
+end
+$$;
+
+CREATE FUNCTION ops_private.check_triggers() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_wrong constant text := coalesce(ops_private.bad_triggers(new.config), ops_private.bad_chain(new));
+begin
+    if v_wrong is not null then
+        raise exception 'workflow config, %', v_wrong using errcode = 'check_violation';
+    end if;
+    if tg_op = 'UPDATE' and old.config -> 'approval' = 'true' and new.config -> 'approval' is distinct from 'true'
+        and not ops_private.trusted()
+        and (ops.current_user_role(new.project_id) in ('admin', 'owner')) is not true then
+        raise exception 'workflow config, approval: only an admin may remove it'
+            using errcode = 'insufficient_privilege';
+    end if;
+    return null;
 end
 $$;
 
@@ -2098,6 +2323,19 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.continue_chain(p_run_id uuid, p_locked boolean) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    if p_locked then
+        perform ops_private.queue_next_runs(p_run_id);
+    else
+        insert into ops_private.pending_retries (run_id) values (p_run_id);
+    end if;
+end
+$$;
+
 CREATE FUNCTION ops_private.count_runs() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -2106,12 +2344,16 @@ declare
     v_payload constant jsonb := jsonb_build_object('actor', ops_private.actor());
     v_run_ids uuid[];
     v_due integer;
+    v_keyed uuid[];
     v_to_count uuid[];
     v_full uuid;
 begin
     insert into ops.run_events (run_id, project_id, event_type, message, payload)
     select i.id, i.project_id, 'info', 'queued', v_payload from inserted as i order by i.run_number;
-    select array_agg(i.id), count(*) filter (where i.scheduled_at is null) into v_run_ids, v_due
+    select array_agg(i.id),
+        count(*) filter (where i.scheduled_at is null and i.approval is distinct from 'pending'),
+        array_agg(i.id) filter (where i.concurrency_key is not null and i.retry_of is null)
+    into v_run_ids, v_due, v_keyed
     from inserted as i;
     if v_run_ids is null then
         return null;  -- `on conflict do nothing` skipped every row
@@ -2131,8 +2373,12 @@ begin
     )
     select array_agg(k.project_id) filter (where k.is_due) into v_to_count from counted as k;
     perform ops_private.queue_new_runs(v_run_ids);
+    if v_keyed is not null then
+        perform ops_private.supersede_older(v_keyed);
+    end if;
     if v_due = 1 then
-        perform ops_private.notify_idle_workers(i.labels) from inserted as i where i.scheduled_at is null;
+        perform ops_private.notify_idle_workers(i.labels) from inserted as i
+        where i.scheduled_at is null and i.approval is distinct from 'pending';
     elsif v_due > 1 then
         perform pg_notify('ops_queue', '');
     end if;
@@ -2368,6 +2614,39 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.expire_queued_runs() RETURNS uuid[]
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+declare
+    v_expired uuid[];
+begin
+    with due as (
+        select r.id from ops.runs as r
+        where r.status = 'queued' and r.id = any (array(
+            select q.run_id from ops_private.queued as q
+            where q.wanted_until <= (select ops_private.current_time())
+            order by q.wanted_until limit 1000))
+        order by r.id
+        for update of r skip locked
+    ), expired as (
+        update ops.runs as r
+        set status = 'canceled',
+            approval = case r.approval when 'pending' then 'expired' else r.approval end,
+            reason = case r.approval when 'pending' then 'approval_expired' else 'queue_timeout' end,
+            error_message = case r.approval
+                when 'pending' then 'no admin approved the run in time'
+                else 'the run waited longer than queue_timeout_seconds of its workflow' end
+        from due where r.id = due.id
+        returning r.id
+    )
+    select coalesce(array_agg(e.id order by e.id), '{}'::uuid[]) into v_expired from expired as e;
+    return v_expired;
+end
+$$;
+
 CREATE FUNCTION ops_private.expired_artifacts(p_store text, p_worker_id text) RETURNS TABLE(artifact_id uuid, artifact_key text, artifact_url text, size_bytes bigint, claimed_by text)
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -2531,14 +2810,25 @@ begin
 end
 $$;
 
-CREATE FUNCTION ops_private.is_git_ref(p_ref text) RETURNS boolean
-    LANGUAGE plpgsql IMMUTABLE
+CREATE FUNCTION ops_private.is_superseded(p_run ops.runs) RETURNS boolean
+    LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $_$
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
 begin
-    return length(p_ref) <= 255 and p_ref ~ '^(?![-/.])(?!.*(\.\.|//|@\{))[^\x01-\x20\x7f~^:?*\[\\]+$' and p_ref !~ '[/.]$';
+    return p_run.concurrency_key is not null and exists (
+        select from ops_private.lanes as l
+        join ops_private.queued as q on q.lane_id = l.lane_id
+        join ops.runs as n on n.id = q.run_id
+        join ops.workflows as w on w.id = n.workflow_id
+        where l.project_id = p_run.project_id and l.concurrency_key = p_run.concurrency_key
+            and n.workflow_id = p_run.workflow_id and n.run_number > p_run.run_number
+            and w.config ->> 'on_newer' in ('newest', 'cancel_running')
+            and coalesce(n.metadata ->> 'git_ref', w.git_ref)
+                is not distinct from coalesce(p_run.metadata ->> 'git_ref', w.git_ref));
 end
-$_$;
+$$;
 
 CREATE FUNCTION ops_private.is_valid_event(p_event_type text, p_message text, p_payload jsonb) RETURNS boolean
     LANGUAGE plpgsql IMMUTABLE
@@ -2589,6 +2879,8 @@ declare
             when p_run.reason !~ '^[a-z][a-z0-9_]{0,62}$' then 'reason_is_a_word'
             when length(p_run.concurrency_key) not between 1 and 200 then 'concurrency_key_length'
             when p_run.retry_of is not null and p_run.attempt <= 1 then 'retry_is_later_attempt'
+            when p_run.approval not in ('pending', 'approved', 'rejected', 'expired') then 'approval_check'
+            when p_run.approval = 'pending' and p_run.status not in ('queued', 'canceled') then 'approved_before_claim'
             when p_run.run_number <= 0 then 'run_number_check'
             when p_run.claim_count < 0 then 'claim_count_check'
             when p_run.attempt <= 0 then 'attempt_check'
@@ -2708,7 +3000,7 @@ begin
 end
 $$;
 
-CREATE FUNCTION ops_private.lock_for_retry(p_run_id uuid, p_wait boolean DEFAULT true) RETURNS boolean
+CREATE FUNCTION ops_private.lock_for_retry(p_run_id uuid, p_wait boolean DEFAULT true, p_succeeded boolean DEFAULT false) RETURNS boolean
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
@@ -2718,7 +3010,8 @@ begin
     select r.project_id into v_project_id
     from ops.runs as r
     join ops.workflows as w on w.id = r.workflow_id
-    where r.id = p_run_id and jsonb_typeof(w.config -> 'retry') = 'object';
+    where r.id = p_run_id
+        and case when p_succeeded then w.config ? 'then' else jsonb_typeof(w.config -> 'retry') = 'object' end;
     if v_project_id is null then
         return true;
     end if;
@@ -2868,6 +3161,18 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.names_of(p_workflow_ids uuid[]) RETURNS text[]
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return array(
+        select w.workflow_type || '/' || w.name
+        from unnest(p_workflow_ids) with ordinality as i (id, place) join ops.workflows as w on w.id = i.id
+        order by i.place);
+end
+$$;
+
 CREATE FUNCTION ops_private.next_run(p_labels text[], p_blocked uuid[]) RETURNS uuid
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -2911,11 +3216,25 @@ begin
         cross join lateral (
             select r.id from ops.runs as r
             where r.id = waiting.run_id and r.status = 'queued' and r.workflow_id <> all (p_blocked)
+                and (r.wanted_until is null or r.wanted_until > ops_private.current_time())
             for update skip locked
         ) as locked
         where not lane.is_limited or ops_private.has_room(lane.project_id)
         limit 1
     );
+end
+$$;
+
+CREATE FUNCTION ops_private.next_workflows(p_workflow ops.workflows) RETURNS TABLE(name text, found uuid[])
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return query
+        select e.name, ops_private.workflows_named(p_workflow.project_id, e.name)
+        from jsonb_array_elements_text(case jsonb_typeof(p_workflow.config -> 'then')
+            when 'array' then p_workflow.config -> 'then' else '[]' end) with ordinality as e (name, place)
+        order by e.place;
 end
 $$;
 
@@ -3027,6 +3346,9 @@ begin
         where w.id = new.workflow_id and w.project_id = new.project_id;
     end if;
     new.run_number := coalesce(greatest(v_last, v_highest), 0) + 1;
+    if v_config ?| '{approval,queue_timeout_seconds}' then
+        new := ops_private.queue_terms(new, v_config);
+    end if;
     if v_config is null or new.retry_of is not null then
         return new;  -- a retry keeps the values of the first attempt; without a workflow the foreign key refuses
     end if;
@@ -3108,10 +3430,13 @@ CREATE FUNCTION ops_private.put_into_queue(p_run ops.runs) RETURNS void
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 begin
-    insert into ops_private.queued as q (run_id, lane_id, scheduled_at, created_at, run_number)
-    values (p_run.id, ops_private.lane_of(p_run), p_run.scheduled_at, p_run.created_at, p_run.run_number)
+    insert into ops_private.queued as q (run_id, lane_id, scheduled_at, created_at, run_number, wanted_until)
+    values (p_run.id, ops_private.lane_of(p_run),
+        case when p_run.approval = 'pending' then 'infinity' else p_run.scheduled_at end,
+        p_run.created_at, p_run.run_number, p_run.wanted_until)
     on conflict (run_id) do update
-    set lane_id = excluded.lane_id, scheduled_at = excluded.scheduled_at, created_at = excluded.created_at;
+    set lane_id = excluded.lane_id, scheduled_at = excluded.scheduled_at, created_at = excluded.created_at,
+        wanted_until = excluded.wanted_until;
 end
 $$;
 
@@ -3157,8 +3482,9 @@ declare
     v_queued bigint;
 begin
     for v_try in 1 .. 2 loop
-        insert into ops_private.queued as q (run_id, lane_id, scheduled_at, created_at, run_number)
-        select r.id, l.lane_id, r.scheduled_at, r.created_at, r.run_number
+        insert into ops_private.queued as q (run_id, lane_id, scheduled_at, created_at, run_number, wanted_until)
+        select r.id, l.lane_id, case when r.approval = 'pending' then 'infinity' else r.scheduled_at end,
+            r.created_at, r.run_number, r.wanted_until
         from ops.runs as r
         join ops_private.lanes as l on l.project_id = r.project_id
             and l.digest = ops_private.lane_digest(r.priority, r.labels, r.concurrency_key)
@@ -3176,6 +3502,63 @@ begin
         insert into ops_private.turns as t (project_id)
         select distinct r.project_id from ops.runs as r where r.id = any (p_run_ids)
         on conflict (project_id) do nothing;
+    end loop;
+end
+$$;
+
+CREATE FUNCTION ops_private.queue_next_run(p_run ops.runs, p_source jsonb, p_name text, p_found uuid[]) RETURNS text
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_wrong constant text := ops_private.bad_name(p_name, p_found);
+    v_refusal jsonb;
+    v_next_id uuid;
+begin
+    if v_wrong is not null then
+        return v_wrong;
+    elsif p_found[1] = any (ops_private.chain_of(p_run.id)) then
+        return 'a run of this workflow is already in the chain';
+    end if;
+    v_refusal := ops_private.check_workflow(p_found[1]);
+    if v_refusal is not null then
+        return v_refusal ->> 'error';
+    end if;
+    insert into ops.runs (project_id, workflow_id, metadata, created_by, parent_run_id, idempotency_key)
+    values (p_run.project_id, p_found[1], p_source, p_run.created_by, p_run.id,
+        format('then:%s:%s', p_run.id, p_found[1]))
+    on conflict (idempotency_key) do nothing
+    returning id into v_next_id;
+    if v_next_id is not null then
+        perform ops_private.add_event(p_run.id, 'info', 'next run queued', jsonb_build_object(
+            'actor', ops_private.actor(), 'next_run_id', v_next_id, 'workflow', p_name));
+    end if;
+    return null;
+exception
+    when check_violation or sqlstate 'OPS04' then return sqlerrm;
+end
+$$;
+
+CREATE FUNCTION ops_private.queue_next_runs(p_run_id uuid) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_run ops.runs;
+    v_workflow ops.workflows;
+    v_next record;
+    v_wrong text;
+begin
+    select r.* into v_run from ops.runs as r where r.id = p_run_id and r.status = 'succeeded';
+    select w.* into v_workflow from ops.workflows as w where w.id = v_run.workflow_id;
+    for v_next in select n.name, n.found from ops_private.next_workflows(v_workflow) as n loop
+        v_wrong := ops_private.queue_next_run(
+            v_run, ops_private.source_of(v_run, v_workflow), v_next.name, v_next.found);
+        if v_wrong is not null then
+            perform ops_private.add_event(
+                p_run_id, 'warning', left(format('%s is not queued: %s', v_next.name, v_wrong), 10000),
+                jsonb_build_object('reason', 'chain_broken', 'workflow', v_next.name));
+        end if;
     end loop;
 end
 $$;
@@ -3214,6 +3597,10 @@ begin
         )
         select w.run_id, coalesce(
             w.paused,
+            case when w.scheduled_at = 'infinity'
+                and exists (select from ops.runs as r where r.id = w.run_id and r.approval = 'pending') then
+                to_char(w.wanted_until at time zone 'UTC',
+                    '"approval: an admin approves or rejects it until "YYYY-MM-DD HH24:MI:SS" UTC"') end,
             to_char(w.scheduled_at at time zone 'UTC', '"time: due at "YYYY-MM-DD HH24:MI:SS" UTC"'),
             w.held,
             case when w.concurrency_key is not null and w.first_number <> w.run_number then
@@ -3237,9 +3624,10 @@ declare
 begin
     insert into ops.runs (
         project_id, workflow_id, metadata, priority, labels, concurrency_key, scheduled_at, created_by,
-        retry_of, attempt)
+        retry_of, attempt, parent_run_id, approval)
     select r.project_id, r.workflow_id, r.metadata, r.priority, r.labels, r.concurrency_key,
-        ops_private.current_time() + p_delay, r.created_by, r.id, r.attempt + 1
+        ops_private.current_time() + p_delay, r.created_by, r.id, r.attempt + 1, r.parent_run_id,
+        case when p_delay is not null then r.approval end
     from ops.runs as r where r.id = p_run_id
     for key share
     returning id into v_retry_id;
@@ -3249,6 +3637,24 @@ begin
             'after_seconds', round(extract(epoch from p_delay)))));
     end if;
     return v_retry_id;
+end
+$$;
+
+CREATE FUNCTION ops_private.queue_terms(p_run ops.runs, p_config jsonb) RETURNS ops.runs
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_now constant timestamptz := ops_private.current_time();
+    v_run ops.runs := p_run;
+begin
+    if p_config -> 'approval' <> 'false' and v_run.approval is null then
+        v_run.approval := 'pending';
+    end if;
+    v_run.wanted_until := coalesce(v_run.wanted_until, case
+        when v_run.approval = 'pending' then v_now + interval '24 hours'
+        else ops_private.wanted_until(p_config, greatest(v_now, v_run.scheduled_at)) end);
+    return v_run;
 end
 $$;
 
@@ -3423,9 +3829,9 @@ CREATE FUNCTION ops_private.reserved_keys() RETURNS text[]
     AS $$
 begin
     return array[
-        'artifacts', 'cache', 'command', 'concurrency_key', 'labels', 'network', 'priority', 'read_only', 'resources', 'retry',
-        'run_env', 'secrets', 'services', 'timeout_seconds', 'tool', 'user',
-        'version', 'volumes'];
+        'approval', 'artifacts', 'cache', 'command', 'concurrency_key', 'labels', 'network', 'on_newer', 'priority',
+        'queue_timeout_seconds', 'read_only', 'resources', 'retry', 'run_env', 'secrets', 'services', 'then',
+        'timeout_seconds', 'tool', 'user', 'version', 'volumes'];
 end
 $$;
 
@@ -3480,7 +3886,8 @@ begin
     select w.config -> 'retry' into v_retry from ops.workflows as w where w.id = v_run.workflow_id;
     if v_run.status <> 'failed' or v_run.cancel_requested_at is not null
         or ops_private.bad_retry(v_retry) is not null
-        or (v_retry -> 'on' ? ops_private.retry_class(v_run.reason)) is not true then
+        or (v_retry -> 'on' ? ops_private.retry_class(v_run.reason)) is not true
+        or ops_private.is_superseded(v_run) then
         return;
     end if;
     if v_run.attempt >= (v_retry ->> 'max_attempts')::integer
@@ -3513,6 +3920,7 @@ begin
             'log_position', case when r.started_at is null then 0 else ops_private.log_position(r.id) end,
             'container_id', r.container_id,
             'metadata', r.metadata,
+            'parent_run_id', r.parent_run_id,
             'project', jsonb_build_object(
                 'slug', p.slug, 'name', p.name, 'workspace_key', p.workspace_key,
                 'odoo_version', p.odoo_version, 'status', p.status),
@@ -3595,6 +4003,19 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.source_of(p_run ops.runs, p_workflow ops.workflows) RETURNS jsonb
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return jsonb_strip_nulls(jsonb_build_object(
+        'git_ref', coalesce(p_run.metadata ->> 'git_ref', p_workflow.git_ref),
+        'git_commit', lower(coalesce(
+            p_run.metadata ->> 'git_commit',
+            case when p_run.metadata ->> 'git_ref' is null then p_workflow.git_commit end))));
+end
+$$;
+
 CREATE FUNCTION ops_private.stale_leases() RETURNS jsonb
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -3611,6 +4032,69 @@ begin
             where l.expires_at < ops_private.current_time()
             order by l.expires_at limit 20
         ) as s);
+end
+$$;
+
+CREATE FUNCTION ops_private.stop_run(p_run_id uuid, p_status text, p_reason text, p_message text) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    if p_status in ('queued', 'claimed') then
+        update ops.runs as r
+        set status = 'canceled', cancel_requested_at = ops_private.current_time(), reason = p_reason,
+            error_message = p_message
+        where r.id = p_run_id;
+        return;
+    end if;
+    update ops.runs as r set cancel_requested_at = ops_private.current_time()
+    where r.id = p_run_id and r.cancel_requested_at is null;
+    if found then
+        perform ops_private.add_event(p_run_id, 'info', 'cancel requested', jsonb_build_object(
+            'actor', ops_private.actor(), 'reason', p_message));
+    end if;
+end
+$$;
+
+CREATE FUNCTION ops_private.supersede_older(p_run_ids uuid[]) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+declare
+    v_new record;
+    v_old record;
+begin
+    for v_new in
+        select distinct on (r.project_id, r.workflow_id, r.concurrency_key, ref.name)
+            r.project_id, r.workflow_id, r.concurrency_key, r.run_number, ref.name as git_ref,
+            w.git_ref as default_ref, w.config ->> 'on_newer' as on_newer
+        from ops.runs as r
+        join ops.workflows as w on w.id = r.workflow_id
+        cross join lateral (select coalesce(r.metadata ->> 'git_ref', w.git_ref) as name) as ref
+        where r.id = any (p_run_ids) and w.config ->> 'on_newer' in ('newest', 'cancel_running')
+        order by r.project_id, r.workflow_id, r.concurrency_key, ref.name, r.run_number desc
+    loop
+        for v_old in
+            select o.id, o.status from ops.runs as o
+            where o.id = any (array(
+                    select q.run_id from ops_private.lanes as l
+                    join ops_private.queued as q on q.lane_id = l.lane_id
+                    where l.project_id = v_new.project_id and l.concurrency_key = v_new.concurrency_key
+                    union all
+                    select a.run_id from ops_private.leases as a
+                    where a.project_id = v_new.project_id and a.concurrency_key = v_new.concurrency_key))
+                and o.workflow_id = v_new.workflow_id and o.run_number < v_new.run_number
+                and coalesce(o.metadata ->> 'git_ref', v_new.default_ref) is not distinct from v_new.git_ref
+                and (o.status = 'queued' or v_new.on_newer = 'cancel_running')
+            order by o.id
+            for no key update of o
+        loop
+            perform ops_private.stop_run(v_old.id, v_old.status, p_reason => 'superseded', p_message => format(
+                'superseded: run #%s of the same workflow, key and git ref is newer', v_new.run_number));
+        end loop;
+    end loop;
 end
 $$;
 
@@ -3723,6 +4207,18 @@ begin
     )
     select count(*) into v_woken from woken;
     return v_woken;
+end
+$$;
+
+CREATE FUNCTION ops_private.wanted_until(p_config jsonb, p_since timestamp with time zone) RETURNS timestamp with time zone
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    if ops_private.is_whole_number(p_config -> 'queue_timeout_seconds', 1, 31536000) then
+        return p_since + make_interval(secs => (p_config ->> 'queue_timeout_seconds')::integer);
+    end if;
+    return null;
 end
 $$;
 
@@ -3853,6 +4349,22 @@ begin
 end
 $_$;
 
+CREATE FUNCTION ops_private.workflows_named(p_project_id uuid, p_name text) RETURNS uuid[]
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return coalesce(
+        nullif(array(
+            select w.id from ops.workflows as w
+            where w.project_id = p_project_id and p_name in (w.name, w.workflow_type || '/' || w.name)
+            order by w.workflow_type, w.name), '{}'),
+        array(
+            select w.id from ops.workflows as w
+            where w.project_id = p_project_id and w.workflow_type = p_name order by w.name));
+end
+$$;
+
 CREATE TABLE ops.projects (
     id uuid DEFAULT gen_random_uuid() NOT NULL,
     workspace_key text NOT NULL,
@@ -3933,27 +4445,6 @@ CREATE TABLE ops.tools (
     CONSTRAINT tools_config_check CHECK ((jsonb_typeof(config) = 'object'::text)),
     CONSTRAINT tools_docker_image_format CHECK (((length(docker_image) <= 512) AND (docker_image ~ '^[^[:space:][:cntrl:]]+$'::text))),
     CONSTRAINT tools_texts_fit CHECK (((length(tool_name) <= 200) AND (length(version) <= 100)))
-);
-
-CREATE TABLE ops.workflows (
-    id uuid DEFAULT gen_random_uuid() NOT NULL,
-    project_id uuid NOT NULL,
-    workflow_type text NOT NULL,
-    name text NOT NULL,
-    description text,
-    enabled boolean DEFAULT true NOT NULL,
-    git_ref text,
-    git_commit text,
-    config jsonb DEFAULT '{}'::jsonb NOT NULL,
-    created_at timestamp with time zone DEFAULT now() NOT NULL,
-    updated_at timestamp with time zone DEFAULT now() NOT NULL,
-    CONSTRAINT workflows_config_at_most_256_kib CHECK ((octet_length((config)::text) <= 262144)),
-    CONSTRAINT workflows_config_at_most_32_deep CHECK ((NOT jsonb_path_exists(config, 'strict $.**{33}'::jsonpath))),
-    CONSTRAINT workflows_config_check CHECK ((jsonb_typeof(config) = 'object'::text)),
-    CONSTRAINT workflows_git_commit_format CHECK ((git_commit ~ '^[0-9A-Za-z]{1,64}$'::text)),
-    CONSTRAINT workflows_git_ref_format CHECK (ops_private.is_git_ref(git_ref)),
-    CONSTRAINT workflows_texts_fit CHECK (((length(name) <= 200) AND (length(description) <= 10000))),
-    CONSTRAINT workflows_workflow_type_check CHECK ((workflow_type = ANY (ARRAY['build'::text, 'test'::text, 'deploy'::text, 'backup'::text, 'upgrade'::text])))
 );
 
 CREATE TABLE ops_private.control (
@@ -4040,8 +4531,11 @@ CREATE TABLE ops_private.queued (
     lane_id bigint NOT NULL,
     scheduled_at timestamp with time zone,
     created_at timestamp with time zone NOT NULL,
-    run_number integer NOT NULL
+    run_number integer NOT NULL,
+    wanted_until timestamp with time zone
 );
+
+COMMENT ON COLUMN ops_private.queued.scheduled_at IS 'Infinity: the run waits for an approval.';
 
 CREATE TABLE ops_private.retired_artifacts (
     artifact_id uuid NOT NULL,
@@ -4256,6 +4750,8 @@ CREATE INDEX run_artifacts_expires_idx ON ops.run_artifacts USING btree (expires
 
 CREATE INDEX run_events_run_idx ON ops.run_events USING btree (run_id, seq);
 
+CREATE INDEX runs_parent_idx ON ops.runs USING btree (parent_run_id) WHERE (parent_run_id IS NOT NULL);
+
 CREATE INDEX runs_retry_of_idx ON ops.runs USING btree (retry_of) WHERE (retry_of IS NOT NULL);
 
 CREATE INDEX runs_workflow_idx ON ops.runs USING btree (workflow_id);
@@ -4270,7 +4766,13 @@ CREATE INDEX queued_lane_idx ON ops_private.queued USING btree (lane_id, schedul
 
 CREATE INDEX queued_scheduled_idx ON ops_private.queued USING btree (scheduled_at) WHERE (scheduled_at IS NOT NULL);
 
+CREATE INDEX queued_wanted_idx ON ops_private.queued USING btree (wanted_until) WHERE (wanted_until IS NOT NULL);
+
 ALTER INDEX ops.run_logs_pkey ATTACH PARTITION ops_private.run_logs_other_pkey;
+
+CREATE TRIGGER check_changed_triggers AFTER UPDATE OF config, name, workflow_type ON ops.workflows FOR EACH ROW WHEN (((old.config ? 'approval'::text) OR (new.config ?| '{then,approval,on_newer,queue_timeout_seconds}'::text[]))) EXECUTE FUNCTION ops_private.check_triggers();
+
+CREATE TRIGGER check_triggers AFTER INSERT ON ops.workflows FOR EACH ROW WHEN ((new.config ?| '{then,approval,on_newer,queue_timeout_seconds}'::text[])) EXECUTE FUNCTION ops_private.check_triggers();
 
 CREATE TRIGGER count_runs AFTER INSERT ON ops.runs REFERENCING NEW TABLE AS inserted FOR EACH STATEMENT EXECUTE FUNCTION ops_private.count_runs();
 
@@ -4290,7 +4792,7 @@ CREATE TRIGGER leave_queue AFTER DELETE ON ops.runs REFERENCING OLD TABLE AS del
 
 CREATE TRIGGER prepare_run BEFORE INSERT ON ops.runs FOR EACH ROW EXECUTE FUNCTION ops_private.prepare_run();
 
-CREATE TRIGGER record_run_change AFTER UPDATE OF status, scheduled_at, cancel_requested_at, created_at, priority, labels, concurrency_key ON ops.runs FOR EACH ROW EXECUTE FUNCTION ops_private.record_run_change();
+CREATE TRIGGER record_run_change AFTER UPDATE OF status, scheduled_at, cancel_requested_at, created_at, priority, labels, concurrency_key, approval, wanted_until ON ops.runs FOR EACH ROW EXECUTE FUNCTION ops_private.record_run_change();
 
 CREATE TRIGGER set_giver BEFORE INSERT OR UPDATE OF role ON ops.project_memberships FOR EACH ROW EXECUTE FUNCTION ops_private.set_giver();
 
@@ -4320,6 +4822,9 @@ ALTER TABLE ONLY ops.run_artifacts
 
 ALTER TABLE ONLY ops.run_events
     ADD CONSTRAINT run_events_run_id_fkey FOREIGN KEY (run_id) REFERENCES ops.runs(id) ON DELETE CASCADE;
+
+ALTER TABLE ONLY ops.runs
+    ADD CONSTRAINT runs_parent_run_id_fkey FOREIGN KEY (parent_run_id) REFERENCES ops.runs(id) ON DELETE SET NULL;
 
 ALTER TABLE ONLY ops.runs
     ADD CONSTRAINT runs_project_id_fkey FOREIGN KEY (project_id) REFERENCES ops.projects(id) ON DELETE CASCADE;
@@ -4477,6 +4982,14 @@ REVOKE ALL ON FUNCTION ops.applicable_advisories(p_from text, p_to text) FROM PU
 GRANT ALL ON FUNCTION ops.applicable_advisories(p_from text, p_to text) TO authenticated;
 GRANT ALL ON FUNCTION ops.applicable_advisories(p_from text, p_to text) TO service_role;
 
+REVOKE ALL ON FUNCTION ops_private.decide_run(p_run_id uuid, p_decision text, p_reason text) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops_private.decide_run(p_run_id uuid, p_decision text, p_reason text) TO authenticated;
+GRANT ALL ON FUNCTION ops_private.decide_run(p_run_id uuid, p_decision text, p_reason text) TO service_role;
+
+REVOKE ALL ON FUNCTION ops.approve_run(p_run_id uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.approve_run(p_run_id uuid) TO authenticated;
+GRANT ALL ON FUNCTION ops.approve_run(p_run_id uuid) TO service_role;
+
 REVOKE ALL ON FUNCTION ops_private.cancel_run(p_run_id uuid, p_reason text) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops_private.cancel_run(p_run_id uuid, p_reason text) TO authenticated;
 GRANT ALL ON FUNCTION ops_private.cancel_run(p_run_id uuid, p_reason text) TO service_role;
@@ -4586,6 +5099,10 @@ REVOKE ALL ON FUNCTION ops.register_worker(p_worker_id text, p_instance_id uuid,
 GRANT ALL ON FUNCTION ops.register_worker(p_worker_id text, p_instance_id uuid, p_host_id text, p_engine_id text, p_version text, p_labels text[], p_lease_seconds integer, p_takeover boolean) TO ops_worker;
 GRANT ALL ON FUNCTION ops.register_worker(p_worker_id text, p_instance_id uuid, p_host_id text, p_engine_id text, p_version text, p_labels text[], p_lease_seconds integer, p_takeover boolean) TO service_role;
 
+REVOKE ALL ON FUNCTION ops.reject_run(p_run_id uuid, p_reason text) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.reject_run(p_run_id uuid, p_reason text) TO authenticated;
+GRANT ALL ON FUNCTION ops.reject_run(p_run_id uuid, p_reason text) TO service_role;
+
 REVOKE ALL ON FUNCTION ops.release_run(p_run_id uuid, p_worker_id text, p_instance_id uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops.release_run(p_run_id uuid, p_worker_id text, p_instance_id uuid) TO ops_worker;
 GRANT ALL ON FUNCTION ops.release_run(p_run_id uuid, p_worker_id text, p_instance_id uuid) TO service_role;
@@ -4693,11 +5210,38 @@ REVOKE ALL ON FUNCTION ops_private.applied_migrations() FROM PUBLIC;
 REVOKE ALL ON FUNCTION ops_private.archived_projects(p_database_id uuid, p_project_ids uuid[]) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops_private.archived_projects(p_database_id uuid, p_project_ids uuid[]) TO service_role;
 
+REVOKE ALL ON FUNCTION ops_private.is_git_ref(p_ref text) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops_private.is_git_ref(p_ref text) TO authenticated;
+GRANT ALL ON FUNCTION ops_private.is_git_ref(p_ref text) TO service_role;
+
+GRANT SELECT ON TABLE ops.workflows TO authenticated;
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE ops.workflows TO service_role;
+
+GRANT INSERT(project_id) ON TABLE ops.workflows TO authenticated;
+
+GRANT INSERT(workflow_type),UPDATE(workflow_type) ON TABLE ops.workflows TO authenticated;
+
+GRANT INSERT(name),UPDATE(name) ON TABLE ops.workflows TO authenticated;
+
+GRANT INSERT(description),UPDATE(description) ON TABLE ops.workflows TO authenticated;
+
+GRANT INSERT(enabled),UPDATE(enabled) ON TABLE ops.workflows TO authenticated;
+
+GRANT INSERT(git_ref),UPDATE(git_ref) ON TABLE ops.workflows TO authenticated;
+
+GRANT INSERT(git_commit),UPDATE(git_commit) ON TABLE ops.workflows TO authenticated;
+
+GRANT INSERT(config),UPDATE(config) ON TABLE ops.workflows TO authenticated;
+
+REVOKE ALL ON FUNCTION ops_private.bad_chain(p_workflow ops.workflows) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.bad_config(p_config jsonb) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.bad_document(p_name text, p_document jsonb) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.bad_metadata(p_metadata jsonb, p_config jsonb) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.bad_name(p_name text, p_found uuid[]) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.bad_request(p_metadata jsonb, p_idempotency_key text, p_scheduled_at timestamp with time zone) FROM PUBLIC;
 
@@ -4706,6 +5250,8 @@ REVOKE ALL ON FUNCTION ops_private.bad_retry(p_retry jsonb) FROM PUBLIC;
 REVOKE ALL ON FUNCTION ops_private.bad_tests(p_tests jsonb) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.bad_tools(p_tools jsonb) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.bad_triggers(p_config jsonb) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.bad_worker(p_worker_id text, p_lease_seconds integer) FROM PUBLIC;
 
@@ -4719,15 +5265,21 @@ REVOKE ALL ON FUNCTION ops_private.caller() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.calling_worker() FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.chain_of(p_run_id uuid) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.check_run(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_statuses text[], p_shared boolean) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.check_search(p_query tsquery, p_project_id uuid, p_run_id uuid, p_limit integer, p_before timestamp with time zone, p_before_run_id uuid, p_before_seq bigint) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.check_triggers() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.check_workflow(p_workflow_id uuid) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.close_ended_logs() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.close_log(p_run_id uuid) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.continue_chain(p_run_id uuid, p_locked boolean) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.count_runs() FROM PUBLIC;
 
@@ -4747,6 +5299,8 @@ REVOKE ALL ON FUNCTION ops_private.drop_log_partitions(p_before timestamp with t
 GRANT ALL ON FUNCTION ops_private.drop_log_partitions(p_before timestamp with time zone) TO service_role;
 
 REVOKE ALL ON FUNCTION ops_private.enforce_run_status_transition() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.expire_queued_runs() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.expired_artifacts(p_store text, p_worker_id text) FROM PUBLIC;
 
@@ -4773,9 +5327,7 @@ REVOKE ALL ON FUNCTION ops_private.is_drained(p_worker_id text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.is_final(p_status text) FROM PUBLIC;
 
-REVOKE ALL ON FUNCTION ops_private.is_git_ref(p_ref text) FROM PUBLIC;
-GRANT ALL ON FUNCTION ops_private.is_git_ref(p_ref text) TO authenticated;
-GRANT ALL ON FUNCTION ops_private.is_git_ref(p_ref text) TO service_role;
+REVOKE ALL ON FUNCTION ops_private.is_superseded(p_run ops.runs) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.is_valid_event(p_event_type text, p_message text, p_payload jsonb) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops_private.is_valid_event(p_event_type text, p_message text, p_payload jsonb) TO authenticated;
@@ -4797,7 +5349,7 @@ REVOKE ALL ON FUNCTION ops_private.lane_of(p_run ops.runs) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.leave_queue() FROM PUBLIC;
 
-REVOKE ALL ON FUNCTION ops_private.lock_for_retry(p_run_id uuid, p_wait boolean) FROM PUBLIC;
+REVOKE ALL ON FUNCTION ops_private.lock_for_retry(p_run_id uuid, p_wait boolean, p_succeeded boolean) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.lock_log(p_run_id uuid, p_project_id uuid) FROM PUBLIC;
 
@@ -4821,7 +5373,11 @@ REVOKE ALL ON FUNCTION ops_private.my_projects(p_role text) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops_private.my_projects(p_role text) TO authenticated;
 GRANT ALL ON FUNCTION ops_private.my_projects(p_role text) TO service_role;
 
+REVOKE ALL ON FUNCTION ops_private.names_of(p_workflow_ids uuid[]) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.next_run(p_labels text[], p_blocked uuid[]) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.next_workflows(p_workflow ops.workflows) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.nothing_claimed(p_labels text[]) FROM PUBLIC;
 
@@ -4848,9 +5404,15 @@ REVOKE ALL ON FUNCTION ops_private.queue_is_full(p_project_id uuid, p_more integ
 
 REVOKE ALL ON FUNCTION ops_private.queue_new_runs(p_run_ids uuid[]) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.queue_next_run(p_run ops.runs, p_source jsonb, p_name text, p_found uuid[]) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.queue_next_runs(p_run_id uuid) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.queue_order(p_projects uuid[], p_limit bigint) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.queue_retry(p_run_id uuid, p_delay interval) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.queue_terms(p_run ops.runs, p_config jsonb) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.queued_answer(p_run_id uuid, p_created boolean) FROM PUBLIC;
 
@@ -4887,7 +5449,13 @@ REVOKE ALL ON FUNCTION ops_private.set_project_of_run() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.set_run_of_line() FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.source_of(p_run ops.runs, p_workflow ops.workflows) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.stale_leases() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.stop_run(p_run_id uuid, p_status text, p_reason text, p_message text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.supersede_older(p_run_ids uuid[]) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.tool_image(p_workflow_id uuid) FROM PUBLIC;
 
@@ -4903,6 +5471,8 @@ REVOKE ALL ON FUNCTION ops_private.visible_projects() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.wake_scheduled_runs() FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.wanted_until(p_config jsonb, p_since timestamp with time zone) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.why_image_waits(p_workflow_id uuid, p_labels text[]) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.why_lane_waits(p_lane ops_private.lanes, OUT paused text, OUT held text, OUT lacking text) FROM PUBLIC;
@@ -4914,6 +5484,8 @@ REVOKE ALL ON FUNCTION ops_private.words_of_lines(p_lines text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION ops_private.words_of_query(p_query tsquery, p_project_id uuid) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.worker_id_taken(p_worker_id text, p_instance_id uuid) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.workflows_named(p_project_id uuid, p_name text) FROM PUBLIC;
 
 GRANT SELECT ON TABLE ops.projects TO authenticated;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE ops.projects TO service_role;
@@ -4937,22 +5509,3 @@ GRANT SELECT,INSERT ON TABLE ops.run_events TO service_role;
 GRANT SELECT ON TABLE ops.tools TO authenticated;
 GRANT SELECT ON TABLE ops.tools TO ops_worker;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE ops.tools TO service_role;
-
-GRANT SELECT ON TABLE ops.workflows TO authenticated;
-GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE ops.workflows TO service_role;
-
-GRANT INSERT(project_id) ON TABLE ops.workflows TO authenticated;
-
-GRANT INSERT(workflow_type),UPDATE(workflow_type) ON TABLE ops.workflows TO authenticated;
-
-GRANT INSERT(name),UPDATE(name) ON TABLE ops.workflows TO authenticated;
-
-GRANT INSERT(description),UPDATE(description) ON TABLE ops.workflows TO authenticated;
-
-GRANT INSERT(enabled),UPDATE(enabled) ON TABLE ops.workflows TO authenticated;
-
-GRANT INSERT(git_ref),UPDATE(git_ref) ON TABLE ops.workflows TO authenticated;
-
-GRANT INSERT(git_commit),UPDATE(git_commit) ON TABLE ops.workflows TO authenticated;
-
-GRANT INSERT(config),UPDATE(config) ON TABLE ops.workflows TO authenticated;
