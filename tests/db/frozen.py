@@ -56,7 +56,7 @@ FORGET = """
     truncate ops.runs, ops.run_events, ops.run_logs, ops.run_artifacts, ops_private.leases, ops_private.workers,
         ops_private.run_counters, ops_private.run_requests, ops_private.worker_ids, ops_private.pending_retries,
         ops_private.queued, ops_private.lanes, ops_private.log_tails, ops_private.log_blocks,
-        ops_private.run_summaries,
+        ops_private.run_summaries, ops_private.outbox, ops_private.run_fingerprints,
         ops_private.idle_workers, ops_private.turns
         restart identity;
     reset session_replication_role

@@ -26,6 +26,7 @@ CALLS: list[tuple[str, set[str]]] = [
     ("approve_run('{admins_pending}')", {"owner"} | SERVICE),
     ("reject_run('{pending}', 'no')", ADMINS | SERVICE),
     ("reject_run('{admins_pending}')", {"owner"} | SERVICE),
+    ("mark_known('{failed}', null, 'a note')", DEVELOPERS | SERVICE),
     ("pause_project('{project}')", ADMINS | SERVICE),
     ("resume_project('{project}')", ADMINS | SERVICE),
     ("limit_project('{project}', 1)", SERVICE),
@@ -40,6 +41,10 @@ CALLS: list[tuple[str, set[str]]] = [
     ("adoptable_runs('w', gen_random_uuid(), 'engine-1')", WORKERS),
     ("unclaimable_runs()", WORKERS),
     ("reap()", WORKERS),
+    # hosts that an operator permits to: test_outbox
+    ("register_destinations('w', '[]')", SERVICE),
+    ("take_deliveries('w', gen_random_uuid(), '{{}}')", SERVICE),
+    ("settle_delivery(gen_random_uuid(), gen_random_uuid())", set()),
     ("shut_out_worker('nowhere')", SERVICE),
     ("drain_worker('host-d')", SERVICE),
     # a run that the superuser's worker holds
@@ -60,9 +65,12 @@ CALLS: list[tuple[str, set[str]]] = [
 async def test_who_calls_what(crowd: Crowd, form: Form) -> None:
     everybody = {who: await crowd.sign_in(who, form) for who in COLUMNS}
     ended, claimed = await crowd.world.run_in("failed"), await crowd.world.claimed()
+    red = await crowd.world.run_in("running")
+    fail = "update ops.runs set status = 'failed', tests = $2 where id = $1"
+    await crowd.world.db.execute(fail, red, '{"failing": ["t"]}')
     ids = {
         "project": crowd.world.project, "workflow": crowd.world.workflow,
-        "run": crowd.run, "instance": INSTANCE, "ended": ended, "claimed": claimed,
+        "run": crowd.run, "instance": INSTANCE, "ended": ended, "claimed": claimed, "failed": red,
         "developers": await crowd.world.queue(created_by=crowd.users["developer"]),
         "viewers": await crowd.world.queue(created_by=crowd.users["viewer"]),
         "pending": await crowd.world.queue(approval="pending", created_by=crowd.users["developer"]),

@@ -46,11 +46,15 @@ async def test_the_keys_are_those_of_the_document(crowd: Crowd, db_url: str) -> 
     await call(crowd.world.db, "register_worker", WORKER, INSTANCE)
     for _ in range(2):
         await crowd.world.queue(approval="pending")
+    red = await crowd.world.run_in("running")
+    fail = "update ops.runs set status = 'failed', tests = $2 where id = $1"
+    await crowd.world.db.execute(fail, red, '{"failing": ["t"]}')
     for line in (
-        "runs list", "runs wait acme#1", "runs show acme#1", "runs logs acme#1", "runs retry acme#1",
-        "runs enqueue acme/build", "runs cancel acme#4", "runs approve acme#2", "runs reject acme#3",
-        "queue", "pause", "pause acme", "resume acme", "resume", "drain host-a", "drain host-a --undo", "workers",
-        "projects", "workflows", "tools list", f"tools sync {ROOT}/deploy/tools/odoo/tools.toml", "members", "doctor",
+        "runs list", "runs wait acme#1", "runs show acme#1", "runs known acme#4", "runs logs acme#1",
+        "runs retry acme#1", "runs enqueue acme/build", "runs cancel acme#5", "runs approve acme#2",
+        "runs reject acme#3", "queue", "pause", "pause acme", "resume acme", "resume", "drain host-a",
+        "drain host-a --undo", "workers", "projects", "workflows", "tools list",
+        f"tools sync {ROOT}/deploy/tools/odoo/tools.toml", "members", "doctor",
         "db status", "db verify", "db create-worker build1", "prune --artifact-store file:///tmp", "db rollback --yes",
         "db migrate",
     ):  # fmt: skip

@@ -15,6 +15,7 @@ WORKER_FUNCTIONS = {
     "claim_next_run", "start_workflow_run", "complete_workflow_run", "release_run", "append_run_log",
     "append_run_logs", "add_run_artifact", "add_run_event", "record_container", "record_report",
     "register_worker", "unregister_worker", "heartbeat", "adopt_run", "adoptable_runs", "unclaimable_runs", "reap",
+    "register_destinations", "take_deliveries", "settle_delivery",
 }  # fmt: skip
 
 
@@ -29,8 +30,8 @@ async def test_who_executes_what(world: World) -> None:
     user = {
         "current_user_id", "current_user_role", "cancel_run", "list_queued_runs", "enqueue_run", "retry_run",
         "search_run_logs", "applicable_advisories", "runs", "run_logs", "pause_project", "resume_project",
-        "approve_run", "reject_run",
-        "run_summary", "worker_overview", "project_overview",
+        "approve_run", "reject_run", "run_summary", "worker_overview", "project_overview", "run_fingerprints",
+        "mark_known",
     }  # fmt: skip
     may: dict[str, set[str]] = {
         "anon": set(),

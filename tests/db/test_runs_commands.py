@@ -114,7 +114,8 @@ async def test_a_failed_run_shows_its_last_errors_first_then_what_to_do(crowd: C
     retry = await call(crowd.world.db, "retry_run", run)
     done = await ops(member, "runs", "show", "acme#2")
     assert (done.status, done.err) == (0, "")
-    first, error, _, outcome, more, meaning, advice, *_ = done.out.splitlines()
+    *known, first, error, _, outcome, more, meaning, advice = done.out.splitlines()[:10]
+    assert known == ["New or known", "  new: no \\u202ebad\\x9b<n>m", ""]
     assert (first, error[10:]) == ("Last errors", f" no {SHOWN}")
     assert (outcome, more) == ("acme#2 failed: exit code 1", f"  second {SHOWN}")
     assert meaning == "  exit_code: its program exited with an error."
@@ -141,7 +142,8 @@ async def test_failing_tests_come_before_the_errors_and_the_summary_after_the_fa
     await call(world.db, "append_run_log", run, "error", "broken")
     await call(world.db, "complete_workflow_run", run, 1, "exit code 1", WORKER, INSTANCE)
     done = await ops(member, "runs", "show", "acme#1")
-    assert done.out.startswith(f"Failing tests\n  t.one\n  t.two{SHOWN}\n  and 1 more\n\nLast errors\n")
+    known = f"New or known\n  new: t.one\n  new: t.two{SHOWN}\n"
+    assert done.out.startswith(f"{known}\nFailing tests\n  t.one\n  t.two{SHOWN}\n  and 1 more\n\nLast errors\n")
     assert re.search(r"^Tests +7 passed, 3 failed, 1 skipped$", done.out, re.MULTILINE)
     assert re.search(r"^Log +errors: 1$", done.out, re.MULTILINE)
     assert f"\n\nSummary\n  # {SHOWN}\n  line 0\n" in done.out

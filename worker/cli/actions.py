@@ -1,4 +1,4 @@
-"""The commands that change a run: ``ops-worker runs enqueue``, ``cancel``, ``retry``, ``approve`` and ``reject``.
+"""The commands that change a run: `runs enqueue`, `cancel`, `retry`, `approve`, `reject` and `known`.
 
 Each is one call of a function of the control plane, which decides. Only the name of a new run is printed to stdout, so
 that a script can use it: ``run=$(ops-worker runs enqueue acme/nightly)``.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from worker.cli.commands import Invocation
+from worker.cli.render import safe
 from worker.cli.screen import Screen
 from worker.cli.session import control_plane, find_run, find_workflow
 from worker.database import runs
@@ -74,6 +75,22 @@ async def _decide(call: Invocation, *, approved: bool) -> int:
         screen.json({"run_id": run_id, "run": run["run"], "approval": answer["approval"], "changed": answer["changed"]})
     else:
         screen.lines([f"{run['run']} is {answer['approval']}" + ("" if answer["changed"] else ", as before")])
+    return 0
+
+
+async def known(call: Invocation) -> int:
+    """Marks errors of a run as known in its project, or as no longer known."""
+    screen, options = Screen(as_json=call.options["json"]), call.options
+    _, fingerprint = (*call.arguments, None)[:2]
+    async with control_plane(call, screen) as plane:
+        run = await find_run(plane, call.arguments[0])
+        answer = await runs.mark_known(plane, run["run_id"], fingerprint, options["note"], forget=options["forget"])
+        errors = await runs.fingerprints(plane, run["run_id"])
+    marked = [error for error in errors if error["fingerprint"] in answer["fingerprints"]]
+    if screen.as_json:
+        screen.json({"run_id": run["run_id"], "run": run["run"], "known": answer["known"], "errors": marked})
+    else:
+        screen.lines(safe(error["line"]) for error in marked)
     return 0
 
 

@@ -121,6 +121,11 @@ COMMANDS = (
     _person("runs retry", "queue the next attempt of a run that has ended", "actions:retry", _RUN),
     _person("runs approve", "approve a run that waits for it; not one that you queued", "actions:approve", _RUN),
     _person("runs reject", "reject a run that waits for an approval", "actions:reject", _RUN, "reason"),
+    _person(
+        "runs known", "mark errors of a failed run as known in its project", "actions:known",
+        {**_RUN, "[ERROR]": "its fingerprint, as `runs show --json` lists it (default: all errors of the run)"},
+        "note", "forget",
+    ),
     _person("queue", "list the runs that wait, and why each waits", "queue:queue", None, "project", "limit"),
     _person("pause", "let no worker claim runs, of a project or of all", "queue:pause", _PROJECT, "reason"),
     _person("resume", "let workers claim runs again", "queue:resume", _PROJECT),

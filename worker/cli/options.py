@@ -121,5 +121,7 @@ OPTIONS: dict[str, Option] = {
     "reason": Option("TEXT", "shown to those who ask why", _text),
     "undo": Option("", "let the worker claim runs again"),
     "wait": Option("", "return when the worker has no runs any more"),
+    "note": Option("TEXT", "shown with the error from now on", _text),
+    "forget": Option("", "mark as no longer known"),
     "json": Option("", "print JSON"),
 }

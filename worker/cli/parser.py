@@ -30,6 +30,7 @@ _SECTIONS = {
     "database_url": "the queue",
     "docker_host": "containers",
     "stop_grace": "limits of a run",
+    "notify_file": "notifications",
     "artifact_store": "artifacts",
     "keep_logs": "prune",
     "yes": "db rollback",

@@ -62,15 +62,17 @@ async def show(call: Invocation) -> int:
         history = [row | {"payload": json.loads(row["payload"])} for row in await runs.events(plane, run_id)]
         files = await runs.artifacts(plane, run_id)
         again = await runs.retries(plane, run_id)
-        summary = await runs.summary(plane, run_id)
+        known = await runs.fingerprints(plane, run_id) if run["status"] in _BAD else []
+        summary = _of_the_program(await runs.summary(plane, run_id), known)
     explanation = EXPLANATIONS.get(run["reason"] or "") if run["status"] in _BAD else None
     if screen.as_json:
         meaning = {"meaning": explanation and explanation.meaning, "advice": explanation and explanation.advice}
         lists = {"events": history, "artifacts": files, "retries": again}
-        screen.json({**run, "last_errors": errors, **meaning, "summary": summary, **lists})
+        screen.json({**run, "fingerprints": known, "last_errors": errors, **meaning, "summary": summary, **lists})
         return 0
     screen.lines(
         (
+            *_known_errors(screen.look, known),
             *_trouble(screen.look, run, errors, explanation),
             *_facts(screen, run, again),
             *_summary(screen.look, summary),
@@ -110,6 +112,13 @@ def _trouble(look: Look, run: Row, errors: Sequence[Row], explanation: Explanati
     return [*lines, ""]
 
 
+def _known_errors(look: Look, known: Sequence[Row]) -> list[str]:
+    """Since which run each error is known, and how often it occurred."""
+    if not known:
+        return []
+    return [look.styled("New or known", "bold"), *(f"  {safe(error['line'])}" for error in known), ""]
+
+
 def _failing_tests(look: Look, run: Row) -> list[str]:
     """The names of the first tests that failed."""
     tests = run["tests"] or {}
@@ -119,6 +128,11 @@ def _failing_tests(look: Look, run: Row) -> list[str]:
     more = tests["failed"] - len(names)
     rest = [f"  and {more} more"] if more > 0 else []
     return [look.styled("Failing tests", "bold"), *(look.styled(f"  {safe(name)}", "red") for name in names), *rest, ""]
+
+
+def _of_the_program(text: str | None, known: Sequence[Row]) -> str | None:
+    """The summary without the lines about known errors, which come before it: one for each, and an empty one."""
+    return text if text is None or not known else text.split("\n", len(known) + 1)[-1] or None
 
 
 def _summary(look: Look, text: str | None) -> list[str]:

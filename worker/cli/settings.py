@@ -159,6 +159,8 @@ class Settings(BaseSettings):
     min_free_disk: Size = _setting(2**30, "SIZE", "of free disk below which no run is claimed")
     containerd_root: Path = _setting(Path("/var/lib/containerd"), "DIR", "where containerd keeps its data")
 
+    notify_file: Path | None = _setting(None, "FILE", "TOML: where outcomes of runs are sent; unset: nowhere")
+
     artifact_store: str = _setting("file:///var/lib/ops-worker/artifacts", "URL", "file:/// or s3://")
 
     keep_logs: Count | None = _setting(None, "DAYS", "that prune keeps the log of a run after its end")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import resource
 import socket
 import uuid
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -24,8 +24,18 @@ from worker.concurrency import retrying, task_group
 from worker.daemon import Daemon, DaemonOptions
 from worker.database.queue import Queue
 from worker.engine.engine import Engine, EngineInfo
-from worker.errors import ArtifactError, DatabaseUnavailable, EngineError, EngineUnavailable, OpsError, Refused
+from worker.errors import (
+    ArtifactError,
+    ConfigurationError,
+    DatabaseUnavailable,
+    EngineError,
+    EngineUnavailable,
+    OpsError,
+    Refused,
+)
 from worker.model.claim import WorkerIdentity
+from worker.outcomes import settings as outcomes
+from worker.outcomes.deliver import Notifier
 from worker.run.disk import Disk
 from worker.run.ports import RunContext
 from worker.run.pulls import PullLimits, Pulls
@@ -57,11 +67,12 @@ async def work(call: Invocation) -> int:
 
 
 async def _work(settings: Settings, dsn: str) -> None:
-    """File limit, metrics, store, secrets, engine, worker id, database, registration, daemon: in this order."""
+    """File limit, metrics, store, secrets, engine, worker id, database, registration, notifications, daemon."""
     _raise_file_limit()
     metrics = _metrics(settings)
     store = await _store(settings)
     secrets = SecretsFolder(settings.secrets_dir)
+    notifications = _notifications(settings)
     async with AsyncExitStack() as resources:
         engine = Engine(settings.docker_host, streams=settings.concurrency, metrics=metrics)
         resources.callback(engine.close)
@@ -74,6 +85,8 @@ async def _work(settings: Settings, dsn: str) -> None:
         database_id = await _register(queue, takeover=alone)
         _log_start(settings, facts, database_id)
         limits = PullLimits(settings.pull_timeout, settings.pull_idle_timeout)
+        if notifications is not None:
+            await resources.enter_async_context(_notifying(queue, notifications, settings))
         pulls = await resources.enter_async_context(Pulls(engine, limits).opened())
         context = RunContext(
             queue=queue,
@@ -143,6 +156,25 @@ async def _register(queue: Queue, *, takeover: bool) -> uuid.UUID:
             log.warning("waiting: another worker works under this id (--worker-id)", error=str(error))
             _notify_waiting("waiting: another worker has this worker id")
             await anyio.sleep(TAKEN_RETRY_SECONDS)
+
+
+def _notifications(settings: Settings) -> outcomes.Notifications | None:
+    """The destinations of this host. Raises ``ConfigurationError``."""
+    if settings.notify_file is None:
+        return None
+    return outcomes.load(settings.notify_file, outcomes.Secrets(settings.secrets_dir))
+
+
+@asynccontextmanager
+async def _notifying(queue: Queue, found: outcomes.Notifications, settings: Settings) -> AsyncIterator[None]:
+    """Delivers messages while the block lasts. Raises ``ConfigurationError`` if this host may not."""
+    notifier = Notifier(queue.outbox(), found, outcomes.Secrets(settings.secrets_dir))
+    try:
+        await notifier.register()
+    except Refused as error:
+        raise ConfigurationError("notify_file", str(error)) from error
+    async with notifier.opened():
+        yield
 
 
 def _notify_waiting(status: str) -> None:

@@ -27,6 +27,7 @@ import structlog
 
 from worker.concurrency import retrying
 from worker.database.connection import acquire, connect, is_transient, open_pool, prepare_statements
+from worker.database.outbox import Outbox
 from worker.database.words import words
 from worker.errors import LeaseLost, Refused, UnreadableRun
 from worker.model.claim import (
@@ -91,6 +92,10 @@ class Queue:
                     await connection.close()
                 if closing.cancelled_caught:
                     connection.terminate()
+
+    def outbox(self) -> Outbox:
+        """The calls by which this instance delivers messages."""
+        return Outbox(self._call, self._me)
 
     # --- the worker -------------------------------------------------------------------------------------------------
 

@@ -79,10 +79,15 @@ def _parsed(row: Row) -> Row:
 
 
 async def summary(plane: ControlPlane, run_id: uuid.UUID) -> str | None:
-    """The text of the file summary.md among the artifacts."""
+    """What is known of the errors, a line for each and an empty line, and the file summary.md of the artifacts."""
     found = await plane.row("select ops.run_summary($1) as text", run_id)
     text: str | None = None if found is None else found["text"]
     return text
+
+
+async def fingerprints(plane: ControlPlane, run_id: uuid.UUID) -> list[Row]:
+    """The errors of a failed run, and what is known of each in the projects that the caller may see."""
+    return await plane.rows("select * from ops.run_fingerprints($1)", run_id)
 
 
 async def workflows_named(plane: ControlPlane, project: str, workflow_type: str | None, name: str) -> list[Row]:
@@ -153,6 +158,12 @@ async def approve(plane: ControlPlane, run_id: uuid.UUID) -> Row:
 
 async def reject(plane: ControlPlane, run_id: uuid.UUID, reason: str | None) -> Row:
     return await plane.answer("select ops.reject_run($1, $2)", run_id, reason)
+
+
+async def mark_known(
+    plane: ControlPlane, run_id: uuid.UUID, fingerprint: str | None, note: str | None, *, forget: bool
+) -> Row:
+    return await plane.answer("select ops.mark_known($1, $2, $3, $4)", run_id, fingerprint, note, not forget)
 
 
 # --- the log ----------------------------------------------------------------------------------------------------------

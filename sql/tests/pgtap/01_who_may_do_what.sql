@@ -17,6 +17,9 @@ from known as k where r.id = k.id and k.name in ('pending', 'admins_pending');
 select pg_temp.new_run('claimed', 'claimed', null);
 select pg_temp.new_run('run', 'running', null);
 select ops.register_worker('tap-d', gen_random_uuid());
+select pg_temp.new_run('red', 'running', null);
+update ops.runs set tests = '{"failing": ["t"]}', status = 'failed'
+where id = (select id from known where name = 'red');
 insert into ops.run_logs (run_id, log_level, message) select id, 'info', 'hello' from known where name = 'run';
 insert into ops.run_artifacts (run_id, artifact_key, artifact_url)
 select id, 'a', 'file:///a' from known where name = 'run';
@@ -65,6 +68,8 @@ insert into cell values
     ('{admin,owner,service_role}', $$select ops.reject_run('{pending}')$$),
     ('{owner,service_role}', $$select ops.approve_run('{admins_pending}')$$),
     ('{owner,service_role}', $$select ops.reject_run('{admins_pending}')$$),
+    ('{developer,admin,owner,service_role}', $$select ops.mark_known('{red}')$$),
+    ('{viewer,developer,admin,owner,service_role}', $$select from ops.run_fingerprints('{red}')$$),
     -- edit project settings
     ('{owner,service_role}', $$update ops.projects set name = 'x' where id = '{project}'$$),
     ('{owner,service_role}', $$update ops.projects set config = '{"a": 1}' where id = '{project}'$$),
@@ -97,6 +102,9 @@ insert into cell values
     ('{ops_worker,service_role}', $$select ops.register_worker('tap', gen_random_uuid())$$),
     ('{ops_worker,service_role}', $$select ops.unregister_worker('tap', gen_random_uuid())$$),
     ('{ops_worker,service_role}', $$select ops.reap()$$),
+    -- of hosts only members of ops_notifier
+    ('{service_role}', $$select ops.register_destinations('tap', '[]')$$),
+    ('{service_role}', $$select ops.take_deliveries('tap', gen_random_uuid(), '{}')$$),
     ('{service_role}', $$select ops.shut_out_worker('tap')$$),
     ('{service_role}', $$select ops.drain_worker('tap-d')$$),
     -- of runs that another role claimed

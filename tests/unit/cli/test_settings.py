@@ -55,6 +55,7 @@ def test_nothing_set_is_the_defaults() -> None:
         ("max_nofile", "9999", 9999), ("default_output", "1g", 2**30), ("max_output", "4g", 2**32),
         ("default_disk", "5g", 5 * 2**30), ("max_disk", "50g", 50 * 2**30), ("max_log", "8m", 2**23),
         ("min_free_disk", "5g", 5 * 2**30), ("containerd_root", "/data/containerd", Path("/data/containerd")),
+        ("notify_file", "/etc/notify.toml", Path("/etc/notify.toml")),
         ("artifact_store", "s3://bucket/prefix", "s3://bucket/prefix"), ("keep_logs", "90", 90),
         ("keep_events", "365", 365), ("log_level", "debug", "debug"), ("log_format", "json", "json"),
         ("metrics_address", "127.0.0.1:9464", ("127.0.0.1", 9464)), ("metrics_address", "[::1]:9464", ("::1", 9464)),
