@@ -665,6 +665,10 @@ export type Database = {
           workflow_id: string;
         }[];
       };
+      mark_known: {
+        Args: { p_fingerprint?: string; p_known?: boolean; p_note?: string; p_run_id: string };
+        Returns: Json;
+      };
       pause_project: { Args: { p_project_id: string; p_reason?: string }; Returns: Json };
       pause_queue: { Args: { p_reason?: string }; Returns: Json };
       project_overview: {
@@ -700,6 +704,7 @@ export type Database = {
         Args: { p_instance_id: string; p_run_id: string; p_summary?: string; p_tests?: Json; p_worker_id: string };
         Returns: Json;
       };
+      register_destinations: { Args: { p_destinations: Json; p_worker_id: string }; Returns: Json };
       register_worker: {
         Args: {
           p_engine_id?: string;
@@ -718,6 +723,23 @@ export type Database = {
       resume_project: { Args: { p_project_id: string }; Returns: Json };
       resume_queue: { Args: Record<PropertyKey, never>; Returns: Json };
       retry_run: { Args: { p_run_id: string }; Returns: Json };
+      run_fingerprints: {
+        Args: { p_run_id: string };
+        Returns: {
+          fingerprint: string;
+          first_at: string;
+          first_run: string;
+          first_run_id: string;
+          kind: string;
+          line: string;
+          marked_at: string;
+          marked_by: string;
+          message: string;
+          note: string;
+          projects: number;
+          times: number;
+        }[];
+      };
       run_logs: {
         Args: {
           p_run: Omit<Database["ops"]["Tables"]["runs"]["Row"], Database["ops"]["Tables"]["runs"]["ComputedFields"]>;
@@ -809,9 +831,17 @@ export type Database = {
           timestamp: string;
         }[];
       };
+      settle_delivery: {
+        Args: { p_delivery_id: string; p_error?: string; p_final?: boolean; p_instance_id: string };
+        Returns: Json;
+      };
       shut_out_worker: { Args: { p_name: string }; Returns: Json };
       start_workflow_run: { Args: { p_instance_id?: string; p_run_id: string; p_worker_id: string }; Returns: Json };
       sync_tools: { Args: { p_dry_run?: boolean; p_tools: Json }; Returns: Json };
+      take_deliveries: {
+        Args: { p_destinations: string[]; p_instance_id: string; p_worker_id: string };
+        Returns: Json;
+      };
       unclaimable_runs: { Args: { p_labels?: string[] }; Returns: Json };
       unregister_worker: { Args: { p_instance_id: string; p_worker_id: string }; Returns: Json };
       worker_overview: {

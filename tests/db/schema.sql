@@ -809,6 +809,52 @@ CREATE FUNCTION ops.list_queued_runs(p_limit bigint DEFAULT NULL::bigint) RETURN
   LIMIT list_queued_runs.p_limit;
 END;
 
+CREATE FUNCTION ops_private.mark_known(p_run_id uuid, p_fingerprint text, p_note text, p_known boolean) RETURNS jsonb
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_project_id uuid;
+    v_role text;
+    v_marked text[];
+begin
+    select r.project_id into v_project_id from ops.runs as r where r.id = p_run_id;
+    if not ops_private.trusted() then
+        v_role := ops.current_user_role(v_project_id);
+        if v_role = 'viewer' then
+            return ops_private.refusal('not_allowed', 'a viewer may not mark errors as known');
+        end if;
+    end if;
+    if v_project_id is null or (v_role is null and not ops_private.trusted()) then
+        return ops_private.refusal('not_found', 'there is no such run');
+    elsif length(p_note) > 1000 then
+        return ops_private.refusal('bad_argument', 'the note must have at most 1000 characters');
+    end if;
+    v_marked := array(
+        select f.fingerprint from ops_private.run_fingerprints as f
+        where f.run_id = p_run_id and f.fingerprint = coalesce(p_fingerprint, f.fingerprint) order by f.place);
+    if v_marked = '{}' then
+        return ops_private.refusal('bad_argument', 'the fingerprint must be one of this run');
+    end if;
+    if p_known is false then
+        delete from ops_private.known_errors as k where k.project_id = v_project_id and k.fingerprint = any (v_marked);
+    else
+        insert into ops_private.known_errors (project_id, fingerprint, note, marked_by, marked_at)
+        select v_project_id, m.fingerprint, nullif(btrim(ops_private.one_line(p_note)), ''),
+            ops_private.actor(), ops_private.current_time()
+        from unnest(v_marked) as m (fingerprint) order by m.fingerprint
+        on conflict (project_id, fingerprint) do update
+        set note = excluded.note, marked_by = excluded.marked_by, marked_at = excluded.marked_at;
+    end if;
+    return jsonb_build_object('success', true, 'fingerprints', v_marked, 'known', p_known is not false);
+end
+$$;
+
+CREATE FUNCTION ops.mark_known(p_run_id uuid, p_fingerprint text DEFAULT NULL::text, p_note text DEFAULT NULL::text, p_known boolean DEFAULT true) RETURNS jsonb
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    RETURN ops_private.mark_known(p_run_id, p_fingerprint, p_note, p_known);
+
 CREATE FUNCTION ops_private.pause_project(p_project_id uuid, p_paused boolean, p_reason text) RETURNS jsonb
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1022,6 +1068,40 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops.register_destinations(p_worker_id text, p_destinations jsonb) RETURNS jsonb
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_now constant timestamptz := ops_private.current_time();
+    v_wrong text;
+begin
+    perform ops_private.check_notifier();
+    if (octet_length(p_worker_id) between 1 and 200) is not true then
+        return ops_private.refusal('bad_argument', 'the worker_id must have 1 to 200 bytes');
+    elsif jsonb_typeof(p_destinations) is distinct from 'array' or octet_length(p_destinations::text) > 262144
+        or jsonb_array_length(p_destinations) > 50 then
+        return ops_private.refusal('bad_argument', 'the destinations must be a list of at most 50, of at most 256 KiB');
+    end if;
+    select b.wrong into v_wrong from jsonb_array_elements(p_destinations) as e (item)
+    cross join lateral ops_private.bad_destination(e.item) as b (wrong) where b.wrong is not null limit 1;
+    if v_wrong is not null then
+        return ops_private.refusal('bad_argument', v_wrong);
+    end if;
+    delete from ops_private.destinations as d where d.worker_id = p_worker_id;
+    insert into ops_private.destinations
+        (worker_id, name, events, commits_only, projects, workflows, branches, seen_at)
+    select p_worker_id, e.item ->> 'name', array(select jsonb_array_elements_text(e.item -> 'events')),
+        (e.item ->> 'commits_only')::boolean, array(select jsonb_array_elements_text(e.item -> 'projects')),
+        array(select jsonb_array_elements_text(e.item -> 'workflows')),
+        array(select jsonb_array_elements_text(e.item -> 'branches')), v_now
+    from jsonb_array_elements(p_destinations) as e (item)
+    on conflict (worker_id, name) do nothing;
+    perform ops_private.prune_outbox();
+    return jsonb_build_object('success', true);
+end
+$$;
+
 CREATE FUNCTION ops.register_worker(p_worker_id text, p_instance_id uuid, p_host_id text DEFAULT NULL::text, p_engine_id text DEFAULT NULL::text, p_version text DEFAULT NULL::text, p_labels text[] DEFAULT '{}'::text[], p_lease_seconds integer DEFAULT 60, p_takeover boolean DEFAULT false) RETURNS jsonb
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1155,6 +1235,34 @@ CREATE FUNCTION ops.retry_run(p_run_id uuid) RETURNS jsonb
     SET search_path TO 'pg_catalog', 'pg_temp'
     RETURN ops_private.retry_run(p_run_id);
 
+CREATE FUNCTION ops_private.run_fingerprints(p_run_id uuid) RETURNS TABLE(fingerprint text, kind text, message text, times bigint, projects bigint, first_run text, first_run_id uuid, first_at timestamp with time zone, note text, marked_by text, marked_at timestamp with time zone, line text)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return query select f.* from ops_private.fingerprints_of(p_run_id, ops_private.visible_projects()) as f;
+end
+$$;
+
+CREATE FUNCTION ops.run_fingerprints(p_run_id uuid) RETURNS TABLE(fingerprint text, kind text, message text, times bigint, projects bigint, first_run text, first_run_id uuid, first_at timestamp with time zone, note text, marked_by text, marked_at timestamp with time zone, line text)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    BEGIN ATOMIC
+ SELECT f.fingerprint,
+     f.kind,
+     f.message,
+     f.times,
+     f.projects,
+     f.first_run,
+     f.first_run_id,
+     f.first_at,
+     f.note,
+     f.marked_by,
+     f.marked_at,
+     f.line
+    FROM ops_private.run_fingerprints(run_fingerprints.p_run_id) f(fingerprint, kind, message, times, projects, first_run, first_run_id, first_at, note, marked_by, marked_at, line);
+END;
+
 CREATE FUNCTION ops_private.new_run_id() RETURNS uuid
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1278,12 +1386,20 @@ CREATE FUNCTION ops_private.run_summary(p_run_id uuid) RETURNS text
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
+declare
+    v_projects constant uuid[] := ops_private.visible_projects();
+    v_summary text;
+    v_known text;
 begin
-    return (
-        select s.summary from ops_private.run_summaries as s
-        join ops.runs as r on r.id = s.run_id
-        where s.run_id = p_run_id
-            and (ops_private.trusted() or r.project_id = any (array(select ops_private.my_projects()))));
+    select s.summary into v_summary
+    from ops.runs as r
+    left join ops_private.run_summaries as s on s.run_id = r.id
+    where r.id = p_run_id and r.project_id = any (v_projects);
+    if found then
+        select string_agg('> ' || k.line || E'\n', '' order by k.i) into v_known
+        from ops_private.known_lines(p_run_id, v_projects) with ordinality as k (line, i);
+    end if;
+    return coalesce(v_known || E'\n' || coalesce(v_summary, ''), v_summary);
 end
 $$;
 
@@ -1412,6 +1528,36 @@ CREATE FUNCTION ops.search_run_logs(p_query text, p_project_id uuid DEFAULT NULL
      s.message
     FROM ops_private.search_run_logs(search_run_logs.p_query, search_run_logs.p_project_id, search_run_logs.p_run_id, search_run_logs.p_limit, search_run_logs.p_before, search_run_logs.p_before_run_id, search_run_logs.p_before_seq) s(run_id, run_number, seq, "timestamp", log_level, message);
 END;
+
+CREATE FUNCTION ops.settle_delivery(p_delivery_id uuid, p_instance_id uuid, p_error text DEFAULT NULL::text, p_final boolean DEFAULT false) RETURNS jsonb
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_now constant timestamptz := ops_private.current_time();
+    v_message ops_private.outbox;
+    v_given_up boolean;
+begin
+    perform ops_private.check_notifier();
+    select o.* into v_message from ops_private.outbox as o
+    where o.delivery_id = p_delivery_id and o.leased_by = p_instance_id
+    for update;
+    if v_message.delivery_id is null then
+        return ops_private.refusal('not_found', 'this instance does not hold such a message');
+    end if;
+    v_given_up := p_error is not null and (
+        p_final is true or v_message.attempts >= 20 or v_message.created_at <= v_now - interval '24 hours');
+    if p_error is null or v_given_up then
+        delete from ops_private.outbox as o where o.delivery_id = p_delivery_id;
+    else
+        update ops_private.outbox as o
+        set leased_by = null, last_error = left(p_error, 500), due_at = v_now + make_interval(
+            secs => (1 - random() / 2) * least(3600, 10 * power(2, least(o.attempts, 20) - 1)))
+        where o.delivery_id = p_delivery_id;
+    end if;
+    return jsonb_build_object('success', true, 'given_up', v_given_up);
+end
+$$;
 
 CREATE FUNCTION ops.shut_out_worker(p_name text) RETURNS jsonb
     LANGUAGE plpgsql SECURITY DEFINER
@@ -1550,6 +1696,53 @@ CREATE FUNCTION ops.sync_tools(p_tools jsonb, p_dry_run boolean DEFAULT false) R
     LANGUAGE sql
     SET search_path TO 'pg_catalog', 'pg_temp'
     RETURN ops_private.sync_tools(p_tools, p_dry_run);
+
+CREATE FUNCTION ops.take_deliveries(p_worker_id text, p_instance_id uuid, p_destinations text[]) RETURNS jsonb
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+declare
+    v_now constant timestamptz := ops_private.current_time();
+    v_taken jsonb;
+begin
+    perform ops_private.check_notifier();
+    if p_worker_id is null or p_instance_id is null then
+        return ops_private.refusal('bad_argument', 'the worker_id and the instance_id must not be null');
+    elsif (cardinality(p_destinations) <= 50) is not true then
+        return ops_private.refusal('bad_argument', 'the destinations must be a list of at most 50 names');
+    end if;
+    update ops_private.destinations as d set seen_at = v_now
+    where d.worker_id = p_worker_id and d.seen_at < v_now - interval '10 minutes';
+    if found then
+        perform ops_private.prune_outbox();
+    end if;
+    with due as materialized (
+        select m.delivery_id
+        from ops_private.destinations as d
+        cross join lateral (
+            select o.delivery_id from ops_private.outbox as o
+            where o.destination = d.name and o.due_at <= v_now
+                and not exists (
+                    select from ops_private.outbox as e
+                    where e.run_id = o.run_id and e.destination = o.destination and e.seq < o.seq)
+            order by o.due_at limit 5
+            for update skip locked
+        ) as m
+        where d.worker_id = p_worker_id and d.name = any (p_destinations)
+    ), taken as (
+        update ops_private.outbox as o
+        set due_at = v_now + interval '5 minutes', attempts = o.attempts + 1, leased_by = p_instance_id
+        from due where o.delivery_id = due.delivery_id
+        returning o as message
+    )
+    select jsonb_agg(ops_private.delivery_payload(t.message) order by (t.message).seq) into v_taken from taken as t;
+    return jsonb_build_object(
+        'success', true, 'deliveries', coalesce(v_taken, '[]'),
+        'registered', exists (select from ops_private.destinations as d where d.worker_id = p_worker_id));
+end
+$$;
 
 CREATE FUNCTION ops.unclaimable_runs(p_labels text[] DEFAULT '{}'::text[]) RETURNS jsonb
     LANGUAGE plpgsql STABLE SECURITY DEFINER
@@ -1895,6 +2088,32 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.bad_destination(p_destination jsonb) RETURNS text
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$
+declare
+    v_key text;
+begin
+    if jsonb_typeof(p_destination) is distinct from 'object'
+        or jsonb_typeof(p_destination -> 'name') is distinct from 'string'
+        or (p_destination ->> 'name' ~ '^[a-z0-9-]{1,60}$') is not true
+        or jsonb_typeof(p_destination -> 'commits_only') is distinct from 'boolean' then
+        return 'the destinations must be objects with name (lower case letters, digits and -) and commits_only';
+    end if;
+    foreach v_key in array '{events,projects,workflows,branches}'::text[] loop
+        if jsonb_typeof(p_destination -> v_key) is distinct from 'array'
+            or jsonb_array_length(p_destination -> v_key) not between 1 and 100
+            or exists (
+                select from jsonb_array_elements(p_destination -> v_key) as e (item)
+                where jsonb_typeof(e.item) <> 'string' or length(e.item #>> '{}') not between 1 and 255) then
+            return format('the destinations.%s must be a list of 1 to 100 texts of 1 to 255 characters', v_key);
+        end if;
+    end loop;
+    return null;
+end
+$_$;
+
 CREATE FUNCTION ops_private.bad_document(p_name text, p_document jsonb) RETURNS text
     LANGUAGE plpgsql IMMUTABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -2180,6 +2399,21 @@ begin
             select r.workflow_id, r.parent_run_id from ops.runs as r join chain as c on r.id = c.parent_run_id
         )
         select c.workflow_id from chain as c);
+end
+$$;
+
+CREATE FUNCTION ops_private.check_notifier() RETURNS void
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_caller constant text := ops_private.caller();
+begin
+    if pg_has_role(v_caller::name, to_regrole('ops_notifier'), 'usage') is not true
+        and not ops_private.trusted() then
+        raise exception 'permission denied for notifications: an operator permits them with: grant ops_notifier to %',
+            quote_ident(v_caller) using errcode = 'insufficient_privilege';
+    end if;
 end
 $$;
 
@@ -2484,6 +2718,52 @@ begin
 end
 $$;
 
+CREATE TABLE ops_private.outbox (
+    delivery_id uuid DEFAULT gen_random_uuid() NOT NULL,
+    seq bigint NOT NULL,
+    destination text NOT NULL,
+    run_id uuid NOT NULL,
+    event text NOT NULL,
+    created_at timestamp with time zone NOT NULL,
+    due_at timestamp with time zone NOT NULL,
+    attempts integer DEFAULT 0 NOT NULL,
+    leased_by uuid,
+    last_error text,
+    CONSTRAINT outbox_event_check CHECK ((event = ANY (ARRAY['queued'::text, 'started'::text, 'red'::text, 'green_again'::text, 'succeeded'::text, 'canceled'::text])))
+);
+
+COMMENT ON COLUMN ops_private.outbox.due_at IS 'When it may be taken next: the end of its lease, or of the wait after an error.';
+
+COMMENT ON COLUMN ops_private.outbox.leased_by IS 'The instance that sends it now; null while it waits.';
+
+CREATE FUNCTION ops_private.delivery_payload(p_message ops_private.outbox) RETURNS jsonb
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return (
+        select jsonb_build_object(
+            'delivery_id', p_message.delivery_id, 'destination', p_message.destination, 'event', p_message.event,
+            'attempt', p_message.attempts, 'created_at', p_message.created_at,
+            'run', jsonb_build_object(
+                'run_id', r.id, 'project', p.slug, 'run_number', r.run_number, 'workflow_type', w.workflow_type,
+                'workflow', w.name, 'git_ref', ops_private.run_git(r.metadata, 'git_ref', w.git_ref),
+                'git_commit', ops_private.run_git(r.metadata, 'git_commit', w.git_commit), 'attempt', r.attempt,
+                'reason', r.reason, 'exit_code', r.exit_code, 'error_message', left(r.error_message, 2000),
+                'started_at', r.started_at, 'finished_at', r.finished_at, 'claimed_by', r.claimed_by, 'tests', r.tests),
+            'known', case p_message.event when 'red' then to_jsonb(array(
+                select k.line from ops_private.known_lines(r.id, array[r.project_id]) as k (line))) else '[]' end,
+            'errors', case p_message.event when 'red' then to_jsonb(array(
+                select e.message from ops_private.last_errors(r.id, 10) with ordinality as e (message, i)
+                order by e.i desc)) else '[]' end)
+        from ops.runs as r
+        join ops.projects as p on p.id = r.project_id
+        join ops.workflows as w on w.id = r.workflow_id
+        where r.id = p_message.run_id
+    );
+end
+$$;
+
 CREATE FUNCTION ops_private.drain_lock(p_worker_id text) RETURNS bigint
     LANGUAGE plpgsql IMMUTABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -2687,6 +2967,70 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.failures_of(p_run ops.runs) RETURNS TABLE(kind text, message text, place bigint)
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return query
+        select 'test', ops_private.one_line(left(t.name, 300)), min(t.i)
+        from jsonb_array_elements_text(
+            case jsonb_typeof(p_run.tests -> 'failing') when 'array' then p_run.tests -> 'failing' else '[]' end)
+            with ordinality as t (name, i)
+        where t.i <= 5 and t.name <> ''
+        group by 2;
+    if found then
+        return;
+    end if;
+    return query
+        select 'error', n.line, min(n.i)
+        from (
+            select ops_private.normalized_error(e.message) as line, e.i
+            from ops_private.last_errors(p_run.id, 50) with ordinality as e (message, i)
+        ) as n
+        where n.line <> '' and n.line !~ '<n> failed, <n> error|<n> (failed|errors?)\y.* in <n>|<n> error\(s\)'
+        group by n.line order by min(n.i) limit 3;
+    if not found and p_run.reason not in ('exit_code', 'failed') and p_run.error_message <> '' then
+        return query select 'reason', p_run.reason || ': ' || ops_private.normalized_error(p_run.error_message), 1::bigint;
+    end if;
+end
+$$;
+
+CREATE FUNCTION ops_private.fill_outbox(p_run_ids uuid[], p_event text) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_most constant integer := 1000;
+    v_now constant timestamptz := ops_private.current_time();
+begin
+    delete from ops_private.outbox as o where o.delivery_id in (
+        select b.delivery_id from ops_private.outbox as b
+        where b.run_id = any (p_run_ids) and b.leased_by is null
+        for update skip locked);
+    insert into ops_private.outbox (destination, run_id, event, created_at, due_at)
+    select m.name, m.run_id, p_event, v_now, v_now
+    from (
+        select d.name, r.id as run_id, row_number() over (partition by d.name order by r.run_number) as place
+        from ops.runs as r
+        join ops.projects as p on p.id = r.project_id
+        join ops.workflows as w on w.id = r.workflow_id
+        join ops_private.destinations as d on d.seen_at > v_now - interval '24 hours'
+            and (p_event = any (d.events) or ('every' = any (d.events) and p_event not in ('queued', 'started')))
+            and (not d.commits_only
+                or ops_private.is_commit(ops_private.run_git(r.metadata, 'git_commit', w.git_commit)))
+            and ops_private.matches_one(p.slug, d.projects)
+            and (ops_private.matches_one(w.name, d.workflows) or ops_private.matches_one(w.workflow_type, d.workflows))
+            and ops_private.matches_one(ops_private.run_git(r.metadata, 'git_ref', w.git_ref), d.branches)
+        where r.id = any (p_run_ids)
+        group by d.name, r.id, r.run_number
+    ) as m
+    where m.place + (
+        select count(*) from (
+            select from ops_private.outbox as o where o.destination = m.name limit v_most) as n) <= v_most;
+end
+$$;
+
 CREATE FUNCTION ops_private.fingerprint() RETURNS text
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -2695,6 +3039,51 @@ begin
     return (
         select format('%s/%s', s.system_identifier, d.oid)
         from pg_control_system() as s, pg_database as d where d.datname = current_database());
+end
+$$;
+
+CREATE FUNCTION ops_private.fingerprint_of(p_kind text, p_message text) RETURNS text
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return left(encode(sha256(convert_to(p_kind || E'\n' || p_message, 'UTF8')), 'hex'), 16);
+end
+$$;
+
+CREATE FUNCTION ops_private.fingerprints_of(p_run_id uuid, p_projects uuid[]) RETURNS TABLE(fingerprint text, kind text, message text, times bigint, projects bigint, first_run text, first_run_id uuid, first_at timestamp with time zone, note text, marked_by text, marked_at timestamp with time zone, line text)
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return query
+        select f.fingerprint, f.kind, f.message, c.times, c.projects, p.slug || '#' || r.run_number, r.id, r.finished_at,
+            k.note, k.marked_by, k.marked_at,
+            case when c.times = 1 then 'new'
+                else format('known since %s#%s, %s times, in %s project%s', p.slug, r.run_number,
+                    case when c.times = 10000 then '10000 or more' else c.times::text end,
+                    c.projects, case when c.projects = 1 then '' else 's' end) end
+            || case when k.marked_at is null then '' else coalesce(', noted: ' || k.note, ', marked as known') end
+            || ': ' || f.message
+        from ops_private.run_fingerprints as f
+        cross join lateral (
+            select count(*) as times, count(distinct o.project_id) as projects,
+                (array_agg(o.run_id order by o.created_at, o.run_id))[1] as first_id
+            from (
+                select a.project_id, a.run_id, a.created_at from ops_private.run_fingerprints as a
+                where a.fingerprint = f.fingerprint and a.project_id = any (p_projects)
+                order by a.created_at limit 10000
+            ) as o
+        ) as c
+        join ops.runs as r on r.id = c.first_id
+        join ops.projects as p on p.id = r.project_id
+        left join lateral (
+            select e.note, e.marked_by, e.marked_at from ops_private.known_errors as e
+            where e.fingerprint = f.fingerprint and e.project_id = any (p_projects)
+            order by e.project_id = f.project_id desc, e.marked_at desc limit 1
+        ) as k on true
+        where f.run_id = p_run_id and f.project_id = any (p_projects)
+        order by f.place, f.fingerprint;
 end
 $$;
 
@@ -2787,6 +3176,15 @@ begin
     return v_lease;
 end
 $$;
+
+CREATE FUNCTION ops_private.is_commit(p_commit text) RETURNS boolean
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$
+begin
+    return coalesce(p_commit ~ '^[0-9a-fA-F]{7,64}$', false);
+end
+$_$;
 
 CREATE FUNCTION ops_private.is_drained(p_worker_id text) RETURNS boolean
     LANGUAGE plpgsql
@@ -2958,6 +3356,15 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.known_lines(p_run_id uuid, p_projects uuid[]) RETURNS SETOF text
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return query select f.line from ops_private.fingerprints_of(p_run_id, p_projects) as f;
+end
+$$;
+
 CREATE FUNCTION ops_private.lane_digest(p_priority integer, p_labels text[], p_key text) RETURNS bytea
     LANGUAGE plpgsql IMMUTABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -2989,6 +3396,24 @@ begin
     return v_lane_id;
 end
 $$;
+
+CREATE FUNCTION ops_private.last_errors(p_run_id uuid, p_limit integer) RETURNS SETOF text
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$
+begin
+    return query
+        select left(g.message, 1000)
+        from (
+            select l.seq, l.log_level, l.message from ops.run_logs as l
+            where l.run_id = p_run_id order by l.seq desc limit 20000
+        ) as g
+        where g.log_level = 'error'
+            and left(g.message, 100) !~
+                '^(\s|$|Traceback \(most recent|During handling of the above|The above exception was)'
+        order by g.seq desc limit p_limit;
+end
+$_$;
 
 CREATE FUNCTION ops_private.leave_queue() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
@@ -3123,6 +3548,18 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.matches_one(p_text text, p_patterns text[]) RETURNS boolean
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return exists (
+        select from unnest(p_patterns) as p (pattern)
+        where coalesce(p_text, '') like replace(replace(replace(replace(
+            p.pattern, '\', '\\'), '%', '\%'), '_', '\_'), '*', '%'));
+end
+$$;
+
 CREATE FUNCTION ops_private.max_queued_runs(p_project_id uuid) RETURNS integer
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -3238,6 +3675,39 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.normalized_error(p_line text) RETURNS text
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_text text := ops_private.one_line(left(p_line, 1000));
+    v_step text[];
+begin
+    foreach v_step slice 1 in array array[
+        -- Odoo: 2026-02-13 12:00:00,123 4711 ERROR mydb odoo.sql_db: …
+        ['^\s*\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d[.,]\d+ \d+ (DEBUG|INFO|WARNING|ERROR|CRITICAL) \S+ ', ''],
+        ['\d{4}-\d\d-\d\d([ T]\d\d:\d\d(:\d\d([.,]\d+)?)?( ?(Z|UTC|[+-]\d\d:?\d\d))?)?', '<time>'],
+        ['\y\d\d?:\d\d(:\d\d([.,]\d+)?)?\y', '<time>'],
+        ['\y[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}\y', '<id>'],
+        ['\y[a-z][a-z0-9+.-]*://[^\s"''<>]+', '<url>'],
+        -- identifiers in quotes stay: their quotes become control characters until the other quoted texts are replaced
+        ['"([A-Za-z_][A-Za-z_.]*)"', '\x01\1\x02'],
+        ['(^|[\s(\[{=:,])''([A-Za-z_][A-Za-z_.]*)''', '\1\x03\2\x04'],
+        ['"[^"]*"', '<text>'],
+        ['(^|[\s(\[{=:,])[bru]?''[^'']*''', '\1<text>'],
+        ['(^|[\s(\[{=:,])(~|\.{1,2})?(/[^\s:,;()\[\]{}"''<>]+)+/?', '\1<path>'],
+        ['\y0x[0-9a-fA-F]+\y', '<id>'],
+        ['\y(?=[0-9a-f]*[0-9])(?=[0-9a-f]*[a-f])[0-9a-f]{7,64}\y', '<id>'],
+        ['\d+([.,:]\d+)*', '<n>'],
+        ['\s+', ' ']
+    ] loop
+        v_text := regexp_replace(v_text, v_step[1], replace(replace(replace(replace(
+            v_step[2], '\x01', chr(1)), '\x02', chr(2)), '\x03', chr(3)), '\x04', chr(4)), 'g');
+    end loop;
+    return left(btrim(translate(v_text, chr(1) || chr(2) || chr(3) || chr(4), '""''''')), 300);
+end
+$$;
+
 CREATE FUNCTION ops_private.nothing_claimed(p_labels text[]) RETURNS jsonb
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -3272,6 +3742,16 @@ begin
     )
     select string_agg(n.mark, ' ') into v_named from named as n;
     perform pg_notify('ops_queue', coalesce(v_named, ''));
+end
+$$;
+
+CREATE FUNCTION ops_private.one_line(p_text text) RETURNS text
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return regexp_replace(
+        regexp_replace(p_text, '\x1b(\[[0-9;?]*[A-Za-z]|\][^\x07\x1b]*(\x07|\x1b\\))', '', 'g'), '[\x01-\x1f\x7f]+', ' ', 'g');
 end
 $$;
 
@@ -3385,6 +3865,24 @@ CREATE FUNCTION ops_private.prunable(p_store text, p_worker_id text, p_logs_befo
         select count(*) as artifacts, coalesce(sum(x.size_bytes), 0) as bytes
         from ops_private.expired_artifacts(p_store, p_worker_id) as x
     ) as e;
+$$;
+
+CREATE FUNCTION ops_private.prune_outbox() RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_now constant timestamptz := ops_private.current_time();
+begin
+    delete from ops_private.outbox as o where o.delivery_id in (
+        select b.delivery_id from ops_private.outbox as b
+        where b.created_at <= v_now - interval '24 hours' and b.due_at <= v_now
+        for update skip locked);
+    delete from ops_private.destinations as d where (d.worker_id, d.name) in (
+        select g.worker_id, g.name from ops_private.destinations as g
+        where g.seen_at <= v_now - interval '30 days'
+        for update skip locked);
+end
 $$;
 
 CREATE FUNCTION ops_private.prune_run_events(p_before timestamp with time zone) RETURNS bigint
@@ -3703,6 +4201,20 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.record_fingerprints() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    insert into ops_private.run_fingerprints (run_id, fingerprint, project_id, place, kind, message, created_at)
+    select new.id, ops_private.fingerprint_of(f.kind, f.message), new.project_id, f.place, f.kind, f.message,
+        new.finished_at
+    from ops_private.failures_of(new) as f
+    on conflict (run_id, fingerprint) do nothing;
+    return null;
+end
+$$;
+
 CREATE FUNCTION ops_private.record_missing_image(p_run ops.runs, p_image text) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -3897,6 +4409,16 @@ begin
     v_delay := make_interval(secs => (1 - random() / 2) * least(
         3600, power(2, least(v_run.attempt, 20) - 1) * coalesce((v_retry ->> 'delay_seconds')::numeric, 10)));
     perform ops_private.queue_retry(p_run_id, v_delay);
+end
+$$;
+
+CREATE FUNCTION ops_private.run_git(p_metadata jsonb, p_key text, p_default text) RETURNS text
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return coalesce(nullif(case when jsonb_typeof(p_metadata -> p_key) = 'string' then p_metadata ->> p_key end, ''),
+        nullif(p_default, ''));
 end
 $$;
 
@@ -4098,6 +4620,32 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.tell_change() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    if exists (select from ops_private.destinations) then
+        perform ops_private.fill_outbox(array[new.id], case new.status
+            when 'running' then 'started' when 'failed' then 'red' when 'canceled' then 'canceled'
+            else case when ops_private.was_red(new) then 'green_again' else 'succeeded' end end);
+    end if;
+    return null;
+end
+$$;
+
+CREATE FUNCTION ops_private.tell_queued() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    if exists (select from ops_private.destinations as d where 'queued' = any (d.events)) then
+        perform ops_private.fill_outbox(array(select i.id from inserted as i), 'queued');
+    end if;
+    return null;
+end
+$$;
+
 CREATE FUNCTION ops_private.tool_image(p_workflow_id uuid) RETURNS text
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -4219,6 +4767,27 @@ begin
         return p_since + make_interval(secs => (p_config ->> 'queue_timeout_seconds')::integer);
     end if;
     return null;
+end
+$$;
+
+CREATE FUNCTION ops_private.was_red(p_run ops.runs) RETURNS boolean
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_default constant text := (select w.git_ref from ops.workflows as w where w.id = p_run.workflow_id);
+    v_ref constant text := ops_private.run_git(p_run.metadata, 'git_ref', v_default);
+begin
+    return coalesce((
+        select b.status = 'failed'
+        from (
+            select r.workflow_id, r.status, r.metadata, r.run_number from ops.runs as r
+            where r.project_id = p_run.project_id and r.run_number < p_run.run_number
+            order by r.run_number desc limit 1000
+        ) as b
+        where b.workflow_id = p_run.workflow_id and b.status in ('succeeded', 'failed')
+            and ops_private.run_git(b.metadata, 'git_ref', v_default) is not distinct from v_ref
+        order by b.run_number desc limit 1), false);
 end
 $$;
 
@@ -4466,10 +5035,37 @@ COMMENT ON COLUMN ops_private.control.max_lost_leases IS 'A run is quarantined w
 
 COMMENT ON COLUMN ops_private.control.max_queued_runs IS 'How many runs of one project may be queued at once. Retries by the database are not refused, but they count.';
 
+CREATE TABLE ops_private.destinations (
+    worker_id text NOT NULL,
+    name text NOT NULL,
+    events text[] NOT NULL,
+    commits_only boolean NOT NULL,
+    projects text[] NOT NULL,
+    workflows text[] NOT NULL,
+    branches text[] NOT NULL,
+    seen_at timestamp with time zone NOT NULL,
+    CONSTRAINT destinations_worker_id_check CHECK ((octet_length(worker_id) <= 200))
+);
+
+COMMENT ON TABLE ops_private.destinations IS 'What the workers send, and where. Workers that register the same name share the messages for it.';
+
+COMMENT ON COLUMN ops_private.destinations.commits_only IS 'Only runs with a commit: its status on a forge.';
+
+COMMENT ON COLUMN ops_private.destinations.seen_at IS 'When the worker last asked for messages. A destination that no worker asked for in 24 hours gets no new ones.';
+
 CREATE TABLE ops_private.idle_workers (
     instance_id uuid NOT NULL,
     labels text[] NOT NULL,
     since timestamp with time zone NOT NULL
+);
+
+CREATE TABLE ops_private.known_errors (
+    project_id uuid NOT NULL,
+    fingerprint text NOT NULL,
+    note text,
+    marked_by text NOT NULL,
+    marked_at timestamp with time zone NOT NULL,
+    CONSTRAINT known_errors_note_check CHECK ((octet_length(note) <= 4000))
 );
 
 ALTER TABLE ops_private.lanes ALTER COLUMN lane_id ADD GENERATED ALWAYS AS IDENTITY (
@@ -4507,6 +5103,15 @@ CREATE TABLE ops_private.missing_images (
 );
 
 COMMENT ON COLUMN ops_private.missing_images.docker_image IS 'As ops.tools has it.';
+
+ALTER TABLE ops_private.outbox ALTER COLUMN seq ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME ops_private.outbox_seq_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
 
 CREATE TABLE ops_private.pending_retries (
     run_id uuid NOT NULL
@@ -4553,6 +5158,22 @@ CREATE TABLE ops_private.run_counters (
 );
 
 COMMENT ON COLUMN ops_private.run_counters.counted IS 'The run number at which the queued runs were last counted.';
+
+CREATE TABLE ops_private.run_fingerprints (
+    run_id uuid NOT NULL,
+    fingerprint text NOT NULL,
+    project_id uuid NOT NULL,
+    place integer NOT NULL,
+    kind text NOT NULL,
+    message text NOT NULL,
+    created_at timestamp with time zone NOT NULL,
+    CONSTRAINT run_fingerprints_kind_check CHECK ((kind = ANY (ARRAY['test'::text, 'error'::text, 'reason'::text]))),
+    CONSTRAINT run_fingerprints_message_check CHECK ((octet_length(message) <= 2000))
+);
+
+COMMENT ON COLUMN ops_private.run_fingerprints.place IS 'The order in the run: the first failing test, the last error.';
+
+COMMENT ON COLUMN ops_private.run_fingerprints.message IS 'The name of the test, or the error without what varies.';
 
 CREATE TABLE ops_private.run_logs_other (
     run_id uuid CONSTRAINT run_logs_run_id_not_null NOT NULL,
@@ -4690,8 +5311,14 @@ ALTER TABLE ONLY ops.workflows
 ALTER TABLE ONLY ops_private.control
     ADD CONSTRAINT control_pkey PRIMARY KEY (singleton);
 
+ALTER TABLE ONLY ops_private.destinations
+    ADD CONSTRAINT destinations_pkey PRIMARY KEY (worker_id, name);
+
 ALTER TABLE ONLY ops_private.idle_workers
     ADD CONSTRAINT idle_workers_pkey PRIMARY KEY (instance_id);
+
+ALTER TABLE ONLY ops_private.known_errors
+    ADD CONSTRAINT known_errors_pkey PRIMARY KEY (project_id, fingerprint);
 
 ALTER TABLE ONLY ops_private.lanes
     ADD CONSTRAINT lanes_pkey PRIMARY KEY (lane_id);
@@ -4711,6 +5338,9 @@ ALTER TABLE ONLY ops_private.log_tails
 ALTER TABLE ONLY ops_private.missing_images
     ADD CONSTRAINT missing_images_pkey PRIMARY KEY (worker_id, docker_image);
 
+ALTER TABLE ONLY ops_private.outbox
+    ADD CONSTRAINT outbox_pkey PRIMARY KEY (delivery_id);
+
 ALTER TABLE ONLY ops_private.pending_retries
     ADD CONSTRAINT pending_retries_pkey PRIMARY KEY (run_id);
 
@@ -4725,6 +5355,9 @@ ALTER TABLE ONLY ops_private.retired_artifacts
 
 ALTER TABLE ONLY ops_private.run_counters
     ADD CONSTRAINT run_counters_pkey PRIMARY KEY (project_id);
+
+ALTER TABLE ONLY ops_private.run_fingerprints
+    ADD CONSTRAINT run_fingerprints_pkey PRIMARY KEY (run_id, fingerprint);
 
 ALTER TABLE ONLY ops_private.run_logs_other
     ADD CONSTRAINT run_logs_other_pkey PRIMARY KEY (run_id, seq);
@@ -4762,11 +5395,17 @@ CREATE INDEX log_blocks_words_idx ON ops_private.log_blocks USING gin (words);
 
 CREATE INDEX log_tails_project_idx ON ops_private.log_tails USING btree (project_id);
 
+CREATE INDEX outbox_due_idx ON ops_private.outbox USING btree (destination, due_at);
+
+CREATE INDEX outbox_run_idx ON ops_private.outbox USING btree (run_id, destination);
+
 CREATE INDEX queued_lane_idx ON ops_private.queued USING btree (lane_id, scheduled_at NULLS FIRST, created_at, run_number);
 
 CREATE INDEX queued_scheduled_idx ON ops_private.queued USING btree (scheduled_at) WHERE (scheduled_at IS NOT NULL);
 
 CREATE INDEX queued_wanted_idx ON ops_private.queued USING btree (wanted_until) WHERE (wanted_until IS NOT NULL);
+
+CREATE INDEX run_fingerprints_fingerprint_idx ON ops_private.run_fingerprints USING btree (fingerprint, created_at, project_id, run_id);
 
 ALTER INDEX ops.run_logs_pkey ATTACH PARTITION ops_private.run_logs_other_pkey;
 
@@ -4792,6 +5431,8 @@ CREATE TRIGGER leave_queue AFTER DELETE ON ops.runs REFERENCING OLD TABLE AS del
 
 CREATE TRIGGER prepare_run BEFORE INSERT ON ops.runs FOR EACH ROW EXECUTE FUNCTION ops_private.prepare_run();
 
+CREATE TRIGGER record_fingerprints AFTER UPDATE OF status ON ops.runs FOR EACH ROW WHEN (((new.status <> old.status) AND (new.status = 'failed'::text))) EXECUTE FUNCTION ops_private.record_fingerprints();
+
 CREATE TRIGGER record_run_change AFTER UPDATE OF status, scheduled_at, cancel_requested_at, created_at, priority, labels, concurrency_key, approval, wanted_until ON ops.runs FOR EACH ROW EXECUTE FUNCTION ops_private.record_run_change();
 
 CREATE TRIGGER set_giver BEFORE INSERT OR UPDATE OF role ON ops.project_memberships FOR EACH ROW EXECUTE FUNCTION ops_private.set_giver();
@@ -4803,6 +5444,10 @@ CREATE TRIGGER set_project_of_run BEFORE INSERT ON ops.run_events FOR EACH ROW W
 CREATE TRIGGER set_run_of_changed_line BEFORE UPDATE OF run_id, project_id, seq, message ON ops.run_logs FOR EACH ROW EXECUTE FUNCTION ops_private.set_run_of_line();
 
 CREATE TRIGGER set_run_of_line BEFORE INSERT ON ops.run_logs FOR EACH ROW WHEN ((current_setting('ops.appending'::text, true) IS DISTINCT FROM 'on'::text)) EXECUTE FUNCTION ops_private.set_run_of_line();
+
+CREATE TRIGGER tell_change AFTER UPDATE OF status ON ops.runs FOR EACH ROW WHEN (((new.status <> old.status) AND (new.status = ANY (ARRAY['running'::text, 'succeeded'::text, 'failed'::text, 'canceled'::text])))) EXECUTE FUNCTION ops_private.tell_change();
+
+CREATE TRIGGER tell_queued AFTER INSERT ON ops.runs REFERENCING NEW TABLE AS inserted FOR EACH STATEMENT EXECUTE FUNCTION ops_private.tell_queued();
 
 CREATE TRIGGER touch_updated_at BEFORE UPDATE ON ops.project_memberships FOR EACH ROW EXECUTE FUNCTION ops_private.touch_updated_at();
 
@@ -4838,6 +5483,9 @@ ALTER TABLE ONLY ops.runs
 ALTER TABLE ONLY ops.workflows
     ADD CONSTRAINT workflows_project_id_fkey FOREIGN KEY (project_id) REFERENCES ops.projects(id) ON DELETE CASCADE;
 
+ALTER TABLE ONLY ops_private.known_errors
+    ADD CONSTRAINT known_errors_project_id_fkey FOREIGN KEY (project_id) REFERENCES ops.projects(id) ON DELETE CASCADE;
+
 ALTER TABLE ONLY ops_private.lanes
     ADD CONSTRAINT lanes_project_id_fkey FOREIGN KEY (project_id) REFERENCES ops.projects(id) ON DELETE CASCADE;
 
@@ -4850,6 +5498,9 @@ ALTER TABLE ONLY ops_private.log_blocks
 ALTER TABLE ONLY ops_private.log_tails
     ADD CONSTRAINT log_tails_run_id_fkey FOREIGN KEY (run_id) REFERENCES ops.runs(id) ON DELETE CASCADE;
 
+ALTER TABLE ONLY ops_private.outbox
+    ADD CONSTRAINT outbox_run_id_fkey FOREIGN KEY (run_id) REFERENCES ops.runs(id) ON DELETE CASCADE;
+
 ALTER TABLE ONLY ops_private.pending_retries
     ADD CONSTRAINT pending_retries_run_id_fkey FOREIGN KEY (run_id) REFERENCES ops.runs(id) ON DELETE CASCADE;
 
@@ -4858,6 +5509,9 @@ ALTER TABLE ONLY ops_private.project_limits
 
 ALTER TABLE ONLY ops_private.run_counters
     ADD CONSTRAINT run_counters_project_id_fkey FOREIGN KEY (project_id) REFERENCES ops.projects(id) ON DELETE CASCADE;
+
+ALTER TABLE ONLY ops_private.run_fingerprints
+    ADD CONSTRAINT run_fingerprints_run_id_fkey FOREIGN KEY (run_id) REFERENCES ops.runs(id) ON DELETE CASCADE;
 
 ALTER TABLE ONLY ops_private.run_requests
     ADD CONSTRAINT run_requests_run_id_fkey FOREIGN KEY (run_id) REFERENCES ops.runs(id) ON DELETE CASCADE;
@@ -5061,6 +5715,14 @@ REVOKE ALL ON FUNCTION ops.list_queued_runs(p_limit bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops.list_queued_runs(p_limit bigint) TO authenticated;
 GRANT ALL ON FUNCTION ops.list_queued_runs(p_limit bigint) TO service_role;
 
+REVOKE ALL ON FUNCTION ops_private.mark_known(p_run_id uuid, p_fingerprint text, p_note text, p_known boolean) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops_private.mark_known(p_run_id uuid, p_fingerprint text, p_note text, p_known boolean) TO authenticated;
+GRANT ALL ON FUNCTION ops_private.mark_known(p_run_id uuid, p_fingerprint text, p_note text, p_known boolean) TO service_role;
+
+REVOKE ALL ON FUNCTION ops.mark_known(p_run_id uuid, p_fingerprint text, p_note text, p_known boolean) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.mark_known(p_run_id uuid, p_fingerprint text, p_note text, p_known boolean) TO authenticated;
+GRANT ALL ON FUNCTION ops.mark_known(p_run_id uuid, p_fingerprint text, p_note text, p_known boolean) TO service_role;
+
 REVOKE ALL ON FUNCTION ops_private.pause_project(p_project_id uuid, p_paused boolean, p_reason text) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops_private.pause_project(p_project_id uuid, p_paused boolean, p_reason text) TO authenticated;
 GRANT ALL ON FUNCTION ops_private.pause_project(p_project_id uuid, p_paused boolean, p_reason text) TO service_role;
@@ -5095,6 +5757,10 @@ REVOKE ALL ON FUNCTION ops.record_report(p_run_id uuid, p_worker_id text, p_inst
 GRANT ALL ON FUNCTION ops.record_report(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_tests jsonb, p_summary text) TO ops_worker;
 GRANT ALL ON FUNCTION ops.record_report(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_tests jsonb, p_summary text) TO service_role;
 
+REVOKE ALL ON FUNCTION ops.register_destinations(p_worker_id text, p_destinations jsonb) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.register_destinations(p_worker_id text, p_destinations jsonb) TO ops_worker;
+GRANT ALL ON FUNCTION ops.register_destinations(p_worker_id text, p_destinations jsonb) TO service_role;
+
 REVOKE ALL ON FUNCTION ops.register_worker(p_worker_id text, p_instance_id uuid, p_host_id text, p_engine_id text, p_version text, p_labels text[], p_lease_seconds integer, p_takeover boolean) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops.register_worker(p_worker_id text, p_instance_id uuid, p_host_id text, p_engine_id text, p_version text, p_labels text[], p_lease_seconds integer, p_takeover boolean) TO ops_worker;
 GRANT ALL ON FUNCTION ops.register_worker(p_worker_id text, p_instance_id uuid, p_host_id text, p_engine_id text, p_version text, p_labels text[], p_lease_seconds integer, p_takeover boolean) TO service_role;
@@ -5121,6 +5787,14 @@ GRANT ALL ON FUNCTION ops_private.retry_run(p_run_id uuid) TO service_role;
 REVOKE ALL ON FUNCTION ops.retry_run(p_run_id uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops.retry_run(p_run_id uuid) TO authenticated;
 GRANT ALL ON FUNCTION ops.retry_run(p_run_id uuid) TO service_role;
+
+REVOKE ALL ON FUNCTION ops_private.run_fingerprints(p_run_id uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops_private.run_fingerprints(p_run_id uuid) TO authenticated;
+GRANT ALL ON FUNCTION ops_private.run_fingerprints(p_run_id uuid) TO service_role;
+
+REVOKE ALL ON FUNCTION ops.run_fingerprints(p_run_id uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.run_fingerprints(p_run_id uuid) TO authenticated;
+GRANT ALL ON FUNCTION ops.run_fingerprints(p_run_id uuid) TO service_role;
 
 REVOKE ALL ON FUNCTION ops_private.new_run_id() FROM PUBLIC;
 GRANT ALL ON FUNCTION ops_private.new_run_id() TO authenticated;
@@ -5166,6 +5840,10 @@ REVOKE ALL ON FUNCTION ops.search_run_logs(p_query text, p_project_id uuid, p_ru
 GRANT ALL ON FUNCTION ops.search_run_logs(p_query text, p_project_id uuid, p_run_id uuid, p_limit integer, p_before timestamp with time zone, p_before_run_id uuid, p_before_seq bigint) TO authenticated;
 GRANT ALL ON FUNCTION ops.search_run_logs(p_query text, p_project_id uuid, p_run_id uuid, p_limit integer, p_before timestamp with time zone, p_before_run_id uuid, p_before_seq bigint) TO service_role;
 
+REVOKE ALL ON FUNCTION ops.settle_delivery(p_delivery_id uuid, p_instance_id uuid, p_error text, p_final boolean) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.settle_delivery(p_delivery_id uuid, p_instance_id uuid, p_error text, p_final boolean) TO ops_worker;
+GRANT ALL ON FUNCTION ops.settle_delivery(p_delivery_id uuid, p_instance_id uuid, p_error text, p_final boolean) TO service_role;
+
 REVOKE ALL ON FUNCTION ops.shut_out_worker(p_name text) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops.shut_out_worker(p_name text) TO service_role;
 
@@ -5178,6 +5856,10 @@ GRANT ALL ON FUNCTION ops_private.sync_tools(p_tools jsonb, p_dry_run boolean) T
 
 REVOKE ALL ON FUNCTION ops.sync_tools(p_tools jsonb, p_dry_run boolean) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops.sync_tools(p_tools jsonb, p_dry_run boolean) TO service_role;
+
+REVOKE ALL ON FUNCTION ops.take_deliveries(p_worker_id text, p_instance_id uuid, p_destinations text[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.take_deliveries(p_worker_id text, p_instance_id uuid, p_destinations text[]) TO ops_worker;
+GRANT ALL ON FUNCTION ops.take_deliveries(p_worker_id text, p_instance_id uuid, p_destinations text[]) TO service_role;
 
 REVOKE ALL ON FUNCTION ops.unclaimable_runs(p_labels text[]) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops.unclaimable_runs(p_labels text[]) TO ops_worker;
@@ -5237,6 +5919,8 @@ REVOKE ALL ON FUNCTION ops_private.bad_chain(p_workflow ops.workflows) FROM PUBL
 
 REVOKE ALL ON FUNCTION ops_private.bad_config(p_config jsonb) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.bad_destination(p_destination jsonb) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.bad_document(p_name text, p_document jsonb) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.bad_metadata(p_metadata jsonb, p_config jsonb) FROM PUBLIC;
@@ -5267,6 +5951,8 @@ REVOKE ALL ON FUNCTION ops_private.calling_worker() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.chain_of(p_run_id uuid) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.check_notifier() FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.check_run(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_statuses text[], p_shared boolean) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.check_search(p_query tsquery, p_project_id uuid, p_run_id uuid, p_limit integer, p_before timestamp with time zone, p_before_run_id uuid, p_before_seq bigint) FROM PUBLIC;
@@ -5291,6 +5977,8 @@ REVOKE ALL ON FUNCTION ops_private.database_identity() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.delete_run_logs() FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.delivery_payload(p_message ops_private.outbox) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.drain_lock(p_worker_id text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.drop_empty_lanes() FROM PUBLIC;
@@ -5308,7 +5996,15 @@ REVOKE ALL ON FUNCTION ops_private.fail_lost(p_run_id uuid, p_lease ops_private.
 
 REVOKE ALL ON FUNCTION ops_private.fail_unreadable(p_run_id uuid, p_error text) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.failures_of(p_run ops.runs) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.fill_outbox(p_run_ids uuid[], p_event text) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.fingerprint() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.fingerprint_of(p_kind text, p_message text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.fingerprints_of(p_run_id uuid, p_projects uuid[]) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.first_run_id(p_time timestamp with time zone) FROM PUBLIC;
 
@@ -5322,6 +6018,8 @@ REVOKE ALL ON FUNCTION ops_private.hand_over(p_lease ops_private.leases, p_worke
 REVOKE ALL ON FUNCTION ops_private.has_room(p_project_id uuid) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.inherited(p_lease ops_private.leases) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.is_commit(p_commit text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.is_drained(p_worker_id text) FROM PUBLIC;
 
@@ -5343,9 +6041,13 @@ REVOKE ALL ON FUNCTION ops_private.keep_an_owner() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.keep_run_events() FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.known_lines(p_run_id uuid, p_projects uuid[]) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.lane_digest(p_priority integer, p_labels text[], p_key text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.lane_of(p_run ops.runs) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.last_errors(p_run_id uuid, p_limit integer) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.leave_queue() FROM PUBLIC;
 
@@ -5365,6 +6067,8 @@ REVOKE ALL ON FUNCTION ops_private.loses_its_workers(p_lease ops_private.leases)
 
 REVOKE ALL ON FUNCTION ops_private.mark_of(p_instance_id uuid) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.matches_one(p_text text, p_patterns text[]) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.max_queued_runs(p_project_id uuid) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.may_adopt(p_lease ops_private.leases, p_worker_id text, p_engine_id text) FROM PUBLIC;
@@ -5379,9 +6083,13 @@ REVOKE ALL ON FUNCTION ops_private.next_run(p_labels text[], p_blocked uuid[]) F
 
 REVOKE ALL ON FUNCTION ops_private.next_workflows(p_workflow ops.workflows) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.normalized_error(p_line text) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.nothing_claimed(p_labels text[]) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.notify_idle_workers(p_labels text[]) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.one_line(p_text text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.open_snapshots() FROM PUBLIC;
 
@@ -5389,6 +6097,8 @@ REVOKE ALL ON FUNCTION ops_private.prepare_run() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.prunable(p_store text, p_worker_id text, p_logs_before timestamp with time zone, p_events_before timestamp with time zone) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops_private.prunable(p_store text, p_worker_id text, p_logs_before timestamp with time zone, p_events_before timestamp with time zone) TO service_role;
+
+REVOKE ALL ON FUNCTION ops_private.prune_outbox() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.prune_run_events(p_before timestamp with time zone) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops_private.prune_run_events(p_before timestamp with time zone) TO service_role;
@@ -5420,6 +6130,8 @@ REVOKE ALL ON FUNCTION ops_private.rebuild_queue() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.record_failure(p_run ops.runs, p_details jsonb, p_locked boolean) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.record_fingerprints() FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.record_missing_image(p_run ops.runs, p_image text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.record_run_change() FROM PUBLIC;
@@ -5439,6 +6151,8 @@ REVOKE ALL ON FUNCTION ops_private.retry_class(p_reason text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.retry_if_asked(p_run_id uuid) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.run_git(p_metadata jsonb, p_key text, p_default text) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.run_payload(p_run_id uuid) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.service_tools(p_services jsonb, p_odoo_version text) FROM PUBLIC;
@@ -5457,6 +6171,10 @@ REVOKE ALL ON FUNCTION ops_private.stop_run(p_run_id uuid, p_status text, p_reas
 
 REVOKE ALL ON FUNCTION ops_private.supersede_older(p_run_ids uuid[]) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.tell_change() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.tell_queued() FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.tool_image(p_workflow_id uuid) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.touch_updated_at() FROM PUBLIC;
@@ -5472,6 +6190,8 @@ REVOKE ALL ON FUNCTION ops_private.visible_projects() FROM PUBLIC;
 REVOKE ALL ON FUNCTION ops_private.wake_scheduled_runs() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.wanted_until(p_config jsonb, p_since timestamp with time zone) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.was_red(p_run ops.runs) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.why_image_waits(p_workflow_id uuid, p_labels text[]) FROM PUBLIC;
 
