@@ -71,6 +71,8 @@ def test_the_wheel_holds_the_package_the_sql_and_the_licence(wheel: Path) -> Non
     files += (ROOT / "sql" / "rollback").iterdir()
     sql = {f"worker/{path.relative_to(ROOT)}" for path in files}
     assert {"worker/sql/catalog.sql", "worker/sql/catalog.txt"} <= sql
+    pages = (ROOT / "worker" / "console").glob("[st]*/*")  # static and templates
+    modules |= {str(path.relative_to(ROOT)) for path in pages if path.parent.name in ("static", "templates")}
     information = {name for name in names if ".dist-info/" in name}
     assert names - information == modules | sql
     assert {"LICENSE", "NOTICE"} <= {Path(name).name for name in information}

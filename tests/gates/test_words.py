@@ -10,8 +10,8 @@ from tests.support.docker import ROOT
 
 PLACES = (
     "worker", "sql", "scripts", "deploy", "docs", "spec", "README.md", "CONTRIBUTING.md", "SECURITY.md", "Makefile",
-    "Dockerfile", "tests/conftest.py", "tests/bench", "tests/db", "tests/docker", "tests/faults", "tests/matrix",
-    "tests/odoo", "tests/unit",
+    "Dockerfile", "tests/conftest.py", "tests/bench", "tests/console", "tests/db", "tests/docker", "tests/faults",
+    "tests/matrix", "tests/odoo", "tests/unit",
 )  # fmt: skip
 HISTORY = "docs/history/"  # the records stay as they were written
 IDIOMS = re.compile(

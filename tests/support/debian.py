@@ -63,9 +63,14 @@ def libraries(root: Path) -> str:
 
 
 def _libraries(package: str) -> list[str]:
-    """The libraries that it depends on, and those that they depend on, but for what every system has."""
-    direct = _depends(package)
-    return sorted({*direct, *_depends(*direct)})
+    """The libraries that it depends on, and those that they depend on, and so on, but for what every system has."""
+    found: set[str] = set()
+    asked = {package}
+    while asked:
+        new = set(_depends(*sorted(asked))) - found
+        found |= new
+        asked = new
+    return sorted(found)
 
 
 def _depends(*packages: str) -> list[str]:

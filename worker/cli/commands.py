@@ -22,7 +22,7 @@ class Command:
     does: str
     reads: frozenset[str]
     code: str
-    """The module below ``worker.cli`` and the function in it: ``runs:show``.
+    """The module below ``worker.cli``, or its full name, and the function in it: ``runs:show``.
 
     The function takes the invocation and returns the exit code. No error quotes an argument that was not recognised,
     because the database's URL or a password may stand in its place.
@@ -45,7 +45,7 @@ class Command:
     async def run(self, call: Invocation) -> int:
         """Imports the code and runs it; returns the exit code."""
         module, _, function = self.code.partition(":")
-        found = getattr(import_module(f"worker.cli.{module}"), function)
+        found = getattr(import_module(module if "." in module else f"worker.cli.{module}"), function)
         return await cast("Callable[[Invocation], Awaitable[int]]", found)(call)
 
 
@@ -65,7 +65,11 @@ _PRUNE = _DATABASE | {
     "log_format",
 }  # fmt: skip
 _DOCTOR = _DATABASE | {"docker_host", "artifact_store", "min_free_disk", "containerd_root"}
-_WORK = frozenset(Settings.model_fields) - {"keep_logs", "keep_events", *FLAG_ONLY}
+_SIGN_IN = {
+    "listen", "public_url", "jwt_secret", "jwks", "jwt_audience", "trusted_proxies", "user_header", "users_file",
+}  # fmt: skip
+_CONSOLE = _DATABASE | _SIGN_IN | {"log_level", "log_format"}
+_WORK = frozenset(Settings.model_fields) - {"keep_logs", "keep_events", *_SIGN_IN, *FLAG_ONLY}
 
 SHELLS = ("bash", "zsh", "fish")
 RUN = "RUN"
@@ -148,6 +152,11 @@ COMMANDS = (
         "doctor", {}, "check the control plane, and on a build host engine and disk", _DOCTOR, "doctor:doctor",
         ("json",),
         "Exit codes: 0 no finding is an error, 1 one is. A role that is not an operator's sees fewer checks.",
+    ),
+    Command(
+        "console", {}, "serve runs, logs and the queue to browsers", _CONSOLE, "worker.console.command:console",
+        notes="Needs the extra: pip install 'ops-worker[console]'. Without a sign-in (--jwt-secret, --jwks or"
+        " --trusted-proxies) it listens on the loopback address only, with the rights of --database-url.",
     ),
     Command("db migrate", {}, "apply the migrations that the database lacks", _DATABASE, "db:migrate", ("json",)),
     Command("db status", {}, "list the migrations, applied or pending", _DATABASE, "db:status", ("json",)),

@@ -34,11 +34,12 @@ _SECTIONS = {
     "artifact_store": "artifacts",
     "keep_logs": "prune",
     "yes": "db rollback",
+    "listen": "console",
     "log_level": "logs and metrics",
 }
 """The headings of the help, each by the setting below it."""
 
-_SECRET = frozenset({"database_url"})
+_SECRET = frozenset({"database_url", "jwt_secret"})
 
 
 def parse(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> Invocation:

@@ -6,6 +6,7 @@ A setting is a flag, an environment variable and a line of an env file: ``--poll
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import socket
 from pathlib import Path
@@ -32,6 +33,9 @@ FLAG_ONLY = frozenset({"version", "dry_run", "remove_volumes", "yes"})
 
 MIN_LEASE, DEFAULT_LEASE, MAX_LEASE = 15, 300, 3600
 """Seconds. The database refuses a longer lease."""
+
+LEAST_SECRET = 32
+"""Bytes of a secret that signs tokens: as many as HS256 has."""
 
 _MAX_PORT = 65_535
 _SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
@@ -70,6 +74,34 @@ def _database_url(value: SecretStr) -> SecretStr:
     return value
 
 
+def _secret(value: SecretStr) -> SecretStr:
+    if len(value.get_secret_value().encode()) < LEAST_SECRET:
+        raise ValueError(f"expected at least {LEAST_SECRET} bytes")
+    return value
+
+
+def _public_url(value: str) -> str:
+    url = urlsplit(value)
+    if url.scheme not in ("http", "https") or not url.hostname or url.username or url.path.strip("/") or url.query:
+        raise ValueError("expected https://host without a path, such as https://console.example")
+    return f"{url.scheme}://{url.netloc.lower()}"
+
+
+def _networks(words: tuple[str, ...]) -> tuple[str, ...]:
+    for word in words:
+        try:
+            ipaddress.ip_network(word)
+        except ValueError:
+            raise ValueError("expected addresses or networks such as 10.0.0.5,10.1.0.0/16") from None
+    return words
+
+
+def _header(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9-]{1,100}", value) or value.lower() in ("authorization", "cookie", "host"):
+        raise ValueError("expected the name of a header such as X-Forwarded-User")
+    return value
+
+
 def _image_patterns(patterns: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(map(check_pattern, patterns))
 
@@ -87,6 +119,10 @@ Cores = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(gt=0)]
 Services = Annotated[int, Field(ge=0, le=MAX_SERVICES)]
 DatabaseUrl = Annotated[SecretStr, AfterValidator(_database_url)]
+SigningSecret = Annotated[SecretStr, AfterValidator(_secret)]
+PublicUrl = Annotated[str, AfterValidator(_public_url)]
+Networks = Annotated[Words, AfterValidator(_networks)]
+Header = Annotated[str, AfterValidator(_header)]
 DockerHost = Annotated[str | None, AfterValidator(check_engine_address)]
 
 
@@ -169,6 +205,15 @@ class Settings(BaseSettings):
     dry_run: bool = _setting(False, "", "print what would be done; change nothing")
 
     yes: bool = _setting(False, "", "drop tables without asking")
+
+    listen: Address = _setting(None, "HOST:PORT", "where the console listens; unset: 127.0.0.1:8090")
+    public_url: PublicUrl | None = _setting(None, "URL", "of the console in a browser, such as https://console.example")
+    jwt_secret: SigningSecret | None = _setting(None, "SECRET", "that signs the tokens of users with HS256")
+    jwks: str | None = _setting(None, "URL|FILE", "the public keys of the tokens of users", min_length=1)
+    jwt_audience: str = _setting("authenticated", "NAME", "that a token must be for", min_length=1)
+    trusted_proxies: Networks = _setting((), "A,B", "addresses of proxies whose user header counts; unset: none")
+    user_header: Header = _setting("X-Forwarded-User", "NAME", "in which a trusted proxy names the user")
+    users_file: Path | None = _setting(None, "FILE", "lines of NAME UUID: which user a name of the proxy is")
 
     log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "LEVEL", "debug, info, warning or error")
     log_format: Literal["auto", "console", "json"] = _setting(

@@ -136,6 +136,7 @@ async def connected_for(command: str, dsn: str) -> AsyncIterator[asyncpg.Connect
         yield connection
 
 
+_LOGIN = "select session_user"
 OPERATOR = "the URL of service_role or of the schema's owner"
 
 
@@ -150,10 +151,9 @@ async def explained(
     try:
         yield
     except asyncpg.InsufficientPrivilegeError as error:
-        user = await connection.fetchval("select session_user")
-        raise CommandError(
-            f"{command}: {error.args[0]}. The role {user} may not do this: {command} needs {needs}"
-        ) from error
+        # After an error a transaction answers no question until its end.
+        role = "This role" if connection.is_in_transaction() else f"The role {await connection.fetchval(_LOGIN)}"
+        raise CommandError(f"{command}: {error.args[0]}. {role} may not do this: {command} needs {needs}") from error
     except (
         asyncpg.UndefinedFunctionError,
         asyncpg.UndefinedTableError,

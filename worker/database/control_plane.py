@@ -59,6 +59,13 @@ class ControlPlane:
         finally:
             await plane._disconnect()
 
+    @classmethod
+    def on(cls, command: str, connection: asyncpg.Connection) -> Self:
+        """The control plane on a connection that its owner opened and closes."""
+        plane = cls(command, "", patient=False, on_lost=lambda _: None)
+        plane._connection = connection
+        return plane
+
     async def rows(self, query: str, *args: object) -> list[Row]:
         """The rows of a query. Raises ``CommandError`` and ``DatabaseUnavailable``."""
         return [dict(row) for row in await self._read(lambda connection: connection.fetch(query, *args))]

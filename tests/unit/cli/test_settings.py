@@ -9,6 +9,7 @@ import pydantic
 import pytest
 
 from tests.unit.cli.lines import load, problems
+from worker.cli.commands import COMMANDS, WORK
 from worker.cli.settings import FLAG_ONLY, Settings, spelling, variable
 from worker.errors import ConfigurationError
 from worker.model.spec import Bound, HostPolicy
@@ -16,7 +17,14 @@ from worker.model.spec import Bound, HostPolicy
 SIZE = "expected bytes or a size such as 512m or 2g, above 0 and not above 1024t"
 VOLUMES = "expected patterns such as acme/filestore, acme/* or *, with a workspace key before the slash"
 CONCURRENCY = "expected a whole number of at least 1 and at most 500"
+PUBLIC_URL = "expected https://host without a path, such as https://console.example"
+NETWORKS = "expected addresses or networks such as 10.0.0.5,10.1.0.0/16"
 URL = "postgresql://worker:hunter22@db.example/ops"
+
+
+def reader(name: str) -> list[str]:
+    """The words of a command that reads the setting: of the worker none."""
+    return next(list(command.words) for command in (WORK, *COMMANDS) if name in command.reads)
 
 
 @pytest.fixture
@@ -59,6 +67,11 @@ def test_nothing_set_is_the_defaults() -> None:
         ("artifact_store", "s3://bucket/prefix", "s3://bucket/prefix"), ("keep_logs", "90", 90),
         ("keep_events", "365", 365), ("log_level", "debug", "debug"), ("log_format", "json", "json"),
         ("metrics_address", "127.0.0.1:9464", ("127.0.0.1", 9464)), ("metrics_address", "[::1]:9464", ("::1", 9464)),
+        ("listen", "[::1]:8090", ("::1", 8090)), ("public_url", "https://Console.example/", "https://console.example"),
+        ("jwks", "/etc/keys.json", "/etc/keys.json"), ("jwt_audience", "console", "console"),
+        ("trusted_proxies", "10.0.0.5, fd00::/8", ("10.0.0.5", "fd00::/8")),
+        ("user_header", "Remote-User", "Remote-User"),
+        ("users_file", "/etc/users", Path("/etc/users")), ("jwt_secret", "x" * 32, pydantic.SecretStr("x" * 32)),
         ("metrics_address", ":9464", ("0.0.0.0", 9464)),  # noqa: S104 - only read
     ],
 )  # fmt: skip
@@ -67,7 +80,7 @@ def test_each_setting_is_a_flag_a_variable_and_a_line_of_a_file(
 ) -> None:
     dashed = f"--{name.replace('_', '-')}"
     env_file.write_text(f"# a comment\nAWS_REGION=eu\n{variable(name)}={text}\n", encoding="utf-8")
-    words = ["prune"] if name.startswith("keep_") else []
+    words = reader(name)
     for settings in (
         load([*words, dashed] if value is True else [*words, dashed, text], {}),
         load([], {f"OPS_WORKER_{name.upper()}": text}),
@@ -114,6 +127,11 @@ def test_other_settings_of_the_policy_follow_their_flags() -> None:
         ("max_services", "11", "expected a whole number of at least 0 and at most 10, got '11'"),
         ("max_pids", "-5", "expected a whole number above 0, got '-5'"),
         ("log_level", "loud", "expected one of 'debug', 'info', 'warning' or 'error', got 'loud'"),
+        ("public_url", "console.example", f"{PUBLIC_URL}, got 'console.example'"),
+        ("public_url", "https://c.example/x", f"{PUBLIC_URL}, got 'https://c.example/x'"),
+        ("jwt_secret", "short", "expected at least 32 bytes"),
+        ("trusted_proxies", "10.0.0.5/8", f"{NETWORKS}, got '10.0.0.5/8'"),
+        ("user_header", "Cookie", "expected the name of a header such as X-Forwarded-User, got 'Cookie'"),
         ("metrics_address", "9464", "expected host:port, such as 127.0.0.1:9464, got '9464'"),
         ("metrics_address", "localhost:99999", "expected host:port, such as 127.0.0.1:9464, got 'localhost:99999'"),
         ("database_url", "mysql://u:hunter22@h/db", "expected postgresql://user:password@host/database"),
@@ -129,7 +147,7 @@ def test_bad_value_is_one_line_with_flag_and_variable(name: str, text: str, mess
     env_file.write_text(f'{variable(name)}="{text}"\n', encoding="utf-8")
     line = f"--{name.replace('_', '-')} (OPS_WORKER_{name.upper()}): {message}"
     if name != "until_idle":  # a switch takes no value on the command line
-        assert problems(f"--{name.replace('_', '-')}={text}") == (line,)
+        assert problems(*reader(name), f"--{name.replace('_', '-')}={text}") == (line,)
     if text:  # an empty variable is not set
         assert problems(**{variable(name): text}) == (line,)
         assert problems("--env-file", str(env_file)) == (line,)

@@ -1,0 +1,1 @@
+"""The console: runs, logs, queue and workers in a browser. Only ``ops-worker console`` imports it."""

@@ -1,0 +1,115 @@
+"""What a user does with a run or a project: each is one call of a function of the control plane, which decides.
+
+A new action on a run is a line of ``ON_RUN``: the page shows its button, and its path is ``/runs/PROJECT/NUMBER/NAME``.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from worker.console.visit import run_of, run_path, submitted, visit
+from worker.database import projects, runs
+from worker.database.control_plane import ControlPlane, Row
+
+FINAL = ("succeeded", "failed", "canceled")
+MOST_REASON = 500
+Fields = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """A button on the page of a run. ``offered`` is a courtesy: the function refuses what the user may not do."""
+
+    name: str
+    label: str
+    offered: Callable[[Row], bool]
+    call: Callable[[ControlPlane, Row, Fields], Awaitable[Row]]
+    dangerous: bool = False
+
+
+async def _retry(plane: ControlPlane, run: Row, _: Fields) -> Row:
+    answer = await runs.retry(plane, run["run_id"])
+    return {"project": run["project"], "run_number": answer["run_number"]}
+
+
+async def _cancel(plane: ControlPlane, run: Row, fields: Fields) -> Row:
+    await runs.cancel(plane, run["run_id"], _reason(fields))
+    return run
+
+
+ON_RUN = (
+    Action("retry", "Retry", lambda run: run["status"] in FINAL, _retry),
+    Action(
+        "cancel", "Cancel", lambda run: run["status"] not in FINAL and run["cancel_requested_at"] is None, _cancel,
+        dangerous=True,
+    ),
+)  # fmt: skip
+
+
+def _reason(fields: Fields) -> str | None:
+    return fields.get("reason", "").strip()[:MOST_REASON] or None
+
+
+def offered(run: Row, role: str | None, *, own: bool, signs_in: bool) -> list[Action]:
+    """The actions that the state of the run permits to that role; without a sign-in those of an operator."""
+    if signs_in and not (role in ("admin", "owner") or (role == "developer" and own)):
+        return []
+    return [action for action in ON_RUN if action.offered(run)]
+
+
+async def on_run(request: Request) -> Response:
+    """Does what a button on the page of a run says, and shows the run that it is about."""
+    action = next((each for each in ON_RUN if each.name == request.path_params["action"]), None)
+    if action is None:
+        raise HTTPException(404, "There is no such action.")
+    fields = await submitted(request)
+    async with visit(request, write=True) as (plane, _):
+        shown = await action.call(plane, await run_of(plane, request), fields)
+    return RedirectResponse(run_path(shown), 303)
+
+
+async def _pause(plane: ControlPlane, project_id: uuid.UUID, fields: Fields) -> None:
+    await projects.pause_project(plane, project_id, _reason(fields))
+
+
+async def _resume(plane: ControlPlane, project_id: uuid.UUID, _: Fields) -> None:
+    await projects.resume_project(plane, project_id)
+
+
+async def _run(plane: ControlPlane, project_id: uuid.UUID, fields: Fields) -> str | None:
+    """Queues a run of a workflow; returns the path of the run."""
+    try:
+        workflow_id = uuid.UUID(fields.get("workflow", ""))
+    except ValueError:
+        raise HTTPException(400, "workflow: expected the id of a workflow.") from None
+    del project_id  # the workflow has one
+    answer = await runs.enqueue(plane, workflow_id, {}, fields.get("key") or None, None)
+    run = await runs.by_id(plane, uuid.UUID(answer["run_id"]))
+    return None if run is None else run_path(run)
+
+
+ON_PROJECT: Mapping[str, Callable[[ControlPlane, uuid.UUID, Fields], Awaitable[str | None]]] = {
+    "pause": _pause, "resume": _resume, "run": _run,
+}  # fmt: skip
+
+
+async def on_project(request: Request) -> Response:
+    """Does what a button on the page of a project says."""
+    call = ON_PROJECT.get(request.path_params["action"])
+    if call is None:
+        raise HTTPException(404, "There is no such action.")
+    fields = await submitted(request)
+    slug = request.path_params["project"]
+    async with visit(request, write=True) as (plane, _):
+        project_id = await projects.by_slug(plane, slug)
+        if project_id is None:
+            raise HTTPException(404, "There is no such project, or you may not see it.")
+        shown = await call(plane, project_id, fields)
+    return RedirectResponse(shown or f"/projects/{quote(slug)}", 303)
