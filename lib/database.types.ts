@@ -862,6 +862,15 @@ export type Database = {
           worker_id: string;
         }[];
       };
+      workflow_overview: {
+        Args: Record<PropertyKey, never>;
+        Returns: {
+          next_at: string;
+          project_id: string;
+          schedule_problem: string;
+          workflow_id: string;
+        }[];
+      };
     };
     Enums: {
       [_ in never]: never;

@@ -20,7 +20,8 @@ declare
         'list_queued_runs,mark_known,pause_project,pause_queue,project_overview,reap,record_container,'
         'record_report,register_destinations,register_worker,reject_run,release_run,resume_project,resume_queue,'
         'retry_run,run_fingerprints,run_logs,run_summary,runs,search_run_logs,settle_delivery,shut_out_worker,'
-        'start_workflow_run,sync_tools,take_deliveries,unclaimable_runs,unregister_worker,worker_overview}';
+        'start_workflow_run,sync_tools,take_deliveries,unclaimable_runs,unregister_worker,worker_overview,'
+        'workflow_overview}';
     v_parts constant text := '^(' || pg_catalog.array_to_string(v_tables, '|') || ')_';
     v_ops constant oid := pg_catalog.to_regnamespace('ops');
     v_had_private constant boolean := pg_catalog.to_regnamespace('ops_private') is not null;

@@ -181,7 +181,7 @@ as $$
 begin
     return array[
         'approval', 'artifacts', 'cache', 'command', 'concurrency_key', 'labels', 'network', 'on_newer', 'priority',
-        'queue_timeout_seconds', 'read_only', 'resources', 'retry', 'run_env', 'secrets', 'services', 'then',
+        'queue_timeout_seconds', 'read_only', 'resources', 'retry', 'run_env', 'schedule', 'secrets', 'services', 'then',
         'timeout_seconds', 'tool', 'user', 'version', 'volumes'];
 end
 $$;
@@ -425,6 +425,25 @@ exception when lock_not_available then
 end
 $$;
 
+-- Takes the locks that queueing a run of this project needs, without a wait for another transaction; returns whether it
+-- did. A project that never had a run has no counter yet: only then it waits, briefly.
+create function ops_private.lock_queue_at_once(p_project_id uuid) returns boolean
+language plpgsql volatile set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform from ops.projects as p where p.id = p_project_id for key share skip locked;
+    if not found then
+        return false;
+    end if;
+    perform from ops_private.run_counters as c where c.project_id = p_project_id for update skip locked;
+    if found then
+        return true;
+    end if;
+    return not exists (select from ops_private.run_counters as c where c.project_id = p_project_id)
+        and ops_private.lock_queue_briefly(p_project_id);
+end
+$$;
+
 -- Takes the locks that a retry of the run needs, if its workflow has a retry; after a success, those that the next run
 -- of its chain needs. False if another transaction holds them. It waits at most 200 ms, since a client may keep its
 -- transaction open. A caller that has locked the run already, against the order of locks (projects, run_counters,
@@ -448,12 +467,7 @@ begin
     if p_wait then
         return ops_private.lock_queue_briefly(v_project_id);
     end if;
-    perform from ops.projects as p where p.id = v_project_id for key share skip locked;
-    if not found then
-        return false;
-    end if;
-    perform from ops_private.run_counters as c where c.project_id = v_project_id for update skip locked;
-    return found;
+    return ops_private.lock_queue_at_once(v_project_id);
 end
 $$;
 

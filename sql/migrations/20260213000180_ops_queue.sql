@@ -286,7 +286,8 @@ begin
 end
 $$;
 
--- Makes scheduled runs claimable once they are due, up to 1,000 at a time; returns how many.
+-- Makes scheduled runs claimable once they are due, up to 1,000 at a time, and queues the runs of schedules that are
+-- due; returns how many.
 create function ops_private.wake_scheduled_runs() returns integer
 language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off
 as $$
@@ -305,7 +306,7 @@ begin
         update ops.runs as r set scheduled_at = null from due where r.id = due.id returning r.id
     )
     select count(*) into v_woken from woken;
-    return v_woken;
+    return v_woken + ops_private.fire_schedules();
 end
 $$;
 

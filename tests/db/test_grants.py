@@ -31,7 +31,7 @@ async def test_who_executes_what(world: World) -> None:
         "current_user_id", "current_user_role", "cancel_run", "list_queued_runs", "enqueue_run", "retry_run",
         "search_run_logs", "applicable_advisories", "runs", "run_logs", "pause_project", "resume_project",
         "approve_run", "reject_run", "run_summary", "worker_overview", "project_overview", "run_fingerprints",
-        "mark_known",
+        "mark_known", "workflow_overview",
     }  # fmt: skip
     may: dict[str, set[str]] = {
         "anon": set(),

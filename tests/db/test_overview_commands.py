@@ -84,7 +84,7 @@ async def test_workflows_show_the_newest_run_of_each(world: World, db_url: str) 
     await world.run_in("failed")
     await world.queue()
     title, *rows = (await ops(db_url, "workflows", "acme")).out.splitlines()
-    assert title.split() == ["WORKFLOW", "TYPE", "ENABLED", "REF", "NEWEST", "RUN", "STATUS", "QUEUED"]
+    assert title.split() == ["WORKFLOW", "TYPE", "ENABLED", "REF", "NEWEST", "RUN", "STATUS", "QUEUED", "NEXT", "AT"]
     assert re.match(r"acme/build +build +yes +acme#2 +queued +\S+Z$", rows[0])
     assert re.match(r"acme/idle +build +no +18\.0$", rows[1])
 

@@ -59,6 +59,7 @@ PROBES = [
     "select count(*) from ops.project_overview() where project_id = '{project}' or slug = '{name}'",
     "select count(*) from ops.worker_overview() where runs @> jsonb_build_array(jsonb_build_object('run_id', '{run}'))",
     "select sum(jsonb_array_length(runs)) from ops.worker_overview()",
+    "select count(*) from ops.workflow_overview() where workflow_id = '{workflow}'",
 ]
 
 

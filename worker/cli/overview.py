@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 
 from worker.cli.commands import Invocation
-from worker.cli.render import Cell, status_cell
+from worker.cli.render import Cell, iso, status_cell
 from worker.cli.screen import Screen
 from worker.cli.session import control_plane, find_project
 from worker.database import projects
@@ -82,14 +82,21 @@ async def workflows(call: Invocation) -> int:
             await find_project(plane, slug)
         found = await projects.workflows(plane, slug)
     return _print(
-        screen, call, found, ("WORKFLOW", "TYPE", "ENABLED", "REF", "NEWEST RUN", "STATUS", "QUEUED"),
+        screen, call, found, ("WORKFLOW", "TYPE", "ENABLED", "REF", "NEWEST RUN", "STATUS", "QUEUED", "NEXT AT"),
         lambda row: (
             f"{row['project']}/{row['workflow']}", row["workflow_type"],
             "yes" if row["enabled"] else Cell("no", "yellow"),
             row["git_ref"] or "", row["newest_run"] or "", status_cell(row["newest_status"] or ""),
-            screen.look.moment(row["newest_created_at"], screen.now),
+            screen.look.moment(row["newest_created_at"], screen.now), _next_at(row),
         ),
     )  # fmt: skip
+
+
+def _next_at(row: Row) -> Cell | str:
+    """When the workflow is due next, or why its schedule queued no run when it was due last."""
+    if row["schedule_problem"]:
+        return Cell(row["schedule_problem"], "yellow")
+    return iso(row["next_at"]) if row["next_at"] else ""
 
 
 async def tools(call: Invocation) -> int:

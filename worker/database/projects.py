@@ -76,10 +76,11 @@ async def workflows(plane: ControlPlane, project: str | None) -> list[Row]:
     """The workflows with the newest run of each."""
     return await plane.rows(
         """select w.id as workflow_id, p.slug as project, w.workflow_type, w.name as workflow, w.description, w.enabled,
-               w.git_ref, w.git_commit,
+               w.git_ref, w.git_commit, o.next_at, o.schedule_problem,
                r.run as newest_run, r.status as newest_status, r.created_at as newest_created_at
            from ops.projects as p
            join ops.workflows as w on w.project_id = p.id
+           left join ops.workflow_overview() as o on o.workflow_id = w.id
            left join lateral (
                select p.slug || '#' || r.run_number as run, r.status, r.created_at from ops.runs as r
                where r.project_id = p.id and r.workflow_id = w.id order by r.run_number desc limit 1

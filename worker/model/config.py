@@ -125,6 +125,14 @@ class Retry(_Strict):
     delay_seconds: float = Field(10, ge=0, le=3600)
 
 
+class Schedule(_Strict):
+    """``schedule``: when the database queues a run. It checks the line and the name of the time zone."""
+
+    cron: Annotated[Text, Field(max_length=200)]
+    timezone: Word = "UTC"
+    catch_up: Literal["skip", "once"] = "skip"
+
+
 def _content_type(rule: ArtifactRule) -> ArtifactRule:
     if rule.content_type is not None and not _CONTENT_TYPE.fullmatch(rule.content_type):
         raise ValueError("expected a content_type such as text/plain")
@@ -175,6 +183,7 @@ class WorkflowConfig(Config):
     approval: bool = False
     on_newer: Literal["queue", "newest", "cancel_running"] = "queue"
     queue_timeout_seconds: int | None = Field(None, ge=1, le=31_536_000)
+    schedule: Annotated[list[Schedule], Field(max_length=20)] = []
     run_env: Annotated[list[Annotated[str, AfterValidator(_run_env_name)]], Field(max_length=100)] = []
 
 
@@ -264,6 +273,7 @@ _NESTED: dict[tuple[type[BaseModel] | None, object], type[BaseModel]] = {
     (None, "resources"): Resources,
     (None, "artifacts"): ArtifactRule,
     (None, "retry"): Retry,
+    (None, "schedule"): Schedule,
     (None, "services"): Service,
     (Service, "resources"): ContainerResources,
     (None, "tmpfs"): Tmpfs,

@@ -42,6 +42,8 @@ insert into cell values
         $$select from ops.project_overview() where project_id = '{project}'$$),
     ('{viewer,developer,admin,owner,service_role}',
         $$select from ops.worker_overview() where runs @> jsonb_build_array(jsonb_build_object('run_id', '{run}'))$$),
+    ('{viewer,developer,admin,owner,service_role}',
+        $$select from ops.workflow_overview() where workflow_id = '{workflow}'$$),
     ('{service_role}', 'select ops.health()'),
     ('{service_role}', $$select ops.sync_tools('[{"tool_name": "t", "version": "1", "docker_image": "x"}]')$$),
     ('{viewer,developer,admin,owner,service_role}',

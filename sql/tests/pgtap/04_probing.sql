@@ -27,6 +27,7 @@ insert into probe values
     ($$select ops.enqueue_run('{workflow}', '{}', 'nightly')$$),
     ($$select from ops.project_overview() where project_id = '{project}'$$),
     ($$select from ops.worker_overview() where runs @> jsonb_build_array(jsonb_build_object('run_id', '{run}'))$$),
+    ($$select from ops.workflow_overview() where workflow_id = '{workflow}'$$),
     ($$select ops.cancel_run('{run}')$$),
     ($$select ops.approve_run('{run}')$$),
     ($$select ops.reject_run('{run}')$$),
