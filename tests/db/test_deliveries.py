@@ -16,7 +16,8 @@ from structlog.testing import capture_logs
 
 from tests.db.test_outbox import COMMIT, waiting
 from tests.db.world import ENGINE, INSTANCE, WORKER, World, call, shift_clock
-from tests.support.receivers import DRIP, SILENCE, Certificate, Web, mail_server, new_certificate, web
+from tests.support.docker import until
+from tests.support.receivers import DRIP, SILENCE, SLOW, Certificate, Web, mail_server, new_certificate, web
 from worker.database.connection import open_pool
 from worker.database.queue import Queue
 from worker.model.claim import WorkerIdentity
@@ -151,9 +152,7 @@ async def test_a_receiver_that_never_answers_ends_at_the_limit_and_delays_no_oth
         notifier = await host.notifier(host.chat(receiver.url, "dead"), host.chat(other.url))
         await world.run_in("failed")
         delivering = asyncio.create_task(notifier.once())
-        async with asyncio.timeout(30):
-            while await waiting(world) != [("dead", "red")]:
-                await asyncio.sleep(0.01)
+        await until(lambda: other.requests)
         assert len(other.requests) == 1
         await asyncio.wait_for(delivering, 30)
     assert await host.last_error() == "the receiver took longer than 0.5 s"
@@ -277,15 +276,20 @@ async def test_a_worker_whose_destinations_are_unknown_registers_them_again(host
     assert await world.db.fetchval("select name from ops_private.destinations") == "chat"
 
 
-async def test_it_delivers_while_it_is_open_and_once_more_at_its_end(host: Host, world: World, receiver: Web) -> None:
+async def test_it_delivers_while_it_is_open_and_at_its_end_what_is_left(
+    host: Host, world: World, receiver: Web
+) -> None:
     notifier = await host.notifier(host.chat(receiver.url), poll=0.05)
     async with notifier.opened():
         await world.run_in("failed")
-        async with asyncio.timeout(30):
-            while not receiver.requests or await waiting(world):
-                await asyncio.sleep(0.01)
-    late = await host.notifier(host.chat(receiver.url), poll=600)
+        await until(lambda: receiver.requests)
+    receiver.answers = [SLOW]
+    await world.run_in("failed")
+    late = await host.notifier(host.chat(receiver.url), host.chat(f"{receiver.url}/other", "other"), poll=600, send=20)
     async with late.opened():
-        await asyncio.sleep(0.1)
+        await until(lambda: len(receiver.requests) == 2)
         await world.run_in("failed")
-    assert [request.body["text"].split()[1] for request in receiver.requests] == ["acme#1", "acme#2"]
+    assert await waiting(world) == []
+    told = [(request.path, request.body["text"].split()[1]) for request in receiver.requests]
+    assert told[:2] == [("/", "acme#1"), ("/", "acme#2")]
+    assert sorted(told[2:]) == [("/", "acme#3"), ("/other", "acme#3")]

@@ -24,6 +24,7 @@ from typing import Any
 import worker.__main__ as program
 from worker.artifacts.store import ArtifactStore
 from worker.cli import startup
+from worker.database.outbox import Outbox
 from worker.database.queue import Queue
 from worker.engine.containers import Container
 from worker.engine.engine import Engine
@@ -50,6 +51,7 @@ POINTS: dict[str, tuple[type, str, str]] = {
     "completed": (Queue, "complete", AFTER),
     "removed": (Container, "remove", AFTER),
     "alone": (Engine, "remove_beside", AFTER),
+    "sent": (Outbox, "settle", BEFORE),
 }
 
 

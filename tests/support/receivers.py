@@ -25,6 +25,9 @@ SILENCE = 0
 DRIP = -1
 """In place of a status: an answer of which a byte comes now and then, and which never ends."""
 
+SLOW = -2
+"""In place of a status: 200, a while later."""
+
 
 @dataclass(frozen=True)
 class Certificate:
@@ -85,6 +88,9 @@ class _Handler(BaseHTTPRequestHandler):
         if status == SILENCE:
             self.web.ending.wait()
             return
+        if status == SLOW:
+            status = 200
+            self.web.ending.wait(1)
         if status == DRIP:
             self.wfile.write(b"HTTP/1.1 200 OK\r\n")
             with suppress(OSError):

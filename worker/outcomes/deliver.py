@@ -72,18 +72,18 @@ class Notifier:
         self._timings = timings or TIMINGS
         self._busy: set[str] = set()
         self._more = anyio.Event()
+        self._closing = False
         self._threads = anyio.CapacityLimiter(len(self._destinations))
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
-        """Delivers while the block lasts, and once more behind it."""
+        """Delivers while the block lasts, and then what is due or under way, for a short time."""
         async with task_group() as tasks:
-            tasks.start_soon(self._deliver_for_ever)
+            tasks.start_soon(self._deliver_for_ever, tasks)
             yield
-            tasks.cancel_scope.cancel()
-        self._busy.clear()
-        with anyio.move_on_after(self._timings.last):
-            await self.once()
+            tasks.cancel_scope.deadline = anyio.current_time() + self._timings.last
+            self._closing = True
+            self._more.set()
 
     async def register(self) -> None:
         """Tells the control plane what is wanted. Raises ``Refused`` if this host may not deliver messages."""
@@ -94,16 +94,18 @@ class Notifier:
         async with task_group() as tasks:
             await self._take(tasks)
 
-    async def _deliver_for_ever(self) -> None:
-        async with task_group() as tasks:
-            while True:
-                self._more = anyio.Event()
-                try:
-                    await self._take(tasks)
-                except Exception as error:  # noqa: BLE001 - the edge of the loop: it must not end the worker
-                    log.warning("messages cannot be taken", error=str(error) or repr(error))
-                with anyio.move_on_after(self._timings.poll * random.uniform(0.75, 1.25)):  # noqa: S311 - jitter
-                    await self._more.wait()
+    async def _deliver_for_ever(self, tasks: TaskGroup) -> None:
+        """Ends when it is closing and nothing is due or under way."""
+        while True:
+            self._more = anyio.Event()
+            try:
+                await self._take(tasks)
+            except Exception as error:  # noqa: BLE001 - the edge of the loop: it must not end the worker
+                log.warning("messages cannot be taken", error=str(error) or repr(error))
+            if self._closing and not self._busy:
+                return
+            with anyio.move_on_after(self._timings.poll * random.uniform(0.75, 1.25)):  # noqa: S311 - jitter
+                await self._more.wait()
 
     async def _take(self, tasks: TaskGroup) -> None:
         """Takes what is due, and starts a task for each destination that has messages."""
@@ -119,32 +121,38 @@ class Notifier:
             tasks.start_soon(self._deliver_all, self._destinations[name], list(group))
 
     async def _deliver_all(self, destination: Destination, deliveries: Sequence[Delivery]) -> None:
-        """Delivers one after the other, in the order of the runs' changes."""
+        """Delivers one after the other, in the order of the runs' changes.
+
+        Only a destination that took all of them gets more before the next poll.
+        """
         until = time.monotonic() + self._timings.lease - self._timings.send
+        sent = True
         try:
             for delivery in sorted(deliveries, key=lambda it: it.created_at):
                 if time.monotonic() > until:  # the rest is due again when its lease ends
                     return
-                await self._deliver(destination, delivery)
-            self._more.set()
+                sent = await self._deliver(destination, delivery) and sent
         except Exception as error:  # noqa: BLE001 - the edge of a destination: its error must not end the loop
             log.warning("a message could not be settled", destination=destination.name, error=repr(error))
         finally:
             self._busy.discard(destination.name)
+            if sent or self._closing:
+                self._more.set()
 
-    async def _deliver(self, destination: Destination, delivery: Delivery) -> None:
-        """One attempt, and its report to the control plane."""
+    async def _deliver(self, destination: Destination, delivery: Delivery) -> bool:
+        """One attempt, and its report to the control plane; returns whether it was sent."""
         named = {"destination": destination.name, "delivery_id": delivery.delivery_id, "run": delivery.name}
         try:
             await self._send(destination, delivery)
         except NotSent as error:
             given_up = await self._outbox.settle(delivery.delivery_id, str(error), final=error.final)
             log.warning("message given up" if given_up else "message not sent", error=str(error), **named)
-            return
+            return False
         if await self._outbox.settle(delivery.delivery_id, None, final=False) is None:
             log.warning("a message was sent after its lease had ended, so it may be sent twice", **named)
         else:
             log.info("message sent", what=delivery.event, **named)
+        return True
 
     async def _send(self, destination: Destination, delivery: Delivery) -> None:
         """Sends within the time limit. Raises ``NotSent``."""
