@@ -102,6 +102,15 @@ def _header(value: str) -> str:
     return value
 
 
+def _collector(url: str | None) -> str | None:
+    if url is None:
+        return None
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("expected http://host:4318 or https://host/path")
+    return url if parts.path.strip("/") else parts._replace(path="/v1/traces").geturl()
+
+
 def _image_patterns(patterns: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(map(check_pattern, patterns))
 
@@ -123,6 +132,7 @@ SigningSecret = Annotated[SecretStr, AfterValidator(_secret)]
 PublicUrl = Annotated[str, AfterValidator(_public_url)]
 Networks = Annotated[Words, AfterValidator(_networks)]
 Header = Annotated[str, AfterValidator(_header)]
+Collector = Annotated[str | None, AfterValidator(_collector)]
 DockerHost = Annotated[str | None, AfterValidator(check_engine_address)]
 
 
@@ -220,6 +230,7 @@ class Settings(BaseSettings):
         "auto", "FORMAT", "console, json, or auto: console on a terminal"
     )
     metrics_address: Address = _setting(None, "HOST:PORT", "where /metrics is served; unset: nowhere")
+    traces_endpoint: Collector = _setting(None, "URL", "where traces of runs are sent (OTLP over HTTP); unset: nowhere")
 
     @classmethod
     def settings_customise_sources(

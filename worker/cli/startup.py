@@ -40,6 +40,7 @@ from worker.run.disk import Disk
 from worker.run.ports import RunContext
 from worker.run.pulls import PullLimits, Pulls
 from worker.run.secrets import SecretsFolder
+from worker.run.traces import Traces
 from worker.telemetry import Metrics, keep_systemd_informed, notify_systemd
 
 T = TypeVar("T")
@@ -73,7 +74,9 @@ async def _work(settings: Settings, dsn: str) -> None:
     store = await _store(settings)
     secrets = SecretsFolder(settings.secrets_dir)
     notifications = _notifications(settings)
+    traces = Traces.sent_to(settings.traces_endpoint, settings.worker_id, __version__)
     async with AsyncExitStack() as resources:
+        resources.callback(traces.close)
         engine = Engine(settings.docker_host, streams=settings.concurrency, metrics=metrics)
         resources.callback(engine.close)
         facts = await _wait_for("the container engine", engine.info, settings)
@@ -99,6 +102,7 @@ async def _work(settings: Settings, dsn: str) -> None:
             pulls=pulls,
             max_log_bytes=settings.max_log,
             secrets=secrets,
+            traces=traces,
         )
         disk = Disk(engine.local_folders(facts, settings.containerd_root), store.folder, settings.min_free_disk)
         await Daemon(context, queue, engine, metrics, _options(settings), disk).run()

@@ -36,6 +36,7 @@ from worker.run.quota import DiskQuota
 from worker.run.reporter import Reporter
 from worker.run.services import Services
 from worker.run.stopping import StopRequest
+from worker.run.traces import RUN, result_of
 
 
 class Run:
@@ -52,7 +53,8 @@ class Run:
         self._reporter = Reporter(context.queue, claim.run_id)
         self._calls = EngineRetry(self._log, self._reporter.text)
         self._stop = StopRequest()
-        self._preparation = Preparation(claim, context, self._reporter, self._calls, self._stop)
+        self._trace = context.traces.of(claim)
+        self._preparation = Preparation(claim, context, self._reporter, self._calls, self._stop, self._trace)
         self._scope = anyio.CancelScope()
         self._completing = False
 
@@ -87,6 +89,7 @@ class Run:
     async def _start(self) -> datetime:
         if self.claim.status == "claimed":
             await self._queue.start(self.claim.run_id)
+            self._trace.queued()
         return self.claim.started_at or datetime.now(UTC)
 
     async def _complete(self, outcome: Outcome, started_at: datetime) -> str:
@@ -107,6 +110,7 @@ class Run:
             error_message=outcome.message,
             duration_seconds=round(max(0.0, (datetime.now(UTC) - started_at).total_seconds()), 1),
         )
+        self._trace.ended(outcome, started_at)
         return status
 
     async def _remove(self) -> None:
@@ -137,10 +141,14 @@ class Run:
         """The container's life from its start on, with the log and the artifacts that it leaves."""
         self.quota.limit = terms.disk_bytes
         services = Services(self._engine, self.container_name, terms, self._reporter, self._calls, self._stop)
+        began = datetime.now(UTC)
         await services.start(container, terms.timeout_seconds, self._context.timings)
+        ready = datetime.now(UTC)
         started_now = False
         if not self._stop.requested.is_set():
             started_now = await self._calls(container.start)
+        if terms.services and (started_now or services.failure is not None):  # not again when the run is adopted
+            self._trace.task("services", began, ready, "success" if started_now else "failure")
         limits = LogLimits(self.claim.log_position, self._context.max_log_bytes, terms.output_bytes)
         journal = JournalReader(
             container, self._context, self._reporter, self.quota, self._calls, self.stop, limits, self._log
@@ -161,11 +169,15 @@ class Run:
         artifacts_error = None
         if terms.artifacts and state.started_at is not None:
             collection = ArtifactCollection(self.claim, self._context, self._reporter, self._calls, self._stop)
-            artifacts_error = await collection.run(container, state, terms, self.quota)
+            with self._trace.measured("artifacts"):
+                artifacts_error = await collection.run(container, state, terms, self.quota)
         facts = ExitFacts(
             self.quota.written, self.quota.left, artifacts_error, journal.engine_restarted, services.failure
         )
-        return decide(state, terms, facts, self._stop.reason)
+        outcome = decide(state, terms, facts, self._stop.reason)
+        if state.started_at is not None:
+            self._trace.task(RUN, state.started_at, state.finished_at or datetime.now(UTC), result_of(outcome))
+        return outcome
 
     async def _stop_on_request(self, container: RunContainer, timeout_seconds: float, *, started_now: bool) -> None:
         """Stops the container on request, or once it has run longer than it may, before an adoption included."""

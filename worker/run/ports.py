@@ -18,6 +18,7 @@ from worker.model.spec import ContainerSpec, HostPolicy
 from worker.model.volume import CacheVolume, ProjectVolume
 from worker.run.pulls import Pulls
 from worker.run.secrets import SecretsFolder
+from worker.run.traces import Traces
 
 
 class RunQueue(Protocol):
@@ -139,4 +140,5 @@ class RunContext:
     pulls: Pulls
     max_log_bytes: int
     secrets: SecretsFolder = field(default_factory=SecretsFolder)
+    traces: Traces = field(default_factory=Traces)
     timings: RunTimings = field(default_factory=lambda: TIMINGS)

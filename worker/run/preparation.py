@@ -36,6 +36,7 @@ from worker.run.reporter import Reporter
 from worker.run.secrets import changed_values
 from worker.run.services import run_network, service_container
 from worker.run.stopping import StopRequest
+from worker.run.traces import RunTrace
 
 S = TypeVar("S", bound=ContainerSpec)
 
@@ -58,8 +59,15 @@ class Preparation:
     """The container of one run, and the terms that it was made with."""
 
     def __init__(
-        self, claim: Claim, context: RunContext, reporter: Reporter, calls: EngineRetry, stop: StopRequest
+        self,
+        claim: Claim,
+        context: RunContext,
+        reporter: Reporter,
+        calls: EngineRetry,
+        stop: StopRequest,
+        trace: RunTrace,
     ) -> None:
+        self._trace = trace
         self._claim = claim
         self._context = context
         self._engine = context.engine
@@ -89,6 +97,7 @@ class Preparation:
         if self._claim.container_id is not None:  # made once in a run's life: one that is gone may have run
             raise container_gone()
         spec = resolve(self._claim, self._context.policy)
+        spec = replace(spec, env={**spec.env, **self._trace.environment})
         secrets = {secret.name: secret for secret in await self._read_secrets(_secrets_of(spec.terms))}
         image = await self._image(spec.image)
         spec = await self._with_volumes(spec)
@@ -140,7 +149,8 @@ class Preparation:
 
         pulled = None
         async with cancel_on(self._stop.requested):
-            pulled = await self._context.pulls.pull(reference, report)
+            with self._trace.measured("pull", **{"ops.image": reference}):
+                pulled = await self._context.pulls.pull(reference, report)
         if pulled is None:
             raise RunFailure(Reason.CANCELED, "canceled before its container was created")
         size, seconds = pulled.progress.received, round(pulled.seconds, 1)

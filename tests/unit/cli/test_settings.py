@@ -38,7 +38,7 @@ def test_nothing_set_is_the_defaults() -> None:
     assert settings.worker_id == socket.gethostname()
     assert (settings.concurrency, settings.lease, settings.poll_interval, settings.stop_grace) == (2, 300, 5.0, 10.0)
     unset = (settings.database_url, settings.docker_host, settings.drain_timeout, settings.metrics_address)
-    assert unset == (None,) * 4
+    assert (*unset, settings.traces_endpoint) == (None,) * 5
     assert (settings.allowed_images, settings.allowed_networks, settings.labels) == (("*",), ("bridge", "none"), ())
     assert settings.artifact_store == "file:///var/lib/ops-worker/artifacts"
     assert not settings.until_idle
@@ -73,6 +73,8 @@ def test_nothing_set_is_the_defaults() -> None:
         ("user_header", "Remote-User", "Remote-User"),
         ("users_file", "/etc/users", Path("/etc/users")), ("jwt_secret", "x" * 32, pydantic.SecretStr("x" * 32)),
         ("metrics_address", ":9464", ("0.0.0.0", 9464)),  # noqa: S104 - only read
+        ("traces_endpoint", "http://collector:4318", "http://collector:4318/v1/traces"),
+        ("traces_endpoint", "https://collector/otlp", "https://collector/otlp"),
     ],
 )  # fmt: skip
 def test_each_setting_is_a_flag_a_variable_and_a_line_of_a_file(
@@ -134,6 +136,7 @@ def test_other_settings_of_the_policy_follow_their_flags() -> None:
         ("user_header", "Cookie", "expected the name of a header such as X-Forwarded-User, got 'Cookie'"),
         ("metrics_address", "9464", "expected host:port, such as 127.0.0.1:9464, got '9464'"),
         ("metrics_address", "localhost:99999", "expected host:port, such as 127.0.0.1:9464, got 'localhost:99999'"),
+        ("traces_endpoint", "collector:4318", "expected http://host:4318 or https://host/path, got 'collector:4318'"),
         ("database_url", "mysql://u:hunter22@h/db", "expected postgresql://user:password@host/database"),
         ("database_url", "postgresql://u:hunter22@h:0/db", "expected a port from 1 to 65535"),
         ("database_url", "postgresql://u:1?hunter22@h/db", "expected name=value behind the question mark"),
