@@ -1841,6 +1841,34 @@ CREATE FUNCTION ops.worker_overview() RETURNS TABLE(worker_id text, alive boolea
     FROM ops_private.worker_overview() w(worker_id, alive, version, labels, started_at, expires_at, db_role, runs, disk_free, disk_total, drained_at, drained_by, drain_reason);
 END;
 
+CREATE FUNCTION ops_private.workflow_overview() RETURNS TABLE(workflow_id uuid, project_id uuid, next_at timestamp with time zone, schedule_problem text)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_projects constant uuid[] := ops_private.visible_projects();
+begin
+    return query
+        select w.id, w.project_id, min(s.next_at) filter (where w.enabled and p.status = 'active'), max(s.problem)
+        from ops.workflows as w
+        join ops.projects as p on p.id = w.project_id
+        left join ops_private.schedules as s on s.workflow_id = w.id
+        where w.project_id = any (v_projects)
+        group by w.id, p.id;
+end
+$$;
+
+CREATE FUNCTION ops.workflow_overview() RETURNS TABLE(workflow_id uuid, project_id uuid, next_at timestamp with time zone, schedule_problem text)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    BEGIN ATOMIC
+ SELECT w.workflow_id,
+     w.project_id,
+     w.next_at,
+     w.schedule_problem
+    FROM ops_private.workflow_overview() w(workflow_id, project_id, next_at, schedule_problem);
+END;
+
 CREATE FUNCTION ops_private.actor() RETURNS text
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -2088,6 +2116,28 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.bad_cron(p_cron text) RETURNS text
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_wrong text;
+begin
+    if length(p_cron) > 200 or (select count(*) from regexp_split_to_table(btrim(p_cron), '\s+')) <> 5 then
+        return 'expected five fields: minute, hour, day of month, month, day of week';
+    end if;
+    select format(
+        '%s: expected numbers from %s to %s, as a list, a range or steps, got "%s"', f.name, f.lowest,
+        case f.name when 'day of week' then 7 else f.highest end, left(f.field, 60))
+    into v_wrong
+    from ops_private.cron_fields(p_cron) as f where f.field_values is null limit 1;
+    if v_wrong is null and ops_private.next_time(p_cron, 'UTC', ops_private.current_time()) is null then
+        return 'expected a day that exists';
+    end if;
+    return v_wrong;
+end
+$$;
+
 CREATE FUNCTION ops_private.bad_destination(p_destination jsonb) RETURNS text
     LANGUAGE plpgsql IMMUTABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -2210,6 +2260,42 @@ begin
             and coalesce(p_retry -> 'delay_seconds', '10') between '0' and '3600') then
             'retry.delay_seconds: expected a number from 0 to 3600'
     end;
+end
+$$;
+
+CREATE FUNCTION ops_private.bad_schedule(p_schedule jsonb) RETURNS text
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_entry record;
+    v_wrong text;
+begin
+    if jsonb_typeof(p_schedule) <> 'array' then
+        return 'schedule: expected a list';
+    elsif jsonb_array_length(p_schedule) > 20 then
+        return 'schedule: expected at most 20 entries';
+    end if;
+    for v_entry in
+        select e.line, e.place - 1 as place from jsonb_array_elements(p_schedule) with ordinality as e (line, place)
+    loop
+        v_wrong := case
+            when jsonb_typeof(v_entry.line) <> 'object'
+                or v_entry.line - '{cron,timezone,catch_up}'::text[] <> '{}' then
+                ': expected cron, timezone and catch_up'
+            when jsonb_typeof(v_entry.line -> 'cron') is distinct from 'string' then '.cron: expected a text'
+            when v_entry.line ? 'catch_up' and (v_entry.line ->> 'catch_up' in ('skip', 'once')) is not true then
+                '.catch_up: expected one of skip, once'
+            when v_entry.line ? 'timezone' and not exists (
+                select from pg_timezone_names as z
+                where z.name = v_entry.line ->> 'timezone' and jsonb_typeof(v_entry.line -> 'timezone') = 'string') then
+                '.timezone: expected a name such as Europe/Brussels'
+            else '.cron, ' || ops_private.bad_cron(v_entry.line ->> 'cron') end;
+        if v_wrong is not null then
+            return format('schedule.%s%s', v_entry.place, v_wrong);
+        end if;
+    end loop;
+    return null;
 end
 $$;
 
@@ -2661,6 +2747,62 @@ begin
 end
 $_$;
 
+CREATE FUNCTION ops_private.cron_field(p_field text, p_least integer, p_most integer, p_names text[]) RETURNS integer[]
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$
+declare
+    v_top constant integer := case when p_names[1] = 'sun' then 7 else p_most end;
+    v_values integer[] := '{}'::integer[];
+    v_part text;
+    v_found text[];
+    v_ends integer[];
+    v_step integer;
+begin
+    foreach v_part in array string_to_array(lower(p_field), ',') loop
+        v_found := regexp_match(
+            v_part, '^(?:(\*)|([a-z]{3}|[0-9]{1,2})(?:-([a-z]{3}|[0-9]{1,2}))?)(?:/([0-9]{1,2}))?$');
+        v_ends := array(
+            select case when e.text ~ '^[0-9]' then e.text::integer
+                else array_position(p_names, e.text) - 1 + p_least end
+            from unnest(v_found[2:3]) with ordinality as e (text, place) order by e.place);
+        v_step := coalesce(v_found[4]::integer, 1);
+        v_ends := case
+            when v_found[1] is not null then array[p_least, p_most]
+            when v_found[3] is not null then v_ends
+            when v_found[4] is not null then array[v_ends[1], v_top]
+            else array[v_ends[1], v_ends[1]] end;
+        if (v_step > 0 and p_least <= v_ends[1] and v_ends[1] <= v_ends[2] and v_ends[2] <= v_top) is not true then
+            return null;
+        end if;
+        v_values := v_values || array(select generate_series(v_ends[1], v_ends[2], v_step));
+    end loop;
+    return array(
+        select distinct case when v_top > p_most and v.value = v_top then 0 else v.value end as value
+        from unnest(v_values) as v (value) order by value);
+end
+$_$;
+
+CREATE FUNCTION ops_private.cron_fields(p_cron text) RETURNS TABLE(name text, field text, lowest integer, highest integer, field_values integer[])
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_months constant text[] := '{jan,feb,mar,apr,may,jun,jul,aug,sep,oct,nov,dec}'::text[];
+    v_days constant text[] := '{sun,mon,tue,wed,thu,fri,sat}'::text[];
+begin
+    return query
+        select f.name, p.field, f.lowest, f.highest,
+            ops_private.cron_field(p.field, f.lowest, f.highest, f.names)
+        from (values
+            (1, 'minute', 0, 59, '{}'::text[]), (2, 'hour', 0, 23, '{}'), (3, 'day of month', 1, 31, '{}'),
+            (4, 'month', 1, 12, v_months), (5, 'day of week', 0, 6, v_days)
+        ) as f (place, name, lowest, highest, names)
+        left join regexp_split_to_table(btrim(p_cron), '\s+') with ordinality as p (field, place) on p.place = f.place
+        order by f.place;
+end
+$$;
+
 CREATE FUNCTION ops_private."current_time"() RETURNS timestamp with time zone
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -3087,6 +3229,106 @@ begin
 end
 $$;
 
+CREATE TABLE ops_private.schedules (
+    workflow_id uuid NOT NULL,
+    place integer NOT NULL,
+    cron text NOT NULL,
+    timezone text NOT NULL,
+    catch_up text NOT NULL,
+    next_at timestamp with time zone,
+    problem text
+);
+
+COMMENT ON COLUMN ops_private.schedules.problem IS 'Why the line queued no run when it was due last; null if it did.';
+
+CREATE FUNCTION ops_private.fire_schedule(p_line ops_private.schedules, p_project_id uuid) RETURNS integer
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_now constant timestamptz := ops_private.current_time();
+    v_oldest constant timestamptz := v_now - interval '10 minutes';
+    v_at constant timestamptz := case
+        when p_line.catch_up = 'once' or p_line.next_at >= v_oldest then p_line.next_at
+        else ops_private.next_time(p_line.cron, p_line.timezone, v_oldest) end;
+    v_refusal jsonb;
+    v_problem text;
+    v_queued integer := 0;
+begin
+    if v_at <= v_now then
+        v_refusal := ops_private.check_workflow(p_line.workflow_id);
+        v_problem := v_refusal ->> 'error';
+    end if;
+    if v_at <= v_now and v_refusal is null then
+        begin
+            insert into ops.runs (project_id, workflow_id, metadata, idempotency_key)
+            values (p_project_id, p_line.workflow_id,
+                jsonb_build_object('scheduled_for', to_char(v_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')),
+                format('schedule:%s:%s:%s', p_line.workflow_id, p_line.place, extract(epoch from v_at)::bigint))
+            on conflict (idempotency_key) do nothing;
+            get diagnostics v_queued = row_count;
+        exception
+            when check_violation or sqlstate 'OPS04' then v_problem := left(sqlerrm, 1000);
+        end;
+    end if;
+    update ops_private.schedules as s
+    set next_at = ops_private.next_time(s.cron, s.timezone, v_now), problem = v_problem
+    where s.workflow_id = p_line.workflow_id and s.place = p_line.place;
+    return v_queued;
+end
+$$;
+
+CREATE FUNCTION ops_private.fire_schedules() RETURNS integer
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_due record;
+    v_line ops_private.schedules;
+    v_queued integer := 0;
+begin
+    for v_due in
+        select s.workflow_id, s.place, w.project_id
+        from ops_private.schedules as s
+        join ops.workflows as w on w.id = s.workflow_id
+        where s.next_at <= (select ops_private.current_time())
+        order by s.next_at, s.workflow_id, s.place limit 100
+    loop
+        continue when not ops_private.lock_queue_at_once(v_due.project_id);
+        perform from ops.workflows as w where w.id = v_due.workflow_id for key share skip locked;
+        continue when not found;
+        select s.* into v_line from ops_private.schedules as s
+        where s.workflow_id = v_due.workflow_id and s.place = v_due.place
+            and s.next_at <= ops_private.current_time()
+        for update skip locked;
+        if found then
+            v_queued := v_queued + ops_private.fire_schedule(v_line, v_due.project_id);
+        end if;
+    end loop;
+    return v_queued;
+end
+$$;
+
+CREATE FUNCTION ops_private.first_instant(p_local timestamp without time zone, p_timezone text) RETURNS timestamp with time zone
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_at constant timestamptz := p_local at time zone p_timezone;
+begin
+    if v_at at time zone p_timezone = p_local then  -- of two instants PostgreSQL gives the second
+        return (
+            select min(v_at - n * interval '15 minutes') from generate_series(0, 12) as n
+            where (v_at - n * interval '15 minutes') at time zone p_timezone = p_local);
+    end if;
+    return (
+        select min(l.shown at time zone p_timezone)
+        from generate_series(1, 1500) as n
+        cross join lateral (select p_local + n * interval '1 minute' as shown) as l
+        where (l.shown at time zone p_timezone) at time zone p_timezone = l.shown);
+end
+$$;
+
 CREATE FUNCTION ops_private.first_run_id(p_time timestamp with time zone) RETURNS uuid
     LANGUAGE plpgsql IMMUTABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -3443,12 +3685,7 @@ begin
     if p_wait then
         return ops_private.lock_queue_briefly(v_project_id);
     end if;
-    perform from ops.projects as p where p.id = v_project_id for key share skip locked;
-    if not found then
-        return false;
-    end if;
-    perform from ops_private.run_counters as c where c.project_id = v_project_id for update skip locked;
-    return found;
+    return ops_private.lock_queue_at_once(v_project_id);
 end
 $$;
 
@@ -3489,6 +3726,24 @@ begin
         returning c.last into v_last;
     end if;
     return v_last;
+end
+$$;
+
+CREATE FUNCTION ops_private.lock_queue_at_once(p_project_id uuid) RETURNS boolean
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    perform from ops.projects as p where p.id = p_project_id for key share skip locked;
+    if not found then
+        return false;
+    end if;
+    perform from ops_private.run_counters as c where c.project_id = p_project_id for update skip locked;
+    if found then
+        return true;
+    end if;
+    return not exists (select from ops_private.run_counters as c where c.project_id = p_project_id)
+        and ops_private.lock_queue_briefly(p_project_id);
 end
 $$;
 
@@ -3659,6 +3914,64 @@ begin
         where not lane.is_limited or ops_private.has_room(lane.project_id)
         limit 1
     );
+end
+$$;
+
+CREATE FUNCTION ops_private.next_time(p_cron text, p_timezone text, p_after timestamp with time zone) RETURNS timestamp with time zone
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_fields text[];
+    v_minutes integer[];
+    v_hours integer[];
+    v_days integer[];
+    v_months integer[];
+    v_weekdays integer[];
+    v_now constant timestamp := p_after at time zone p_timezone;
+    v_day timestamp;
+    v_local timestamp;
+    v_next timestamptz;
+begin
+    select array_agg(f.field),
+        max(f.field_values) filter (where f.name = 'minute'), max(f.field_values) filter (where f.name = 'hour'),
+        max(f.field_values) filter (where f.name = 'day of month'), max(f.field_values) filter (where f.name = 'month'),
+        max(f.field_values) filter (where f.name = 'day of week')
+    into v_fields, v_minutes, v_hours, v_days, v_months, v_weekdays
+    from ops_private.cron_fields(p_cron) as f;
+    for v_day in
+        select d.day from generate_series(date_trunc('day', v_now), v_now + interval '10 years', '1 day') as d (day)
+        where extract(month from d.day) = any (v_months) and case
+            when v_fields[3] like '*%' or v_fields[5] like '*%' then
+                extract(day from d.day) = any (v_days) and extract(dow from d.day) = any (v_weekdays)
+            else extract(day from d.day) = any (v_days) or extract(dow from d.day) = any (v_weekdays) end
+    loop
+        if v_fields[1] like '*%' or v_fields[2] like '*%' then  -- by elapsed time
+            select min(i.instant) into v_next
+            from generate_series(
+                (v_day - interval '2 hours') at time zone p_timezone,
+                (v_day + interval '26 hours') at time zone p_timezone, '1 minute') as i (instant)
+            cross join lateral (select i.instant at time zone p_timezone as shown) as l
+            where i.instant > p_after and date_trunc('day', l.shown) = v_day
+                and extract(hour from l.shown) = any (v_hours) and extract(minute from l.shown) = any (v_minutes);
+            if v_next is not null then
+                return v_next;
+            end if;
+            continue;
+        end if;
+        for v_local in
+            select v_day + make_interval(hours => h.hour, mins => m.minute)
+            from unnest(v_hours) as h (hour) cross join unnest(v_minutes) as m (minute)
+            where v_day + make_interval(hours => h.hour, mins => m.minute) > v_now - interval '26 hours'
+            order by 1
+        loop
+            v_next := ops_private.first_instant(v_local, p_timezone);
+            if v_next > p_after then
+                return v_next;
+            end if;
+        end loop;
+    end loop;
+    return null;
 end
 $$;
 
@@ -4342,7 +4655,7 @@ CREATE FUNCTION ops_private.reserved_keys() RETURNS text[]
 begin
     return array[
         'approval', 'artifacts', 'cache', 'command', 'concurrency_key', 'labels', 'network', 'on_newer', 'priority',
-        'queue_timeout_seconds', 'read_only', 'resources', 'retry', 'run_env', 'secrets', 'services', 'then',
+        'queue_timeout_seconds', 'read_only', 'resources', 'retry', 'run_env', 'schedule', 'secrets', 'services', 'then',
         'timeout_seconds', 'tool', 'user', 'version', 'volumes'];
 end
 $$;
@@ -4522,6 +4835,32 @@ begin
     end if;
     perform ops_private.reopen_log(new.run_id, new.project_id, new.seq);
     return new;
+end
+$$;
+
+CREATE FUNCTION ops_private.set_schedules() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_schedule constant jsonb := coalesce(new.config -> 'schedule', '[]');
+    v_wrong constant text := ops_private.bad_schedule(v_schedule);
+begin
+    if v_wrong is not null then
+        raise exception 'workflow config, %', v_wrong using errcode = 'check_violation';
+    end if;
+    delete from ops_private.schedules as s
+    where s.workflow_id = new.id and s.place >= jsonb_array_length(v_schedule);
+    insert into ops_private.schedules as s (workflow_id, place, cron, timezone, catch_up, next_at)
+    select new.id, e.place - 1, e.line ->> 'cron', z.name, coalesce(e.line ->> 'catch_up', 'skip'),
+        ops_private.next_time(e.line ->> 'cron', z.name, ops_private.current_time())
+    from jsonb_array_elements(v_schedule) with ordinality as e (line, place)
+    cross join lateral (select coalesce(e.line ->> 'timezone', 'UTC') as name) as z
+    on conflict (workflow_id, place) do update
+    set cron = excluded.cron, timezone = excluded.timezone, catch_up = excluded.catch_up, problem = null,
+        next_at = case
+            when (s.cron, s.timezone) = (excluded.cron, excluded.timezone) then s.next_at else excluded.next_at end;
+    return null;
 end
 $$;
 
@@ -4754,7 +5093,7 @@ begin
         update ops.runs as r set scheduled_at = null from due where r.id = due.id returning r.id
     )
     select count(*) into v_woken from woken;
-    return v_woken;
+    return v_woken + ops_private.fire_schedules();
 end
 $$;
 
@@ -5368,6 +5707,9 @@ ALTER TABLE ONLY ops_private.run_requests
 ALTER TABLE ONLY ops_private.run_summaries
     ADD CONSTRAINT run_summaries_pkey PRIMARY KEY (run_id);
 
+ALTER TABLE ONLY ops_private.schedules
+    ADD CONSTRAINT schedules_pkey PRIMARY KEY (workflow_id, place);
+
 ALTER TABLE ONLY ops_private.turns
     ADD CONSTRAINT turns_pkey PRIMARY KEY (project_id);
 
@@ -5407,6 +5749,8 @@ CREATE INDEX queued_wanted_idx ON ops_private.queued USING btree (wanted_until) 
 
 CREATE INDEX run_fingerprints_fingerprint_idx ON ops_private.run_fingerprints USING btree (fingerprint, created_at, project_id, run_id);
 
+CREATE INDEX schedules_next_idx ON ops_private.schedules USING btree (next_at);
+
 ALTER INDEX ops.run_logs_pkey ATTACH PARTITION ops_private.run_logs_other_pkey;
 
 CREATE TRIGGER check_changed_triggers AFTER UPDATE OF config, name, workflow_type ON ops.workflows FOR EACH ROW WHEN (((old.config ? 'approval'::text) OR (new.config ?| '{then,approval,on_newer,queue_timeout_seconds}'::text[]))) EXECUTE FUNCTION ops_private.check_triggers();
@@ -5435,6 +5779,8 @@ CREATE TRIGGER record_fingerprints AFTER UPDATE OF status ON ops.runs FOR EACH R
 
 CREATE TRIGGER record_run_change AFTER UPDATE OF status, scheduled_at, cancel_requested_at, created_at, priority, labels, concurrency_key, approval, wanted_until ON ops.runs FOR EACH ROW EXECUTE FUNCTION ops_private.record_run_change();
 
+CREATE TRIGGER set_changed_schedules AFTER UPDATE OF config ON ops.workflows FOR EACH ROW WHEN (((old.config -> 'schedule'::text) IS DISTINCT FROM (new.config -> 'schedule'::text))) EXECUTE FUNCTION ops_private.set_schedules();
+
 CREATE TRIGGER set_giver BEFORE INSERT OR UPDATE OF role ON ops.project_memberships FOR EACH ROW EXECUTE FUNCTION ops_private.set_giver();
 
 CREATE TRIGGER set_project_of_run BEFORE INSERT OR UPDATE OF run_id, project_id ON ops.run_artifacts FOR EACH ROW EXECUTE FUNCTION ops_private.set_project_of_run();
@@ -5444,6 +5790,8 @@ CREATE TRIGGER set_project_of_run BEFORE INSERT ON ops.run_events FOR EACH ROW W
 CREATE TRIGGER set_run_of_changed_line BEFORE UPDATE OF run_id, project_id, seq, message ON ops.run_logs FOR EACH ROW EXECUTE FUNCTION ops_private.set_run_of_line();
 
 CREATE TRIGGER set_run_of_line BEFORE INSERT ON ops.run_logs FOR EACH ROW WHEN ((current_setting('ops.appending'::text, true) IS DISTINCT FROM 'on'::text)) EXECUTE FUNCTION ops_private.set_run_of_line();
+
+CREATE TRIGGER set_schedules AFTER INSERT ON ops.workflows FOR EACH ROW WHEN ((new.config ? 'schedule'::text)) EXECUTE FUNCTION ops_private.set_schedules();
 
 CREATE TRIGGER tell_change AFTER UPDATE OF status ON ops.runs FOR EACH ROW WHEN (((new.status <> old.status) AND (new.status = ANY (ARRAY['running'::text, 'succeeded'::text, 'failed'::text, 'canceled'::text])))) EXECUTE FUNCTION ops_private.tell_change();
 
@@ -5518,6 +5866,9 @@ ALTER TABLE ONLY ops_private.run_requests
 
 ALTER TABLE ONLY ops_private.run_summaries
     ADD CONSTRAINT run_summaries_run_id_fkey FOREIGN KEY (run_id) REFERENCES ops.runs(id) ON DELETE CASCADE;
+
+ALTER TABLE ONLY ops_private.schedules
+    ADD CONSTRAINT schedules_workflow_id_fkey FOREIGN KEY (workflow_id) REFERENCES ops.workflows(id) ON DELETE CASCADE;
 
 ALTER TABLE ONLY ops_private.turns
     ADD CONSTRAINT turns_project_id_fkey FOREIGN KEY (project_id) REFERENCES ops.projects(id) ON DELETE CASCADE;
@@ -5877,6 +6228,14 @@ REVOKE ALL ON FUNCTION ops.worker_overview() FROM PUBLIC;
 GRANT ALL ON FUNCTION ops.worker_overview() TO authenticated;
 GRANT ALL ON FUNCTION ops.worker_overview() TO service_role;
 
+REVOKE ALL ON FUNCTION ops_private.workflow_overview() FROM PUBLIC;
+GRANT ALL ON FUNCTION ops_private.workflow_overview() TO authenticated;
+GRANT ALL ON FUNCTION ops_private.workflow_overview() TO service_role;
+
+REVOKE ALL ON FUNCTION ops.workflow_overview() FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.workflow_overview() TO authenticated;
+GRANT ALL ON FUNCTION ops.workflow_overview() TO service_role;
+
 REVOKE ALL ON FUNCTION ops_private.actor() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.add_event(p_run_id uuid, p_event_type text, p_message text, p_payload jsonb) FROM PUBLIC;
@@ -5919,6 +6278,8 @@ REVOKE ALL ON FUNCTION ops_private.bad_chain(p_workflow ops.workflows) FROM PUBL
 
 REVOKE ALL ON FUNCTION ops_private.bad_config(p_config jsonb) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.bad_cron(p_cron text) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.bad_destination(p_destination jsonb) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.bad_document(p_name text, p_document jsonb) FROM PUBLIC;
@@ -5930,6 +6291,8 @@ REVOKE ALL ON FUNCTION ops_private.bad_name(p_name text, p_found uuid[]) FROM PU
 REVOKE ALL ON FUNCTION ops_private.bad_request(p_metadata jsonb, p_idempotency_key text, p_scheduled_at timestamp with time zone) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.bad_retry(p_retry jsonb) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.bad_schedule(p_schedule jsonb) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.bad_tests(p_tests jsonb) FROM PUBLIC;
 
@@ -5971,6 +6334,10 @@ REVOKE ALL ON FUNCTION ops_private.count_runs() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.create_worker(p_name text, p_password text) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.cron_field(p_field text, p_least integer, p_most integer, p_names text[]) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.cron_fields(p_cron text) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private."current_time"() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.database_identity() FROM PUBLIC;
@@ -6005,6 +6372,12 @@ REVOKE ALL ON FUNCTION ops_private.fingerprint() FROM PUBLIC;
 REVOKE ALL ON FUNCTION ops_private.fingerprint_of(p_kind text, p_message text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.fingerprints_of(p_run_id uuid, p_projects uuid[]) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.fire_schedule(p_line ops_private.schedules, p_project_id uuid) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.fire_schedules() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.first_instant(p_local timestamp without time zone, p_timezone text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.first_run_id(p_time timestamp with time zone) FROM PUBLIC;
 
@@ -6057,6 +6430,8 @@ REVOKE ALL ON FUNCTION ops_private.lock_log(p_run_id uuid, p_project_id uuid) FR
 
 REVOKE ALL ON FUNCTION ops_private.lock_queue(p_project_id uuid) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.lock_queue_at_once(p_project_id uuid) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.lock_queue_briefly(p_project_id uuid) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.log_is_old(p_run_id uuid, p_finished_at timestamp with time zone, p_before timestamp with time zone) FROM PUBLIC;
@@ -6080,6 +6455,8 @@ GRANT ALL ON FUNCTION ops_private.my_projects(p_role text) TO service_role;
 REVOKE ALL ON FUNCTION ops_private.names_of(p_workflow_ids uuid[]) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.next_run(p_labels text[], p_blocked uuid[]) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.next_time(p_cron text, p_timezone text, p_after timestamp with time zone) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.next_workflows(p_workflow ops.workflows) FROM PUBLIC;
 
@@ -6162,6 +6539,8 @@ REVOKE ALL ON FUNCTION ops_private.set_giver() FROM PUBLIC;
 REVOKE ALL ON FUNCTION ops_private.set_project_of_run() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.set_run_of_line() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.set_schedules() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.source_of(p_run ops.runs, p_workflow ops.workflows) FROM PUBLIC;
 
