@@ -209,6 +209,7 @@ export type Database = {
             parent_run_id: string | null;
             priority: number;
             project_id: string;
+            ready_at: string | null;
             reason: string | null;
             retry_of: string | null;
             run_number: number;
@@ -217,6 +218,7 @@ export type Database = {
             status: string;
             tests: Json | null;
             updated_at: string;
+            url: string | null;
             wanted_until: string | null;
             warnings: number;
             workflow_id: string;
@@ -271,6 +273,7 @@ export type Database = {
           parent_run_id: string | null;
           priority: number;
           project_id: string;
+          ready_at: string | null;
           reason: string | null;
           retry_of: string | null;
           run_number: number;
@@ -279,6 +282,7 @@ export type Database = {
           status: string;
           tests: Json | null;
           updated_at: string;
+          url: string | null;
           wanted_until: string | null;
           warnings: number;
           workflow_id: string;
@@ -318,6 +322,7 @@ export type Database = {
           parent_run_id?: string | null;
           priority?: number;
           project_id: string;
+          ready_at?: string | null;
           reason?: string | null;
           retry_of?: string | null;
           run_number: number;
@@ -326,6 +331,7 @@ export type Database = {
           status?: string;
           tests?: Json | null;
           updated_at?: string;
+          url?: string | null;
           wanted_until?: string | null;
           warnings?: number;
           workflow_id: string;
@@ -353,6 +359,7 @@ export type Database = {
           parent_run_id?: string | null;
           priority?: number;
           project_id?: string;
+          ready_at?: string | null;
           reason?: string | null;
           retry_of?: string | null;
           run_number?: number;
@@ -361,6 +368,7 @@ export type Database = {
           status?: string;
           tests?: Json | null;
           updated_at?: string;
+          url?: string | null;
           wanted_until?: string | null;
           warnings?: number;
           workflow_id?: string;
@@ -669,6 +677,10 @@ export type Database = {
         Args: { p_fingerprint?: string; p_known?: boolean; p_note?: string; p_run_id: string };
         Returns: Json;
       };
+      mark_ready: {
+        Args: { p_instance_id: string; p_run_id: string; p_url: string; p_worker_id: string };
+        Returns: Json;
+      };
       pause_project: { Args: { p_project_id: string; p_reason?: string }; Returns: Json };
       pause_queue: { Args: { p_reason?: string }; Returns: Json };
       project_overview: {
@@ -793,6 +805,7 @@ export type Database = {
           parent_run_id: string | null;
           priority: number;
           project_id: string;
+          ready_at: string | null;
           reason: string | null;
           retry_of: string | null;
           run_number: number;
@@ -801,6 +814,7 @@ export type Database = {
           status: string;
           tests: Json | null;
           updated_at: string;
+          url: string | null;
           wanted_until: string | null;
           warnings: number;
           workflow_id: string;

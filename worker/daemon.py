@@ -24,7 +24,7 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup
 
-from worker.concurrency import retrying, task_group
+from worker.concurrency import cancel_on, retrying, task_group
 from worker.database.connection import is_transient
 from worker.database.queue import Queue
 from worker.engine.engine import Engine
@@ -60,9 +60,13 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class DaemonOptions:
-    """How much the daemon does at once, and what the operator set, in seconds."""
+    """How much the daemon does at once, and what the operator set, in seconds.
+
+    ``concurrency`` bounds the runs that end by themselves, ``max_served`` the served ones.
+    """
 
     concurrency: int
+    max_served: int
     until_idle: bool
     lease: float
     poll: float
@@ -89,6 +93,10 @@ class Roster:
         self.changed = anyio.Event()
         """Set when the claim loop has something to look at."""
         self._crashes: Counter[uuid.UUID] = Counter()
+
+    def count(self, *, served: bool) -> int:
+        """How many of the runs are served, or are not."""
+        return sum(run.served is served for run in self.running.values())
 
     def add_orphans(self, run_ids: Iterable[uuid.UUID]) -> None:
         """Adds runs that no task of this process works on, without those that it has given up."""
@@ -120,6 +128,7 @@ class Daemon:
         self._disk = disk
         self._guard = DiskGuard(disk, engine, self._roster.running)
         self._draining = anyio.Event()
+        self._drained = anyio.Event()
         self._claiming = anyio.CancelScope()
 
     async def run(self) -> None:
@@ -145,7 +154,7 @@ class Daemon:
             found = NextRun(None, waiting=True)
             with anyio.CancelScope() as self._claiming:
                 await self._adopt_orphans(runs)
-                if len(self._roster.running) < self._options.concurrency and self._has_room():
+                if self._roster.count(served=False) < self._options.concurrency and self._has_room():
                     found = await self._claim()
             if found.claim is not None:
                 log.info("run claimed", **found.claim.named)
@@ -184,7 +193,7 @@ class Daemon:
     async def _claim(self) -> NextRun:
         """The next run, if there is one and the worker is not draining; else whether one may become due."""
         try:
-            found = await self._queue.claim()
+            found = await self._queue.claim(served=self._roster.count(served=True) < self._options.max_served)
         except Refused as error:
             log.warning("claim refused", error=str(error), code=error.code)
             return NextRun(None, waiting=True)
@@ -210,6 +219,7 @@ class Daemon:
         if claim.cancel_requested:
             run.stop(Stop.CANCEL)
         self._show_status()
+        self._detach_from_served()
         runs.start_soon(self._execute, run, name=f"run {claim.run_id}")
 
     async def _execute(self, run: Run) -> None:
@@ -230,6 +240,7 @@ class Daemon:
             self._metrics.finished(workflow_type, status, active=len(self._roster.running), seconds=seconds)
             self._show_status()
             self._wake_up()
+            self._detach_from_served()
 
     # --- beside the runs --------------------------------------------------------------------------------------------
 
@@ -266,16 +277,26 @@ class Daemon:
     # --- stopping ---------------------------------------------------------------------------------------------------
 
     async def _stop_on(self, signals: AsyncIterator[signal.Signals], everything: anyio.CancelScope) -> None:
-        """The first signal drains; the second, or the end of the drain timeout, detaches."""
+        """The first signal drains; the second, or the end of the drain timeout, detaches.
+
+        So does the end of all runs but the served ones: an update of the worker must not wait until their time is over.
+        """
         await anext(signals)
         log.info("stopping: no more claims, waiting for the runs; once more to leave them to the next worker")
         self._draining.set()
         notify_systemd("STOPPING=1", f"STATUS={self._status()}")
         self._wake_up()
+        self._detach_from_served()
         with anyio.move_on_after(self._options.drain):
-            await anext(signals)
+            async with cancel_on(self._drained):
+                await anext(signals)
         log.warning("detaching: the containers run on", runs=len(self._roster.running))
         everything.cancel()
+
+    def _detach_from_served(self) -> None:
+        """Only served runs are left: while there is none at all, one may still be adopted."""
+        if self._draining.is_set() and self._roster.running and not self._roster.count(served=False):
+            self._drained.set()
 
     async def _end_claims(self) -> None:
         """While draining, a claim, an adoption or a look at the engine that is not answered is cancelled."""
@@ -370,7 +391,7 @@ class LeaseKeeper:
         self.roster.add_orphans(await self._engine.owned(self._database_id) | await self._queue.adoptable())
 
     async def sweep(self) -> None:
-        """Looks for ever for what dead workers left: their leases in the database, their containers here."""
+        """Looks for ever for what dead workers left: leases in the database, containers and networks here."""
 
         async def once() -> None:
             swept = await self._queue.reap()
@@ -379,6 +400,7 @@ class LeaseKeeper:
             if any(swept.values()):
                 log.info("dead workers' runs swept up", **swept)
             await self.find_orphans()
+            await self._engine.trim_project_networks(self._database_id)
 
         await _every(min(self._options.timings.sweep, self._options.lease / 3), once)
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Queues a run and prints its id.
+# Queues a run, such as an environment that stays, and prints its id.
 #
 #   env_create.sh --project SLUG --type TYPE [--workflow NAME] [--ref REF] [--commit SHA] [--key KEY]
 #   env_create.sh PROJECT TYPE REF SHA [ENVIRONMENT] [--key KEY]
@@ -12,7 +12,8 @@
 #   --key KEY         an idempotency key of the project: the same call again prints the id of the same run
 #
 # ENVIRONMENT is the name of a workflow. A project that deploys to staging and to production has one workflow of type
-# deploy for each, because image, secrets and limits belong to the workflow. A run cannot choose them.
+# deploy for each, because image, secrets and limits belong to the workflow. A run cannot choose them. A workflow with
+# `serve` in its configuration makes an environment that stays: env_wait_ready.sh prints its URL, env_destroy.sh ends it.
 #
 # The database URL is read from OPS_WORKER_DATABASE_URL, else DATABASE_URL, else SUPABASE_URL (postgresql://…, not the
 # https:// address of the API).

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Cancels a run. A waiting run is canceled at once; for a running one, its worker is asked to stop it.
+# Cancels a run, and so ends a served environment. A waiting run is canceled at once; for a running one, its worker is
+# asked to stop it.
 #
 #   env_destroy.sh RUN [--reason TEXT]
 #

@@ -1,5 +1,9 @@
 #!/usr/bin/env bash
-# Waits until a run has ended, shows its log in the meantime, and prints the URL of its first artifact.
+# Waits until a run is ready or has ended, shows its log in the meantime, and prints its URL.
+#
+# A served run (its workflow has `serve`) is ready when its health path answers: then its URL is printed, and the run
+# goes on. The URL of any other run is that of its first artifact. A served run that is canceled is waited for until it
+# has stopped.
 #
 #   env_wait_ready.sh RUN [--timeout SECONDS] [--interval SECONDS] [--quiet]
 #   env_wait_ready.sh RUN [TIMEOUT] [INTERVAL] [--quiet]
@@ -14,8 +18,8 @@
 # It prints the URL to stdout and nothing else; stdout is empty when a successful run has no artifact. The log is printed
 # to stderr, without escape sequences. If the database goes away during the wait, the script waits for it.
 #
-# Exit codes: 0 succeeded, 1 failed, 2 wrong arguments, 3 canceled, 4 the time limit passed, 5 no such run, 6 the
-# database refused, 7 it cannot be reached.
+# Exit codes: 0 ready or succeeded, 1 failed or no longer served, 2 wrong arguments, 3 canceled, 4 the time limit
+# passed, 5 no such run, 6 the database refused, 7 it cannot be reached.
 
 # shellcheck source=scripts/odooops/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -69,7 +73,8 @@ select r.status, r.run_number, r.reason, :'to_more', :'to_journal', :'to_appende
     regexp_replace(r.claimed_by, '[[:cntrl:]]+', ' ', 'g'),
     regexp_replace(r.error_message, '[[:cntrl:]]+', ' ', 'g'),
     (select regexp_replace(a.artifact_url, '[[:cntrl:]]+', '', 'g') from ops.run_artifacts as a
-     where a.run_id = r.id order by a.created_at, a.artifact_key limit 1)
+     where a.run_id = r.id order by a.created_at, a.artifact_key limit 1),
+    case when r.status = 'running' and r.cancel_requested_at is null then r.url end
 from ops.runs as r
 where r.id = :'run';
 
@@ -88,7 +93,7 @@ SQL
 # show: sets the variables of the run, prints a message when its status changed, and prints the lines. Fails as query does.
 show() {
     {
-        IFS=$US read -r status number reason more journal appended worker message artifact || status=''
+        IFS=$US read -r status number reason more journal appended worker message artifact ready || status=''
         if [ -n "$status" ] && [ "$status" != "$shown" ]; then
             shown=$status
             [[ $status =~ $final ]] || say "run #$number is $status${worker:+, worker $worker}"
@@ -98,7 +103,7 @@ show() {
     wait $!
 }
 
-status='' number='' reason='' more='' worker='' message='' artifact='' shown=''
+status='' number='' reason='' more='' worker='' message='' artifact='' ready='' shown=''
 final='^(succeeded|failed|canceled)$'
 journal=0 appended=1099511627775
 
@@ -110,6 +115,11 @@ while true; do
         journal=$from appended=$from_appended
     else
         [ -n "$status" ] || die $EX_REFUSED "there is no run $run"
+        if [ -n "$ready" ]; then
+            say "run #$number is ready"
+            printf '%s\n' "$ready"
+            exit 0
+        fi
         [ "$more" != t ] || continue
         [[ ! $status =~ $final ]] || break
     fi
@@ -119,6 +129,7 @@ done
 
 case $status in
     succeeded)
+        [ "$reason" != ttl ] || die $EX_NEGATIVE "run #$number is no longer served: its time is over (serve.ttl_seconds)"
         say "run #$number succeeded"
         [ -z "$artifact" ] || printf '%s\n' "$artifact"
         ;;

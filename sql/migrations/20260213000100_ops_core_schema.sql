@@ -74,6 +74,8 @@ create table ops.runs (
     parent_run_id uuid references ops.runs (id) on delete set null,
     approval text,
     wanted_until timestamptz,
+    ready_at timestamptz,
+    url text,
     unique (project_id, run_number),
     constraint runs_workflow_of_project_fkey foreign key (project_id, workflow_id)
         references ops.workflows (project_id, id) on delete cascade
@@ -87,6 +89,7 @@ comment on column ops.runs.created_by is 'The signed-in user who queued the run;
 comment on column ops.runs.reason is 'The reason of the last change of status, in one word.';
 comment on column ops.runs.container_id is 'The container of the run; a run has at most one.';
 comment on column ops.runs.warnings is 'How many lines of level warn the log had when the run ended; errors: of level error.';
+comment on column ops.runs.ready_at is 'When a served run answered for the first time; url: where it answers until it ends.';
 comment on column ops.runs.tests is
     'Of the JUnit files in /artifacts: how many tests passed, failed, were skipped, and the first failing names.';
 

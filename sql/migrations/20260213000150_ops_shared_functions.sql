@@ -181,8 +181,8 @@ as $$
 begin
     return array[
         'approval', 'artifacts', 'cache', 'command', 'concurrency_key', 'labels', 'network', 'on_newer', 'priority',
-        'queue_timeout_seconds', 'read_only', 'resources', 'retry', 'run_env', 'schedule', 'secrets', 'services', 'then',
-        'timeout_seconds', 'tool', 'user', 'version', 'volumes'];
+        'queue_timeout_seconds', 'read_only', 'resources', 'retry', 'run_env', 'schedule', 'secrets', 'serve', 'services',
+        'then', 'timeout_seconds', 'tool', 'user', 'version', 'volumes'];
 end
 $$;
 
@@ -408,7 +408,7 @@ begin
         when 'out_of_memory' then 'oom'
         else case when p_reason in (
             'failed', 'exit_code', 'signal', 'image_missing', 'engine_error', 'engine_lost', 'disk_full',
-            'artifacts_failed', 'service_failed') then 'failed' end
+            'artifacts_failed', 'service_failed', 'not_ready', 'serve_ended') then 'failed' end
     end;
 end
 $$;

@@ -60,6 +60,9 @@ begin
             'cancel_requested', r.cancel_requested_at is not null,
             'log_position', case when r.started_at is null then 0 else ops_private.log_position(r.id) end,
             'container_id', r.container_id,
+            'ready_at', r.ready_at,
+            'log_began_at', case when r.started_at is not null then (
+                select g."timestamp" from ops.run_logs as g where g.run_id = r.id and g.seq = 1) end,
             'metadata', r.metadata,
             'parent_run_id', r.parent_run_id,
             'project', jsonb_build_object(

@@ -94,6 +94,9 @@ declare
             when p_run.status = 'succeeded' and p_run.exit_code is distinct from 0 then 'succeeded_exited_zero'
             when p_run.scheduled_at is not null and p_run.claimed_at is not null then 'scheduled_is_unclaimed'
             when p_run.container_id is not null and p_run.started_at is null then 'container_of_started'
+            when p_run.ready_at is not null and p_run.started_at is null then 'ready_of_started'
+            when p_run.url is not null and p_run.ready_at is null then 'url_of_ready'
+            when octet_length(p_run.url) > 2048 then 'url_length'
             when octet_length(p_run.container_id) not between 1 and 200 then 'container_id_length'
             when p_run.claimed_by = '' then 'claimed_by_not_empty'
             when p_run.reason !~ '^[a-z][a-z0-9_]{0,62}$' then 'reason_is_a_word'
@@ -191,7 +194,8 @@ create trigger touch_updated_at before update on ops.project_memberships
 
 -- A run is queued -------------------------------------------------------------------------------------------
 
--- Gives the run its number, and copies the fields of its workflow that concern queueing. It locks and reads the counter
+-- Gives the run its number, and copies the fields of its workflow that concern queueing. A served run gets the label
+-- ops:serve, which a worker offers only while it has room for one. It locks and reads the counter
 -- but does not change it: `on conflict do nothing` may still skip the row, and would not undo the change. count_runs
 -- changes the counter after the rows are inserted. Without the setting, a plan from the time when the table was empty
 -- would scan it for each row.
@@ -203,6 +207,7 @@ declare
     v_last integer;
     v_highest integer;
     v_config jsonb;
+    v_serve jsonb;
     v_wrong text;
 begin
     -- The policy checks the same, but only after this trigger: without this check a user without a role could learn
@@ -223,17 +228,23 @@ begin
 
     -- One statement takes the locks of lock_queue, in its order, and reads the rest: 8 µs less for each row. Earlier
     -- rows of the same statement have numbers above the counter.
-    select c.last, w.config, (
+    select c.last, w.config, coalesce(w.config -> 'serve', t.config -> 'serve'), (
         select r.run_number from ops.runs as r where r.project_id = new.project_id order by r.run_number desc limit 1)
-    into v_last, v_config, v_highest
+    into v_last, v_config, v_serve, v_highest
     from ops.projects as p
     join ops_private.run_counters as c on c.project_id = p.id
     left join ops.workflows as w on w.id = new.workflow_id and w.project_id = p.id
+    left join ops.tools as t on t.tool_name = coalesce(w.config ->> 'tool', 'odoo')
+        and t.version = coalesce(w.config ->> 'version', p.odoo_version)
     where p.id = new.project_id
     for key share of p for update of c;
     if not found then  -- the first run of the project; or there is no such project, and the foreign key refuses the row
         v_last := ops_private.lock_queue(new.project_id);
-        select w.config into v_config from ops.workflows as w
+        select w.config, coalesce(w.config -> 'serve', t.config -> 'serve') into v_config, v_serve
+        from ops.workflows as w
+        join ops.projects as p on p.id = w.project_id
+        left join ops.tools as t on t.tool_name = coalesce(w.config ->> 'tool', 'odoo')
+            and t.version = coalesce(w.config ->> 'version', p.odoo_version)
         where w.id = new.workflow_id and w.project_id = new.project_id;
     end if;
     new.run_number := coalesce(greatest(v_last, v_highest), 0) + 1;
@@ -257,6 +268,9 @@ begin
     end if;
     if new.labels = '{}' and v_config ? 'labels' then
         new.labels := array(select jsonb_array_elements_text(v_config -> 'labels'));
+    end if;
+    if coalesce(v_serve, 'null') <> 'null' and new.labels @> '{ops:serve}' is not true then
+        new.labels := new.labels || '{ops:serve}'::text[];
     end if;
     new.concurrency_key := coalesce(new.concurrency_key, nullif(v_config ->> 'concurrency_key', ''));
     return new;

@@ -20,7 +20,7 @@ from tests.support.docker import Plane
 from tests.unit.fakes import NAME, DaemonWorld, ScriptedContainer, ScriptedEngine
 from worker.daemon import Daemon, Timings
 from worker.database.queue import Queue
-from worker.model.container import Image, RunNetwork, Secret
+from worker.model.container import Image, Networks, Secret
 from worker.model.spec import ContainerSpec
 from worker.run.ports import RunTimings
 
@@ -42,15 +42,18 @@ class SimulatedEngine(ScriptedEngine):
         spec: ContainerSpec,
         labels: Mapping[str, str],
         secrets: Sequence[Secret],
-        network: RunNetwork | None,
+        networks: Networks,
     ) -> ScriptedContainer:
-        return await self._each[name].create(NAME, image, spec, labels, secrets, network)
+        return await self._each[name].create(NAME, image, spec, labels, secrets, networks)
 
     def container(self, ref: str) -> ScriptedContainer:
         return self._each[ref].container(NAME)
 
     async def owned(self, database_id: uuid.UUID) -> set[uuid.UUID]:
         return set()
+
+    async def trim_project_networks(self, database_id: uuid.UUID) -> None:
+        pass
 
 
 @asynccontextmanager

@@ -54,6 +54,7 @@ CALLS: list[tuple[str, set[str]]] = [
     ("append_run_logs('{run}', 'host-a', '{instance}', 1, 'x', 'i', array[now()])", SERVICE),
     ("record_container('{run}', 'host-a', '{instance}', 'x')", SERVICE),
     ("record_report('{run}', 'host-a', '{instance}')", SERVICE),
+    ("mark_ready('{run}', 'host-a', '{instance}', 'http://x')", SERVICE),
     ("add_run_event('{run}', 'info', 'x')", SERVICE),
     ("add_run_artifact('{run}', 'x', 'x')", SERVICE),
     ("adopt_run('{run}', 'host-a', '{instance}', 'engine-1')", SERVICE),

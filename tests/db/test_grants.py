@@ -13,7 +13,7 @@ from worker.database import catalog
 
 WORKER_FUNCTIONS = {
     "claim_next_run", "start_workflow_run", "complete_workflow_run", "release_run", "append_run_log",
-    "append_run_logs", "add_run_artifact", "add_run_event", "record_container", "record_report",
+    "append_run_logs", "add_run_artifact", "add_run_event", "record_container", "record_report", "mark_ready",
     "register_worker", "unregister_worker", "heartbeat", "adopt_run", "adoptable_runs", "unclaimable_runs", "reap",
     "register_destinations", "take_deliveries", "settle_delivery",
 }  # fmt: skip

@@ -22,7 +22,7 @@ from tests.support.postgres import Cluster
 from tests.support.schema import CATALOG
 
 FUNCTIONS = sorted(set(re.findall(r"^function ops\.(\w+)\(", CATALOG.read_text(), re.MULTILINE)))
-WRITING = {"append_run_log", "add_run_event", "add_run_artifact", "record_container", "record_report"}
+WRITING = {"append_run_log", "add_run_event", "add_run_artifact", "record_container", "record_report", "mark_ready"}
 """Of these, the first example, in which all is as it is meant, must succeed."""
 
 THE_RUN = "the run"
@@ -38,6 +38,7 @@ MEANT = {
     "p_container_id": "c",
     "p_tests": '{"passed": 1, "failed": 0, "skipped": 0, "failing": []}',
     "p_summary": "fine",
+    "p_url": "http://127.0.0.1:8069",
     "p_details": "{}",
     "p_tools": '[{"tool_name": "t", "version": "1", "docker_image": "x"}]',
     "p_artifact_key": "a/b",

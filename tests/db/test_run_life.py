@@ -38,6 +38,7 @@ ANSWERS = {
     "add_run_event": (None, None),
     "record_container": ("not_running", None),
     "record_report": ("not_running", None),
+    "mark_ready": ("not_running", None),
 }
 Hosts = tuple[asyncpg.Connection, asyncpg.Connection]
 

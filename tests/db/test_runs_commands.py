@@ -153,6 +153,24 @@ async def test_failing_tests_come_before_the_errors_and_the_summary_after_the_fa
     assert (await ops(db_url, "runs", "list", "--json")).json[0]["tests"] == tests
 
 
+async def test_a_served_run_shows_its_url_as_long_as_it_is_served(world: World, db_url: str) -> None:
+    run, url = await world.running(), "https://acme-main.preview.example"
+    await call(world.db, "mark_ready", run, WORKER, INSTANCE, url)
+    title, row = (await ops(db_url, "runs", "list")).out.splitlines()
+    assert title.split()[-1] == "URL"
+    assert (row.split()[3], row.split()[-1]) == ("ready", url)
+    shown = (await ops(db_url, "runs", "show", str(run))).out
+    assert re.search(rf"^URL +{re.escape(url)}$", shown, re.MULTILINE)
+    assert re.search(r"^Ready +\d{4}-", shown, re.MULTILINE)
+    await call(world.db, "append_run_log", run, "error", "early")
+    await call(world.db, "append_run_log", run, "info", "last words")
+    await call(world.db, "complete_workflow_run", run, None, "late", WORKER, INSTANCE, "not_ready")
+    assert "URL" not in (await ops(db_url, "runs", "list")).out
+    document = (await ops(db_url, "runs", "show", str(run), "--json")).json
+    assert document["url"] == url
+    assert [line["message"] for line in document["last_errors"]] == ["early", "last words"]
+
+
 async def test_without_error_lines_the_warnings_are_shown_else_the_last_lines(world: World, db_url: str) -> None:
     for lines, shown in (
         ((("warn", "careful"), ("info", "end")), ["careful"]), ((("info", "a"), ("info", "b")), ["a", "b"]), ((), []),

@@ -252,6 +252,33 @@ async def test_wait_exits_by_the_outcome(world: World, db_url: str) -> None:
     assert "there is no run" in error(nothing)
 
 
+async def test_wait_prints_the_url_of_a_served_run_while_it_is_served(world: World, db_url: str) -> None:
+    def wait(*words: str) -> subprocess.CompletedProcess[str]:
+        return script("env_wait_ready.sh", str(run), *words, DATABASE_URL=db_url)
+
+    run, url = await world.running(), "https://acme-main.preview.example"
+    assert wait("--timeout=0").returncode == 4
+    await call(world.db, "append_run_log", run, "info", "the only line", p_worker_id=WORKER)
+    await call(world.db, "mark_ready", run, WORKER, None, url)
+    ready = wait()
+    assert (ready.returncode, ready.stdout) == (0, f"{url}\n")
+    assert ready.stderr.splitlines()[1:] == ["the only line", "env_wait_ready.sh: run #1 is ready"]
+    destroyed = script("env_destroy.sh", str(run), DATABASE_URL=db_url)
+    assert destroyed.stdout == "running\n"
+    assert (wait("--timeout=0").returncode, wait("--timeout=0").stdout) == (4, ""), "it is about to stop"
+    await call(world.db, "complete_workflow_run", run, None, p_worker_id=WORKER, p_reason="canceled")
+    assert (wait().returncode, wait().stdout) == (3, "")
+
+
+async def test_wait_prints_no_url_of_a_run_whose_time_of_serving_is_over(world: World, db_url: str) -> None:
+    run = await world.running()
+    await call(world.db, "mark_ready", run, WORKER, None, "http://127.0.0.1:1")
+    await call(world.db, "complete_workflow_run", run, 0, p_worker_id=WORKER, p_reason="ttl")
+    over = script("env_wait_ready.sh", str(run), DATABASE_URL=db_url)
+    assert (over.returncode, over.stdout) == (1, "")
+    assert error(over) == "run #1 is no longer served: its time is over (serve.ttl_seconds)"
+
+
 async def test_destroy_answers_by_the_state_of_the_run(world: World, db_url: str) -> None:
     def destroy(run: uuid.UUID) -> subprocess.CompletedProcess[str]:
         return script("env_destroy.sh", str(run), DATABASE_URL=db_url)

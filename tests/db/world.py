@@ -31,6 +31,7 @@ LIFE: dict[str, dict[str, Any]] = {
     "add_run_event": {"p_event_type": "info", "p_message": "hello"},
     "record_container": {"p_container_id": "c"},
     "record_report": {"p_summary": "fine"},
+    "mark_ready": {"p_url": "http://127.0.0.1:8069"},
 }  # fmt: skip
 """Every function that a worker calls for one run, with arguments that are right."""
 

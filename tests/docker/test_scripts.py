@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from tests.docker.test_serving import SERVE, SERVER, fetched
 from tests.support.docker import Plane
 from tests.support.scripts import script
 
@@ -33,3 +34,19 @@ async def test_a_push_is_queued_built_followed_and_its_artifact_found(plane: Pla
     ]  # fmt: skip
     assert waited.stderr.splitlines()[-1] == "env_wait_ready.sh: run #1 succeeded"
     assert file_at(waited.stdout.strip()) == "4f2a91c\n"
+
+
+async def test_an_environment_is_created_waited_for_and_destroyed(plane: Plane) -> None:
+    serving = {"command": ["python3", "-c", f"open('/tmp/go', 'w')\n{SERVER}"], "serve": SERVE}
+    await plane.workflow(serving, name="preview", workflow_type="deploy")
+    run_id = (
+        await call(plane, "env_create.sh", plane.name, "deploy", "feature/x", "4f2a91c", "preview")
+    ).stdout.strip()
+    async with plane.worker():
+        ready = await call(plane, "env_wait_ready.sh", run_id, "60", "1")
+        assert ready.returncode == 0, ready.stderr
+        assert await fetched(ready.stdout.strip()) == "hello"
+        assert (await call(plane, "env_destroy.sh", run_id, "--reason", "merged")).stdout == "running\n"
+        stopped = await call(plane, "env_wait_ready.sh", run_id, "60", "1")
+    assert (stopped.returncode, stopped.stdout) == (3, "")
+    assert await fetched(ready.stdout.strip()) == "nothing"

@@ -228,6 +228,8 @@ async def play(scene: Scene, plan: Plan) -> str:
             more["caches"] = wanted.caches
             if wanted.ends == "timeout":
                 more |= {"then": "sleep 1000", "timeout_seconds": 5 if not wanted.services else 20}
+            if wanted.ends == "ttl":
+                more |= {"ttl": 30, "network": "project"}
             async with injector.straight:
                 job = await scene.job(
                     wanted.lines, pause=wanted.pause, exit_code=wanted.exit_code, big=wanted.big, **more
@@ -258,6 +260,8 @@ async def verify(scene: Scene, wanted: Order, job: Job) -> None:
     itself = ("failed", "exit_code") if wanted.exit_code else ("succeeded", "succeeded")
     if wanted.ends == "timeout":
         await scene.holds(job, "failed", "timeout", log="begun")
+    elif wanted.ends == "ttl":
+        await scene.holds(job, "succeeded", "ttl", log="begun")
     elif wanted.ends == "canceled" and (await scene.plane.run(job.run_id))["status"] == "canceled":
         await scene.holds(job, "canceled", "canceled", log="begun", ran=None)
     else:

@@ -38,6 +38,9 @@ POINTS: dict[str, tuple[type, str, str]] = {
     "filled": (Engine, "fill_cache", AFTER),
     "kept": (Engine, "keep_cache", AFTER),
     "networked": (Engine, "create_network", AFTER),
+    "joined": (Engine, "create_project_network", AFTER),
+    "answered": (Queue, "mark_ready", BEFORE),  # the health path of a served run has answered
+    "ready": (Queue, "mark_ready", AFTER),
     "created": (Engine, "create", AFTER),  # the services of a run first, then its own container; so are they started
     "told": (Queue, "record_container", AFTER),  # the container is created and recorded; it is not started
     "up": (Container, "start", AFTER),
@@ -52,6 +55,7 @@ POINTS: dict[str, tuple[type, str, str]] = {
     "removed": (Container, "remove", AFTER),
     "alone": (Engine, "remove_beside", AFTER),
     "sent": (Outbox, "settle", BEFORE),
+    "parted": (Engine, "trim_project_networks", BEFORE),
 }
 
 

@@ -26,7 +26,7 @@ class Order:
     pause: float
     exit_code: int
     big: bool
-    ends: Literal["itself", "canceled", "timeout"]
+    ends: Literal["itself", "canceled", "timeout", "ttl"]
     after: float
     """Seconds until it is queued; for a cancelled one, as many again until the cancel."""
     services: int
@@ -72,6 +72,7 @@ ENGINE_CALLS = (
     "POST /v[0-9.]+/networks/create",
     "GET /v[0-9.]+/networks",
     "DELETE /v[0-9.]+/networks/",
+    "POST /v[0-9.]+/networks/[^/]+/connect",
     "POST /v[0-9.]+/containers/create",
     "POST /v[0-9.]+/containers/[^/]+/start",
     "POST /v[0-9.]+/containers/[^/]+/(stop|kill)",
@@ -84,7 +85,7 @@ ENGINE_CALLS = (
 )
 DATABASE_CALLS = (
     "register_worker", "heartbeat", "reap", "claim_next_run", "adopt_run", "adoptable_runs", "release_run",
-    "start_workflow_run", "append_run_logs", "add_run_artifact", "add_run_event", "complete_workflow_run",
+    "start_workflow_run", "mark_ready", "append_run_logs", "add_run_artifact", "add_run_event", "complete_workflow_run",
 )  # fmt: skip
 
 
@@ -98,7 +99,7 @@ def draw(seed: int) -> Plan:
             pause=dice.choice((0.0, 0.05, 0.3)),
             exit_code=dice.choice((0, 0, 0, 3)),
             big=dice.random() < 0.3,
-            ends=dice.choice(("itself", "itself", "itself", "canceled", "timeout")),
+            ends=dice.choice(("itself", "itself", "itself", "canceled", "timeout", "ttl")),
             after=dice.uniform(0, TROUBLE_SECONDS / 2),
             services=dice.choice((0, 0, 1, 2)),
             volume=dice.random() < 0.5,

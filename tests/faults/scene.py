@@ -54,6 +54,10 @@ HEALTH = {
 }
 """A service that answers who connects, the question of its run, and its health check."""
 
+SERVE = {"port": 5432, "health": {"interval_seconds": 0.2}}
+HTTP = SERVES.replace('sendall(b"served")', 'sendall(b"HTTP/1.0 200 OK\\r\\n\\r\\n" if caller.recv(999) else b"")')
+"""A served run, and what it does at its end."""
+
 UP = "up"
 LAST = "end, without a newline"
 
@@ -106,15 +110,16 @@ class Scene:
         services: int = 0,
         volume: bool = False,
         caches: bool = False,
+        ttl: float = 0,
         **config: Any,
     ) -> Job:
         """Queues a run that prints numbered lines and leaves files.
 
         It counts its own executions in the artifact ``ran``. ``waits``: after its first line it waits for
-        ``release``. ``pause``: seconds between ten portions of the lines. ``then``: what it does at the end.
-        ``services``: how many it has, each of which must answer before its first line. ``volume``: whether it and its
-        first service have one. ``caches``: whether it uses the cache that all of them share, and prints it if it finds
-        one that another left half-done.
+        ``release``. ``pause``: seconds between ten portions of the lines. ``then``: what it does at the end. ``ttl``:
+        then it is served for so many seconds. ``services``: how many it has, each of which must answer before its
+        first line. ``volume``: whether it and its first service have one. ``caches``: whether it uses the cache that
+        all of them share, and prints it if it finds one that another left half-done.
         """
         nonce = uuid.uuid4().hex[:8]
         names = [f"s{n}" for n in range(services)]
@@ -127,6 +132,8 @@ class Scene:
             words.insert(0, "[ ! -e /cache/n ] || cmp -s /cache/n /cache/check || echo poisoned; date +%s%N > /cache/n")
             words.append("cp /cache/n /cache/check")
             config["cache"] = [{"name": "shared", "path": "/cache"}]
+        if ttl:
+            then, config["serve"] = f"exec python3 -c '{HTTP}'", {**SERVE, "ttl_seconds": ttl}
         if services:
             service = {"image": self.plane.image, "command": ["python3", "-c", SERVES], "health": HEALTH}
             config["services"] = [{"name": name, **service} for name in names]
@@ -211,6 +218,14 @@ class Scene:
         payloads = [event["payload"] for event in await self.plane.events(job.run_id, "info")]
         return [said["worker_id"].rpartition("-")[2] for said in payloads if "previous_worker_id" in said]
 
+    async def until_ready(self, job: Job) -> None:
+        """Waits until a served run is ready."""
+
+        async def is_ready() -> bool:
+            return (await self.plane.run(job.run_id))["ready_at"] is not None
+
+        await until(is_ready)
+
     def note_volumes(self) -> None:
         """Remembers the volumes of the containers that are there, so that their absence can be shown later."""
         words = ("--filter", f"label=ops-worker.database-id={self.plane.identity}", "--format", "{{.Mounts}}")
@@ -239,6 +254,8 @@ class Scene:
         assert ended == (status, reason, code), run["error_message"]
         await self._log_holds(job, "empty" if ran is False else log)
         await self._events_hold(job, status, reason)
+        infos = [event["message"] for event in await self.plane.events(job.run_id, "info")]
+        assert infos.count("ready") == int(run["ready_at"] is not None)
         if log == "whole" and ran:
             await self._artifacts_hold(job)
         if job.volume is not None and ran:

@@ -59,6 +59,39 @@ async def test_the_next_worker_finds_the_services_of_a_killed_one(scene: Scene) 
         assert await scene.adoptions(job) == [host, "b"]
 
 
+KILLED_WHILE_SERVED = [("created", "joined"), ("told", "up"), ("answered", "ready"), ("logging", "answered")]
+
+
+async def test_a_served_run_outlives_its_killed_workers(scene: Scene) -> None:
+    """Each host is killed at two points; a neighbour finds the runs on the network of their project, ready or not."""
+    jobs = []
+    for first, second in KILLED_WHILE_SERVED:
+        jobs.append(await scene.job(500, ttl=3600, network="project"))
+        for point in (first, second):
+            await scene.killed(*LONG_LEASE, points=f"{point}=kill", name=first)
+    await scene.later(LONG + 1)
+    async with scene.worker("--max-served", "1", name="b") as worker:
+        for job in jobs:
+            await scene.until_ready(job)
+            await scene.cancel(job)
+        await scene.until_final(*jobs)
+        await scene.until_gone()
+        worker.signal(signal.SIGTERM)
+        assert await worker.wait() == 0
+    for job in jobs:
+        await scene.holds(job, "canceled", "canceled")
+
+
+@pytest.mark.parametrize("point", ["stopped", "completing", "completed", "removed", "parted"])
+async def test_a_served_run_whose_time_is_over_is_ended_once_whenever_its_worker_dies(scene: Scene, point: str) -> None:
+    job = await scene.job(50, ttl=3, network="project")
+    await scene.killed(points=f"{point}=kill")
+    await scene.work()
+    await scene.holds(job, "succeeded", "ttl")
+    async with scene.worker():
+        await scene.until_gone()
+
+
 async def test_a_service_that_died_while_no_worker_looked_ends_the_run(scene: Scene) -> None:
     jobs = [await scene.job(waits=True, services=2, network="none") for _ in range(2)]
     async with scene.worker() as worker:

@@ -21,7 +21,17 @@ from worker.daemon import Daemon, DaemonOptions, Timings
 from worker.errors import EngineError, EngineUnavailable, Refused
 from worker.model.claim import Adoption, Artifact, Claim, DiskSpace, Heartbeat, LogLines, NextRun, NotAdopted
 from worker.model.config import ArtifactRule
-from worker.model.container import LABEL_SERVICE, LABEL_TERMS, ContainerState, Image, RunNetwork, Secret, Written
+from worker.model.container import (
+    LABEL_SERVICE,
+    LABEL_TERMS,
+    ContainerState,
+    Image,
+    Networks,
+    ProjectNetwork,
+    RunNetwork,
+    Secret,
+    Written,
+)
 from worker.model.outcome import Outcome, Stop
 from worker.model.report import CaseCounts, Report
 from worker.model.spec import Bound, ContainerSpec, HostPolicy, RunSpec, ServiceSpec, resolve
@@ -124,6 +134,11 @@ class ScriptedEngine(Scripted):
         self.written_bytes: dict[str, Written] = {}
         self.services: dict[str, ScriptedService] = {}
         self.network: RunNetwork | None = None
+        self.networks: dict[str, Networks] = {}
+        """Those of each container, by the service's name; the run's has none."""
+        self.published: tuple[str, int] | None = ("127.0.0.1", 40_001)
+        self.log_began: datetime | None = None
+        self.tail = b""
         self.volumes: list[ProjectVolume] = []
         self.caches: list[CacheVolume] = []
         self.beside_removed: list[tuple[uuid.UUID, uuid.UUID]] = []
@@ -158,9 +173,10 @@ class ScriptedEngine(Scripted):
         spec: ContainerSpec,
         labels: Mapping[str, str],
         secrets: Sequence[Secret],
-        network: RunNetwork | None,
+        networks: Networks,
     ) -> ScriptedContainer:
-        assert network == self.network
+        assert networks.own == self.network
+        self.networks[spec.name if isinstance(spec, ServiceSpec) else ""] = networks
         if isinstance(spec, ServiceSpec):
             await self.call(f"create {spec.name}")
             assert (name, labels[LABEL_SERVICE]) == (service_container(NAME, spec.name), spec.name)
@@ -215,6 +231,13 @@ class ScriptedEngine(Scripted):
         await self.call("create network")
         self.network = network
 
+    async def create_project_network(self, network: ProjectNetwork) -> None:
+        await self.call("create project network")
+
+    async def trim_project_networks(self, database_id: uuid.UUID) -> None:
+        await self.call("trim project networks")
+        assert database_id == DATABASE
+
     async def remove_beside(self, database_id: uuid.UUID, run_id: uuid.UUID) -> None:
         await self.call("remove beside")
         self.beside_removed.append((database_id, run_id))
@@ -243,8 +266,9 @@ class ScriptedContainer:
         times = self._engine.started_at, self._engine.finished_at
         folder = self._engine.artifacts
         return ContainerState(
-            self._engine.status, self._engine.exit_code, False, "", *times, self._engine.labels, folder
-        )
+            self._engine.status, self._engine.exit_code, False, "", *times, self._engine.labels, folder,
+            published=self._engine.published if self._engine.status == "running" else None,
+        )  # fmt: skip
 
     async def stop(self, grace_seconds: float) -> None:
         await self._engine.call("stop")
@@ -271,7 +295,12 @@ class ScriptedContainer:
         return self._engine.left_nothing
 
     async def tail(self, entries: int) -> bytes:
-        raise AssertionError("only a service is asked for that")
+        await self._engine.call("tail")
+        return self._engine.tail
+
+    async def log_began(self) -> datetime | None:
+        await self._engine.call("log_began")
+        return self._engine.log_began
 
     async def last_entry(self) -> bytes:
         await self._engine.call("last_entry")
@@ -371,6 +400,7 @@ class ScriptedQueue(Scripted):
         self.report: tuple[CaseCounts | None, str | None] | None = None
         self.artifacts: list[Artifact] = []
         self.outcome: Outcome | None = None
+        self.ready: list[str] = []
         self.storing: Callable[[], Awaitable[None]] | None = None
         self.queued: list[Claim | Exception] = []
         self.waiting = self.repeated = False
@@ -394,6 +424,10 @@ class ScriptedQueue(Scripted):
 
     async def start(self, run_id: uuid.UUID) -> None:
         await self.call("claim→running")
+
+    async def mark_ready(self, run_id: uuid.UUID, url: str) -> None:
+        await self.call("mark_ready")
+        self.ready.append(url)
 
     async def complete(self, run_id: uuid.UUID, outcome: Outcome) -> str:
         await self.call("complete")
@@ -427,11 +461,14 @@ class ScriptedQueue(Scripted):
         await self.call("add_event")
         self.events.append((event_type, message, payload))
 
-    async def claim(self) -> NextRun:
+    async def claim(self, *, served: bool = True) -> NextRun:
         self.reached("claim")
         if self.drained:
             return NextRun(None, waiting=False, draining=True)
-        found = self.queued.pop(0) if self.queued else None
+        fits = [each for each in self.queued if served or not (isinstance(each, Claim) and each.served)]
+        found = fits[0] if fits else None
+        if found is not None:
+            self.queued.remove(found)
         await self.gate.wait()
         if isinstance(found, Exception):
             raise found
@@ -596,6 +633,7 @@ class ScriptedRun:
 
     def __init__(self, claim: Claim) -> None:
         self.claim = claim
+        self.served = claim.served
         self.stops: list[Stop] = []
         self.quota = DiskQuota(self.stop)
         self.lost = False
@@ -659,7 +697,14 @@ class DaemonWorld:
         return self.runs[claim.run_id]
 
     def daemon(self, **changed: Any) -> Daemon:
-        values = {"concurrency": 2, "until_idle": False, "lease": FOREVER, "poll": FOREVER, "drain": None} | changed
+        values = {
+            "concurrency": 2,
+            "max_served": 1,
+            "until_idle": False,
+            "lease": FOREVER,
+            "poll": FOREVER,
+            "drain": None,
+        } | changed
         options = DaemonOptions(**{"timings": Timings(claim=0.1, disk=0.01, hint=0.0), **values})
         queue, engine = cast("Any", self.queue), cast("Any", self.engine)
         return Daemon(self._context, queue, engine, self.metrics, options, cast("Any", self.disk))

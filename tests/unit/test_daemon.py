@@ -244,7 +244,7 @@ async def test_heartbeat_without_an_answer_times_out_within_the_lease(world: Dae
 
 
 def test_three_heartbeats_fit_into_a_lease_and_are_at_most_ten_seconds_apart() -> None:
-    options = partial(DaemonOptions, concurrency=1, until_idle=False, poll=1, drain=None)
+    options = partial(DaemonOptions, concurrency=1, max_served=1, until_idle=False, poll=1, drain=None)
     assert (options(lease=15).heartbeat, options(lease=3000).heartbeat) == (5, 10)
     assert [options(lease=lease).idle_heartbeats for lease in (15, 30, 59, 60, 3000)] == [1, 1, 1, 2, 2]
 
@@ -430,3 +430,55 @@ async def test_drain_does_not_wait_for_a_database_without_an_answer(world: Daemo
         await until(lambda: world.queue.adopted or "claim" in world.story)
         await send()
         await until(lambda: world.finished)
+
+
+# --- served runs ----------------------------------------------------------------------------------------------------
+
+SERVED = {"config": {"serve": {"port": 80}}}
+
+
+async def test_served_runs_have_places_of_their_own(world: DaemonWorld) -> None:
+    first, second = world.push(**SERVED), world.push(**SERVED)
+    ordinary, another, third = (world.push() for _ in range(3))
+    async with world.working(concurrency=2, max_served=1):
+        assert world.runs.keys() == {first, ordinary, another}
+        world.runs[ordinary].end()
+        await until(lambda: third in world.runs)
+        assert second not in world.runs
+        world.runs[third].end()
+        world.runs[first].end()
+        await until(lambda: second in world.runs)
+
+
+async def test_drain_waits_for_no_served_run(world: DaemonWorld) -> None:
+    served, ordinary = world.push(**SERVED), world.push()
+    async with world.working():
+        await send()
+        assert not world.finished
+        world.runs[ordinary].end()
+        await until(lambda: world.finished)
+    assert world.runs[served].detached
+    assert world.count("succeeded") == 1
+    assert world.count("detached") == 1
+
+
+async def test_drain_detaches_a_worker_with_served_runs_only(world: DaemonWorld) -> None:
+    served = world.push(**SERVED)
+    async with world.working():
+        await send()
+        await until(lambda: world.finished)
+    assert world.runs[served].detached
+
+
+async def test_second_signal_does_not_wait_for_served_runs_either(world: DaemonWorld) -> None:
+    served, ordinary = world.push(**SERVED), world.push()
+    async with world.working():
+        await send()
+        await send()
+        await until(lambda: world.finished)
+    assert (world.runs[served].detached, world.runs[ordinary].detached) == (True, True)
+
+
+async def test_sweep_removes_networks_that_a_killed_worker_left(world: DaemonWorld) -> None:
+    async with world.working():
+        await until(lambda: "trim project networks" in world.story)

@@ -36,20 +36,27 @@ async def listed(call: Invocation) -> int:
     if screen.as_json:
         screen.json(rows)
     else:
+        urls = any(map(_url, rows))
         screen.table(
-            ("RUN", "WORKFLOW", "STATUS", "REASON", "QUEUED", "TOOK", "WORKER"),
+            ("RUN", "WORKFLOW", "STATUS", "REASON", "QUEUED", "TOOK", "WORKER", *(["URL"] if urls else [])),
             [
                 (
                     row["run"], f"{row['workflow_type']}/{row['workflow']}", status_cell(row["status"]),
-                    row["reason"] or "" if row["status"] in _BAD else "",
+                    row["reason"] or "" if row["status"] in _BAD else "ready" if _url(row) else "",
                     screen.look.moment(row["created_at"], screen.now),
                     span_between(row["started_at"], row["finished_at"], screen.now), row["claimed_by"] or "",
+                    *([_url(row)] if urls else []),
                 )
                 for row in rows
             ],
         )  # fmt: skip
     screen.more(len(found) > limit, limit)
     return 0
+
+
+def _url(run: Row) -> str:
+    """Where a served run can be used now; empty if it cannot."""
+    return run["url"] or "" if run["status"] == "running" else ""
 
 
 async def show(call: Invocation) -> int:
@@ -90,6 +97,8 @@ async def _last_errors(plane: ControlPlane, run: Row) -> list[Row]:
     if run["status"] not in _BAD:
         return []
     run_id = run["run_id"]
+    if run["reason"] == "not_ready":  # what the program said last, not what it called an error, tells why
+        return await runs.last_lines(plane, run_id, LAST_LINES)
     found = await runs.last_lines(plane, run_id, LAST_LINES, ["error"])
     if len(found) < LAST_LINES:
         found += await runs.last_lines(plane, run_id, LAST_LINES - len(found), ["warn"])
@@ -172,6 +181,8 @@ def _facts(screen: Screen, run: Row, again: Sequence[Row]) -> list[str]:
             ("Due", when("scheduled_at")),
             ("Wanted until", when("wanted_until") if run["status"] == "queued" else ""),
             ("Started", when("started_at")),
+            ("Ready", when("ready_at")),
+            ("URL", _url(run)),
             ("Finished", when("finished_at")),
             ("Took", span_between(run["started_at"], run["finished_at"], now)),
             ("Worker", run["claimed_by"] or ""),

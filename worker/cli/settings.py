@@ -19,6 +19,7 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 from worker.errors import ConfigurationError
 from worker.model.container import check_engine_address
 from worker.model.images import check_pattern
+from worker.model.serve import check_serve_address, check_serve_url
 from worker.model.service import MAX_SERVICES
 from worker.model.sizes import Size
 from worker.model.spec import Bound, HostPolicy
@@ -127,6 +128,8 @@ Seconds = Annotated[float, Field(gt=0)]
 Cores = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(gt=0)]
 Services = Annotated[int, Field(ge=0, le=MAX_SERVICES)]
+ServeAddress = Annotated[str, AfterValidator(check_serve_address)]
+ServeUrl = Annotated[str | None, AfterValidator(check_serve_url)]
 DatabaseUrl = Annotated[SecretStr, AfterValidator(_database_url)]
 SigningSecret = Annotated[SecretStr, AfterValidator(_secret)]
 PublicUrl = Annotated[str, AfterValidator(_public_url)]
@@ -181,6 +184,9 @@ class Settings(BaseSettings):
     )
     read_only_root: bool = _setting(_HOST.read_only_root, "", "read-only root file systems for all runs")
     max_services: Services = _setting(_HOST.max_services, "N", "that a run may have; 0: none")
+    max_served: int = _setting(_HOST.max_served, "N", "how many served runs at once; 0: none", ge=0, le=500)
+    serve_address: ServeAddress = _setting(_HOST.serve_address, "IP", "where the ports of served runs are published")
+    serve_url: ServeUrl = _setting(_HOST.serve_url, "URL", "that a reverse proxy routes, with {slug}, {ref} and {run}")
     secrets_dir: Path | None = _setting(None, "DIR", "secrets for runs: DIR/NAME and DIR/WORKSPACE_KEY/NAME")
     secrets_as_env: bool = _setting(_HOST.secrets_as_env, "", "secrets also as environment variables of the container")
     stop_grace: Seconds = _setting(10.0, "SECONDS", "between SIGTERM and SIGKILL")
@@ -188,6 +194,8 @@ class Settings(BaseSettings):
     pull_idle_timeout: Seconds = _setting(300.0, "SECONDS", "that a pull may last without progress")
     default_timeout: Seconds = _setting(_HOST.timeout.default, "SECONDS", "for a run that sets no limit")
     max_timeout: Seconds | None = _setting(None, "SECONDS", "that a workflow may ask for at most")
+    default_ttl: Seconds = _setting(_HOST.ttl.default, "SECONDS", "that a run is served which sets no limit")
+    max_ttl: Seconds | None = _setting(None, "SECONDS", "that a workflow may ask to be served for at most")
     default_cpus: Cores = _setting(_HOST.cpus.default, "CORES", "for a run that sets no limit")
     max_cpus: Cores | None = _setting(None, "CORES", "that a workflow may ask for at most")
     default_memory: Size = _setting(_HOST.memory.default, "SIZE", "such as 512m, for a run that sets no limit")
@@ -263,6 +271,10 @@ class Settings(BaseSettings):
             secrets_as_env=self.secrets_as_env,
             max_services=self.max_services,
             max_cache=self.max_cache,
+            max_served=self.max_served,
+            serve_address=self.serve_address,
+            serve_url=self.serve_url,
+            ttl=Bound(self.default_ttl, self.max_ttl),
             timeout=Bound(self.default_timeout, self.max_timeout),
             cpus=Bound(self.default_cpus, self.max_cpus),
             memory=Bound(self.default_memory, self.max_memory),

@@ -34,6 +34,7 @@ from worker.errors import (
     Refused,
 )
 from worker.model.claim import WorkerIdentity
+from worker.model.serve import SERVE_LABEL
 from worker.outcomes import settings as outcomes
 from worker.outcomes.deliver import Notifier
 from worker.run.disk import Disk
@@ -77,7 +78,7 @@ async def _work(settings: Settings, dsn: str) -> None:
     traces = Traces.sent_to(settings.traces_endpoint, settings.worker_id, __version__)
     async with AsyncExitStack() as resources:
         resources.callback(traces.close)
-        engine = Engine(settings.docker_host, streams=settings.concurrency, metrics=metrics)
+        engine = Engine(settings.docker_host, streams=settings.concurrency + settings.max_served, metrics=metrics)
         resources.callback(engine.close)
         facts = await _wait_for("the container engine", engine.info, settings)
         alone = resources.enter_context(_worker_id_lock(settings.worker_id, dsn))
@@ -250,7 +251,7 @@ def _identity(settings: Settings, engine_id: str) -> WorkerIdentity:
         host_id=_host_id(),
         engine_id=engine_id,
         version=__version__,
-        labels=settings.labels,
+        labels=(*settings.labels, *([SERVE_LABEL] if settings.max_served else [])),
     )
 
 
@@ -269,6 +270,7 @@ def _raise_file_limit() -> None:
 def _options(settings: Settings) -> DaemonOptions:
     return DaemonOptions(
         concurrency=settings.concurrency,
+        max_served=settings.max_served,
         until_idle=settings.until_idle,
         lease=settings.lease,
         poll=settings.poll_interval,

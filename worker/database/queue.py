@@ -43,6 +43,7 @@ from worker.model.claim import (
 )
 from worker.model.outcome import Outcome, Reason
 from worker.model.report import CaseCounts
+from worker.model.serve import SERVE_LABEL
 from worker.telemetry import Metrics
 
 T = TypeVar("T")
@@ -153,8 +154,8 @@ class Queue:
 
     # --- one run ----------------------------------------------------------------------------------------------------
 
-    async def claim(self) -> NextRun:
-        """Claims the next run for this worker, if one can be claimed now.
+    async def claim(self, *, served: bool = True) -> NextRun:
+        """Claims the next run for this worker, if one can be claimed now: a served one only if that is wanted.
 
         Raises ``Refused`` with code ``worker_id_taken`` if another instance has registered this worker's id. Raises
         ``UnreadableRun`` if the run cannot be read: it is then claimed, and in the next heartbeat.
@@ -166,7 +167,7 @@ class Queue:
             "select ops.claim_next_run($1, $2, $3, $4, $5)",
             me.worker_id,
             me.instance_id,
-            list(me.labels),
+            [label for label in me.labels if served or label != SERVE_LABEL],
             self._lease_seconds,
             me.engine_id,
             note=faults.append,
@@ -238,6 +239,10 @@ class Queue:
     async def record_container(self, run_id: uuid.UUID, container_id: str, details: dict[str, Any]) -> None:
         """Records the container of a run and its details, before it starts. Raises ``LeaseLost``."""
         await self._owned("select ops.record_container($1, $2, $3, $4, $5::jsonb)", run_id, container_id, details)
+
+    async def mark_ready(self, run_id: uuid.UUID, url: str) -> None:
+        """Records that a served run can be used at that URL. Raises ``LeaseLost``."""
+        await self._owned("select ops.mark_ready($1, $2, $3, $4)", run_id, url)
 
     async def append_logs(self, run_id: uuid.UUID, lines: LogLines) -> None:
         """Stores a batch of journal lines; skips those that are stored already. Raises ``LeaseLost``."""

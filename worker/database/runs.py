@@ -21,7 +21,8 @@ _COLUMNS = """
     r.id as run_id, p.slug || '#' || r.run_number as run, p.slug as project, r.run_number, w.workflow_type,
     w.name as workflow, r.status, r.reason, r.exit_code, r.error_message, r.attempt, r.created_at, r.scheduled_at,
     r.started_at, r.finished_at, r.claimed_by, r.priority, r.labels, r.concurrency_key, r.created_by, r.retry_of,
-    r.cancel_requested_at, r.warnings, r.errors, r.tests, r.parent_run_id, r.approval, r.wanted_until
+    r.cancel_requested_at, r.warnings, r.errors, r.tests, r.parent_run_id, r.approval, r.wanted_until,
+    r.ready_at, r.url
 """
 
 # The newest runs of each project by the index on (project_id, run_number); then the newest of all.

@@ -37,6 +37,9 @@ from worker.tar import END_MARK, DamagedError, first_file
 ENDED_POLL_SECONDS = 0.1
 """How often a container that was told to end is looked at."""
 
+_HEADER_BYTES, _FIRST_BYTES = 8, 64
+"""What the header of an entry of the log takes, and more than its header and timestamp take."""
+
 STREAM_BUFFER = 1 << 18
 """Bytes of log that may wait between the reading thread and the event loop; beyond it the reader pauses."""
 
@@ -81,10 +84,13 @@ class Container:
         """
 
         def start(client: docker.APIClient) -> bool:
-            with contextlib.suppress(docker.errors.NotFound):
+            try:
                 if self._is_new() or client.inspect_container(self.ref)["State"]["Status"] == "created":
                     client.start(self.ref)
                     return True
+            except docker.errors.NotFound as error:
+                if "network" in (error.explanation or ""):  # that is gone, and not the container
+                    raise
             return False
 
         return await self._api.call(start)
@@ -113,6 +119,7 @@ class Container:
             facts["Config"].get("Labels") or {},
             _volume(facts.get("Mounts") or ()),
             (state.get("Health") or {}).get("Status"),
+            _published((facts.get("NetworkSettings") or {}).get("Ports") or {}),
         )
 
     async def stop(self, grace_seconds: float) -> None:
@@ -165,6 +172,21 @@ class Container:
     async def last_entry(self) -> bytes:
         """The last entry of the journal as the log endpoint frames it, to check that a reader saw the end."""
         return await self.tail(1)
+
+    async def log_began(self) -> datetime | None:
+        """The time of the oldest entry of the log that the engine still has; None if there is none."""
+
+        def first(client: docker.APIClient) -> bytes:
+            head = b""
+            with closing(logs(client, self.ref, {})) as response:
+                for chunk in response.iter_content(_FIRST_BYTES):
+                    head += chunk
+                    if len(head) >= _FIRST_BYTES:
+                        break
+            return head
+
+        stamp, space, _ = (await self._api.call(first, abandon=True))[_HEADER_BYTES:].partition(b" ")
+        return _time(stamp.decode("ascii", "replace")) if space else None
 
     async def tail(self, entries: int) -> bytes:
         """So many of the last entries of the log, as the log endpoint frames them."""
@@ -262,6 +284,14 @@ def _volume(mounts: Sequence[Mapping[str, Any]]) -> Path | None:
     for mount in mounts:
         if (mount.get("Type"), mount.get("Destination")) == ("volume", ARTIFACTS_DIR) and mount.get("Source"):
             return Path(mount["Source"])
+    return None
+
+
+def _published(ports: Mapping[str, Sequence[Mapping[str, str]] | None]) -> tuple[str, int] | None:
+    """Where the engine publishes the port of a container; None if it has none, or is not running."""
+    for bindings in ports.values():
+        for binding in bindings or ():
+            return binding["HostIp"], int(binding["HostPort"])
     return None
 
 

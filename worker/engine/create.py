@@ -6,7 +6,7 @@ import io
 import tarfile
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import docker
@@ -15,10 +15,10 @@ import requests
 from docker.types import LogConfig, Mount, Ulimit
 
 from worker.engine.client import get
-from worker.engine.networks import NETWORK, NO_NAME_SERVER, ensure_network
+from worker.engine.networks import NETWORK, NO_NAME_SERVER, ensure_network, ensure_project_network
 from worker.engine.volumes import is_unused
 from worker.errors import EngineError
-from worker.model.container import Image, RunNetwork, Secret
+from worker.model.container import Image, Networks, Secret
 from worker.model.fields import ARTIFACTS_DIR, SECRETS_DIR
 from worker.model.outcome import ENGINE_STOP_SIGNAL
 from worker.model.service import Health
@@ -53,8 +53,7 @@ class ContainerRequest:
     spec: ContainerSpec
     labels: Mapping[str, str]
     secrets: Sequence[Secret] = ()
-    network: RunNetwork | None = None
-    """The run's own network, if it has services."""
+    networks: Networks = field(default_factory=Networks)
 
     @property
     def user(self) -> str:
@@ -81,6 +80,8 @@ def create(client: docker.APIClient, request: ContainerRequest) -> tuple[str, bo
     """
     if _engine_network(request) == NETWORK:
         ensure_network(client)
+    if request.networks.project is not None:
+        ensure_project_network(client, request.networks.project)
     options = _options(client, request)
     try:
         container: str = client.create_container(**options)["Id"]
@@ -92,12 +93,15 @@ def create(client: docker.APIClient, request: ContainerRequest) -> tuple[str, bo
             return str(there["Id"]), False
         client.remove_container(request.name, v=True)
         container = client.create_container(**options)["Id"]
+    if request.networks.own is not None and request.networks.project is not None:
+        network, names = request.networks.project.name, request.networks.names
+        client.connect_container_to_network(container, network, aliases=list(names))
     _fill(client, container, request)
     return container, True
 
 
 def _options(client: docker.APIClient, request: ContainerRequest) -> dict[str, Any]:
-    spec, network = request.spec, request.network
+    spec, network = request.spec, _engine_network(request)
     options: dict[str, Any] = {
         "image": request.image.image_id,
         "name": request.name,
@@ -111,12 +115,21 @@ def _options(client: docker.APIClient, request: ContainerRequest) -> dict[str, A
     if isinstance(spec, RunSpec):
         options["volumes"].append(ARTIFACTS_DIR)
         options["stop_signal"] = str(int(ENGINE_STOP_SIGNAL))
-    if isinstance(spec, ServiceSpec) and network is not None:
-        endpoint: Any = {network.name: client.create_endpoint_config(aliases=[spec.name])}  # the type hints are wrong
+        options["ports"] = [] if spec.serve is None else [spec.serve.port]
+    if aliases := _aliases(request):
+        endpoint: Any = {network: client.create_endpoint_config(aliases=aliases)}  # the type hints are wrong
         options["networking_config"] = client.create_networking_config(endpoint)
+    if isinstance(spec, ServiceSpec):
         options["hostname"] = spec.name
         options["healthcheck"] = None if spec.health is None else _health_check(spec.health)
     return options
+
+
+def _aliases(request: ContainerRequest) -> list[str]:
+    """The names of the container on its first network."""
+    if request.networks.own is None:
+        return list(request.networks.names)
+    return [request.spec.name] if isinstance(request.spec, ServiceSpec) else []
 
 
 def _health_check(health: Health) -> dict[str, Any]:
@@ -130,19 +143,20 @@ def _health_check(health: Health) -> dict[str, Any]:
 
 
 def _engine_network(request: ContainerRequest) -> str:
-    """The engine's network that the container is on."""
-    if request.network is not None:
-        return request.network.name
+    """The engine's network that the container is on; the first if there are two."""
+    if (first := request.networks.own or request.networks.project) is not None:
+        return first.name
     asked = request.spec.network if isinstance(request.spec, RunSpec) else "none"
     return NETWORK if asked == "bridge" else asked
 
 
 def _host_config(client: docker.APIClient, request: ContainerRequest) -> dict[str, Any]:
     spec = request.spec
-    is_service = isinstance(spec, ServiceSpec)
+    own = request.networks.own
     host: dict[str, Any] = client.create_host_config(
         network_mode=_engine_network(request),
-        dns=[NO_NAME_SERVER] if request.network is not None and request.network.internal else None,
+        dns=[NO_NAME_SERVER] if own is not None and own.internal else None,
+        port_bindings=_published(spec),
         cap_drop=["ALL"],
         security_opt=["no-new-privileges"],
         read_only=spec.read_only,
@@ -158,10 +172,27 @@ def _host_config(client: docker.APIClient, request: ContainerRequest) -> dict[st
         ],
         oom_score_adj=OOM_SCORE_ADJ,
         init=True,  # forwards SIGTERM to programs that would ignore it as process 1, and reaps zombies
-        # The journal of the run: blocking and never rotated, or lines are lost (docs/odooops-sh/RUNNER.md).
-        log_config=LogConfig(type="json-file", config=_SERVICE_LOG if is_service else _JOURNAL),
+        log_config=LogConfig(type="json-file", config=_log(spec)),
     )
     return host
+
+
+def _published(spec: ContainerSpec) -> dict[int | str, Any] | None:
+    """The port of a served run, at a port that the engine chooses. The type hints have no such address."""
+    if not isinstance(spec, RunSpec) or spec.serve is None:
+        return None
+    return {spec.serve.port: (spec.serve_address,)}
+
+
+def _log(spec: ContainerSpec) -> dict[str, str]:
+    """The journal of a run: blocking and never rotated, or lines are lost (docs/odooops-sh/RUNNER.md).
+
+    That of a served run may grow for days, so the engine drops its oldest half when it has so many bytes.
+    """
+    if isinstance(spec, ServiceSpec):
+        return _SERVICE_LOG
+    kept = spec.journal_bytes if isinstance(spec, RunSpec) else None
+    return _JOURNAL if kept is None else {**_JOURNAL, "max-size": f"{-(-kept // 2)}", "max-file": "2"}
 
 
 def _tmpfs(spec: ContainerSpec) -> dict[str, str] | None:

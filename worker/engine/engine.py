@@ -21,10 +21,25 @@ from worker.engine import caches
 from worker.engine.client import EngineApi, Severable, disk_usage
 from worker.engine.containers import Container, Opened
 from worker.engine.create import ContainerRequest, create
-from worker.engine.networks import ensure_run_network, remove_beside, run_networks
+from worker.engine.networks import (
+    ensure_project_network,
+    ensure_run_network,
+    remove_beside,
+    run_networks,
+    trim_project_networks,
+)
 from worker.engine.volumes import ensure_volume, project_volumes, remove_volume
 from worker.errors import ImageMissing
-from worker.model.container import LABEL_DATABASE, LABEL_RUN, Image, RunNetwork, Secret, Written
+from worker.model.container import (
+    LABEL_DATABASE,
+    LABEL_RUN,
+    Image,
+    Networks,
+    ProjectNetwork,
+    RunNetwork,
+    Secret,
+    Written,
+)
 from worker.model.images import ImageName, digest_of
 from worker.model.spec import ContainerSpec
 from worker.model.volume import CACHE_PREFIX, VOLUME_PREFIX, CacheVolume, ProjectVolume
@@ -140,6 +155,14 @@ class Engine:
         """Makes the network of a run with services if it is not there."""
         await self._api.call(lambda client: ensure_run_network(client, network, labels))
 
+    async def create_project_network(self, network: ProjectNetwork) -> None:
+        """Makes the network of a project if it is not there."""
+        await self._api.call(lambda client: ensure_project_network(client, network))
+
+    async def trim_project_networks(self, database_id: uuid.UUID) -> None:
+        """Removes the networks of projects that have no containers on them."""
+        await self._api.call(lambda client: trim_project_networks(client, database_id))
+
     async def create(
         self,
         name: str,
@@ -147,10 +170,10 @@ class Engine:
         spec: ContainerSpec,
         labels: Mapping[str, str],
         secrets: Sequence[Secret] = (),
-        network: RunNetwork | None = None,
+        networks: Networks = Networks(),  # noqa: B008 - frozen
     ) -> Container:
         """Makes a container of a run and does not start it; its handle has its id. See :func:`create`."""
-        request = ContainerRequest(name, image, spec, labels, secrets, network)
+        request = ContainerRequest(name, image, spec, labels, secrets, networks)
         ref, is_new = await self._api.call(lambda client: create(client, request))
         if not is_new:
             return self.container(ref)

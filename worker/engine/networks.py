@@ -15,7 +15,7 @@ import docker
 import docker.errors
 
 from worker.errors import EngineError
-from worker.model.container import LABEL_DATABASE, LABEL_RUN, LABEL_SERVICE, RunNetwork
+from worker.model.container import LABEL_DATABASE, LABEL_PROJECT, LABEL_RUN, LABEL_SERVICE, ProjectNetwork, RunNetwork
 
 NETWORK = "ops-worker"
 BRIDGE = "ops-worker0"
@@ -60,13 +60,32 @@ def ensure_run_network(client: docker.APIClient, network: RunNetwork, labels: Ma
     An earlier attempt at the run may have made it before a change of the configuration: then it is made again. No
     container on it has been started yet.
     """
-    bridge = (BRIDGE_PREFIX + uuid.uuid5(uuid.NAMESPACE_OID, network.name).hex)[:_BRIDGE_CHARACTERS]
-    options = {_BRIDGE_OPTION: bridge} | (_WITHOUT_HOST if network.internal else {})
+    options = {_BRIDGE_OPTION: _bridge(network.name)} | (_WITHOUT_HOST if network.internal else {})
     wanted = {"options": options, "labels": dict(labels), "internal": network.internal}
     for there in _ensure(client, network.name, wanted):
         if there["Internal"] != network.internal:
             client.remove_network(there["Id"])
             _ensure(client, network.name, wanted)
+
+
+def ensure_project_network(client: docker.APIClient, network: ProjectNetwork) -> None:
+    """Makes the network of a project if it is not there. Raises what the SDK raises."""
+    _ensure(client, network.name, {"options": {_BRIDGE_OPTION: _bridge(network.name)}, "labels": network.labels})
+
+
+def trim_project_networks(client: docker.APIClient, database_id: uuid.UUID) -> None:
+    """Removes the networks of projects of which no run is left on them. The engine keeps one that is in use."""
+    database = f"{LABEL_DATABASE}={database_id}"
+    for network in client.networks(filters={"label": [database, LABEL_PROJECT]}):
+        owner = f"{LABEL_PROJECT}={network['Labels'][LABEL_PROJECT]}"
+        if LABEL_RUN not in network["Labels"] and not client.containers(all=True, filters={"label": [database, owner]}):
+            with suppress(docker.errors.APIError):
+                client.remove_network(network["Id"])
+
+
+def _bridge(name: str) -> str:
+    """The interface of the network of that name."""
+    return (BRIDGE_PREFIX + uuid.uuid5(uuid.NAMESPACE_OID, name).hex)[:_BRIDGE_CHARACTERS]
 
 
 def _ensure(client: docker.APIClient, name: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -76,10 +76,15 @@ class LineAssembler:
     Of a log beyond ``max_bytes`` (``LINE_BYTES`` a line included) the last ``TAIL_BYTES`` come with ``flush``, after a
     line in the place of the first one left out that says how many those are. What is left out depends on the journal
     alone, so another reading of it, from another ``skip``, comes to the same.
+
+    ``dropped``: the log begins with a later line than its first. Its lines have no known numbers then; all are after
+    those up to ``skip``, and only the last ``TAIL_BYTES`` of them are returned.
     """
 
-    def __init__(self, skip: int = 0, max_bytes: int = 1 << 62, redactor: Redactor | None = None) -> None:
-        self.position = 0
+    def __init__(
+        self, skip: int = 0, max_bytes: int = 1 << 62, redactor: Redactor | None = None, *, dropped: bool = False
+    ) -> None:
+        self.position = skip + 1 if dropped else 0
         """How many lines were complete so far."""
         self.bytes = 0
         """How much text was read so far, whole lines or not."""
@@ -92,8 +97,9 @@ class LineAssembler:
         self.fault = ""
         """What the engine itself said instead of a line, as when its log file is damaged."""
         self._skip = skip
-        self._room = max_bytes
-        self._head = 0  # the last line within max_bytes
+        self._room = -1 if dropped else max_bytes
+        self._dropped = dropped
+        self._head = skip if dropped else 0  # the last line within max_bytes
         self._lines = _Lines()
         self._tail = _Tail()
         self._redactor = redactor or None  # one without secrets is none
@@ -149,7 +155,8 @@ class LineAssembler:
         if not self._tail:
             return self._taken()
         tail, self._tail = self._tail, _Tail()
-        kept, omitted = tail.take(self._head)
+        kept, omitted = tail.take(self._head, dropped=self._dropped)
+        self._dropped = False
         self.omitted += omitted
         self._head = self.position
         return self._taken(kept)
@@ -327,7 +334,7 @@ class _Tail:
         while self._packed_bytes - self._packed[0].bytes >= TAIL_BYTES:
             self._packed_bytes -= self._packed.popleft().bytes
 
-    def take(self, head: int) -> tuple[list[LogLines], int]:
+    def take(self, head: int, *, dropped: bool) -> tuple[list[LogLines], int]:
         """Its lines, and how many were left out behind line ``head``; a line in their place tells how many."""
         self._pack()
         packed = self._packed
@@ -346,6 +353,8 @@ class _Tail:
         if not omitted:
             return [lines], 0
         message = f"[{omitted:,} lines left out here: the log is longer than this host keeps]"
+        if dropped:
+            message = f"[{omitted:,} lines or more left out here: the engine no longer had all of them]"
         warn = mark("warn", "stdout" if marks[0].islower() else "stderr")
         return [LogLines(head + 1, [message], warn, lines.timestamps[:1]), lines], omitted
 

@@ -71,6 +71,10 @@ class Claim:
     """Since when it could be claimed; None for an adopted run."""
     parent_run_id: str = ""
     """The run whose success queued this one; empty for none."""
+    ready_at: datetime | None = None
+    """When a served run could be used for the first time."""
+    log_began_at: datetime | None = None
+    """The time of the first stored line of its container."""
 
     @classmethod
     def from_payload(cls, payload: Mapping[str, Any]) -> Self:
@@ -88,6 +92,8 @@ class Claim:
             parent_run_id=payload.get("parent_run_id") or "",
             service_tools=tuple(_known(Tool, tool) for tool in payload.get("services", ())),
             queued_at=_time(payload.get("queued_at")),
+            ready_at=_time(payload.get("ready_at")),
+            log_began_at=_time(payload.get("log_began_at")),
             **{key: payload[key] for key in plain},
         )
 
@@ -97,6 +103,12 @@ class Claim:
         if self.queued_at is None or self.claimed_at is None:
             return None
         return max(0.0, (self.claimed_at - self.queued_at).total_seconds())
+
+    @property
+    def served(self) -> bool:
+        """Whether its configuration, as it is now, says that it is served."""
+        configs = (self.tool.config or {}, self.workflow.config)
+        return ({key: value for config in configs for key, value in config.items()}).get("serve") is not None
 
     @property
     def named(self) -> dict[str, str | int]:

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from worker.errors import SpecError, expected
 from worker.model.fields import ARTIFACTS_DIR, STRICT, ContainerResources, Env, Secrets, Text, Word, env_name, no_nul
+from worker.model.serve import Serve, ServeHealth
 from worker.model.service import Health, Service, Services, Tmpfs
 from worker.model.sizes import Size
 from worker.model.volume import MAX_CACHES, MAX_VOLUMES, Cache, Volume
@@ -168,6 +169,7 @@ class Config(_Strict):
     services: Services = []
     volumes: Annotated[list[Volume], Field(max_length=MAX_VOLUMES), AfterValidator(_different_paths)] = []
     cache: Annotated[list[Cache], Field(max_length=MAX_CACHES), AfterValidator(_different_caches)] = []
+    serve: Serve | None = None
 
 
 class WorkflowConfig(Config):
@@ -280,6 +282,8 @@ _NESTED: dict[tuple[type[BaseModel] | None, object], type[BaseModel]] = {
     (None, "health"): Health,
     (None, "volumes"): Volume,
     (None, "cache"): Cache,
+    (None, "serve"): Serve,
+    (Serve, "health"): ServeHealth,
 }
 """The models of the objects within a configuration, by the key that has them, and by the object around it."""
 

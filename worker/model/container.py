@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -58,6 +59,8 @@ class ContainerState:
     """Where its volume for artifacts is on the engine's host."""
     health: str | None = None
     """What its health check found: starting, healthy or unhealthy; None without a health check."""
+    published: tuple[str, int] | None = None
+    """The address and the port of the engine's host at which its port is published."""
 
     @property
     def running(self) -> bool:
@@ -77,6 +80,33 @@ class RunNetwork:
 
     name: str
     internal: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectNetwork:
+    """The network of the runs of one project."""
+
+    database_id: uuid.UUID
+    project_id: uuid.UUID
+
+    @property
+    def name(self) -> str:
+        """Its name on the engine. No other project or database has the same."""
+        return f"ops-project-{uuid.uuid5(self.database_id, str(self.project_id))}"
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Those of the network, and of the containers that keep it from being removed."""
+        return {LABEL_DATABASE: str(self.database_id), LABEL_PROJECT: str(self.project_id)}
+
+
+@dataclass(frozen=True, slots=True)
+class Networks:
+    """The networks of a container: its run's own, and that of its project with its names there."""
+
+    own: RunNetwork | None = None
+    project: ProjectNetwork | None = None
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

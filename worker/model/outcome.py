@@ -30,6 +30,8 @@ class Stop(StrEnum):
     DISK = "disk"
     DISK_LIMIT = "disk_limit"
     SERVICE = "service"
+    TTL = "ttl"
+    NOT_READY = "not_ready"
 
 
 class Reason(StrEnum):
@@ -39,6 +41,7 @@ class Reason(StrEnum):
     """
 
     SUCCEEDED = "succeeded"
+    TTL = "ttl"
     EXIT_CODE = "exit_code"
     SIGNAL = "signal"
     OUT_OF_MEMORY = "out_of_memory"
@@ -54,6 +57,8 @@ class Reason(StrEnum):
     IMAGE_NOT_ALLOWED = "image_not_allowed"
     IMAGE_MISSING = "image_missing"
     SERVICE_FAILED = "service_failed"
+    NOT_READY = "not_ready"
+    SERVE_ENDED = "serve_ended"
     ARTIFACTS_FAILED = "artifacts_failed"
     DISK_FULL = "disk_full"
     ENGINE_ERROR = "engine_error"
@@ -90,7 +95,7 @@ class Outcome:
         """Its level in the worker's own log: a failure of the host is an error, one of the program is a warning."""
         if self.reason in HOST_FAULTS:
             return "error"
-        return "info" if self.reason is Reason.SUCCEEDED else "warning"
+        return "info" if self.reason in (Reason.SUCCEEDED, Reason.TTL) else "warning"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +118,8 @@ class ExitFacts:
     engine_restarted: bool
     """Whether the engine was started again while the container ran."""
     service: ServiceFailure | None = None
+    said: tuple[str, ...] = ()
+    """The last lines of a served run that was not ready in time."""
 
 
 def service_fault(state: ContainerState | None, terms: ServiceTerms) -> str | None:
@@ -154,11 +161,19 @@ def decide(state: ContainerState, terms: RunTerms, facts: ExitFacts, stop: Stop 
         return Outcome(None, Reason.ENGINE_LOST, how, details)
     if code is not None:
         return _exited(code, details)
-    if facts.artifacts_error is not None:
-        reason = Reason.DISK_FULL if _disk_full(facts.artifacts_error) else Reason.ARTIFACTS_FAILED
-        message = f"the program succeeded, but its artifacts could not be stored: {facts.artifacts_error}"
-        return Outcome(None, reason, message, details)
-    return Outcome(0, Reason.SUCCEEDED)
+    if terms.serve is not None:
+        message = "the program of this served run ended by itself, with exit code 0"
+        return Outcome(None, Reason.SERVE_ENDED, message, details)
+    return _well_ended(Reason.SUCCEEDED, facts, details)
+
+
+def _well_ended(reason: Reason, facts: ExitFacts, details: Mapping[str, Any]) -> Outcome:
+    """Success, unless the artifacts could not be stored."""
+    if facts.artifacts_error is None:
+        return Outcome(0, reason)
+    reason = Reason.DISK_FULL if _disk_full(facts.artifacts_error) else Reason.ARTIFACTS_FAILED
+    message = f"the program succeeded, but its artifacts could not be stored: {facts.artifacts_error}"
+    return Outcome(None, reason, message, details)
 
 
 def _engine_ended(code: int | None, facts: ExitFacts) -> str | None:
@@ -191,6 +206,12 @@ def _stopped(code: int | None, terms: RunTerms, facts: ExitFacts, stop: Stop, de
     if stop is Stop.OUTPUT:
         message = f"stopped: it printed more than {shown_size(terms.output_bytes)} (resources.output)"
         return Outcome(code, Reason.OUTPUT_LIMIT, message, details)
+    if stop is Stop.TTL:  # whatever the exit code: the worker ended the program when its time was over
+        return _well_ended(Reason.TTL, facts, details)
+    if stop is Stop.NOT_READY and terms.serve is not None:
+        asked, seconds = terms.serve.path, terms.serve.ready_timeout_seconds
+        message = f"{asked} did not answer 2xx or 3xx within {seconds:.12g} s (serve.ready_timeout_seconds)"
+        return Outcome(code, Reason.NOT_READY, message, {**details, "log": list(facts.said)})
     if stop is Stop.SERVICE and facts.service is not None:
         failure = facts.service
         details |= {"service": failure.service, "service_log": list(failure.lines)}

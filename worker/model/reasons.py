@@ -40,6 +40,19 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Read the last lines of the service in the error event: service_log. Repair its command or health, or raise its"
         " resources. An image that starts as root and changes its user needs user.",
     ),
+    "ttl": Explanation(
+        "it was served for serve.ttl_seconds",
+        "Nothing is wrong. Queue it again, or raise serve.ttl_seconds in the workflow's config.",
+    ),
+    "not_ready": Explanation(
+        "the health path of a served run did not answer in time",
+        "Read its last lines. Correct serve.port and serve.health.path, let the program listen on 0.0.0.0, or raise"
+        " serve.ready_timeout_seconds.",
+    ),
+    "serve_ended": Explanation(
+        "the program of a served run ended by itself",
+        "Read its last lines. The command must stay in the foreground as long as the environment is to be served.",
+    ),
     "output_limit": Explanation(
         "it printed more than resources.output",
         "Lower the log level of the program, or raise resources.output in the workflow's config.",

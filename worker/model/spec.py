@@ -28,11 +28,14 @@ from worker.model.config import (
 )
 from worker.model.fields import ARTIFACTS_DIR, ContainerResources
 from worker.model.images import ImageName, allowed
+from worker.model.serve import ServeTerms, route
 from worker.model.service import Health, Service, Tmpfs
 from worker.model.sizes import shown_size
 from worker.model.volume import Mount, Volume, volume_allowed
 
 N = TypeVar("N", int, float)
+PROJECT_NETWORK = "project"
+"""The network on which the runs of one project reach each other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +63,18 @@ class HostPolicy:
     """What this host allows, and what a run gets by default. The default network is the first of the allowed ones."""
 
     allowed_images: tuple[str, ...] = ("*",)
-    allowed_networks: tuple[str, ...] = ("bridge", "none")
+    allowed_networks: tuple[str, ...] = ("bridge", "none", PROJECT_NETWORK)
     allowed_volumes: tuple[str, ...] = ()
     read_only_root: bool = False
     secrets_as_env: bool = False
     max_services: int = 4
     max_cache: int = 10 * 2**30
     """Bytes of all kept caches of one database on this engine."""
+    max_served: int = 4
+    serve_address: str = "127.0.0.1"
+    serve_url: str | None = None
     timeout: Bound[float] = Bound(3600.0)
+    ttl: Bound[float] = Bound(86_400.0)
     cpus: Bound[float] = Bound(2.0)
     memory: Bound[int] = Bound(2 * 2**30)
     pids: Bound[int] = Bound(1024)
@@ -112,6 +119,14 @@ class RunTerms(BaseModel):
     services: tuple[ServiceTerms, ...] = ()
     caches: tuple[str, ...] = ()
     """The names of its caches in the project."""
+    serve: ServeTerms | None = None
+    in_project: bool = False
+    """Whether it is on the network of its project."""
+
+    @property
+    def limit_seconds(self) -> float:
+        """How long its container may run."""
+        return self.timeout_seconds if self.serve is None else self.serve.ttl_seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +173,9 @@ class RunSpec(ContainerSpec):
     services: tuple[ServiceSpec, ...] = ()
     caches: tuple[Mount, ...] = ()
     """By the names of the project."""
+    serve: ServeTerms | None = None
+    serve_address: str = ""
+    journal_bytes: int | None = None  # that the engine keeps of its log; None: all
 
     @property
     def terms(self) -> RunTerms:
@@ -171,6 +189,8 @@ class RunSpec(ContainerSpec):
             secrets=self.secrets,
             services=tuple(service.terms for service in self.services),
             caches=tuple(cache.name for cache in self.caches),
+            serve=self.serve,
+            in_project=self.network == PROJECT_NETWORK,
         )
 
 
@@ -181,10 +201,11 @@ def resolve(claim: Claim, policy: HostPolicy) -> RunSpec:
     merged, options = _merged(claim)
     network = _network(merged, policy)
     command = merged.command if merged.command is not None else [claim.workflow.workflow_type]
+    context = _context(claim, options)
     return RunSpec(
         image=image,
         command=(*command, *options.args),
-        env={**merged.env, **options.env, **_context(claim, options)},
+        env={**merged.env, **options.env, **context},
         timeout_seconds=policy.timeout.grant("timeout_seconds", merged.timeout_seconds),
         **_limits("resources", merged.resources, policy),
         output_bytes=policy.output.grant("resources.output", merged.resources.output, shown_size),
@@ -197,6 +218,8 @@ def resolve(claim: Claim, policy: HostPolicy) -> RunSpec:
         services=_services(merged.services, claim, policy),
         volumes=_volumes("volumes", merged.volumes, claim, policy),
         caches=_caches(merged),
+        serve=_serve(merged, network, claim, context["OPS_GIT_REF"], policy),
+        serve_address=policy.serve_address if merged.serve is not None else "",
     )
 
 
@@ -241,6 +264,20 @@ def _caches(merged: Config) -> tuple[Mount, ...]:
             message = f"cache.{n}.path: expected another path than those of the volumes, got {shown(cache.path)}"
             raise SpecError("invalid_config", f"cache.{n}.path", message)
     return tuple(Mount(cache.name, cache.path, read_only=False) for cache in merged.cache)
+
+
+def _serve(merged: Config, network: str, claim: Claim, ref: str, policy: HostPolicy) -> ServeTerms | None:
+    """Raises ``SpecError``."""
+    asked = merged.serve
+    if asked is None:
+        return None
+    if policy.max_served < 1:
+        raise SpecError("invalid_config", "serve", "serve: this host serves no runs (max_served)")
+    if network == "none":
+        raise SpecError("invalid_config", "network", "network: expected another than none, since the run is served")
+    ttl = policy.ttl.grant("serve.ttl_seconds", asked.ttl_seconds)
+    form, slug = policy.serve_url, claim.project.slug
+    return asked.terms(ttl, None if form is None else route(form, slug, ref, claim.run_number))
 
 
 def _limits(field: str, asked: ContainerResources, policy: HostPolicy) -> dict[str, Any]:
@@ -311,8 +348,8 @@ def _network(config: Config, policy: HostPolicy) -> str:
     if network not in policy.allowed_networks:
         networks = ", ".join(policy.allowed_networks)
         raise SpecError("invalid_config", "network", f"network {network!r} is not one of this host's: {networks}")
-    if config.services and network not in ("bridge", "none"):
-        message = f"network: a run with services has a network of its own; expected bridge or none, got {network!r}"
+    if config.services and network not in ("bridge", "none", PROJECT_NETWORK):
+        message = f"network: a run with services has its own; expected bridge, none or project, got {network!r}"
         raise SpecError("invalid_config", "network", message)
     return network
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,12 +16,15 @@ from worker.concurrency import backoff
 from worker.errors import EngineError, EngineUnavailable
 from worker.logs.lines import LineAssembler
 from worker.logs.writer import LogWriter
+from worker.model.claim import Claim
 from worker.model.container import ContainerState
 from worker.model.outcome import Stop
+from worker.model.spec import RunTerms
 from worker.run.engine_retry import ENGINE_REFUSALS, EngineRetry
 from worker.run.ports import RunContainer, RunContext
 from worker.run.quota import DiskQuota
 from worker.run.reporter import Reporter
+from worker.run.serving import journal_bytes
 
 STALLED_READINGS = 5
 """How often in a row the log of an ended container is read without coming further, before it is taken as it is."""
@@ -28,11 +32,25 @@ STALLED_READINGS = 5
 
 @dataclass(frozen=True, slots=True)
 class LogLimits:
-    """``skip``: lines that are stored already; ``stored``: bytes that are stored; ``printed``: bytes it may print."""
+    """``skip``: lines that are stored already; ``stored``: bytes that are stored; ``printed``: bytes it may print.
+
+    ``kept``: bytes that its engine keeps of the log of a served run, which may print more than that. ``began``: the
+    time of the first line that is stored.
+    """
 
     skip: int
     stored: int
-    printed: int
+    printed: float
+    kept: float = math.inf
+    began: datetime | None = None
+
+    @classmethod
+    def of(cls, claim: Claim, terms: RunTerms, max_log_bytes: int) -> LogLimits:
+        """Those of a run with these terms."""
+        if terms.serve is None:
+            return cls(claim.log_position, max_log_bytes, terms.output_bytes)
+        kept = journal_bytes(terms, max_log_bytes)
+        return cls(claim.log_position, max_log_bytes, math.inf, kept, claim.log_began_at)
 
 
 class JournalReader:
@@ -64,6 +82,7 @@ class JournalReader:
         self._calls = calls
         self._heard: datetime | None = None
         self._ended = False
+        self._began = limits.began
         self._furthest = self._stalled = self._refused = 0
 
     async def run(self, run_id: uuid.UUID) -> ContainerState | None:
@@ -72,7 +91,7 @@ class JournalReader:
         async with LogWriter(partial(self._context.queue.append_logs, run_id)).running() as writer:
             attempt = 0
             while True:
-                lines = LineAssembler(skip, self._limits.stored, self._reporter.redactor)
+                lines = await self._assembler(skip)
                 complete = await self._reading(lines, writer)
                 state = await self._calls(self._container.inspect)
                 await self._note_restart()
@@ -84,6 +103,18 @@ class JournalReader:
                 self._furthest, skip = max(self._furthest, lines.bytes), lines.delivered
                 await anyio.sleep(backoff(attempt))
                 attempt += 1
+
+    async def _assembler(self, skip: int) -> LineAssembler:
+        """Of the next reading. If the engine has dropped the beginning of the log, that is long stored.
+
+        Then the number of a line is not known, and only the end of the log is still to be stored.
+        """
+        if self._limits.kept != math.inf:
+            began = await self._calls(self._container.log_began)
+            self._began = self._began or began
+            if began is not None and self._began is not None and began > self._began:
+                return LineAssembler(skip, 0, self._reporter.redactor, dropped=True)
+        return LineAssembler(skip, self._limits.stored, self._reporter.redactor)
 
     async def _reading(self, lines: LineAssembler, writer: LogWriter) -> bool:
         """One reading; returns whether it came to the end of an ended container's journal."""
@@ -110,7 +141,7 @@ class JournalReader:
                     self._heard = datetime.now(UTC)
                 if chunk:
                     await writer.put(lines.feed(chunk))
-                    self._quota.printed = lines.output
+                    self._quota.printed = math.ceil(min(lines.output, self._limits.kept))
                     if lines.output > self._limits.printed:  # the rest is not read: it may be endless
                         self._stop(Stop.OUTPUT)
                         await self._until_ended()

@@ -35,6 +35,7 @@ from worker.run.preparation import Preparation, container_gone, container_name
 from worker.run.quota import DiskQuota
 from worker.run.reporter import Reporter
 from worker.run.services import Services
+from worker.run.serving import Serving, left_of
 from worker.run.stopping import StopRequest
 from worker.run.traces import RUN, result_of
 
@@ -45,6 +46,8 @@ class Run:
     def __init__(self, claim: Claim, context: RunContext) -> None:
         self.claim = claim
         self.container_name = container_name(claim.run_id, context.database_id)
+        self.served = claim.served
+        """Whether the run stays until its ttl. Its container tells; before that, the present configuration."""
         self.quota = DiskQuota(self.stop)
         self._context = context
         self._queue = context.queue
@@ -119,6 +122,8 @@ class Run:
             if self._preparation.has_more:
                 await self._calls(self._engine.remove_beside, self._context.database_id, self.claim.run_id)
                 await self._preparation.caches.trim()
+            if self._preparation.in_project:
+                await self._calls(self._engine.trim_project_networks, self._context.database_id)
 
     # --- outcome ----------------------------------------------------------------------------------------------------
 
@@ -140,30 +145,27 @@ class Run:
     async def _supervise(self, container: RunContainer, terms: RunTerms) -> Outcome:
         """The container's life from its start on, with the log and the artifacts that it leaves."""
         self.quota.limit = terms.disk_bytes
-        services = Services(self._engine, self.container_name, terms, self._reporter, self._calls, self._stop)
-        began = datetime.now(UTC)
-        await services.start(container, terms.timeout_seconds, self._context.timings)
-        ready = datetime.now(UTC)
-        started_now = False
-        if not self._stop.requested.is_set():
-            started_now = await self._calls(container.start)
-        if terms.services and (started_now or services.failure is not None):  # not again when the run is adopted
-            self._trace.task("services", began, ready, "success" if started_now else "failure")
-        limits = LogLimits(self.claim.log_position, self._context.max_log_bytes, terms.output_bytes)
+        self.served = terms.serve is not None
+        start = partial(self._preparation.start, terms=terms)
+        services = Services(self._engine, self.container_name, terms, self._reporter, self._calls, self._stop, start)
+        started_now = await self._start_all(container, terms, services)
+        serving = Serving(self.claim, self._context, terms, self._reporter, self._calls, self._stop)
+        limits = LogLimits.of(self.claim, terms, self._context.max_log_bytes)
         journal = JournalReader(
             container, self._context, self._reporter, self.quota, self._calls, self.stop, limits, self._log
         )
         async with task_group() as tasks:
-            tasks.start_soon(partial(self._stop_on_request, container, terms.timeout_seconds, started_now=started_now))
+            tasks.start_soon(partial(self._stop_on_request, container, terms, serving, started_now=started_now))
             tasks.start_soon(self._kill_over_quota, container, services)
+            tasks.start_soon(serving.watch, container)
             if terms.services:
                 tasks.start_soon(services.watch, container, self._context.timings)
             state = await journal.run(self.claim.run_id)
             tasks.cancel_scope.cancel()
         if state is None:
             raise container_gone()
-        if state.lasted >= terms.timeout_seconds:  # also when a limit or the program itself ended it
-            self.stop(Stop.TIMEOUT)
+        if state.lasted >= terms.limit_seconds:  # also when a limit or the program itself ended it
+            self.stop(serving.expired)
         await services.look_back(state)
         await services.settle(self._context.stop_grace_seconds)
         artifacts_error = None
@@ -172,26 +174,43 @@ class Run:
             with self._trace.measured("artifacts"):
                 artifacts_error = await collection.run(container, state, terms, self.quota)
         facts = ExitFacts(
-            self.quota.written, self.quota.left, artifacts_error, journal.engine_restarted, services.failure
+            self.quota.written,
+            self.quota.left,
+            artifacts_error,
+            journal.engine_restarted,
+            services.failure,
+            serving.said,
         )
         outcome = decide(state, terms, facts, self._stop.reason)
         if state.started_at is not None:
             self._trace.task(RUN, state.started_at, state.finished_at or datetime.now(UTC), result_of(outcome))
         return outcome
 
-    async def _stop_on_request(self, container: RunContainer, timeout_seconds: float, *, started_now: bool) -> None:
+    async def _start_all(self, container: RunContainer, terms: RunTerms, services: Services) -> bool:
+        """Starts the services and then the container; False if it was started before, or is not to be started."""
+        began = datetime.now(UTC)
+        await services.start(container, self._context.timings)
+        ready = datetime.now(UTC)
+        started_now = False
+        if not self._stop.requested.is_set():
+            started_now = await self._preparation.start(container, terms)
+        if terms.services and (started_now or services.failure is not None):  # not again when the run is adopted
+            self._trace.task("services", began, ready, "success" if started_now else "failure")
+        return started_now
+
+    async def _stop_on_request(
+        self, container: RunContainer, terms: RunTerms, serving: Serving, *, started_now: bool
+    ) -> None:
         """Stops the container on request, or once it has run longer than it may, before an adoption included."""
         state = None if started_now else await self._calls(container.inspect)
-        left = timeout_seconds
-        if state is not None and state.started_at is not None:
-            left = max(0.0, left - (datetime.now(UTC) - state.started_at).total_seconds())
+        left = terms.limit_seconds if state is None else left_of(state, terms.limit_seconds)
         with anyio.move_on_after(left) as waiting:
             await self._stop.requested.wait()
         if waiting.cancelled_caught:
             state = await self._calls(container.inspect)
             if state is None or not state.running:
                 return  # it ended in time; what takes long is storing its log
-            self.stop(Stop.TIMEOUT)
+            self.stop(serving.expired)
         self._log.info("stopping the container", why=self._stop.reason)
         fills_the_disk = self._stop.reason is Stop.OUTPUT or self.quota.exceeded.is_set()
         grace = 0 if fills_the_disk else self._context.stop_grace_seconds

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import anyio.to_thread
 
 from worker.concurrency import cancel_on
-from worker.errors import RunFailure
+from worker.errors import EngineError, RunFailure
 from worker.model.claim import Claim
 from worker.model.container import (
     LABEL_DATABASE,
@@ -21,13 +21,15 @@ from worker.model.container import (
     LABEL_WORKER,
     ContainerState,
     Image,
-    RunNetwork,
+    Networks,
+    ProjectNetwork,
     Secret,
 )
 from worker.model.outcome import Reason
 from worker.model.pull import PullProgress
+from worker.model.serve import project_name, proxy_labels
 from worker.model.sizes import rounded_size
-from worker.model.spec import ContainerSpec, RunSpec, RunTerms, resolve
+from worker.model.spec import PROJECT_NETWORK, ContainerSpec, RunSpec, RunTerms, resolve
 from worker.model.volume import ProjectVolume, engine_name
 from worker.run.caches import Caches
 from worker.run.engine_retry import EngineRetry
@@ -35,10 +37,14 @@ from worker.run.ports import RunContainer, RunContext
 from worker.run.reporter import Reporter
 from worker.run.secrets import changed_values
 from worker.run.services import run_network, service_container
+from worker.run.serving import journal_bytes
 from worker.run.stopping import StopRequest
 from worker.run.traces import RunTrace
 
 S = TypeVar("S", bound=ContainerSpec)
+
+NO_NETWORK, START_ATTEMPTS = 404, 5
+"""What the engine answers to the start of a container whose network is gone, and how often that is tried."""
 
 
 def container_name(run_id: uuid.UUID, database_id: uuid.UUID) -> str:
@@ -76,6 +82,9 @@ class Preparation:
         self._stop = stop
         self.has_more = False
         """Whether the run has, or may have, services or caches beside its own container."""
+        self.in_project = False
+        """Whether it is on the network of its project."""
+        self._project = ProjectNetwork(context.database_id, claim.project_id)
         self._labels = {
             LABEL_RUN: str(claim.run_id),
             LABEL_DATABASE: str(context.database_id),
@@ -91,6 +100,7 @@ class Preparation:
         if state is not None:  # goes on as it was made: a later change of configuration, host or image does not count
             terms = RunTerms.model_validate_json(state.labels[LABEL_TERMS])
             self.has_more = bool(terms.services or terms.caches)
+            self.in_project = terms.in_project
             self.caches.names = terms.caches
             await self._mask_held_secrets(container, terms)
             return container, terms
@@ -98,6 +108,11 @@ class Preparation:
             raise container_gone()
         spec = resolve(self._claim, self._context.policy)
         spec = replace(spec, env={**spec.env, **self._trace.environment})
+        self.in_project = spec.terms.in_project
+        if self.in_project:
+            self._labels |= self._project.labels
+        if spec.serve is not None:
+            spec = replace(spec, journal_bytes=journal_bytes(spec.terms, self._context.max_log_bytes))
         secrets = {secret.name: secret for secret in await self._read_secrets(_secrets_of(spec.terms))}
         image = await self._image(spec.image)
         spec = await self._with_volumes(spec)
@@ -106,6 +121,21 @@ class Preparation:
             spec = await self.caches.filled(spec, image)
         beside = await self._create_services(spec, secrets)
         return await self._create(spec, image, secrets, beside), spec.terms
+
+    async def start(self, container: RunContainer, terms: RunTerms) -> bool:
+        """Starts a container of the run; returns whether this call has started it. Raises ``EngineError``.
+
+        The last other run of the project may have ended just now and removed their network: then it is made again.
+        """
+        for left in reversed(range(START_ATTEMPTS)):
+            if terms.in_project:
+                await self._calls(self._engine.create_project_network, self._project)
+            try:
+                return await self._calls(container.start)
+            except EngineError as error:
+                if not terms.in_project or error.status != NO_NETWORK or not left:
+                    raise
+        return False
 
     async def _earlier_state(self, container: RunContainer) -> ContainerState | None:
         """The state of the container that an earlier attempt recorded or started; None if none did, or it is gone."""
@@ -186,7 +216,8 @@ class Preparation:
         for service, image in zip(spec.services, images, strict=True):
             its = [secrets[name] for name in service.secrets]
             name, labels = service_container(self._name, service.name), {**self._labels, LABEL_SERVICE: service.name}
-            await self._calls(self._engine.create, name, image, self._exposed(service, its), labels, its, network)
+            networks = self._networks(spec, f"{service.name}.")
+            await self._calls(self._engine.create, name, image, self._exposed(service, its), labels, its, networks)
             recorded[service.name] = _facts(image, service)
         return {"services": recorded}
 
@@ -195,14 +226,26 @@ class Preparation:
     ) -> RunContainer:
         its = [secrets[name] for name in spec.secrets]
         labels = {**self._labels, LABEL_TERMS: spec.terms.model_dump_json()}
-        network: RunNetwork | None = run_network(self._name, spec)
+        if spec.serve is not None and spec.serve.url is not None:
+            labels |= proxy_labels(self._name, spec.serve.url, spec.serve.port)
         container = await self._calls(
-            self._engine.create, self._name, image, self._exposed(spec, its), labels, its, network
+            self._engine.create, self._name, image, self._exposed(spec, its), labels, its, self._networks(spec)
         )
         limits = {"disk_bytes": spec.disk_bytes, "network": spec.network}
         recorded = self._reporter.redactor.value({**_facts(image, spec), **limits, **beside})
         await self._context.queue.record_container(self._claim.run_id, container.ref, recorded)
         return container
+
+    def _networks(self, spec: RunSpec, prefix: str = "") -> Networks:
+        """The networks of the run's container, or of a service of it.
+
+        A service has its own name on the network of the run only, so the names of two runs never meet.
+        """
+        if not self.in_project:
+            return Networks(run_network(self._name, spec))
+        runs = (f"run-{self._claim.run_number}", project_name(self._claim.workflow.name))
+        names = tuple(f"{prefix}{run}.{PROJECT_NETWORK}" for run in runs)
+        return Networks(run_network(self._name, spec), self._project, names)
 
     def _exposed(self, spec: S, secrets: Sequence[Secret]) -> S:
         """The specification with its secrets as variables too, if the host wants that."""

@@ -7,7 +7,7 @@ checks, so they go on while no worker is there. A service that ended before the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Protocol
 
@@ -56,19 +56,24 @@ class Services:
         reporter: Reporter,
         calls: EngineRetry,
         stop: StopRequest,
+        start: Callable[[RunContainer], Awaitable[bool]],
     ) -> None:
         self.failure: ServiceFailure | None = None
         """Why a service ended the run."""
         self._terms = {service.name: service for service in terms.services}
+        self._limit = terms.timeout_seconds, "timeout_seconds"
+        if terms.serve is not None:
+            self._limit = terms.serve.ready_timeout_seconds, "serve.ready_timeout_seconds"
         self._containers: Mapping[str, RunContainer] = {
             name: engine.container(service_container(run_container, name)) for name in self._terms
         }
         self._reporter = reporter
         self._calls = calls
         self._stop = stop
+        self._start = start
 
-    async def start(self, run: RunContainer, seconds: float, timings: RunTimings) -> None:
-        """Starts them, and waits until all are healthy; asks the run to stop if they are not within these seconds.
+    async def start(self, run: RunContainer, timings: RunTimings) -> None:
+        """Starts them, and waits until all are healthy; asks the run to stop if they are not within its time limit.
 
         Does nothing if the run's container has been started: then they were healthy.
         """
@@ -77,7 +82,7 @@ class Services:
         state = await self._calls(run.inspect)
         if state is None or state.started_at is not None:
             return
-        waiting = list(self._containers)
+        waiting, (seconds, limit) = list(self._containers), self._limit
         with anyio.move_on_after(seconds):
             async with cancel_on(self._stop.requested):
                 for name, container in self._containers.items():
@@ -85,7 +90,7 @@ class Services:
                 while waiting := [name for name in waiting if not await self._is_healthy(name)]:  # noqa: ASYNC110
                     await anyio.sleep(timings.service_start_poll)
         if waiting and self.failure is None and not self._stop.requested.is_set():
-            await self._fail(waiting[0], f"was not healthy within {seconds:.12g} s (timeout_seconds)")
+            await self._fail(waiting[0], f"was not healthy within {seconds:.12g} s ({limit})")
 
     async def watch(self, run: RunContainer, timings: RunTimings) -> None:
         """Asks the run to stop when a service ends or becomes unhealthy while the run's container is running."""
@@ -120,7 +125,7 @@ class Services:
 
     async def _started(self, name: str, container: RunContainer) -> None:
         try:
-            await self._calls(container.start)
+            await self._start(container)
         except EngineError as error:
             raise EngineError(error.status, f"service {name!r}: {error}") from error
 

@@ -114,6 +114,7 @@ insert into cell values
     ('{service_role}', $$select ops.release_run('{claimed}', null, null)$$),
     ('{service_role}', $$select ops.append_run_log('{run}', 'info', 'x')$$),
     ('{service_role}', $$select ops.record_report('{run}', null, null)$$),
+    ('{service_role}', $$select ops.mark_ready('{run}', null, null, 'http://x')$$),
     ('{service_role}', $$select ops.add_run_event('{run}', 'info', 'x')$$),
     ('{service_role}', $$select ops.add_run_artifact('{run}', 'x', 'x')$$),
     ('{service_role}', $$select ops.complete_workflow_run('{run}', 0)$$);

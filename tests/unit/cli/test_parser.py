@@ -173,7 +173,7 @@ def test_help_has_a_line_for_every_setting_with_its_default(
     monkeypatch.setenv("COLUMNS", "100")
     shown = shown_help(capsys, "--help")
     assert sorted(flags_of(shown)) == sorted(flag(name)[2:] for name in Settings.model_fields)
-    for default in ("(default: 2g)", "(default: 5)", "(default: bridge,none)", "(default: the host's name)"):
+    for default in ("(default: 2g)", "(default: 5)", "(default: bridge,none,project)", "(default: the host's name)"):
         assert default in shown
     for heading in ("commands:", "the queue:", "containers:", "artifacts:", "logs and metrics:"):
         assert f"\n{heading}\n" in shown

@@ -16,6 +16,7 @@ from worker.model.spec import Bound, HostPolicy
 
 SIZE = "expected bytes or a size such as 512m or 2g, above 0 and not above 1024t"
 VOLUMES = "expected patterns such as acme/filestore, acme/* or *, with a workspace key before the slash"
+SLUG = "expected {slug} once, with a dash or a dot beside it, so that no two projects have the same host name"
 CONCURRENCY = "expected a whole number of at least 1 and at most 500"
 PUBLIC_URL = "expected https://host without a path, such as https://console.example"
 NETWORKS = "expected addresses or networks such as 10.0.0.5,10.1.0.0/16"
@@ -39,7 +40,8 @@ def test_nothing_set_is_the_defaults() -> None:
     assert (settings.concurrency, settings.lease, settings.poll_interval, settings.stop_grace) == (2, 300, 5.0, 10.0)
     unset = (settings.database_url, settings.docker_host, settings.drain_timeout, settings.metrics_address)
     assert (*unset, settings.traces_endpoint) == (None,) * 5
-    assert (settings.allowed_images, settings.allowed_networks, settings.labels) == (("*",), ("bridge", "none"), ())
+    networks = ("bridge", "none", "project")
+    assert (settings.allowed_images, settings.allowed_networks, settings.labels) == (("*",), networks, ())
     assert settings.artifact_store == "file:///var/lib/ops-worker/artifacts"
     assert not settings.until_idle
     assert settings.policy == HostPolicy()
@@ -53,6 +55,9 @@ def test_nothing_set_is_the_defaults() -> None:
         ("until_idle", "true", True), ("docker_host", "tcp://10.0.0.1:2376", "tcp://10.0.0.1:2376"),
         ("allowed_images", "odoo:*,registry.example/[ab]*", ("odoo:*", "registry.example/[ab]*")),
         ("allowed_networks", "none", ("none",)), ("read_only_root", "true", True), ("secrets_as_env", "true", True),
+        ("max_served", "0", 0), ("serve_address", "10.0.0.5", "10.0.0.5"),
+        ("serve_url", "https://{slug}.example", "https://{slug}.example"),
+        ("default_ttl", "60", 60.0), ("max_ttl", "7200", 7200.0),
         ("max_services", "0", 0), ("max_cache", "5g", 5 * 2**30),
         ("allowed_volumes", "acme/*, */data,*", ("acme/*", "*/data", "*")),
         ("secrets_dir", "/run/secrets", Path("/run/secrets")), ("stop_grace", "1", 1.0), ("pull_timeout", "90", 90.0),
@@ -107,10 +112,12 @@ def test_bound_of_the_policy_is_two_settings(name: str) -> None:
 
 def test_other_settings_of_the_policy_follow_their_flags() -> None:
     argv = ["--allowed-images", "a", "--allowed-networks", "none", "--read-only-root", "--secrets-as-env"]
+    argv += ["--max-served", "2", "--serve-address", "::1", "--serve-url", "http://{slug}.example"]
     policy = load([*argv, "--allowed-volumes", "a/*", "--max-services", "1", "--max-cache", "1m"], {}).policy
     assert policy == HostPolicy(
-        ("a",), ("none",), ("a/*",), read_only_root=True, secrets_as_env=True, max_services=1, max_cache=2**20
-    )
+        ("a",), ("none",), ("a/*",), read_only_root=True, secrets_as_env=True, max_services=1, max_cache=2**20,
+        max_served=2, serve_address="::1", serve_url="http://{slug}.example",
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -127,6 +134,11 @@ def test_other_settings_of_the_policy_follow_their_flags() -> None:
         ("default_memory", "lots", f"{SIZE}, got 'lots'"), ("max_memory", "0", f"{SIZE}, got '0'"),
         ("allowed_volumes", "data", f"{VOLUMES}, got 'data'"),
         ("max_services", "11", "expected a whole number of at least 0 and at most 10, got '11'"),
+        ("max_served", "-1", "expected a whole number of at least 0 and at most 500, got '-1'"),
+        ("serve_address", "0.0.0.0",  # noqa: S104 - refused
+         "expected one address of the engine's host, such as 127.0.0.1, got '0.0.0.0'"),
+        ("serve_url", "https://{ref}.example",
+         f"{SLUG}, got 'https://{{ref}}.example'"),
         ("max_pids", "-5", "expected a whole number above 0, got '-5'"),
         ("log_level", "loud", "expected one of 'debug', 'info', 'warning' or 'error', got 'loud'"),
         ("public_url", "console.example", f"{PUBLIC_URL}, got 'console.example'"),

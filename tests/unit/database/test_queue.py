@@ -140,6 +140,7 @@ OWNED: dict[str, Callable[[Queue], Awaitable[object]]] = {
     "append_logs": lambda queue: queue.append_logs(RUN_ID, LINES),
     "add_artifact": lambda queue: queue.add_artifact(RUN_ID, ARTIFACT),
     "record_report": lambda queue: queue.record_report(RUN_ID, CaseCounts(1), "fine"),
+    "mark_ready": lambda queue: queue.mark_ready(RUN_ID, "http://127.0.0.1:8069"),
     "record_container": lambda queue: queue.record_container(RUN_ID, "c0ffee", {}),
     "add_event": lambda queue: queue.add_event(RUN_ID, "info", "said", {}),
 }

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from worker.errors import EngineError
 from worker.model.container import ContainerState
 from worker.model.outcome import ExitFacts, Outcome, Reason, ServiceFailure, Stop, decide, failure_of
+from worker.model.serve import ServeTerms
 from worker.model.spec import RunTerms
 
 STATE = ContainerState("exited", 0, False, "", None, None, {})
@@ -42,6 +43,8 @@ NO_SPACE = "mkdir /x: No space left on device"
 NOT_FOUND = 'exec: "nope": executable file not found in $PATH'
 OOM = "out of memory: a process was killed at the limit of {} MiB; raise resources.memory"
 LOST = "the program succeeded, but its artifacts could not be stored: {}"
+SERVE = ServeTerms(port=80, path="/up", interval_seconds=2, ready_timeout_seconds=300, ttl_seconds=9)
+SERVE_ENDED = "the program of this served run ended by itself, with exit code 0"
 DECIDED: list[tuple[dict[str, Any], int | None, str, str]] = [
     ({"exit_code": 1}, 1, "exit_code", "exit code 1"),
     ({"exit_code": 255}, 255, "exit_code", "exit code 255"),
@@ -66,6 +69,7 @@ DECIDED: list[tuple[dict[str, Any], int | None, str, str]] = [
     ({"exit_code": 128, "error": NO_SPACE}, None, "disk_full", f"the container engine says: {NO_SPACE}"),
     ({"artifacts_error": "bucket unreachable"}, None, "artifacts_failed", LOST.format("bucket unreachable")),
     ({"artifacts_error": NO_SPACE}, None, "disk_full", LOST.format(NO_SPACE)),
+    ({"serve": SERVE, "artifacts_error": NO_SPACE}, None, "serve_ended", SERVE_ENDED),
 ]  # fmt: skip
 
 
@@ -86,6 +90,8 @@ STOPPED: list[tuple[Stop, dict[str, Any], str, str]] = [
         "stopped: it wrote 1,500m to the disk, more than 1g (resources.disk)"),
     (Stop.DISK, {"written_bytes": 37 * 2**30, "left_bytes": 900 * 2**20}, "disk_full",
         "stopped: the disk of its host was nearly full, 900m left, and of all runs it had written most, 37,888m"),
+    (Stop.NOT_READY, {"serve": SERVE, "said": ("bye",)}, "not_ready",
+        "/up did not answer 2xx or 3xx within 300 s (serve.ready_timeout_seconds)"),
     (Stop.SERVICE, {"service": ServiceFailure("db", "ended", ("bye",))}, "service_failed", "service 'db' ended"),
 ]  # fmt: skip
 
@@ -101,7 +107,16 @@ def test_stop_reason_decides_the_outcome(
     more = {name: size for name, size in known.items() if stop in (Stop.DISK, Stop.DISK_LIMIT)}
     if stop is Stop.SERVICE:
         more = {"service": "db", "service_log": ["bye"]}
+    if stop is Stop.NOT_READY:
+        more = {"log": ["bye"]}
     assert outcome.details == {"container_exit_code": exit_code, **more}
+
+
+@pytest.mark.parametrize("exit_code", [0, 1, 137, 143])
+def test_end_of_the_time_of_serving_is_success_unless_artifacts_are_lost(exit_code: int) -> None:
+    assert ended(Stop.TTL, serve=SERVE, exit_code=exit_code) == Outcome(0, Reason.TTL)
+    lost = ended(Stop.TTL, serve=SERVE, exit_code=exit_code, artifacts_error="bucket unreachable")
+    assert (lost.exit_code, lost.reason) == (None, Reason.ARTIFACTS_FAILED)
 
 
 def test_engine_that_ended_the_run_s_container_ended_its_services_too() -> None:
@@ -121,7 +136,7 @@ def test_details_of_an_outcome(known: dict[str, Any], details: dict[str, Any]) -
 @pytest.mark.parametrize("reason", Reason)
 def test_host_faults_are_logged_as_errors(reason: Reason) -> None:
     faults = {"artifacts_failed", "disk_full", "engine_error", "engine_lost", "worker_error"}
-    level = "error" if reason in faults else "info" if reason == "succeeded" else "warning"
+    level = "error" if reason in faults else "info" if reason in ("succeeded", "ttl") else "warning"
     assert Outcome(None, reason).log_level == level
 
 
@@ -147,7 +162,8 @@ def test_status_of_the_engine_is_in_the_details() -> None:
 )
 def test_only_success_has_exit_code_zero(stop: Stop | None, **known: Any) -> None:
     outcome = ended(stop, **known)
-    assert (outcome.exit_code == 0) == (outcome.reason is Reason.SUCCEEDED) == (outcome.message is None)
+    good = outcome.reason in (Reason.SUCCEEDED, Reason.TTL)
+    assert (outcome.exit_code == 0) == good == (outcome.message is None)
 
 
 @pytest.mark.parametrize("reason", Reason)

@@ -11,6 +11,7 @@ import pytest
 from tests.unit.claims import configured, make_claim, refusal
 from worker.model.claim import Claim
 from worker.model.config import ArtifactRule
+from worker.model.serve import ServeTerms
 from worker.model.service import Health, Tmpfs
 from worker.model.spec import Bound, HostPolicy, RunSpec, ServiceSpec, ServiceTerms, resolve
 from worker.model.volume import Mount, engine_name
@@ -135,6 +136,42 @@ def test_default_never_exceeds_the_maximum() -> None:
     assert (spec.memory_bytes, spec.output_bytes, spec.disk_bytes) == (11, 11, 11)
 
 
+def served(**more: Any) -> Claim:
+    return configured({"serve": {"port": 8069} | more.pop("serve", {}), **more})
+
+
+def test_served_run_gets_what_its_host_grants() -> None:
+    spec = resolve(served(), HostPolicy())
+    assert spec.serve == ServeTerms(
+        port=8069, path="/", interval_seconds=2, ready_timeout_seconds=300, ttl_seconds=86_400, url=None
+    )
+    assert (spec.serve_address, spec.terms.limit_seconds) == ("127.0.0.1", 86_400)
+    brief = resolve(served(serve={"ttl_seconds": 60}), HostPolicy(serve_url="https://{slug}-{run}.example")).serve
+    assert brief is not None
+    assert (brief.ready_timeout_seconds, brief.ttl_seconds, brief.url) == (60, 60, "https://acme-1.example")
+    assert not configured({"serve": None}, tool={"serve": {"port": 1}}).served
+    assert resolve(configured({"serve": None}, tool={"serve": {"port": 1}}), HostPolicy()).serve is None
+    assert configured({}, tool={"serve": {"port": 1}}).served
+
+
+@pytest.mark.parametrize(
+    ("claim", "policy", "field", "message"),
+    [
+        (served(serve={"ttl_seconds": 61}), {"ttl": Bound(60.0, 60.0)}, "serve.ttl_seconds",
+         "serve.ttl_seconds: 61 is more than this host allows, 60"),
+        (served(network="none"), {}, "network", "network: expected another than none, since the run is served"),
+        (served(), {"max_served": 0}, "serve", "serve: this host serves no runs (max_served)"),
+        (served(network="project"), {"allowed_networks": ("bridge",)}, "network",
+         "network 'project' is not one of this host's: bridge"),
+    ],
+)  # fmt: skip
+def test_served_run_that_the_host_cannot_have_is_refused(
+    claim: Claim, policy: dict[str, Any], field: str, message: str
+) -> None:
+    error = refusal(claim, HostPolicy(**policy))
+    assert (error.reason, error.field, str(error)) == ("invalid_config", field, message)
+
+
 def test_first_allowed_network_is_the_default() -> None:
     assert resolve(configured(), HostPolicy(allowed_networks=("none", "bridge"))).network == "none"
     assert refusal(configured(), HostPolicy(allowed_networks=())).field == "network"
@@ -205,7 +242,7 @@ def test_service_that_the_host_does_not_allow_is_refused(
 
 def test_run_with_services_needs_a_network_that_the_worker_makes() -> None:
     error = refusal(with_service(DB, network="shared"), HostPolicy(allowed_networks=("bridge", "shared")))
-    expected = "network: a run with services has a network of its own; expected bridge or none, got 'shared'"
+    expected = "network: a run with services has its own; expected bridge, none or project, got 'shared'"
     assert (error.field, str(error)) == ("network", expected)
 
 
