@@ -92,8 +92,8 @@ begin
 end
 $$;
 
--- Whether the run before this one, of the same workflow and git ref, failed. It looks at the last 1,000 runs of the
--- project. Canceled runs do not count.
+-- Whether the run that ended last before this one, of the same workflow and git ref, failed. It looks at the last 1,000
+-- runs of the project. Canceled runs do not count.
 create function ops_private.was_red(p_run ops.runs) returns boolean
 language plpgsql stable set search_path = pg_catalog, pg_temp
 as $$
@@ -104,13 +104,13 @@ begin
     return coalesce((
         select b.status = 'failed'
         from (
-            select r.workflow_id, r.status, r.metadata, r.run_number from ops.runs as r
-            where r.project_id = p_run.project_id and r.run_number < p_run.run_number
+            select r.workflow_id, r.status, r.metadata, r.finished_at, r.run_number from ops.runs as r
+            where r.project_id = p_run.project_id and r.run_number <> p_run.run_number
             order by r.run_number desc limit 1000
         ) as b
         where b.workflow_id = p_run.workflow_id and b.status in ('succeeded', 'failed')
             and ops_private.run_git(b.metadata, 'git_ref', v_default) is not distinct from v_ref
-        order by b.run_number desc limit 1), false);
+        order by b.finished_at desc, b.run_number desc limit 1), false);
 end
 $$;
 
@@ -319,9 +319,10 @@ begin
 end
 $$;
 
--- Deletes messages that are older than 24 hours, and the destinations that no worker has asked for in 30 days.
+-- Deletes messages that are older than 24 hours, and the destinations that no worker has asked for in 30 days. Workers
+-- call it when they ask for messages, and so does `ops-worker prune`, since a database may have lost all such workers.
 create function ops_private.prune_outbox() returns void
-language plpgsql volatile set search_path = pg_catalog, pg_temp
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_now constant timestamptz := ops_private.current_time();
@@ -424,3 +425,4 @@ revoke execute on all functions in schema ops_private from public;
 revoke execute on function ops.register_destinations, ops.take_deliveries, ops.settle_delivery from public;
 grant execute on function ops.register_destinations, ops.take_deliveries, ops.settle_delivery
 to ops_worker, service_role;
+grant execute on function ops_private.prune_outbox to service_role;

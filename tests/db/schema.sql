@@ -4181,7 +4181,7 @@ CREATE FUNCTION ops_private.prunable(p_store text, p_worker_id text, p_logs_befo
 $$;
 
 CREATE FUNCTION ops_private.prune_outbox() RETURNS void
-    LANGUAGE plpgsql
+    LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 declare
@@ -5120,13 +5120,13 @@ begin
     return coalesce((
         select b.status = 'failed'
         from (
-            select r.workflow_id, r.status, r.metadata, r.run_number from ops.runs as r
-            where r.project_id = p_run.project_id and r.run_number < p_run.run_number
+            select r.workflow_id, r.status, r.metadata, r.finished_at, r.run_number from ops.runs as r
+            where r.project_id = p_run.project_id and r.run_number <> p_run.run_number
             order by r.run_number desc limit 1000
         ) as b
         where b.workflow_id = p_run.workflow_id and b.status in ('succeeded', 'failed')
             and ops_private.run_git(b.metadata, 'git_ref', v_default) is not distinct from v_ref
-        order by b.run_number desc limit 1), false);
+        order by b.finished_at desc, b.run_number desc limit 1), false);
 end
 $$;
 
@@ -6476,6 +6476,7 @@ REVOKE ALL ON FUNCTION ops_private.prunable(p_store text, p_worker_id text, p_lo
 GRANT ALL ON FUNCTION ops_private.prunable(p_store text, p_worker_id text, p_logs_before timestamp with time zone, p_events_before timestamp with time zone) TO service_role;
 
 REVOKE ALL ON FUNCTION ops_private.prune_outbox() FROM PUBLIC;
+GRANT ALL ON FUNCTION ops_private.prune_outbox() TO service_role;
 
 REVOKE ALL ON FUNCTION ops_private.prune_run_events(p_before timestamp with time zone) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops_private.prune_run_events(p_before timestamp with time zone) TO service_role;

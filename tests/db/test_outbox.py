@@ -11,6 +11,7 @@ import asyncpg
 import pytest
 
 from tests.conftest import Connect
+from tests.db.persons import ops
 from tests.db.world import INSTANCE, OTHER_INSTANCE, WORKER, World, blocked, call, new_workflow, shift_clock
 from worker.outcomes.settings import FORGE_EVENTS
 
@@ -97,8 +98,13 @@ async def test_a_success_after_a_failure_of_the_same_workflow_and_branch_is_gree
     assert await ended("succeeded", "18.0", other) == green
     assert await ended("failed", "18.0") == red
     assert await ended("canceled", "18.0") == ["all canceled"]
+    earlier = await world.run_in("running")
     assert await ended("succeeded", "18.0") == again
     assert await ended("succeeded", "18.0") == green
+    assert await ended("failed") == red
+    assert await ended("succeeded") == again
+    await world.set_status(earlier, "succeeded")  # it is not the first one
+    assert await world.db.fetchval("select event from ops_private.outbox where run_id = $1", earlier) == "succeeded"
 
 
 @pytest.mark.parametrize(
@@ -162,12 +168,17 @@ async def test_a_destination_that_is_not_served_fills_up_to_its_bound_and_then_g
     assert await waiting(world) == []
 
 
-async def test_old_messages_are_pruned(world: World) -> None:
+async def test_old_messages_are_deleted_by_workers_and_by_prune(world: World, db_url: str) -> None:
     await register(world, wanted())
     await world.run_in("failed")
     await shift_clock(world.db, 86_401)
     assert await take(world) == []
     assert await waiting(world) == []
+    await world.run_in("failed")
+    for later, left in ((120_000, [("chat", "red")]), (180_000, [])):
+        await shift_clock(world.db, later)
+        assert (await ops(db_url, "prune", "--artifact-store", "file:///tmp")).status == 0
+        assert await waiting(world) == left
 
 
 # --- take and settle --------------------------------------------------------------------------------------------------

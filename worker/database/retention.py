@@ -62,6 +62,7 @@ async def prune(dsn: str, store: ObjectStore, worker_id: str, retention: Retenti
             sql = "select * from ops_private.prunable($1, $2, $3, $4)"
             row = await connection.fetchrow(sql, store.url, owner, logs_before, events_before)
             return Pruned(row["artifacts"], int(row["bytes"]), row["lines"], row["events"])
+        await connection.execute("select ops_private.prune_outbox()")
         artifacts, size = await _prune_artifacts(connection, store, owner)
         lines = events = 0
         if logs_before is not None:

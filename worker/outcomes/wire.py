@@ -77,7 +77,7 @@ class Wire:
                 self._hold(connection)
                 connection.connect(address)
                 connection.settimeout(QUIET_SECONDS)
-            except OSError as error:
+            except (OSError, NotSent) as error:
                 connection.close()
                 problem = error
             else:
