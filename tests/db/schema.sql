@@ -855,6 +855,30 @@ CREATE FUNCTION ops.mark_known(p_run_id uuid, p_fingerprint text DEFAULT NULL::t
     SET search_path TO 'pg_catalog', 'pg_temp'
     RETURN ops_private.mark_known(p_run_id, p_fingerprint, p_note, p_known);
 
+CREATE FUNCTION ops.mark_ready(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_url text) RETURNS jsonb
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$
+declare
+    v_refusal constant jsonb := ops_private.check_run(p_run_id, p_worker_id, p_instance_id, '{running}');
+    v_run ops.runs;
+begin
+    if v_refusal is not null then
+        return v_refusal;
+    end if;
+    if (octet_length(p_url) <= 2048 and p_url ~ '^https?://[!-~]+$') is not true then
+        return ops_private.refusal('bad_argument', 'the url must be http or https, of at most 2048 bytes');
+    end if;
+    update ops.runs as r set ready_at = ops_private.current_time(), url = p_url
+    where r.id = p_run_id and r.ready_at is null;
+    if found then
+        perform ops_private.add_event(p_run_id, 'info', 'ready', jsonb_build_object('url', p_url));
+    end if;
+    select r.* into v_run from ops.runs as r where r.id = p_run_id;
+    return jsonb_build_object('success', true, 'ready_at', v_run.ready_at, 'url', v_run.url);
+end
+$_$;
+
 CREATE FUNCTION ops_private.pause_project(p_project_id uuid, p_paused boolean, p_reason text) RETURNS jsonb
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1337,7 +1361,9 @@ CREATE TABLE ops.runs (
     tests jsonb,
     parent_run_id uuid,
     approval text,
-    wanted_until timestamp with time zone
+    wanted_until timestamp with time zone,
+    ready_at timestamp with time zone,
+    url text
 )
 WITH (fillfactor='50');
 
@@ -1364,6 +1390,8 @@ COMMENT ON COLUMN ops.runs.parent_run_id IS 'The run whose success queued this o
 COMMENT ON COLUMN ops.runs.approval IS 'Null: it needs none. Else one of pending, approved, rejected and expired.';
 
 COMMENT ON COLUMN ops.runs.wanted_until IS 'A run that is still queued at this time is canceled.';
+
+COMMENT ON COLUMN ops.runs.ready_at IS 'When a served run answered for the first time; url: where it answers until it ends.';
 
 CREATE FUNCTION ops.run_logs(p_run ops.runs) RETURNS SETOF ops.run_logs
     LANGUAGE sql STABLE
@@ -1446,7 +1474,9 @@ CREATE FUNCTION ops.runs(p_line ops.run_logs) RETURNS SETOF ops.runs
      r.tests,
      r.parent_run_id,
      r.approval,
-     r.wanted_until
+     r.wanted_until,
+     r.ready_at,
+     r.url
     FROM ops.runs r
    WHERE (r.id = (runs.p_line).run_id);
 END;
@@ -3514,6 +3544,9 @@ declare
             when p_run.status = 'succeeded' and p_run.exit_code is distinct from 0 then 'succeeded_exited_zero'
             when p_run.scheduled_at is not null and p_run.claimed_at is not null then 'scheduled_is_unclaimed'
             when p_run.container_id is not null and p_run.started_at is null then 'container_of_started'
+            when p_run.ready_at is not null and p_run.started_at is null then 'ready_of_started'
+            when p_run.url is not null and p_run.ready_at is null then 'url_of_ready'
+            when octet_length(p_run.url) > 2048 then 'url_length'
             when octet_length(p_run.container_id) not between 1 and 200 then 'container_id_length'
             when p_run.claimed_by = '' then 'claimed_by_not_empty'
             when p_run.reason !~ '^[a-z][a-z0-9_]{0,62}$' then 'reason_is_a_word'
@@ -4105,6 +4138,7 @@ declare
     v_last integer;
     v_highest integer;
     v_config jsonb;
+    v_serve jsonb;
     v_wrong text;
 begin
     -- The policy checks the same, but only after this trigger: without this check a user without a role could learn
@@ -4125,17 +4159,23 @@ begin
 
     -- One statement takes the locks of lock_queue, in its order, and reads the rest: 8 µs less for each row. Earlier
     -- rows of the same statement have numbers above the counter.
-    select c.last, w.config, (
+    select c.last, w.config, coalesce(w.config -> 'serve', t.config -> 'serve'), (
         select r.run_number from ops.runs as r where r.project_id = new.project_id order by r.run_number desc limit 1)
-    into v_last, v_config, v_highest
+    into v_last, v_config, v_serve, v_highest
     from ops.projects as p
     join ops_private.run_counters as c on c.project_id = p.id
     left join ops.workflows as w on w.id = new.workflow_id and w.project_id = p.id
+    left join ops.tools as t on t.tool_name = coalesce(w.config ->> 'tool', 'odoo')
+        and t.version = coalesce(w.config ->> 'version', p.odoo_version)
     where p.id = new.project_id
     for key share of p for update of c;
     if not found then  -- the first run of the project; or there is no such project, and the foreign key refuses the row
         v_last := ops_private.lock_queue(new.project_id);
-        select w.config into v_config from ops.workflows as w
+        select w.config, coalesce(w.config -> 'serve', t.config -> 'serve') into v_config, v_serve
+        from ops.workflows as w
+        join ops.projects as p on p.id = w.project_id
+        left join ops.tools as t on t.tool_name = coalesce(w.config ->> 'tool', 'odoo')
+            and t.version = coalesce(w.config ->> 'version', p.odoo_version)
         where w.id = new.workflow_id and w.project_id = new.project_id;
     end if;
     new.run_number := coalesce(greatest(v_last, v_highest), 0) + 1;
@@ -4159,6 +4199,9 @@ begin
     end if;
     if new.labels = '{}' and v_config ? 'labels' then
         new.labels := array(select jsonb_array_elements_text(v_config -> 'labels'));
+    end if;
+    if coalesce(v_serve, 'null') <> 'null' and new.labels @> '{ops:serve}' is not true then
+        new.labels := new.labels || '{ops:serve}'::text[];
     end if;
     new.concurrency_key := coalesce(new.concurrency_key, nullif(v_config ->> 'concurrency_key', ''));
     return new;
@@ -4655,8 +4698,8 @@ CREATE FUNCTION ops_private.reserved_keys() RETURNS text[]
 begin
     return array[
         'approval', 'artifacts', 'cache', 'command', 'concurrency_key', 'labels', 'network', 'on_newer', 'priority',
-        'queue_timeout_seconds', 'read_only', 'resources', 'retry', 'run_env', 'schedule', 'secrets', 'services', 'then',
-        'timeout_seconds', 'tool', 'user', 'version', 'volumes'];
+        'queue_timeout_seconds', 'read_only', 'resources', 'retry', 'run_env', 'schedule', 'secrets', 'serve', 'services',
+        'then', 'timeout_seconds', 'tool', 'user', 'version', 'volumes'];
 end
 $$;
 
@@ -4693,7 +4736,7 @@ begin
         when 'out_of_memory' then 'oom'
         else case when p_reason in (
             'failed', 'exit_code', 'signal', 'image_missing', 'engine_error', 'engine_lost', 'disk_full',
-            'artifacts_failed', 'service_failed') then 'failed' end
+            'artifacts_failed', 'service_failed', 'not_ready', 'serve_ended') then 'failed' end
     end;
 end
 $$;
@@ -4754,6 +4797,9 @@ begin
             'cancel_requested', r.cancel_requested_at is not null,
             'log_position', case when r.started_at is null then 0 else ops_private.log_position(r.id) end,
             'container_id', r.container_id,
+            'ready_at', r.ready_at,
+            'log_began_at', case when r.started_at is not null then (
+                select g."timestamp" from ops.run_logs as g where g.run_id = r.id and g.seq = 1) end,
             'metadata', r.metadata,
             'parent_run_id', r.parent_run_id,
             'project', jsonb_build_object(
@@ -6073,6 +6119,10 @@ GRANT ALL ON FUNCTION ops_private.mark_known(p_run_id uuid, p_fingerprint text, 
 REVOKE ALL ON FUNCTION ops.mark_known(p_run_id uuid, p_fingerprint text, p_note text, p_known boolean) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops.mark_known(p_run_id uuid, p_fingerprint text, p_note text, p_known boolean) TO authenticated;
 GRANT ALL ON FUNCTION ops.mark_known(p_run_id uuid, p_fingerprint text, p_note text, p_known boolean) TO service_role;
+
+REVOKE ALL ON FUNCTION ops.mark_ready(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_url text) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.mark_ready(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_url text) TO ops_worker;
+GRANT ALL ON FUNCTION ops.mark_ready(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_url text) TO service_role;
 
 REVOKE ALL ON FUNCTION ops_private.pause_project(p_project_id uuid, p_paused boolean, p_reason text) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops_private.pause_project(p_project_id uuid, p_paused boolean, p_reason text) TO authenticated;
