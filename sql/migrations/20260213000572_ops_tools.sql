@@ -10,7 +10,7 @@ create function ops_private.bad_tools(p_tools jsonb) returns text
 language plpgsql immutable set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_keys constant text[] := '{tool_name,version,docker_image,config}';
+    v_keys constant text[] := '{tool_name,version,docker_image,config}'::text[];
 begin
     if jsonb_typeof(p_tools) is distinct from 'array' then
         return 'the tools must be an array of objects';
@@ -55,7 +55,7 @@ declare
     v_tool record;
     v_before record;
     v_change text;
-    v_changes jsonb[] := '{}';
+    v_changes jsonb[] := '{}'::jsonb[];
 begin
     if not ops_private.trusted() then
         raise exception 'permission denied: only service_role changes the tools'
@@ -69,7 +69,7 @@ begin
         lock table ops.tools in share row exclusive mode;
         for v_tool in
             select t.i, t.value ->> 'tool_name' as tool_name, t.value ->> 'version' as version,
-                t.value ->> 'docker_image' as docker_image, coalesce(t.value -> 'config', '{}') as config
+                t.value ->> 'docker_image' as docker_image, coalesce(t.value -> 'config', '{}'::jsonb) as config
             from jsonb_array_elements(p_tools) with ordinality as t (value, i)
         loop
             select t.docker_image, t.config into v_before

@@ -142,7 +142,7 @@ async def test_reap_ends_nothing_while_leases_last(world: World) -> None:
     await world.claimed()
     await world.running()
     await shift_clock(world.db, 299)
-    assert await reap(world) == {"requeued": [], "failed": [], "quarantined": [], "woken": 0}
+    assert await reap(world) == {"requeued": [], "failed": [], "quarantined": [], "expired": [], "woken": 0}
 
 
 async def test_a_claimed_run_goes_back_to_the_queue(world: World, connect: Connect) -> None:
