@@ -702,6 +702,8 @@ export type Database = {
         }[];
       };
       reap: { Args: Record<PropertyKey, never>; Returns: Json };
+      receive_push: { Args: { p_body: string; p_headers: Json; p_project_id: string }; Returns: Json };
+      receive_webhook: { Args: { "": Json }; Returns: Json };
       record_container: {
         Args: {
           p_container_id: string;
@@ -845,6 +847,7 @@ export type Database = {
           timestamp: string;
         }[];
       };
+      set_webhook_secret: { Args: { p_project_id: string; p_secret?: string }; Returns: Json };
       settle_delivery: {
         Args: { p_delivery_id: string; p_error?: string; p_final?: boolean; p_instance_id: string };
         Returns: Json;

@@ -17,11 +17,11 @@ declare
     v_functions constant text[] := '{add_run_artifact,add_run_event,adopt_run,adoptable_runs,append_run_log,'
         'append_run_logs,applicable_advisories,approve_run,cancel_run,claim_next_run,complete_workflow_run,'
         'current_user_id,current_user_role,drain_worker,enqueue_run,health,heartbeat,limit_project,'
-        'list_queued_runs,mark_known,mark_ready,pause_project,pause_queue,project_overview,reap,record_container,'
-        'record_report,register_destinations,register_worker,reject_run,release_run,resume_project,resume_queue,'
-        'retry_run,run_fingerprints,run_logs,run_summary,runs,search_run_logs,settle_delivery,shut_out_worker,'
-        'start_workflow_run,sync_tools,take_deliveries,unclaimable_runs,unregister_worker,worker_overview,'
-        'workflow_overview}';
+        'list_queued_runs,mark_known,mark_ready,pause_project,pause_queue,project_overview,reap,receive_push,'
+        'receive_webhook,record_container,record_report,register_destinations,register_worker,reject_run,'
+        'release_run,resume_project,resume_queue,retry_run,run_fingerprints,run_logs,run_summary,runs,'
+        'search_run_logs,set_webhook_secret,settle_delivery,shut_out_worker,start_workflow_run,sync_tools,'
+        'take_deliveries,unclaimable_runs,unregister_worker,worker_overview,workflow_overview}';
     v_parts constant text := '^(' || pg_catalog.array_to_string(v_tables, '|') || ')_';
     v_ops constant oid := pg_catalog.to_regnamespace('ops');
     v_had_private constant boolean := pg_catalog.to_regnamespace('ops_private') is not null;

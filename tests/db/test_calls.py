@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import asyncpg
 import pytest
@@ -30,6 +31,9 @@ CALLS: list[tuple[str, set[str]]] = [
     ("pause_project('{project}')", ADMINS | SERVICE),
     ("resume_project('{project}')", ADMINS | SERVICE),
     ("limit_project('{project}', 1)", SERVICE),
+    ("set_webhook_secret('{project}', 'correct-horse-battery')", {"owner"} | SERVICE),
+    ("receive_push('{project}', '{{}}', '{token}')", SERVICE),
+    ("receive_webhook('{body}') from set_config('request.headers', '{token}', true)", SERVICE),
     ("pause_queue()", SERVICE),
     ("resume_queue()", SERVICE),
     ("health()", SERVICE),
@@ -69,17 +73,22 @@ async def test_who_calls_what(crowd: Crowd, form: Form) -> None:
     red = await crowd.world.run_in("running")
     fail = "update ops.runs set status = 'failed', tests = $2 where id = $1"
     await crowd.world.db.execute(fail, red, '{"failing": ["t"]}')
-    ids = {
+    ids: dict[str, Any] = {
         "project": crowd.world.project, "workflow": crowd.world.workflow,
         "run": crowd.run, "instance": INSTANCE, "ended": ended, "claimed": claimed, "failed": red,
         "developers": await crowd.world.queue(created_by=crowd.users["developer"]),
         "viewers": await crowd.world.queue(created_by=crowd.users["viewer"]),
+        "token": '{"x-gitlab-event": "Push Hook", "x-gitlab-token": "correct-horse-battery"}',
+        "body": '{"project": {"path_with_namespace": "acme/shop"}}',
         "pending": await crowd.world.queue(approval="pending", created_by=crowd.users["developer"]),
         "admins_pending": await crowd.world.queue(approval="pending", created_by=crowd.users["admin"]),
         "developers_ended": await crowd.world.queue(created_by=crowd.users["developer"]),
     }  # fmt: skip
     await crowd.world.set_status(ids["developers_ended"], "canceled")
     await call(crowd.world.db, "register_worker", "host-d", OTHER_INSTANCE)
+    rules = {"push": {"repository": "acme/shop", "branches": []}}
+    await crowd.world.db.execute("update ops.projects set config = $1 where slug = 'acme'", json.dumps(rules))
+    await call(crowd.world.db, "set_webhook_secret", crowd.world.project, "correct-horse-battery")
     before = await snapshot(crowd.world)
     for text, who_may in CALLS:
         called = text.format(**ids)

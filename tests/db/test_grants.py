@@ -24,27 +24,32 @@ async def test_who_executes_what(world: World) -> None:
         """select p.proname as name, r.rolname as role
            from pg_proc as p cross join pg_roles as r
            where p.pronamespace = 'ops'::regnamespace
-             and r.rolname in ('anon', 'authenticated', 'ops_worker', 'service_role')
+             and r.rolname in ('anon', 'authenticated', 'ops_worker', 'ops_webhook', 'service_role')
              and has_function_privilege(r.oid, p.oid, 'execute')"""
     )
     user = {
         "current_user_id", "current_user_role", "cancel_run", "list_queued_runs", "enqueue_run", "retry_run",
         "search_run_logs", "applicable_advisories", "runs", "run_logs", "pause_project", "resume_project",
         "approve_run", "reject_run", "run_summary", "worker_overview", "project_overview", "run_fingerprints",
-        "mark_known", "workflow_overview",
+        "mark_known", "workflow_overview", "set_webhook_secret",
     }  # fmt: skip
     may: dict[str, set[str]] = {
         "anon": set(),
         "authenticated": set(),
         "ops_worker": set(),
+        "ops_webhook": set(),
         "service_role": set(),
     }
     for row in rows:
         may[row["role"]].add(row["name"])
     worker = WORKER_FUNCTIONS
     everything = user | worker | {"health", "shut_out_worker", "pause_queue", "resume_queue"}
-    everything |= {"limit_project", "drain_worker", "sync_tools"}
-    assert may == {"anon": set(), "authenticated": user, "ops_worker": worker, "service_role": everything}
+    webhook = {"receive_push", "receive_webhook"}
+    everything |= {"limit_project", "drain_worker", "sync_tools", *webhook}
+    assert may == {
+        "anon": set(), "authenticated": user, "ops_worker": worker, "ops_webhook": webhook,
+        "service_role": everything,
+    }  # fmt: skip
 
 
 async def test_broad_grants_let_no_stranger_work(world: World, connect: Connect) -> None:

@@ -70,6 +70,8 @@ ODD: dict[str, st.SearchStrategy[str]] = {
     "boolean": st.booleans().map(str),
     "uuid": st.uuids().map(str),
     "jsonb": st.dictionaries(st.text(max_size=9), st.none() | st.integers()).map(json.dumps) | st.sampled_from(JSONS),
+    "json": st.sampled_from(JSONS),
+    "bytea": st.binary().map(lambda data: "\\x" + data.hex()),
     "timestamp with time zone": st.datetimes().map(str) | st.sampled_from(TIMES),
     **{kind: st.sampled_from(values) for kind, values in ARRAYS.items()},
     **{table: st.just("()") | st.uuids().map(f"({{}}{',' * (size - 1)})".format) for table, size in ROWS.items()},
@@ -90,7 +92,8 @@ class House:
         """The types of the function's parameters, by their names."""
         row = self.runner.run(
             self.world.db.fetchrow(
-                "select coalesce(p.proargnames[:p.pronargs], '{}') as names, array(select format_type(t, null) "
+                "select coalesce(p.proargnames[:p.pronargs], array_fill('header'::text, array[p.pronargs::int])) "
+                "as names, array(select format_type(t, null) "
                 "from unnest(p.proargtypes) with ordinality as a (t, n) order by n) as types "
                 "from pg_proc as p where p.oid = $1::text::regproc",
                 f"ops.{name}",

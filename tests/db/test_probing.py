@@ -52,6 +52,7 @@ PROBES = [
     "select ops.run_summary('{run}')",
     "select ops.pause_project('{project}')",
     "select ops.approve_run('{run}')",
+    "select ops.set_webhook_secret('{project}', 'correct-horse-battery')",
     "select ops.reject_run('{run}')",
     "select * from ops.search_run_logs('hello', p_project_id => '{project}')",
     "select * from ops.search_run_logs('hello', p_run_id => '{run}')",

@@ -75,6 +75,7 @@ insert into cell values
     -- edit project settings
     ('{owner,service_role}', $$update ops.projects set name = 'x' where id = '{project}'$$),
     ('{owner,service_role}', $$update ops.projects set config = '{"a": 1}' where id = '{project}'$$),
+    ('{owner,service_role}', $$select ops.set_webhook_secret('{project}', 'correct-horse-battery')$$),
     -- manage memberships; every member may remove their own
     ('{admin,owner,service_role}',
         $$insert into ops.project_memberships (project_id, user_id, role)

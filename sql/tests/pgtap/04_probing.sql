@@ -29,6 +29,7 @@ insert into probe values
     ($$select from ops.worker_overview() where runs @> jsonb_build_array(jsonb_build_object('run_id', '{run}'))$$),
     ($$select from ops.workflow_overview() where workflow_id = '{workflow}'$$),
     ($$select ops.cancel_run('{run}')$$),
+    ($$select ops.set_webhook_secret('{project}', 'correct-horse-battery')$$),
     ($$select ops.approve_run('{run}')$$),
     ($$select ops.reject_run('{run}')$$),
     ($$select ops.retry_run('{run}')$$);
