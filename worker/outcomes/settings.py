@@ -19,7 +19,6 @@ SECRETS = "ops-notify"
 """The folder below ``--secrets-dir``. No workflow can name a file in it: the dash is in no workspace key."""
 
 MAX_DESTINATIONS = 20
-EVENTS = ("red", "green_again", "every")
 FORGE_EVENTS = ("queued", "started", "every")
 
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|[0-9a-fA-F:.]{2,45}")
