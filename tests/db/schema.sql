@@ -1038,6 +1038,74 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.receive_push(p_project_id uuid, p_body bytea, p_headers jsonb) RETURNS jsonb
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_most constant integer := 10485760;
+    v_sent record;
+    v_body jsonb;
+    v_project_id uuid;
+begin
+    v_sent := ops_private.delivery_of((
+        select coalesce(jsonb_object_agg(lower(h.key), h.value), '{}'::jsonb)
+        from jsonb_each(case jsonb_typeof(p_headers) when 'object' then p_headers else '{}'::jsonb end) as h));
+    if v_sent.forge is null then
+        return ops_private.refusal(
+            'bad_argument', 'the headers name no event of GitHub, GitLab, Gitea or Forgejo');
+    elsif (length(p_body) <= v_most) is not true then
+        return ops_private.refusal('bad_argument', 'the body must have at most 10 MiB');
+    end if;
+    begin
+        v_body := convert_from(p_body, 'UTF8')::jsonb;
+    exception when data_exception or program_limit_exceeded then
+        v_body := null;
+    end;
+    select p.id into v_project_id
+    from ops.projects as p
+    where (p.id = p_project_id or (p_project_id is null and p.config #>> '{push,repository}' = coalesce(
+            v_body #>> '{repository,full_name}', v_body #>> '{project,path_with_namespace}')))
+        and ops_private.is_signed(p.id, v_sent.forge, v_sent.signature, p_body)
+    order by p.slug limit 1;
+    if v_project_id is null then
+        return ops_private.refusal(
+            'not_allowed', 'there is no such project, it has no secret, or the signature is wrong');
+    elsif jsonb_typeof(v_body) is distinct from 'object' then
+        return ops_private.refusal('bad_argument', 'the body must be a JSON object');
+    end if;
+    return ops_private.apply_push(
+        v_project_id, v_sent.forge, v_sent.event,
+        coalesce(v_sent.delivery, encode(sha256(p_body), 'hex')), v_body);
+end
+$$;
+
+CREATE FUNCTION ops.receive_push(p_project_id uuid, p_body bytea, p_headers jsonb) RETURNS jsonb
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    RETURN ops_private.receive_push(p_project_id, p_body, p_headers);
+
+CREATE FUNCTION ops_private.receive_webhook(p_body json) RETURNS jsonb
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_headers constant jsonb := nullif(current_setting('request.headers', true), '')::jsonb;
+    v_answer constant jsonb := ops_private.receive_push(null, convert_to(p_body::text, 'UTF8'), v_headers);
+begin
+    if v_answer ? 'code' then
+        perform set_config(
+            'response.status', case v_answer ->> 'code' when 'not_allowed' then '403' else '400' end, true);
+    end if;
+    return v_answer;
+end
+$$;
+
+CREATE FUNCTION ops.receive_webhook(json) RETURNS jsonb
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    RETURN ops_private.receive_webhook($1);
+
 CREATE FUNCTION ops.record_container(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_container_id text, p_details jsonb DEFAULT '{}'::jsonb) RETURNS jsonb
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1559,6 +1627,37 @@ CREATE FUNCTION ops.search_run_logs(p_query text, p_project_id uuid DEFAULT NULL
     FROM ops_private.search_run_logs(search_run_logs.p_query, search_run_logs.p_project_id, search_run_logs.p_run_id, search_run_logs.p_limit, search_run_logs.p_before, search_run_logs.p_before_run_id, search_run_logs.p_before_seq) s(run_id, run_number, seq, "timestamp", log_level, message);
 END;
 
+CREATE FUNCTION ops_private.set_webhook_secret(p_project_id uuid, p_secret text) RETURNS jsonb
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_role constant text := ops.current_user_role(p_project_id);
+begin
+    if not ops_private.trusted() and v_role is not null and v_role <> 'owner' then
+        return ops_private.refusal('not_allowed', format('a %s may not set the secret of the webhook', v_role));
+    elsif (v_role is null and not ops_private.trusted())
+        or not exists (select from ops.projects as p where p.id = p_project_id) then
+        return ops_private.refusal('not_found', 'there is no such project');
+    elsif octet_length(p_secret) not between 16 and 1000 then
+        return ops_private.refusal('bad_argument', 'the secret must have 16 to 1000 bytes');
+    elsif p_secret is null then
+        delete from ops_private.webhooks as h where h.project_id = p_project_id;
+        return jsonb_build_object('success', true, 'set', false);
+    end if;
+    insert into ops_private.webhooks (project_id, secret, set_at, set_by)
+    values (p_project_id, p_secret, ops_private.current_time(), ops_private.actor())
+    on conflict (project_id) do update
+    set secret = excluded.secret, set_at = excluded.set_at, set_by = excluded.set_by;
+    return jsonb_build_object('success', true, 'set', true);
+end
+$$;
+
+CREATE FUNCTION ops.set_webhook_secret(p_project_id uuid, p_secret text DEFAULT NULL::text) RETURNS jsonb
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    RETURN ops_private.set_webhook_secret(p_project_id, p_secret);
+
 CREATE FUNCTION ops.settle_delivery(p_delivery_id uuid, p_instance_id uuid, p_error text DEFAULT NULL::text, p_final boolean DEFAULT false) RETURNS jsonb
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -2040,6 +2139,47 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.apply_push(p_project_id uuid, p_forge text, p_event text, p_delivery text, p_body jsonb) RETURNS jsonb
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_push constant jsonb := (select p.config -> 'push' from ops.projects as p where p.id = p_project_id);
+    v_nothing constant jsonb := jsonb_build_object('success', true, 'runs', '[]'::jsonb, 'canceled', '[]'::jsonb);
+    v_branch record;
+    v_names jsonb;
+    v_metadata jsonb;
+begin
+    v_branch := ops_private.branch_of(p_event, p_body);
+    if v_branch.ignored is not null then
+        return v_nothing || jsonb_build_object('message', 'nothing: ' || v_branch.ignored);
+    elsif ops_private.bad_push(v_push) is not null or v_push is null then
+        return v_nothing || jsonb_build_object('message', 'nothing: the project has no rules for pushes');
+    end if;
+    v_names := ops_private.branch_rule(v_push, v_branch.branch);
+    if v_names is null then
+        return v_nothing || jsonb_build_object(
+            'message', format('nothing: no rule matches the branch %s', v_branch.branch));
+    end if;
+    perform ops_private.lock_queue(p_project_id);
+    if v_branch.commit is null then
+        return v_nothing || jsonb_build_object(
+            'canceled', ops_private.cancel_branch(p_project_id, v_names, v_branch.branch),
+            'message', format('the branch %s is deleted', v_branch.branch));
+    end if;
+    v_metadata := jsonb_build_object(
+        'git_ref', v_branch.branch, 'git_commit', v_branch.commit,
+        'push', jsonb_build_object('forge', p_forge, 'delivery', p_delivery));
+    return v_nothing || jsonb_build_object(
+        'message', format('push to %s', v_branch.branch),
+        'runs', (
+            select coalesce(jsonb_agg(
+                ops_private.queue_push(p_project_id, e.name, v_metadata, p_forge || ':' || p_delivery)
+                order by e.place), '[]'::jsonb)
+            from jsonb_array_elements_text(v_names) with ordinality as e (name, place)));
+end
+$$;
+
 CREATE FUNCTION ops_private.archived_projects(p_database_id uuid, p_project_ids uuid[]) RETURNS TABLE(project_id uuid, workspace_key text)
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -2255,6 +2395,40 @@ begin
             array_to_string((ops_private.names_of(p_found))[:10], ', ')) end;
 end
 $$;
+
+CREATE FUNCTION ops_private.bad_push(p_push jsonb) RETURNS text
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$
+declare
+    v_rule record;
+begin
+    if jsonb_typeof(p_push) <> 'object' or p_push - '{repository,branches}'::text[] <> '{}'::jsonb then
+        return 'push: expected repository and branches';
+    elsif (jsonb_typeof(p_push -> 'repository') = 'string'
+        and length(p_push ->> 'repository') between 1 and 300) is not true then
+        return 'push.repository: expected the full name of a repository, such as acme/shop';
+    elsif (jsonb_typeof(p_push -> 'branches') = 'array'
+        and jsonb_array_length(p_push -> 'branches') <= 50) is not true then
+        return 'push.branches: expected a list of at most 50 rules';
+    end if;
+    for v_rule in
+        select e.rule, e.place - 1 as place
+        from jsonb_array_elements(p_push -> 'branches') with ordinality as e (rule, place)
+    loop
+        if jsonb_typeof(v_rule.rule) <> 'object' or v_rule.rule - '{match,run}'::text[] <> '{}'::jsonb then
+            return format('push.branches.%s: expected match and run', v_rule.place);
+        elsif (jsonb_typeof(v_rule.rule -> 'match') = 'string'
+            and length(v_rule.rule ->> 'match') between 1 and 255) is not true then
+            return format('push.branches.%s.match: expected a pattern such as feature/*', v_rule.place);
+        elsif (jsonb_typeof(v_rule.rule -> 'run') = 'array' and jsonb_array_length(v_rule.rule -> 'run') <= 10
+            and not jsonb_path_exists(v_rule.rule -> 'run', 'strict $[*] ? (@.type() != "string")')) is not true then
+            return format('push.branches.%s.run: expected a list of at most 10 names of workflows', v_rule.place);
+        end if;
+    end loop;
+    return null;
+end
+$_$;
 
 CREATE FUNCTION ops_private.bad_request(p_metadata jsonb, p_idempotency_key text, p_scheduled_at timestamp with time zone) RETURNS text
     LANGUAGE plpgsql IMMUTABLE
@@ -2477,6 +2651,41 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.branch_of(p_event text, p_body jsonb, OUT branch text, OUT commit text, OUT ignored text) RETURNS record
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$
+begin
+    if p_event = 'delete' then
+        branch := case p_body ->> 'ref_type' when 'branch' then p_body ->> 'ref' end;
+    elsif p_event in ('push', 'Push Hook') then
+        branch := substring(p_body ->> 'ref' from '^refs/heads/(.+)$');
+        commit := nullif(p_body ->> 'after', repeat('0', length(p_body ->> 'after')));
+    else
+        ignored := format('the event %s starts nothing', left(p_event, 60));
+        return;
+    end if;
+    ignored := case
+        when branch is null then 'it is not about a branch'
+        when ops_private.is_git_ref(branch) is not true then 'its branch is no name of a git ref'
+        when p_event <> 'delete' and coalesce(p_body ->> 'after', '') !~ '^[0-9a-f]{40,64}$' then 'its commit is not of 40 to 64 hexadecimal digits' end;
+end
+$_$;
+
+CREATE FUNCTION ops_private.branch_rule(p_push jsonb, p_branch text) RETURNS jsonb
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$
+begin
+    return (
+        select e.rule -> 'run'
+        from jsonb_array_elements(p_push -> 'branches') with ordinality as e (rule, place)
+        where p_branch ~ ('^' || replace(replace(
+            regexp_replace(e.rule ->> 'match', '([^[:alnum:]*])', '\\\1', 'g'), '**', '.+'), '*', '[^/]+') || '$')
+        order by e.place limit 1);
+end
+$_$;
+
 CREATE FUNCTION ops_private.caller() RETURNS text
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -2500,6 +2709,39 @@ begin
             using errcode = 'insufficient_privilege';
     end if;
     return v_caller;
+end
+$$;
+
+CREATE FUNCTION ops_private.cancel_branch(p_project_id uuid, p_names jsonb, p_branch text) RETURNS jsonb
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+declare
+    v_workflows constant uuid[] := array(
+        select n.id from jsonb_array_elements_text(p_names) as e (name)
+        cross join lateral unnest(ops_private.workflows_named(p_project_id, e.name)) as n (id));
+    v_run record;
+    v_runs uuid[] := '{}'::uuid[];
+begin
+    for v_run in
+        select r.id, r.status from ops.runs as r
+        where r.id = any (array(
+                select q.run_id from ops_private.lanes as l
+                join ops_private.queued as q on q.lane_id = l.lane_id where l.project_id = p_project_id
+                union all
+                select a.run_id from ops_private.leases as a where a.project_id = p_project_id))
+            and r.workflow_id = any (v_workflows) and r.metadata ->> 'git_ref' = p_branch
+            and r.status in ('queued', 'claimed', 'running')
+        order by r.id
+        for no key update of r
+    loop
+        perform ops_private.stop_run(
+            v_run.id, v_run.status, 'canceled', format('the branch %s is deleted', p_branch));
+        v_runs := v_runs || v_run.id;
+    end loop;
+    return to_jsonb(v_runs);
 end
 $$;
 
@@ -2530,6 +2772,20 @@ begin
         raise exception 'permission denied for notifications: an operator permits them with: grant ops_notifier to %',
             quote_ident(v_caller) using errcode = 'insufficient_privilege';
     end if;
+end
+$$;
+
+CREATE FUNCTION ops_private.check_push() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_wrong constant text := ops_private.bad_push(new.config -> 'push');
+begin
+    if v_wrong is not null then
+        raise exception 'project config, %', v_wrong using errcode = 'check_violation';
+    end if;
+    return null;
 end
 $$;
 
@@ -2889,6 +3145,27 @@ begin
     return null;
 end
 $$;
+
+CREATE FUNCTION ops_private.delivery_of(p_headers jsonb, OUT forge text, OUT event text, OUT delivery text, OUT signature text) RETURNS record
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$
+begin
+    forge := case
+        when p_headers ? 'x-forgejo-event' then 'forgejo'
+        when p_headers ? 'x-gitea-event' then 'gitea'
+        when p_headers ? 'x-gitlab-event' then 'gitlab'
+        when p_headers ? 'x-github-event' then 'github' end;
+    event := p_headers ->> format('x-%s-event', forge);
+    delivery := substring(case forge
+        when 'gitlab' then coalesce(p_headers ->> 'idempotency-key', p_headers ->> 'x-gitlab-event-uuid')
+        else p_headers ->> format('x-%s-delivery', forge) end from '^[!-~]{1,100}$');
+    signature := case forge
+        when 'gitlab' then p_headers ->> 'x-gitlab-token'
+        when 'github' then substring(p_headers ->> 'x-hub-signature-256' from '^sha256=([0-9a-f]{64})$')
+        else substring(p_headers ->> format('x-%s-signature', forge) from '^[0-9a-f]{64}$') end;
+end
+$_$;
 
 CREATE TABLE ops_private.outbox (
     delivery_id uuid DEFAULT gen_random_uuid() NOT NULL,
@@ -3427,6 +3704,26 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.hmac_sha256(p_key bytea, p_data bytea) RETURNS bytea
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_key bytea := case when length(p_key) > 64 then sha256(p_key) else p_key end;
+    v_inner bytea;
+    v_outer bytea;
+begin
+    v_key := v_key || decode(repeat('00', 64 - length(v_key)), 'hex');
+    v_inner := v_key;
+    v_outer := v_key;
+    for i in 0 .. 63 loop
+        v_inner := set_byte(v_inner, i, get_byte(v_key, i) # 54);
+        v_outer := set_byte(v_outer, i, get_byte(v_key, i) # 92);
+    end loop;
+    return sha256(v_outer || sha256(v_inner || p_data));
+end
+$$;
+
 CREATE FUNCTION ops_private.inherited(p_lease ops_private.leases) RETURNS ops_private.leases
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -3477,6 +3774,21 @@ CREATE FUNCTION ops_private.is_final(p_status text) RETURNS boolean
     AS $$
 begin
     return p_status in ('succeeded', 'failed', 'canceled');
+end
+$$;
+
+CREATE FUNCTION ops_private.is_signed(p_project_id uuid, p_forge text, p_signature text, p_body bytea) RETURNS boolean
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_secret constant bytea := (
+        select convert_to(h.secret, 'UTF8') from ops_private.webhooks as h where h.project_id = p_project_id);
+begin
+    return coalesce(sha256(case p_forge
+        when 'gitlab' then v_secret
+        else convert_to(encode(ops_private.hmac_sha256(v_secret, p_body), 'hex'), 'UTF8') end)
+        = sha256(convert_to(p_signature, 'UTF8')), false);
 end
 $$;
 
@@ -4466,6 +4778,31 @@ begin
         join ops.runs as r on r.id = w.run_id
         order by w.scheduled_at nulls first, w.priority desc, w.place, w.turn nulls first, w.created_at, w.run_number
         limit p_limit;
+end
+$$;
+
+CREATE FUNCTION ops_private.queue_push(p_project_id uuid, p_name text, p_metadata jsonb, p_key text) RETURNS jsonb
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_found constant uuid[] := ops_private.workflows_named(p_project_id, p_name);
+    v_key constant text := format('push:%s:%s:%s', p_project_id, v_found[1], p_key);
+    v_wrong text := ops_private.bad_name(p_name, v_found);
+    v_run_id uuid;
+begin
+    v_wrong := coalesce(v_wrong, ops_private.check_workflow(v_found[1]) ->> 'error');
+    if v_wrong is null then
+        insert into ops.runs (project_id, workflow_id, metadata, idempotency_key)
+        values (p_project_id, v_found[1], p_metadata, v_key)
+        on conflict (idempotency_key) do nothing returning id into v_run_id;
+        return jsonb_build_object('workflow', p_name, 'created', v_run_id is not null, 'run_id', coalesce(
+            v_run_id, (select r.id from ops.runs as r where r.idempotency_key = v_key)));
+    end if;
+    return jsonb_build_object('workflow', p_name, 'created', false, 'error', v_wrong);
+exception
+    when check_violation or sqlstate 'OPS04' then
+        return jsonb_build_object('workflow', p_name, 'created', false, 'error', sqlerrm);
 end
 $$;
 
@@ -5603,6 +5940,14 @@ CREATE TABLE ops_private.turns (
 )
 WITH (fillfactor='50');
 
+CREATE TABLE ops_private.webhooks (
+    project_id uuid NOT NULL,
+    secret text NOT NULL,
+    set_at timestamp with time zone NOT NULL,
+    set_by text NOT NULL,
+    CONSTRAINT webhooks_secret_check CHECK (((octet_length(secret) >= 16) AND (octet_length(secret) <= 1000)))
+);
+
 CREATE TABLE ops_private.worker_ids (
     worker_id text NOT NULL,
     db_role text NOT NULL,
@@ -5759,6 +6104,9 @@ ALTER TABLE ONLY ops_private.schedules
 ALTER TABLE ONLY ops_private.turns
     ADD CONSTRAINT turns_pkey PRIMARY KEY (project_id);
 
+ALTER TABLE ONLY ops_private.webhooks
+    ADD CONSTRAINT webhooks_pkey PRIMARY KEY (project_id);
+
 ALTER TABLE ONLY ops_private.worker_ids
     ADD CONSTRAINT worker_ids_pkey PRIMARY KEY (worker_id);
 
@@ -5799,7 +6147,11 @@ CREATE INDEX schedules_next_idx ON ops_private.schedules USING btree (next_at);
 
 ALTER INDEX ops.run_logs_pkey ATTACH PARTITION ops_private.run_logs_other_pkey;
 
+CREATE TRIGGER check_changed_push AFTER UPDATE OF config ON ops.projects FOR EACH ROW WHEN (((new.config ? 'push'::text) AND ((old.config -> 'push'::text) IS DISTINCT FROM (new.config -> 'push'::text)))) EXECUTE FUNCTION ops_private.check_push();
+
 CREATE TRIGGER check_changed_triggers AFTER UPDATE OF config, name, workflow_type ON ops.workflows FOR EACH ROW WHEN (((old.config ? 'approval'::text) OR (new.config ?| '{then,approval,on_newer,queue_timeout_seconds}'::text[]))) EXECUTE FUNCTION ops_private.check_triggers();
+
+CREATE TRIGGER check_push AFTER INSERT ON ops.projects FOR EACH ROW WHEN ((new.config ? 'push'::text)) EXECUTE FUNCTION ops_private.check_push();
 
 CREATE TRIGGER check_triggers AFTER INSERT ON ops.workflows FOR EACH ROW WHEN ((new.config ?| '{then,approval,on_newer,queue_timeout_seconds}'::text[])) EXECUTE FUNCTION ops_private.check_triggers();
 
@@ -5919,6 +6271,9 @@ ALTER TABLE ONLY ops_private.schedules
 ALTER TABLE ONLY ops_private.turns
     ADD CONSTRAINT turns_project_id_fkey FOREIGN KEY (project_id) REFERENCES ops.projects(id) ON DELETE CASCADE;
 
+ALTER TABLE ONLY ops_private.webhooks
+    ADD CONSTRAINT webhooks_project_id_fkey FOREIGN KEY (project_id) REFERENCES ops.projects(id) ON DELETE CASCADE;
+
 CREATE POLICY admins_add ON ops.project_memberships FOR INSERT TO authenticated WITH CHECK (((project_id = ANY (ARRAY( SELECT ops_private.my_projects('owner'::text) AS my_projects))) OR ((role <> 'owner'::text) AND (project_id = ANY (ARRAY( SELECT ops_private.my_projects('admin'::text) AS my_projects))))));
 
 CREATE POLICY admins_change ON ops.project_memberships FOR UPDATE TO authenticated USING (((project_id = ANY (ARRAY( SELECT ops_private.my_projects('owner'::text) AS my_projects))) OR ((role <> 'owner'::text) AND (project_id = ANY (ARRAY( SELECT ops_private.my_projects('admin'::text) AS my_projects)))))) WITH CHECK (((project_id = ANY (ARRAY( SELECT ops_private.my_projects('owner'::text) AS my_projects))) OR ((role <> 'owner'::text) AND (project_id = ANY (ARRAY( SELECT ops_private.my_projects('admin'::text) AS my_projects))))));
@@ -5996,6 +6351,7 @@ ALTER TABLE ops_private.run_logs_other ENABLE ROW LEVEL SECURITY;
 GRANT USAGE ON SCHEMA ops TO authenticated;
 GRANT USAGE ON SCHEMA ops TO service_role;
 GRANT USAGE ON SCHEMA ops TO ops_worker;
+GRANT USAGE ON SCHEMA ops TO ops_webhook;
 
 REVOKE ALL ON FUNCTION ops.add_run_artifact(p_run_id uuid, p_artifact_key text, p_artifact_url text, p_content_type text, p_size_bytes bigint, p_checksum text, p_expires_at timestamp with time zone, p_metadata jsonb, p_worker_id text, p_instance_id uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops.add_run_artifact(p_run_id uuid, p_artifact_key text, p_artifact_url text, p_content_type text, p_size_bytes bigint, p_checksum text, p_expires_at timestamp with time zone, p_metadata jsonb, p_worker_id text, p_instance_id uuid) TO ops_worker;
@@ -6150,6 +6506,22 @@ REVOKE ALL ON FUNCTION ops.reap() FROM PUBLIC;
 GRANT ALL ON FUNCTION ops.reap() TO ops_worker;
 GRANT ALL ON FUNCTION ops.reap() TO service_role;
 
+REVOKE ALL ON FUNCTION ops_private.receive_push(p_project_id uuid, p_body bytea, p_headers jsonb) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops_private.receive_push(p_project_id uuid, p_body bytea, p_headers jsonb) TO ops_webhook;
+GRANT ALL ON FUNCTION ops_private.receive_push(p_project_id uuid, p_body bytea, p_headers jsonb) TO service_role;
+
+REVOKE ALL ON FUNCTION ops.receive_push(p_project_id uuid, p_body bytea, p_headers jsonb) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.receive_push(p_project_id uuid, p_body bytea, p_headers jsonb) TO ops_webhook;
+GRANT ALL ON FUNCTION ops.receive_push(p_project_id uuid, p_body bytea, p_headers jsonb) TO service_role;
+
+REVOKE ALL ON FUNCTION ops_private.receive_webhook(p_body json) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops_private.receive_webhook(p_body json) TO ops_webhook;
+GRANT ALL ON FUNCTION ops_private.receive_webhook(p_body json) TO service_role;
+
+REVOKE ALL ON FUNCTION ops.receive_webhook(json) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.receive_webhook(json) TO ops_webhook;
+GRANT ALL ON FUNCTION ops.receive_webhook(json) TO service_role;
+
 REVOKE ALL ON FUNCTION ops.record_container(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_container_id text, p_details jsonb) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops.record_container(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_container_id text, p_details jsonb) TO ops_worker;
 GRANT ALL ON FUNCTION ops.record_container(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_container_id text, p_details jsonb) TO service_role;
@@ -6241,6 +6613,14 @@ REVOKE ALL ON FUNCTION ops.search_run_logs(p_query text, p_project_id uuid, p_ru
 GRANT ALL ON FUNCTION ops.search_run_logs(p_query text, p_project_id uuid, p_run_id uuid, p_limit integer, p_before timestamp with time zone, p_before_run_id uuid, p_before_seq bigint) TO authenticated;
 GRANT ALL ON FUNCTION ops.search_run_logs(p_query text, p_project_id uuid, p_run_id uuid, p_limit integer, p_before timestamp with time zone, p_before_run_id uuid, p_before_seq bigint) TO service_role;
 
+REVOKE ALL ON FUNCTION ops_private.set_webhook_secret(p_project_id uuid, p_secret text) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops_private.set_webhook_secret(p_project_id uuid, p_secret text) TO authenticated;
+GRANT ALL ON FUNCTION ops_private.set_webhook_secret(p_project_id uuid, p_secret text) TO service_role;
+
+REVOKE ALL ON FUNCTION ops.set_webhook_secret(p_project_id uuid, p_secret text) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.set_webhook_secret(p_project_id uuid, p_secret text) TO authenticated;
+GRANT ALL ON FUNCTION ops.set_webhook_secret(p_project_id uuid, p_secret text) TO service_role;
+
 REVOKE ALL ON FUNCTION ops.settle_delivery(p_delivery_id uuid, p_instance_id uuid, p_error text, p_final boolean) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops.settle_delivery(p_delivery_id uuid, p_instance_id uuid, p_error text, p_final boolean) TO ops_worker;
 GRANT ALL ON FUNCTION ops.settle_delivery(p_delivery_id uuid, p_instance_id uuid, p_error text, p_final boolean) TO service_role;
@@ -6298,6 +6678,8 @@ REVOKE ALL ON FUNCTION ops_private.adopt_refusal(p_status text, p_lease ops_priv
 
 REVOKE ALL ON FUNCTION ops_private.applied_migrations() FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.apply_push(p_project_id uuid, p_forge text, p_event text, p_delivery text, p_body jsonb) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.archived_projects(p_database_id uuid, p_project_ids uuid[]) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops_private.archived_projects(p_database_id uuid, p_project_ids uuid[]) TO service_role;
 
@@ -6338,6 +6720,8 @@ REVOKE ALL ON FUNCTION ops_private.bad_metadata(p_metadata jsonb, p_config jsonb
 
 REVOKE ALL ON FUNCTION ops_private.bad_name(p_name text, p_found uuid[]) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.bad_push(p_push jsonb) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.bad_request(p_metadata jsonb, p_idempotency_key text, p_scheduled_at timestamp with time zone) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.bad_retry(p_retry jsonb) FROM PUBLIC;
@@ -6358,13 +6742,21 @@ REVOKE ALL ON FUNCTION ops_private.become_idle(p_instance_id uuid, p_labels text
 
 REVOKE ALL ON FUNCTION ops_private.blocked_workflows(p_worker_id text) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.branch_of(p_event text, p_body jsonb, OUT branch text, OUT commit text, OUT ignored text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.branch_rule(p_push jsonb, p_branch text) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.caller() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.calling_worker() FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.cancel_branch(p_project_id uuid, p_names jsonb, p_branch text) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.chain_of(p_run_id uuid) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.check_notifier() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.check_push() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.check_run(p_run_id uuid, p_worker_id text, p_instance_id uuid, p_statuses text[], p_shared boolean) FROM PUBLIC;
 
@@ -6393,6 +6785,8 @@ REVOKE ALL ON FUNCTION ops_private."current_time"() FROM PUBLIC;
 REVOKE ALL ON FUNCTION ops_private.database_identity() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.delete_run_logs() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.delivery_of(p_headers jsonb, OUT forge text, OUT event text, OUT delivery text, OUT signature text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.delivery_payload(p_message ops_private.outbox) FROM PUBLIC;
 
@@ -6440,6 +6834,8 @@ REVOKE ALL ON FUNCTION ops_private.hand_over(p_lease ops_private.leases, p_worke
 
 REVOKE ALL ON FUNCTION ops_private.has_room(p_project_id uuid) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.hmac_sha256(p_key bytea, p_data bytea) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.inherited(p_lease ops_private.leases) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.is_commit(p_commit text) FROM PUBLIC;
@@ -6447,6 +6843,8 @@ REVOKE ALL ON FUNCTION ops_private.is_commit(p_commit text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION ops_private.is_drained(p_worker_id text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.is_final(p_status text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.is_signed(p_project_id uuid, p_forge text, p_signature text, p_body bytea) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.is_superseded(p_run ops.runs) FROM PUBLIC;
 
@@ -6547,6 +6945,8 @@ REVOKE ALL ON FUNCTION ops_private.queue_next_run(p_run ops.runs, p_source jsonb
 REVOKE ALL ON FUNCTION ops_private.queue_next_runs(p_run_id uuid) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.queue_order(p_projects uuid[], p_limit bigint) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.queue_push(p_project_id uuid, p_name text, p_metadata jsonb, p_key text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.queue_retry(p_run_id uuid, p_delay interval) FROM PUBLIC;
 
