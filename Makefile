@@ -26,7 +26,7 @@ DOCS_TESTS := tests/gates/test_docs.py
 SCHEMA_TESTS := $(addprefix tests/db/test_,$(addsuffix .py,migrations migration_history verify supabase_cli schema_docs))
 GATED := $(SPEC_TESTS) $(DOCS_TESTS) $(SCHEMA_TESTS)
 
-.PHONY: help setup demo demo-picture test test-odoo test-matrix coverage faults kills check format gates gate-spec \
+.PHONY: help setup demo demo-picture screenshots test test-odoo test-matrix coverage faults kills check format gates gate-spec \
 	gate-docs schema schema-docs gate-schema gate-prisma bench compare wheel wheelhouse image lock clean
 
 help: ## list the targets
@@ -40,6 +40,9 @@ demo: setup ## run real workflows with a real PostgreSQL and a real Docker engin
 
 demo-picture: setup ## run the demo in a pseudo-terminal and write its screen to docs/demo.svg
 	@scripts/engine run $(BIN)/python -m deploy.demo.picture
+
+screenshots: setup ## show the console in Chromium with example runs, and write docs/console-*.png
+	@$(BIN)/python -m tests.console.screenshots
 
 test: check ## run the checks, the gates, and all other tests
 	@$(if $(ARGS),,$(MAKE) gates)

@@ -75,9 +75,10 @@ const mostTop = () => Math.max(whole() - room(), 0);
 const factor = () => (whole() > MOST_HEIGHT ? mostTop() / (MOST_HEIGHT - room()) : 1);
 
 function scrollTo(pixels) {
+  space.style.height = `${shownHeight()}px`; // first: the view grows with it, and the browser cuts what is beyond it
   top_ = Math.min(Math.max(pixels, 0), mostTop());
-  expected = Math.round(top_ / factor());
-  view.scrollTop = expected;
+  view.scrollTop = top_ / factor();
+  expected = view.scrollTop;
   render();
 }
 const toRow = (row) => scrollTo(row * height - room() / 3);
@@ -109,7 +110,7 @@ view.addEventListener("keydown", (event) => {
 });
 new ResizeObserver(() => {
   height = rowHeight();
-  following ? toEnd() : render();
+  if (started) following ? toEnd() : scrollTo(top_);
 }).observe(view);
 
 // --- drawing ----------------------------------------------------------------------------------------------------------
@@ -333,9 +334,12 @@ function listen() {
 // --- searching --------------------------------------------------------------------------------------------------------
 
 const found = document.getElementById("found"), foundList = found.querySelector("ol");
+let asked = 0;
 async function show(path, title) {
+  const mine = ++asked;
   try {
     const { lines, more } = await json(path);
+    if (mine !== asked) return; // a later search has been asked for
     foundSeqs = lines.map((line) => line.n);
     document.getElementById("found-title").textContent =
       `${more ? "The first " : ""}${lines.length} ${lines.length === 1 ? "line" : "lines"} ${title}`;
@@ -382,7 +386,9 @@ document.getElementById("found-close").addEventListener("click", close);
 function step(direction) {
   const at = target?.startsWith("L") ? Number(target.slice(1)) : seqOf(Math.floor(top_ / height));
   const next = direction > 0 ? foundSeqs.find((seq) => seq > at) : foundSeqs.findLast((seq) => seq < at);
-  if (next && next < APPENDED) location.hash = `L${next}`;
+  if (!next || next >= APPENDED) return;
+  target = `L${next}`; // a second press may come before the browser tells of the new address
+  location.hash = target;
 }
 
 // --- groups -----------------------------------------------------------------------------------------------------------
