@@ -1,6 +1,7 @@
 """``make demo``: real work through a real PostgreSQL and a real Docker engine, to watch.
 
-deploy/demo/run                   the demo; its state is kept in .demo/
+deploy/demo/run                   the demo; its state is kept in .demo/. On a terminal it ends with the console's
+                                  address, and waits for Enter; --no-wait does not
 deploy/demo/run log RUN           the log of one of its runs
 deploy/demo/run psql [ARG...]     psql in the demo's database, also while the demo runs
 deploy/demo/run with COMMAND...   a command that finds the demo's database in OPS_WORKER_DATABASE_URL, and psql and
@@ -25,7 +26,7 @@ from contextlib import AsyncExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.demo import cluster, control_plane, engine
+from deploy.demo import cluster, console, control_plane, engine
 from deploy.demo.control_plane import BACKUP, BUILD, DEFECT, NEXT_VERSION, TEST, UPGRADE
 from deploy.demo.screen import Row, Screen
 from deploy.demo.show import Show, WorkerFailed, work, worker_flags
@@ -91,8 +92,8 @@ class State:
 # --- the demo ---------------------------------------------------------------------------------------------------------
 
 
-async def demo(state: State, screen: Screen) -> bool:
-    """The whole demo; whether all went as expected."""
+async def demo(state: State, screen: Screen, *, wait: bool) -> bool:
+    """The whole demo; whether all went as expected. ``wait``: shows the console until Enter is pressed."""
     with screen.step("Docker engine") as step:
         step.result = await engine.version()
     with screen.step("Tool image") as step:
@@ -135,7 +136,10 @@ async def demo(state: State, screen: Screen) -> bool:
         screen.heading(f"$ ops-worker {' '.join(flags[:2])}")
         with screen.following():
             await work(show, flags, await control_plane.worker_url(url), state.worker_log)
-        return await report(state, screen, show)
+        good = await report(state, screen, show)
+        if wait:
+            await console.show(screen, url, state.folder / "console.log")
+        return good
 
 
 async def _remove_runs(plane: control_plane.ControlPlane) -> None:
@@ -256,9 +260,9 @@ def _command(state: State) -> str:
     return shlex.join([shown(engine.HERE / "run"), *elsewhere])
 
 
-async def main_task(state: State, screen: Screen) -> int:
+async def main_task(state: State, screen: Screen, *, wait: bool) -> int:
     """The demo, ended cleanly by the first Ctrl-C or SIGTERM; more of them change nothing."""
-    task = asyncio.ensure_future(demo(state, screen))
+    task = asyncio.ensure_future(demo(state, screen, wait=wait))
     stopped = False
 
     def stop() -> None:
@@ -279,6 +283,7 @@ async def main_task(state: State, screen: Screen) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser("demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--state", type=Path, default=DEFAULT_STATE, help="folder of the demo's state")
+    parser.add_argument("--no-wait", action="store_true", help="end without waiting for Enter")
     parser.add_argument("command", nargs="?", choices=["log", "psql", "with"])
     parser.add_argument("arguments", nargs=argparse.REMAINDER)
     options = parser.parse_args()
@@ -290,7 +295,7 @@ def main() -> int:
         state.create()
         with state.locked() as alone:
             if alone:
-                return asyncio.run(main_task(state, screen))
+                return asyncio.run(main_task(state, screen, wait=not options.no_wait and sys.stdin.isatty()))
         screen.fail(f"demo: {shown(state.folder)} is in use by another demo or psql")
     except (DemoError, WorkerFailed, cluster.ClusterError, engine.CommandError, OpsError, ExceptionGroup) as error:
         screen.fail(f"demo: {error}")

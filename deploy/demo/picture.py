@@ -28,7 +28,7 @@ _TOKEN = re.compile(r"\x1b\[(\d*)A|(\x1b\[2K)|(\r?\n)|\x1b\[\?25[lh]|\r|(\x1b\[[
 def main() -> int:
     """Runs the demo, shows its output meanwhile, and writes the picture if it ended well."""
     shutil.rmtree(STATE, ignore_errors=True)
-    command = [sys.executable, str(ROOT / "deploy" / "demo"), "--state", str(STATE)]
+    command = [sys.executable, str(ROOT / "deploy" / "demo"), "--state", str(STATE), "--no-wait"]
     output, code = captured(command)
     if code == 0:
         PICTURE.write_text(svg(screen(output)), encoding="utf-8")

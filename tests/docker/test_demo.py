@@ -15,6 +15,7 @@ import subprocess
 import sys
 import termios
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +24,7 @@ import pytest
 
 from deploy.demo import cluster, control_plane, picture
 from deploy.demo.__main__ import State
-from tests.support.docker import ROOT, docker
+from tests.support.docker import PATIENCE, ROOT, docker
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("demo")]
 
@@ -54,19 +55,24 @@ def piped(state: State, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def on_a_terminal(state: State) -> tuple[int, str]:
-    """Exit code and output of the demo on a terminal of 80 columns."""
+def on_a_terminal(state: State) -> tuple[int, str, str]:
+    """Exit code and output of the demo on a terminal of 80 columns, and the console's page before Enter is pressed."""
     ours, its = pty.openpty()
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 50, TERMINAL_WIDTH, 0, 0))
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "", "NO_COLOR": ""}
     process = subprocess.Popen(command(state), cwd=ROOT, env=environment, stdin=its, stdout=its, stderr=its)
     os.close(its)
-    output = b""
+    output, page = b"", ""
     with contextlib.suppress(OSError):  # a terminal whose other end is closed
         while chunk := os.read(ours, 65536):
             output += chunk
+            if not page and b"Press Enter" in output:
+                (address,) = re.findall(r"http://127\.0\.0\.1:\d+", output.decode())
+                with urllib.request.urlopen(address, timeout=PATIENCE) as answer:
+                    page = answer.read().decode()
+                os.write(ours, b"\n")
     os.close(ours)
-    return process.wait(), output.decode()
+    return process.wait(), output.decode(), page
 
 
 def left_over(state: State) -> list[str]:
@@ -107,7 +113,7 @@ def first(state: State) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def second(state: State, first: subprocess.CompletedProcess[str]) -> tuple[int, str]:
+def second(state: State, first: subprocess.CompletedProcess[str]) -> tuple[int, str, str]:
     return on_a_terminal(state)
 
 
@@ -199,8 +205,8 @@ async def test_each_artifact_is_the_file_that_the_database_describes(
     assert "`models/book.py:22`: `_sql_constraints = [`" in files["5 upgrade-report.md"].read_text()
 
 
-async def test_the_second_demo_builds_nothing_and_continues(state: State, second: tuple[int, str]) -> None:
-    code, output = second
+async def test_the_second_demo_builds_nothing_and_continues(state: State, second: tuple[int, str, str]) -> None:
+    code, output, page = second
     assert left_over(state) == []
     assert code == 0, output
     assert "already here" in output
@@ -208,23 +214,24 @@ async def test_the_second_demo_builds_nothing_and_continues(state: State, second
     assert "up to date" in output
     assert "\x1b[" in output
     assert "last line" in output, "the runs are shown while they go on"
+    assert 'href="/runs/library/12"' in page, "the console shows them until Enter is pressed"
     assert "deployed now: 18.0.1.2.0, by run 6" in piped(state, "log", "12").stdout
     assert [run["run_number"] for run in await read(state, RUNS, 6)] == list(range(7, 13))
 
 
-def test_a_terminal_of_80_columns_is_enough(second: tuple[int, str]) -> None:
-    _, output = second
+def test_a_terminal_of_80_columns_is_enough(second: tuple[int, str, str]) -> None:
+    _, output, _ = second
     output = output.partition("Next")[0]  # commands to paste are not broken
     for line in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output).split("\n"):
         assert max(len(part) for part in line.split("\r")) <= TERMINAL_WIDTH, line
 
 
-def test_psql_looks_into_the_database_afterwards(state: State, second: tuple[int, str]) -> None:
+def test_psql_looks_into_the_database_afterwards(state: State, second: tuple[int, str, str]) -> None:
     done = piped(state, "psql", "-Atc", "select count(*) from ops.runs where status = 'succeeded'")
     assert int(done.stdout) >= 10, done.stderr
 
 
-def test_an_interrupted_demo_cleans_up(state: State, second: tuple[int, str]) -> None:
+def test_an_interrupted_demo_cleans_up(state: State, second: tuple[int, str, str]) -> None:
     [before] = asyncio.run(read(state, "select max(run_number) as last from ops.runs"))
     process = subprocess.Popen(command(state), cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
