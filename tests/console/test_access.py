@@ -71,6 +71,29 @@ async def test_a_developer_cancels_and_retries_an_own_run(crowd: Crowd, console_
     )
 
 
+@pytest.mark.parametrize("who", [*ROLES, "stranger", "queued it"])
+async def test_an_admin_who_did_not_queue_a_run_approves_or_rejects_it(
+    crowd: Crowd, console_url: str, who: str
+) -> None:
+    world, by_another = crowd.world, who in ADMINS
+    await world.db.execute("""update ops.workflows set config = '{"approval": true}'""")
+    queued_by = crowd.users["admin" if who in ("owner", "queued it") else "owner"]
+    user = queued_by if who == "queued it" else crowd.users[who]
+    fields = {"workflow": str(world.workflow)}
+    async with served(console_url, *SIGNS_IN) as client:
+        for action, status in (("approve", "queued"), ("reject", "canceled")):
+            new = await client.post("/projects/acme/run", data=fields, headers=bearer(queued_by))
+            path = new.headers["location"]
+            shown = await client.get(path, headers=AS_BROWSER | bearer(user))
+            assert (f"{path}/{action}" in shown.text) == by_another
+            done = await client.post(f"{path}/{action}", data={"reason": "not today"}, headers=bearer(user))
+            assert done.status_code == (303 if by_another else 404 if who == "stranger" else 403)
+            run = await world.db.fetchrow("select status, approval from ops.runs order by run_number desc limit 1")
+            assert run is not None
+            expected = (status, f"{action}d".replace("td", "ted")) if by_another else ("queued", "pending")
+            assert tuple(run) == expected
+
+
 async def test_no_request_inherits_the_rights_of_another(crowd: Crowd, console_url: str) -> None:
     """More requests than connections, of two users with different projects, and of none."""
     async with served(console_url, *SIGNS_IN) as client:

@@ -85,7 +85,7 @@ DOCKER = f"scripts/setup && scripts/engine run {PYTEST} tests/docker"
 FAULTS = f"scripts/setup && scripts/engine run {PYTEST} tests/faults"
 MAKE = "apt-get -qq update && apt-get -qq -y --no-install-recommends install git make"  # git made the clone
 MACHINES = (
-    # The README's promise: its first command word for word, then the tests of its second.
+    # The README's promise: its first command, which must not wait for Enter here, then the tests of its second.
     Machine("bookworm", 15, {
         "make demo": f"{MAKE} && make demo ARGS=--no-wait",
         "unit": f"{UNIT} tests/test_packaging.py", "db": DB, "docker": DOCKER,

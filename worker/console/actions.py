@@ -32,6 +32,9 @@ class Action:
     offered: Callable[[Row], bool]
     call: Callable[[ControlPlane, Row, Fields], Awaitable[Row]]
     dangerous: bool = False
+    """It asks for a reason first."""
+    by_another: bool = False
+    """It is for an admin who did not queue the run."""
 
 
 async def _retry(plane: ControlPlane, run: Row, _: Fields) -> Row:
@@ -44,7 +47,23 @@ async def _cancel(plane: ControlPlane, run: Row, fields: Fields) -> Row:
     return run
 
 
+async def _approve(plane: ControlPlane, run: Row, _: Fields) -> Row:
+    await runs.approve(plane, run["run_id"])
+    return run
+
+
+async def _reject(plane: ControlPlane, run: Row, fields: Fields) -> Row:
+    await runs.reject(plane, run["run_id"], _reason(fields))
+    return run
+
+
+def _waits_for_approval(run: Row) -> bool:
+    return bool(run["status"] == "queued" and run["approval"] == "pending")
+
+
 ON_RUN = (
+    Action("approve", "Approve", _waits_for_approval, _approve, by_another=True),
+    Action("reject", "Reject", _waits_for_approval, _reject, dangerous=True, by_another=True),
     Action("retry", "Retry", lambda run: run["status"] in FINAL, _retry),
     Action(
         "cancel", "Cancel", lambda run: run["status"] not in FINAL and run["cancel_requested_at"] is None, _cancel,
@@ -59,9 +78,11 @@ def _reason(fields: Fields) -> str | None:
 
 def offered(run: Row, role: str | None, *, own: bool, signs_in: bool) -> list[Action]:
     """The actions that the state of the run permits to that role; without a sign-in those of an operator."""
-    if signs_in and not (role in ("admin", "owner") or (role == "developer" and own)):
+    admin = not signs_in or role in ("admin", "owner")
+    if not admin and not (role == "developer" and own):
         return []
-    return [action for action in ON_RUN if action.offered(run)]
+    decides = admin and not own
+    return [action for action in ON_RUN if action.offered(run) and (decides or not action.by_another)]
 
 
 async def on_run(request: Request) -> Response:

@@ -387,8 +387,8 @@ function step(direction) {
   const at = target?.startsWith("L") ? Number(target.slice(1)) : seqOf(Math.floor(top_ / height));
   const next = direction > 0 ? foundSeqs.find((seq) => seq > at) : foundSeqs.findLast((seq) => seq < at);
   if (!next || next >= APPENDED) return;
-  target = `L${next}`; // a second press may come before the browser tells of the new address
-  location.hash = target;
+  history.pushState(null, "", `#L${next}`); // a new hash would take the focus away for a moment, and a key with it
+  toHash();
 }
 
 // --- groups -----------------------------------------------------------------------------------------------------------
