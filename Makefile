@@ -26,8 +26,8 @@ DOCS_TESTS := tests/gates/test_docs.py
 SCHEMA_TESTS := $(addprefix tests/db/test_,$(addsuffix .py,migrations migration_history verify supabase_cli schema_docs))
 GATED := $(SPEC_TESTS) $(DOCS_TESTS) $(SCHEMA_TESTS)
 
-.PHONY: help setup demo demo-picture screenshots test test-odoo test-matrix coverage faults kills check format gates gate-spec \
-	gate-docs schema schema-docs gate-schema gate-prisma bench compare wheel wheelhouse image lock clean
+.PHONY: help setup demo demo-odoo demo-picture screenshots test test-odoo test-matrix coverage faults kills check format \
+	gates gate-spec gate-docs schema schema-docs gate-schema gate-prisma bench compare wheel wheelhouse image lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ setup: ## make .venv with the pinned dependencies and an editable install
 
 demo: setup ## run real workflows with a real PostgreSQL and a real Docker engine
 	@scripts/engine run deploy/demo/run $(ARGS)
+
+demo-odoo: setup ## run the whole chain with real Odoo, from build to upgrade (10 minutes the first time, as root, 5 GB)
+	@scripts/engine run deploy/demo/odoo/run $(ARGS)
 
 demo-picture: setup ## run the demo in a pseudo-terminal and write its screen to docs/demo.svg
 	@scripts/engine run $(BIN)/python -m deploy.demo.picture
