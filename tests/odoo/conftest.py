@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,18 +59,18 @@ class Bench:
             lambda: until(lambda: "healthy" in docker("inspect", "-f", "{{.State.Health.Status}}", server).split())
         )
 
-    def run(
+    def command(
         self,
         *words: str | Path,
+        artifacts: Path,
         source: Path | None = None,
         cache: Path | None = None,
         secrets: Path | None = None,
         env: dict[str, str] | None = None,
         volumes: dict[Path, str] | None = None,
         network: str | None = None,
-    ) -> Done:
-        """Runs the tool as the worker does: without capabilities, with /artifacts, secrets and a cache as folders."""
-        artifacts = writable(self.folder / f"artifacts-{uuid.uuid4().hex[:8]}")
+    ) -> list[str]:
+        """Starts the tool as the worker does: without capabilities, with /artifacts, secrets and a cache as folders."""
         mounts = {artifacts: "/artifacts", cache or writable(self.folder / f"cache-{uuid.uuid4().hex[:8]}"): "/cache"}
         if source is not None:
             mounts[source] = "/src:ro"
@@ -83,8 +84,13 @@ class Bench:
             command += ["-v", f"{host}:{there}"]
         for key, value in (env or {}).items():
             command += ["-e", f"{key}={value}"]
+        return [*command, self.image, *map(str, words)]
+
+    def run(self, *words: str | Path, **options: Any) -> Done:
+        """Runs the tool; the options are those of ``command``."""
+        artifacts = writable(self.folder / f"artifacts-{uuid.uuid4().hex[:8]}")
         done = subprocess.run(
-            [*command, self.image, *map(str, words)],
+            self.command(*words, artifacts=artifacts, **options),
             check=False,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -121,6 +127,11 @@ def tool_image() -> str:
 @pytest.fixture(scope="session")
 def postgres_image() -> str:
     return image("postgres")
+
+
+@pytest.fixture(scope="session")
+def runtime_image() -> str:
+    return image("runtime")
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from .cache import Cache
 from .restic import Repository
 from .source import Git, Source
 from .steps import Failure, explain, say
+from .volume import LOCK_SECONDS, Volume
 
 if TYPE_CHECKING:
     from .project import Project
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options, rest = parser().parse_known_args(arguments)
-    if rest and options.tool != "postgres":
+    if rest and options.tool not in TAKE_MORE:
         parser().error(f"unrecognized arguments: {' '.join(rest)}")
     tool: Callable[[argparse.Namespace, Sequence[str]], bool] = TOOLS[options.tool]
     try:
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (Failure, OSError) as error:
         text = explain(error if isinstance(error, Failure) else of_the_system(error))
         say(text)
-        if options.tool != "postgres" and os.access(options.artifacts, os.W_OK):
+        if options.tool not in TAKE_MORE and os.access(options.artifacts, os.W_OK):
             (Path(options.artifacts) / "summary.md").write_text(f"- **FAILED** {text.removeprefix('ERROR: ')}\n")
         return 1
 
@@ -92,8 +93,33 @@ def parser() -> argparse.ArgumentParser:
 
     add_upgrade(tools.add_parser("upgrade", parents=[code, stored], help="rehearse new code on a proven backup"))
 
+    volume = argparse.ArgumentParser(add_help=False)
+    volume.add_argument(
+        "--data", type=Path, default=Path("/data"), metavar="DIR", help="the project's volume (%(default)s)"
+    )
+
+    deploy = tools.add_parser("deploy", parents=[code, volume], help="make a build production, or change nothing")
+    deploy.add_argument("--database", type=database_name, metavar="NAME", help="the database of production")
+    deploy.add_argument("--build", type=Path, metavar="DIR", help="the artifacts of a build, instead of a repository")
+    deploy.add_argument(
+        "--install", type=names, default=[], metavar="A,B",
+        help="install these; the first deploy installs all modules of the repository otherwise",
+    )  # fmt: skip
+    deploy.add_argument("--no-keep", action="store_true", help="delete what was replaced as soon as the new one works")
+    instead = deploy.add_mutually_exclusive_group()
+    instead.add_argument("--recover", action="store_true", help="only end a deploy that was killed")
+    instead.add_argument("--revert", action="store_true", help="go back to what the last deploy replaced")
+
+    runtime = tools.add_parser(
+        "runtime", parents=[volume], help="serve the current release; more arguments are those of Odoo"
+    )
+    runtime.add_argument("--port", type=positive, default=8069, help="the port that is served (%(default)s)")
+    runtime.add_argument("--check", action="store_true", help="only tell whether it works, as a health check")
+    runtime.add_argument("--secrets", type=Path, default=Path("/run/secrets"), help=argparse.SUPPRESS)
+
     server = tools.add_parser("postgres", help="serve PostgreSQL beside a run; more arguments are those of postgres")
     server.add_argument("--trust", action="store_true", help="accept every login without a password")
+    server.add_argument("--durable", action="store_true", help="keep the data, for production")
     server.add_argument("--secrets", type=Path, default=Path("/run/secrets"), help=argparse.SUPPRESS)
     return parsed
 
@@ -219,18 +245,64 @@ def postgres(options: argparse.Namespace, rest: Sequence[str]) -> bool:
     secret = options.secrets / "pgpassword"
     if password is None and secret.is_file():
         password = secret.read_text().rstrip("\n")
-    serve(os.environ.get("POSTGRES_USER", "odoo"), password, options.trust, rest)
+    serve(os.environ.get("POSTGRES_USER", "odoo"), password, options.trust, rest, durable=options.durable)
+    return True
+
+
+def deploy(options: argparse.Namespace, _: Sequence[str]) -> bool:
+    from . import database  # noqa: PLC0415
+
+    if not (options.database or options.recover or options.revert):
+        raise Failure("--database: it is missing", "name the database of production in the workflow's command")
+    database.defaults(options.secrets)
+    volume, artifacts = Volume(options.data), Path(options.artifacts)
+    volume.ensure()
+    with volume.held("lock", LOCK_SECONDS) as mine:
+        if not mine:
+            raise Failure(f"volume {options.data}: another deploy works on it", "wait for it, or cancel it")
+        from . import building, deploying, switching  # noqa: PLC0415
+
+        if options.recover or volume.journal():
+            deploying.recover(volume, artifacts)
+        if options.recover:
+            return True
+        if options.revert:
+            return deploying.undo(volume, artifacts)
+        switching.application(options.database)
+        chosen = deploying.Options(options.database, options.install, not options.no_keep)
+        if options.build:
+            with tempfile.TemporaryDirectory(prefix="odoo-tool-") as folder:
+                return deploying.deploy(options.build, volume, chosen, Path(folder), artifacts)
+        with fetched(options) as (source, cache, work):
+            slug = os.environ.get("OPS_PROJECT", "")
+            build = building.made(source, options.modules, slug, cache, work)
+            return deploying.deploy(build, volume, chosen, work, artifacts)
+
+
+def runtime(options: argparse.Namespace, rest: Sequence[str]) -> bool:
+    from . import database, supervisor  # noqa: PLC0415
+
+    volume = Volume(options.data)
+    if options.check:
+        return supervisor.check(volume, options.port)
+    database.defaults(options.secrets)
+    volume.ensure()
+    supervisor.serve(volume, options.port, rest)
     return True
 
 
 TOOLS = {
     "backup": backup,
     "build": build,
+    "deploy": deploy,
+    "postgres": postgres,
     "restore": restore,
+    "runtime": runtime,
     "test": test,
     "upgrade": upgrade,
-    "postgres": postgres,
 }
+TAKE_MORE = {"postgres", "runtime"}
+"""Their other arguments are those of the program that they start."""
 
 if __name__ == "__main__":
     sys.exit(main())

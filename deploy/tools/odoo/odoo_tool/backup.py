@@ -29,6 +29,7 @@ from .steps import Failure, environment, run, say, step
 DUMP = "database"
 STAGED = "odoo-backup"
 BOOT_SECONDS = 300
+KEPT = "a backup is kept, but not marked as proven"
 LAST_LINES = 30
 PORT = 8069
 FILES = "select store_fname from ir_attachment where store_fname is not null order by 1"
@@ -207,15 +208,26 @@ def neutralize(project: Project, config: Path, name: str, server: Mapping[str, s
     )
 
 
-def boot(project: Project, config: Path, name: str, server: Mapping[str, str]) -> float:
+def boot(
+    project: Project,
+    config: Path,
+    name: str,
+    server: Mapping[str, str],
+    advice: str = KEPT,
+) -> float:
     """Starts Odoo, waits until the page of its login is there, and stops it; returns the seconds."""
-    with running(project, config, name, server) as seconds:
+    with running(project, config, name, server, advice=advice) as seconds:
         return seconds
 
 
 @contextlib.contextmanager
 def running(
-    project: Project, config: Path, name: str, server: Mapping[str, str], log: Path | None = None
+    project: Project,
+    config: Path,
+    name: str,
+    server: Mapping[str, str],
+    log: Path | None = None,
+    advice: str = KEPT,
 ) -> Iterator[float]:
     """Odoo on ``PORT`` while the block lasts, from when its login page is there; gives the seconds until then."""
     command: Sequence[str] = [
@@ -233,7 +245,7 @@ def running(
                     say("\n".join(log.read_text(errors="replace").splitlines()[-LAST_LINES:]))
                 raise Failure(
                     f"Odoo on {name}: it {'ended' if ended else f'ran for {BOOT_SECONDS} s'} without an answer",
-                    "see Odoo's messages above; a backup is kept, but not marked as proven",
+                    f"see Odoo's messages above; {advice}",
                 )
             time.sleep(0.3)
         yield time.monotonic() - began

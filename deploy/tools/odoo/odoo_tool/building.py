@@ -26,7 +26,20 @@ ADDONS = "addons.tar.gz"
 
 
 def build(source: Source, modules: Sequence[str], slug: str, cache: Cache, work: Path, artifacts: Path) -> bool:
-    """Makes the build of this code, or takes it from the cache."""
+    """Copies the build of this code to the artifacts."""
+    found = made(source, modules, slug, cache, work)
+    for path in sorted(found.iterdir()):
+        if path.name != CHECKSUMS:
+            copy = shutil.copytree if path.is_dir() else shutil.copyfile
+            copy(path, artifacts / path.name)
+    manifest = json.loads((found / MANIFEST).read_text())
+    (artifacts / "summary.md").write_text(summary(manifest))
+    say(f"==> build of commit {source.commit}: {len(manifest['modules'])} modules, {len(manifest['files'])} files")
+    return True
+
+
+def made(source: Source, modules: Sequence[str], slug: str, cache: Cache, work: Path) -> Path:
+    """Makes the build of this code, or takes it from the cache; returns its folder."""
     debian = packages.installed()
     key = digest([RECIPE, source.commit, slug, ",".join(modules), odoo().version, sys.version, python_installed(),
                   json.dumps(debian)])  # fmt: skip
@@ -37,14 +50,7 @@ def build(source: Source, modules: Sequence[str], slug: str, cache: Cache, work:
         project = prepare(source, cache, work, modules)
         found = cache.make("builds", key, lambda folder: _fill(folder, project, debian, slug, key))
         step(f"build {key[:12]}: kept in the cache")
-    for path in sorted(found.iterdir()):
-        if path.name != CHECKSUMS:
-            copy = shutil.copytree if path.is_dir() else shutil.copyfile
-            copy(path, artifacts / path.name)
-    manifest = json.loads((found / MANIFEST).read_text())
-    (artifacts / "summary.md").write_text(summary(manifest))
-    say(f"==> build of commit {source.commit}: {len(manifest['modules'])} modules, {len(manifest['files'])} files")
-    return True
+    return found
 
 
 def _fill(folder: Path, project: Project, debian: dict[str, str], slug: str, key: str) -> None:

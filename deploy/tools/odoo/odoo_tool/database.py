@@ -8,10 +8,28 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from .steps import Failure, read
+from .steps import Failure, read, say
 
 WAIT_SECONDS = 60
 ADVICE = "read the message of PostgreSQL above; the server's own log is that of the service"
+
+SETTINGS = """
+select format('alter database %I connection limit %s', '{new}', datconnlimit) from pg_database where datname = '{old}'
+union all
+select format('alter %sdatabase %I set %I = %s',
+  case when r.rolname is null then '' else format('role %I in ', r.rolname) end, '{new}', split_part(s, '=', 1),
+  case when split_part(s, '=', 1) in ('search_path', 'temp_tablespaces', 'local_preload_libraries',
+    'session_preload_libraries') then substr(s, strpos(s, '=') + 1)
+  else quote_literal(substr(s, strpos(s, '=') + 1)) end)
+from pg_db_role_setting d left join pg_roles r on r.oid = d.setrole, unnest(d.setconfig) s
+where d.setdatabase = (select oid from pg_database where datname = '{old}')
+union all
+select format('revoke all on database %I from public', '{new}') from pg_database
+where datname = '{old}' and datacl is not null
+union all
+select format('grant %s on database %I to %s%s', a.privilege_type, '{new}', case a.grantee when 0 then 'public'
+  else quote_ident(pg_get_userbyid(a.grantee)) end, case when a.is_grantable then ' with grant option' else '' end)
+from pg_database, aclexplode(datacl) a where datname = '{old}'"""
 
 
 def defaults(secrets: Path) -> None:
@@ -50,6 +68,15 @@ def create(name: str, template: str = "template0", env: Mapping[str, str] | None
     if template == "template0":
         command[-1:-1] = ["--lc-collate=C"]
     read(command, thing=f"database {name}", advice=ADVICE, env=env)
+
+
+def copy_settings(old: str, new: str) -> None:
+    """Copies what belongs to a database but is not in its files: settings, privileges and the limit of connections."""
+    for statement in query(SETTINGS.format(old=old, new=new)).splitlines():
+        try:
+            query(statement)
+        except Failure as refused:  # noqa: PERF203 - one that is refused does not stop the others
+            say(f"WARNING: {refused}. A superuser has to repeat it for {old} when {new} has its name: {statement}")
 
 
 def drop(name: str, env: Mapping[str, str] | None = None) -> None:

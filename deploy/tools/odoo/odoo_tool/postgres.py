@@ -1,14 +1,20 @@
-"""A PostgreSQL beside a run, which lives as long as the run: it writes nothing to the disk for safety."""
+"""A PostgreSQL beside a run, which lives as long as it and writes nothing to the disk for safety; or a durable one."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from .steps import Failure, read, say
 
+SERVED = {
+    "dynamic_shared_memory_type": "mmap",  # /dev/shm of a container has 64 MiB
+    "listen_addresses": "*",
+    "unix_socket_directories": "/tmp",  # noqa: S108 - the container's own
+}
 FAST = {
     "fsync": "off",
     "synchronous_commit": "off",
@@ -19,14 +25,11 @@ FAST = {
     "max_wal_size": "4GB",
     "checkpoint_timeout": "1h",
     "shared_buffers": "256MB",
-    "dynamic_shared_memory_type": "mmap",  # /dev/shm of a container has 64 MiB
-    "listen_addresses": "*",
-    "unix_socket_directories": "/tmp",  # noqa: S108 - the container's own
 }
 
 
-def serve(user: str, password: str | None, trust: bool, options: Sequence[str]) -> None:  # noqa: FBT001
-    """Creates a cluster in ``PGDATA`` and becomes its server.
+def serve(user: str, password: str | None, trust: bool, options: Sequence[str], *, durable: bool) -> None:  # noqa: FBT001
+    """Creates a cluster in ``PGDATA`` and becomes its server; a durable one may exist already.
 
     Raises:
         Failure: neither a password is given, nor ``trust``
@@ -38,8 +41,22 @@ def serve(user: str, password: str | None, trust: bool, options: Sequence[str]) 
         )
     programs = programs_folder()
     data = Path(os.environ["PGDATA"])
+    if not (durable and data.is_dir()):
+        create(programs, data, user, password, durable=durable)
+    chosen = SERVED if durable else {**SERVED, **FAST}
+    settings = [word for name, value in chosen.items() for word in ("-c", f"{name}={value}")]
+    how = "" if durable else ", without fsync"
+    say(f"==> serving PostgreSQL {programs.parent.name} for the user {user}, in {data}{how}")
+    os.execv(programs / "postgres", [str(programs / "postgres"), "-D", str(data), *settings, *options])  # noqa: S606 - becomes the server
+
+
+def create(programs: Path, data: Path, user: str, password: str | None, *, durable: bool) -> None:
+    """Creates a cluster. It gets its name when it is complete, so that one which was begun is not taken for one."""
     data.parent.mkdir(parents=True, exist_ok=True)
-    command: list[str | Path] = [programs / "initdb", "-D", data, "-U", user, "-E", "UTF8", "--locale=C.UTF-8", "-N"]
+    part = data.with_name(f"{data.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    command: list[str | Path] = [programs / "initdb", "-D", part, "-U", user, "-E", "UTF8", "--locale=C.UTF-8"]
+    command += [] if durable else ["--no-sync"]
     with tempfile.NamedTemporaryFile("w") as file:
         if password is not None:
             file.write(password)
@@ -48,11 +65,9 @@ def serve(user: str, password: str | None, trust: bool, options: Sequence[str]) 
         else:
             command += ["--auth=trust"]
         read(command, thing=f"cluster {data}", advice="give the service a tmpfs at the parent folder of PGDATA")
-    with (data / "pg_hba.conf").open("a") as rules:
+    with (part / "pg_hba.conf").open("a") as rules:
         rules.write(f"host all all all {'trust' if password is None else 'scram-sha-256'}\n")
-    settings = [word for name, value in FAST.items() for word in ("-c", f"{name}={value}")]
-    say(f"==> serving PostgreSQL {programs.parent.name} for the user {user}, in {data}, without fsync")
-    os.execv(programs / "postgres", [str(programs / "postgres"), "-D", str(data), *settings, *options])  # noqa: S606 - becomes the server
+    part.rename(data)
 
 
 def programs_folder() -> Path:

@@ -136,10 +136,11 @@ def _is_below(folder: Path, other: Path) -> bool:
     return folder == other or other in folder.parents
 
 
-def configure(project: Project, work: Path, *, demo: bool = True) -> Path:
+def configure(project: Project, work: Path, *, demo: bool = True, data: Path | None = None) -> Path:
     """Writes the configuration file of Odoo; everything about the database is in the environment."""
-    data = work / "data"
-    data.mkdir(exist_ok=True)
+    if data is None:
+        data = work / "data"
+        data.mkdir(exist_ok=True)
     config = configparser.RawConfigParser()
     config["options"] = {
         "addons_path": ",".join(map(str, project.folders or [project.odoo.folders[0]])),
