@@ -9,7 +9,10 @@ import subprocess
 import sys
 import uuid
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import jwt
@@ -22,6 +25,7 @@ from tests.db.crowd import Crowd
 from tests.support.docker import ROOT
 from tests.support.scripts import environ_of
 from worker.cli.parser import parse
+from worker.console import auth
 from worker.console.command import check
 from worker.console.guard import HEADERS
 from worker.errors import ConfigurationError
@@ -104,6 +108,32 @@ async def test_public_keys_of_a_file_verify_tokens(crowd: Crowd, console_url: st
             written = jwt.encode(user, key, algorithm, headers={"kid": name})
             done = await client.get("/runs/acme/1", headers={"Authorization": f"Bearer {written}"})
             assert (algorithm, name, done.status_code) == (algorithm, name, status)
+
+
+async def test_keys_behind_a_url_are_read_again_for_an_unknown_one(
+    crowd: Crowd, console_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, new = keys_file(tmp_path), ec.generate_private_key(ec.SECP256R1())
+    serve = partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), serve) as server:
+        Thread(target=server.serve_forever).start()
+        try:
+            async with served(console_url, "--jwks", f"http://127.0.0.1:{server.server_port}/{file.name}") as client:
+
+                async def status(key: ec.EllipticCurvePrivateKey, name: str) -> int:
+                    written = jwt.encode(claims(crowd.users["viewer"]), key, "ES256", headers={"kid": name})
+                    done = await client.get("/runs/acme/1", headers={"Authorization": f"Bearer {written}"})
+                    return done.status_code
+
+                added = json.loads(jwt.algorithms.ECAlgorithm.to_jwk(new.public_key())) | {"kid": "new", "alg": "ES256"}
+                keys_file(tmp_path, added)
+                assert [await status(PRIVATE, "one"), await status(new, "new")] == [200, 401]  # asked a moment ago
+                monkeypatch.setattr(auth, "UNKNOWN_KEY_SECONDS", 0)
+                assert await status(new, "new") == 200
+                file.write_text("not keys")
+                assert [await status(PRIVATE, "none"), await status(new, "new")] == [401, 200]  # those of before stay
+        finally:
+            server.shutdown()
 
 
 async def test_a_token_is_kept_in_a_cookie_that_no_script_reads(crowd: Crowd, console_url: str) -> None:
