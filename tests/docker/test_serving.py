@@ -13,7 +13,9 @@ from urllib.request import urlopen
 import asyncpg
 import pytest
 
+from tests.docker.test_volumes import prune
 from tests.support.docker import FINAL, Plane, docker, new_tenant, until
+from worker.model.container import ProjectNetwork
 
 SERVER = """\
 import os, socket
@@ -237,11 +239,18 @@ async def test_a_worker_removes_the_networks_of_projects_that_a_killed_one_left(
     labels = [
         f"--label=ops-worker.{name}" for name in (f"database-id={plane.identity}", f"project-id={plane.project_id}")
     ]
+    plane.store.mkdir()
     other = [f"--label=ops-worker.database-id={uuid.uuid4()}", labels[1]]
     foreign = docker("network", "create", *other, f"ops-project-{plane.name}").strip()
-    docker("network", "create", *labels, f"ops-project-{plane.name}-left")
+    docker("network", "create", *labels, ProjectNetwork(plane.identity, plane.project_id).name)
     try:
         async with plane.worker("--lease", "15"):
             await until(lambda: networks(plane) == [foreign])
+        docker("network", "create", *labels, ProjectNetwork(plane.identity, plane.project_id).name)
+        assert prune(plane).stdout.count("network") == 0, "its project is active"
+        await plane.db.execute("update ops.projects set status = 'archived'")
+        for flags, said in ((("--dry-run",), "would be deleted: "), ((), "deleted: "), ((), "")):
+            assert prune(plane, *flags).stdout.count(f"{said}network ops-project-") == bool(said)
+        assert networks(plane) == [foreign]
     finally:
         docker("network", "rm", foreign)

@@ -21,12 +21,14 @@ async def prune(call: Invocation) -> int:
     volumes = await prune_volumes(settings)
     screen = Screen(as_json=call.options["json"])
     if screen.as_json:
-        screen.json({"dry_run": settings.dry_run, **asdict(done), "volumes": [asdict(each) for each in volumes.found]})
+        engine = {"volumes": [asdict(each) for each in volumes.found], "networks": volumes.networks}
+        screen.json({"dry_run": settings.dry_run, **asdict(done), **engine})
     else:
         what = "would be deleted" if settings.dry_run else "deleted"
+        networks = (f"{what}: network {name} of an archived project" for name in volumes.networks)
         size = f"{done.bytes / 2**20:,.1f} MiB"
         counts = f"{done.artifacts:,} expired artifacts ({size}), {done.lines:,} log lines, {done.events:,} events"
-        screen.lines([f"{what}: {counts}", *(each.text for each in volumes.found)])
+        screen.lines([f"{what}: {counts}", *(each.text for each in volumes.found), *networks])
     for problem in volumes.problems:
         print(problem, file=sys.stderr)
     return int(volumes.failed)

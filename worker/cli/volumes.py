@@ -1,4 +1,7 @@
-"""The part of ``prune`` that looks at volumes: finds those of archived projects, and removes them on request."""
+"""The part of ``prune`` that looks at the engine: volumes and networks of archived projects.
+
+A volume has data, so it is removed on request only. A network has none, and only a killed worker leaves one.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +35,8 @@ class PrunedVolumes:
     """What was found; ``problems`` are for a person, and an error if ``failed``."""
 
     found: list[FoundVolume] = field(default_factory=list)
+    networks: list[str] = field(default_factory=list)
+    """The names of the networks that were, or would be, removed."""
     problems: list[str] = field(default_factory=list)
     failed: bool = False
 
@@ -44,10 +49,15 @@ async def prune_volumes(settings: Settings) -> PrunedVolumes:
     found, problems = [], []
     with closing(Engine(settings.docker_host, streams=1)) as engine:
         try:
-            volumes = await engine.volumes()
+            volumes, networks = await engine.volumes(), await engine.unused_project_networks()
         except EngineUnavailable as error:
-            return PrunedVolumes([], [f"volumes are not looked at: {error}"], settings.remove_volumes)
-        archived = await archived_projects(settings.dsn, {(each.database_id, each.project_id) for each in volumes})
+            return PrunedVolumes([], [], [f"volumes are not looked at: {error}"], settings.remove_volumes)
+        owners = {(each.database_id, each.project_id) for each in volumes}
+        owners |= {(each.database_id, each.project_id) for each in networks}
+        archived = await archived_projects(settings.dsn, owners)
+        gone = [each for each in networks if (each.database_id, each.project_id) in archived]
+        if not settings.dry_run:
+            gone = [each for each in gone if await engine.remove_project_network(each)]
         for volume in volumes:
             owner = (volume.database_id, volume.project_id)
             if owner not in archived:
@@ -61,4 +71,4 @@ async def prune_volumes(settings: Settings) -> PrunedVolumes:
                     problems.append(f"cannot remove volume {volume.engine_name}: {error}")
             project = archived[owner] or str(volume.project_id)
             found.append(FoundVolume(project, volume.name, volume.engine_name, removed))
-    return PrunedVolumes(found, problems, bool(problems))
+    return PrunedVolumes(found, [each.name for each in gone], problems, bool(problems))

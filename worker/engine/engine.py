@@ -25,8 +25,9 @@ from worker.engine.networks import (
     ensure_project_network,
     ensure_run_network,
     remove_beside,
+    remove_project_network,
     run_networks,
-    trim_project_networks,
+    unused_project_networks,
 )
 from worker.engine.volumes import ensure_volume, project_volumes, remove_volume
 from worker.errors import ImageMissing
@@ -160,8 +161,22 @@ class Engine:
         await self._api.call(lambda client: ensure_project_network(client, network))
 
     async def trim_project_networks(self, database_id: uuid.UUID) -> None:
-        """Removes the networks of projects that have no containers on them."""
-        await self._api.call(lambda client: trim_project_networks(client, database_id))
+        """Removes the networks of that database's projects which have no containers on them."""
+
+        def trim(client: docker.APIClient) -> None:
+            for network in unused_project_networks(client):
+                if network.database_id == database_id:
+                    remove_project_network(client, network)
+
+        await self._api.call(trim)
+
+    async def unused_project_networks(self) -> list[ProjectNetwork]:
+        """The networks of projects without containers on this engine, also those of other databases."""
+        return await self._api.call(unused_project_networks, abandon=True)
+
+    async def remove_project_network(self, network: ProjectNetwork) -> bool:
+        """Removes the network of a project; returns whether this call did."""
+        return await self._api.call(lambda client: remove_project_network(client, network))
 
     async def create(
         self,

@@ -73,14 +73,25 @@ def ensure_project_network(client: docker.APIClient, network: ProjectNetwork) ->
     _ensure(client, network.name, {"options": {_BRIDGE_OPTION: _bridge(network.name)}, "labels": network.labels})
 
 
-def trim_project_networks(client: docker.APIClient, database_id: uuid.UUID) -> None:
-    """Removes the networks of projects of which no run is left on them. The engine keeps one that is in use."""
-    database = f"{LABEL_DATABASE}={database_id}"
-    for network in client.networks(filters={"label": [database, LABEL_PROJECT]}):
-        owner = f"{LABEL_PROJECT}={network['Labels'][LABEL_PROJECT]}"
-        if LABEL_RUN not in network["Labels"] and not client.containers(all=True, filters={"label": [database, owner]}):
-            with suppress(docker.errors.APIError):
-                client.remove_network(network["Id"])
+def unused_project_networks(client: docker.APIClient) -> list[ProjectNetwork]:
+    """The networks of projects, of all databases, on which no container of a run is."""
+    unused = []
+    for found in client.networks(filters={"label": [LABEL_DATABASE, LABEL_PROJECT]}):
+        labels = found["Labels"]
+        network = ProjectNetwork(uuid.UUID(labels[LABEL_DATABASE]), uuid.UUID(labels[LABEL_PROJECT]))
+        owner = [f"{name}={value}" for name, value in network.labels.items()]
+        if LABEL_RUN not in labels and not client.containers(all=True, filters={"label": owner}):
+            unused.append(network)
+    return unused
+
+
+def remove_project_network(client: docker.APIClient, network: ProjectNetwork) -> bool:
+    """Removes it; returns False if the engine keeps it, since it is in use or gone."""
+    try:
+        client.remove_network(network.name)
+    except docker.errors.APIError:
+        return False
+    return True
 
 
 def _bridge(name: str) -> str:

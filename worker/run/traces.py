@@ -38,7 +38,12 @@ PIPELINE, RUN = "pipeline", "run"
 TASK_TYPES = frozenset({"build", "test", "deploy"})
 """The workflow types that the conventions have a word for."""
 
-_RESULTS = {Reason.SUCCEEDED: "success", Reason.CANCELED: "cancellation", Reason.TIMEOUT: "timeout"}
+_RESULTS = {
+    Reason.SUCCEEDED: "success",
+    Reason.TTL: "success",
+    Reason.CANCELED: "cancellation",
+    Reason.TIMEOUT: "timeout",
+}
 
 
 class Traces:

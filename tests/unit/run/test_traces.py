@@ -17,7 +17,8 @@ from worker.run.traces import Traces, new_provider, result_of
 @pytest.mark.parametrize(
     ("reason", "result"),
     [
-        (Reason.SUCCEEDED, "success"), (Reason.CANCELED, "cancellation"), (Reason.TIMEOUT, "timeout"),
+        (Reason.SUCCEEDED, "success"), (Reason.TTL, "success"),
+        (Reason.CANCELED, "cancellation"), (Reason.TIMEOUT, "timeout"),
         (Reason.EXIT_CODE, "failure"), (Reason.OUT_OF_MEMORY, "failure"), (Reason.ENGINE_LOST, "error"),
         (Reason.WORKER_ERROR, "error"),
     ],
