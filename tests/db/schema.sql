@@ -428,13 +428,15 @@ begin
             exit when ops_private.wake_scheduled_runs() = 0;
             continue;
         end if;
-        with lease as (
+        with run as materialized (
+            select r.id, r.project_id, r.concurrency_key, r.updated_at from ops.runs as r where r.id = v_run_id
+        ), lease as (
             insert into ops_private.leases as l
                 (run_id, worker_id, instance_id, db_role, engine_id, lease_seconds, expires_at, project_id,
                 concurrency_key)
             select r.id, p_worker_id, p_instance_id, v_caller, p_engine_id, p_lease_seconds,
                 ops_private.current_time() + make_interval(secs => p_lease_seconds), r.project_id, r.concurrency_key
-            from ops.runs as r where r.id = v_run_id
+            from run as r
             on conflict do nothing
             returning l.run_id, l.project_id
         ), turn as (
@@ -443,9 +445,9 @@ begin
                 where k.project_id = (select l.project_id from lease as l) for no key update skip locked)
         )
         update ops.runs as r set status = 'claimed', claimed_by = p_worker_id, claimed_instance = p_instance_id
-        from lease join ops.runs as before on before.id = lease.run_id
+        from lease join run on run.id = lease.run_id
         where r.id = lease.run_id
-        returning before.updated_at into v_queued_at;
+        returning run.updated_at into v_queued_at;
         continue when not found;  -- another claim took the same concurrency key at the same time: try the next run
         v_payload := ops_private.run_payload(v_run_id);
         exit when v_payload is not null;
