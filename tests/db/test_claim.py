@@ -49,7 +49,7 @@ async def test_the_answer_holds_all_that_a_worker_needs(world: World) -> None:
     assert answer == {
         "run_id": str(run), "project_id": str(world.project), "workflow_id": str(world.workflow),
         "run_number": 1, "started_at": None, "status": "claimed", "claim_count": 1, "cancel_requested": False,
-        "log_position": 0,
+        "log_position": 0, "ready_at": None, "log_began_at": None,
         "container_id": None,
         "metadata": {"args": ["-v"]}, "parent_run_id": None,
         "project": {"slug": "acme", "name": "Acme", "workspace_key": "acme", "odoo_version": "19.0",
