@@ -2059,10 +2059,10 @@ declare
 begin
     for v_weeks in 0 .. 2 loop
         v_name := to_char(v_week + v_weeks * interval '7 days', '"run_logs_"YYYYMMDD');
-        continue when to_regclass('ops_private.' || v_name) is not null
-            or v_weeks = 0 and exists (select from ops_private.run_logs_other)
-            or not pg_try_advisory_xact_lock(hashtext('ops_private.add_log_partitions'));
         begin
+            continue when to_regclass('ops_private.' || v_name) is not null
+                or not pg_try_advisory_xact_lock(hashtext('ops_private.add_log_partitions'))
+                or v_weeks = 0 and exists (select from ops_private.run_logs_other);
             execute format('create table ops_private.%I (like ops.run_logs including all)', v_name);
             execute format('alter table ops_private.%I enable row level security', v_name);
             execute format(
