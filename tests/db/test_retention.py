@@ -81,7 +81,8 @@ async def test_expired_artifacts_go_with_their_objects_and_nothing_else_does(
     rehearsal = prune(db_url, store, "--dry-run")
     assert rehearsal.stdout == "would be deleted: 1 expired artifacts (0.0 MiB), 0 log lines, 0 events\n"
     assert json.loads(prune(db_url, store, "--dry-run", "--json").stdout) == {
-        "dry_run": True, "artifacts": 1, "bytes": expired.stat().st_size, "lines": 0, "events": 0, "volumes": [], "networks": [],
+        "dry_run": True, "artifacts": 1, "bytes": expired.stat().st_size, "lines": 0, "events": 0, "volumes": [],
+        "networks": [],
     }  # fmt: skip
     assert expired.exists()
     done = prune(db_url, store)
