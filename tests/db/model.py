@@ -377,7 +377,7 @@ class Contract:
             raise Refused("not_owner")
         old = run.lease
         run.lease = replace(old, holder=who, seconds=lease_seconds, expires_at=self.now + lease_seconds)
-        if holder.instance != who.instance:
+        if (holder.worker, holder.instance) != (who.worker, who.instance):
             progress = old.handed_over or run.position > old.position or (old.renewed and run.container is not None)
             lost = 0 if progress else old.lost + 1
             since = {0: None, 1: self.now}.get(lost, old.lost_since)

@@ -94,7 +94,7 @@ begin
         return v_refusal || jsonb_build_object('status', v_status);
     end if;
 
-    if v_lease.instance_id is distinct from p_instance_id then
+    if (v_lease.worker_id, v_lease.instance_id) is distinct from (p_worker_id, p_instance_id) then
         v_lease := ops_private.inherited(v_lease);
         if ops_private.loses_its_workers(v_lease) then
             v_status := case v_status when 'running' then 'failed' else 'canceled' end;
@@ -3682,7 +3682,7 @@ begin
         renewed = p_lease.renewed, log_position = p_lease.log_position, lost = p_lease.lost,
         lost_since = p_lease.lost_since, handed_over = p_lease.handed_over
     where l.run_id = p_lease.run_id;
-    if p_lease.instance_id is distinct from p_instance_id then
+    if (p_lease.worker_id, p_lease.instance_id) is distinct from (p_worker_id, p_instance_id) then
         update ops.runs as r
         set claimed_by = p_worker_id, claimed_instance = p_instance_id, claim_count = r.claim_count + 1
         where r.id = p_lease.run_id;

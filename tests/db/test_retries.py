@@ -51,13 +51,14 @@ async def test_a_run_that_failed_is_queued_again_as_a_run_that_names_it(world: W
 RETRIED_AS: dict[str, str | None] = {
     Reason.EXIT_CODE: "failed", Reason.SIGNAL: "failed", Reason.IMAGE_MISSING: "failed",
     Reason.ARTIFACTS_FAILED: "failed", Reason.DISK_FULL: "failed", Reason.SERVICE_FAILED: "failed",
+    Reason.NOT_READY: "failed", Reason.SERVE_ENDED: "failed",
     Reason.ENGINE_ERROR: "failed", Reason.ENGINE_LOST: "failed",
     Reason.TIMEOUT: "timeout", Reason.OUT_OF_MEMORY: "oom", "worker_lost": "worker_lost",
     # the next attempt would end in the same way
     Reason.OUTPUT_LIMIT: None, Reason.DISK_LIMIT: None, Reason.WORKFLOW_DISABLED: None, Reason.PROJECT_ARCHIVED: None,
     Reason.TOOL_MISSING: None, Reason.INVALID_CONFIG: None, Reason.SECRET_MISSING: None,
     Reason.IMAGE_NOT_ALLOWED: None, Reason.WORKER_ERROR: None, "poison": None, "database_copied": None,
-    Reason.SUCCEEDED: None, Reason.CANCELED: None,
+    Reason.SUCCEEDED: None, Reason.CANCELED: None, Reason.TTL: None,
 }  # fmt: skip
 """The word of a workflow's ``retry.on`` for each reason of the worker and of the database; None: never retried."""
 

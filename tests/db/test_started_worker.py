@@ -36,7 +36,7 @@ async def test_a_flag_wins_over_the_environment_and_that_over_the_env_file(
         assert (said["worker_id"], said["concurrency"]) == ("from-flag", 5)
         db = await connect(db_url)
         labels = await db.fetchval("select labels from ops_private.workers where worker_id = 'from-flag'")
-        assert labels == ["from-file"]
+        assert labels == ["from-file", "ops:serve"]
 
 
 def fetched(url: str) -> str:
