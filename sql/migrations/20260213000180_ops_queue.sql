@@ -265,7 +265,7 @@ begin
                 and (l.concurrency_key is null or not exists (
                     select from ops_private.leases as a
                     where a.project_id = l.project_id and a.concurrency_key = l.concurrency_key))
-            order by l.priority desc, coalesce(active.runs, 0), t.turn nulls first, head.created_at, head.run_number
+            order by coalesce(active.runs, 0), t.turn nulls first, l.priority desc, head.created_at, head.run_number
             offset 0
         ) as lane
         cross join lateral (
@@ -466,7 +466,8 @@ begin
         ), waiting as (
             select h.*, l.priority, l.concurrency_key, l.paused, l.held, l.lacking, t.turn,
                 first_value(h.run_number) over (
-                    partition by l.lane_id order by h.scheduled_at nulls first, h.created_at, h.run_number
+                    partition by l.project_id, l.concurrency_key
+                    order by h.scheduled_at nulls first, l.lacking is not null, l.priority desc, h.created_at, h.run_number
                 ) as first_number,
                 coalesce(active.runs, 0) + row_number() over (
                     partition by l.project_id
@@ -484,6 +485,8 @@ begin
         )
         select w.run_id, coalesce(
             w.paused,
+            case when r.wanted_until <= ops_private.current_time() then
+                'time: it waited as long as it may; a worker cancels it soon' end,
             case when w.scheduled_at = 'infinity'
                 and exists (select from ops.runs as r where r.id = w.run_id and r.approval = 'pending') then
                 to_char(w.wanted_until at time zone 'UTC',
@@ -497,7 +500,7 @@ begin
             'worker: the next one that is free')
         from waiting as w
         join ops.runs as r on r.id = w.run_id
-        order by w.scheduled_at nulls first, w.priority desc, w.place, w.turn nulls first, w.created_at, w.run_number
+        order by w.scheduled_at nulls first, w.place, w.turn nulls first, w.priority desc, w.created_at, w.run_number
         limit p_limit;
 end
 $$;

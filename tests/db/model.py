@@ -179,7 +179,7 @@ class Contract:
         first = min(
             fitting,
             key=lambda run: (
-                -run.priority, active[run.project], self.turns.get(run.project, 0), run.created_at, run.number,
+                active[run.project], self.turns.get(run.project, 0), -run.priority, run.created_at, run.number,
             ),
             default=None,
         )  # fmt: skip
@@ -209,7 +209,7 @@ class Contract:
             active[run.project] += 1
             places[run.id] = active[run.project]
         queued.sort(key=lambda run: (
-            run.scheduled_at or 0, -run.priority, places[run.id], self.turns.get(run.project, 0), run.created_at,
+            run.scheduled_at or 0, places[run.id], self.turns.get(run.project, 0), -run.priority, run.created_at,
             run.number,
         ))  # fmt: skip
         return [run.id for run in (*claimed, *queued)]

@@ -53,10 +53,13 @@ async def test_the_list_says_why_each_run_waits(world: World) -> None:
         await world.queue(concurrency_key="prod"): "key: run #1 holds prod",
         await world.queue(concurrency_key="free"): "worker: the next one that is free",
         await world.queue(concurrency_key="free"): "key: run #3 goes before it for free",
+        await world.queue(concurrency_key="free", priority=-1): "key: run #3 goes before it for free",
         await world.queue(labels=["linux", "gpu"]): "labels: no worker has linux, gpu",
         await world.queue(labels=["linux"]): "worker: the next one that is free",
         await world.queue(scheduled_at=datetime(2099, 1, 2, tzinfo=UTC)): "time: due at 2099-01-02 00:00:00 UTC",
+        (late := await world.queue()): "time: it waited as long as it may; a worker cancels it soon",
     }
+    await world.db.execute("update ops.runs set wanted_until = now() - interval '1 s' where id = $1", late)
     assert (await world.claim())["run_number"] == 1
     listed = await world.db.fetch("select run_id, waits_for from ops.list_queued_runs()")
     assert {row["run_id"]: row["waits_for"] for row in listed} == waits
