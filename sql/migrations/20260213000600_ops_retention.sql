@@ -119,18 +119,22 @@ begin
 end
 $$;
 
--- Deletes log lines of runs that ended before p_before, of at most p_runs runs; returns how many lines and runs.
-create function ops_private.prune_run_logs(p_before timestamptz, p_runs integer default 20)
-returns table (lines bigint, runs bigint)
-language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+-- Deletes the log lines of runs that ended before p_before: of at most p_runs runs that have some, from the first id
+-- after p_after on. Returns how many lines they had, and the last of these runs: null if there are no more. So all calls
+-- together read each run once.
+create function ops_private.prune_run_logs(
+    p_before timestamptz, p_after uuid default null, p_runs integer default 20
+) returns table (lines bigint, last_run uuid)
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off
 as $$
 begin
     return query
         with old as (
             select r.id from ops.runs as r
-            where ops_private.log_is_old(r.id, r.finished_at, p_before)
+            where r.id > coalesce(p_after, '00000000-0000-0000-0000-000000000000')
+                and ops_private.log_is_old(r.id, r.finished_at, p_before)
                 and exists (select from ops.run_logs as g where g.run_id = r.id)
-            limit p_runs
+            order by r.id limit p_runs
         ), blocks as (
             delete from ops_private.log_blocks as b using old where b.run_id = old.id
         ), tails as (
@@ -138,24 +142,31 @@ begin
         ), gone as (
             delete from ops.run_logs as g using old where g.run_id = old.id returning g.run_id
         )
-        select count(*), count(distinct gone.run_id) from gone;
+        select (select count(*) from gone), (select old.id from old order by old.id desc limit 1);
 end
 $$;
 
--- Deletes the events of runs that ended before p_before. Only this function can delete events and keep their run: the
--- trigger that protects them requires this setting and the rights of the owner, which the function runs with.
-create function ops_private.prune_run_events(p_before timestamptz) returns bigint
-language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+-- Deletes the events of runs that ended before p_before: of p_runs runs, from the first id after p_after on. Returns how
+-- many events they had, and the last of these runs: null if there are no more. Only this function can delete events and
+-- keep their run: the trigger that protects them requires this setting and the rights of the owner, which the function
+-- runs with.
+create function ops_private.prune_run_events(
+    p_before timestamptz, p_after uuid default null, p_runs integer default 1000
+) returns table (events bigint, last_run uuid)
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off
 as $$
-declare
-    v_pruned bigint;
 begin
     perform set_config('ops.prune_run_events', 'on', true);
-    delete from ops.run_events as e using ops.runs as r
-    where r.id = e.run_id and r.finished_at < p_before;
-    get diagnostics v_pruned = row_count;
+    return query
+        with old as (
+            select r.id from ops.runs as r
+            where r.id > coalesce(p_after, '00000000-0000-0000-0000-000000000000') and r.finished_at < p_before
+            order by r.id limit p_runs
+        ), gone as (
+            delete from ops.run_events as e using old where e.run_id = old.id returning e.run_id
+        )
+        select (select count(*) from gone), (select old.id from old order by old.id desc limit 1);
     perform set_config('ops.prune_run_events', 'off', true);
-    return v_pruned;
 end
 $$;
 

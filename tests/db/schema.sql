@@ -4555,33 +4555,41 @@ begin
 end
 $$;
 
-CREATE FUNCTION ops_private.prune_run_events(p_before timestamp with time zone) RETURNS bigint
+CREATE FUNCTION ops_private.prune_run_events(p_before timestamp with time zone, p_after uuid DEFAULT NULL::uuid, p_runs integer DEFAULT 1000) RETURNS TABLE(events bigint, last_run uuid)
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
     AS $$
-declare
-    v_pruned bigint;
 begin
     perform set_config('ops.prune_run_events', 'on', true);
-    delete from ops.run_events as e using ops.runs as r
-    where r.id = e.run_id and r.finished_at < p_before;
-    get diagnostics v_pruned = row_count;
+    return query
+        with old as (
+            select r.id from ops.runs as r
+            where r.id > coalesce(p_after, '00000000-0000-0000-0000-000000000000') and r.finished_at < p_before
+            order by r.id limit p_runs
+        ), gone as (
+            delete from ops.run_events as e using old where e.run_id = old.id returning e.run_id
+        )
+        select (select count(*) from gone), (select old.id from old order by old.id desc limit 1);
     perform set_config('ops.prune_run_events', 'off', true);
-    return v_pruned;
 end
 $$;
 
-CREATE FUNCTION ops_private.prune_run_logs(p_before timestamp with time zone, p_runs integer DEFAULT 20) RETURNS TABLE(lines bigint, runs bigint)
+CREATE FUNCTION ops_private.prune_run_logs(p_before timestamp with time zone, p_after uuid DEFAULT NULL::uuid, p_runs integer DEFAULT 20) RETURNS TABLE(lines bigint, last_run uuid)
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
     AS $$
 begin
     return query
         with old as (
             select r.id from ops.runs as r
-            where ops_private.log_is_old(r.id, r.finished_at, p_before)
+            where r.id > coalesce(p_after, '00000000-0000-0000-0000-000000000000')
+                and ops_private.log_is_old(r.id, r.finished_at, p_before)
                 and exists (select from ops.run_logs as g where g.run_id = r.id)
-            limit p_runs
+            order by r.id limit p_runs
         ), blocks as (
             delete from ops_private.log_blocks as b using old where b.run_id = old.id
         ), tails as (
@@ -4589,7 +4597,7 @@ begin
         ), gone as (
             delete from ops.run_logs as g using old where g.run_id = old.id returning g.run_id
         )
-        select count(*), count(distinct gone.run_id) from gone;
+        select (select count(*) from gone), (select old.id from old order by old.id desc limit 1);
 end
 $$;
 
@@ -6931,11 +6939,11 @@ GRANT ALL ON FUNCTION ops_private.prunable(p_store text, p_worker_id text, p_log
 REVOKE ALL ON FUNCTION ops_private.prune_outbox() FROM PUBLIC;
 GRANT ALL ON FUNCTION ops_private.prune_outbox() TO service_role;
 
-REVOKE ALL ON FUNCTION ops_private.prune_run_events(p_before timestamp with time zone) FROM PUBLIC;
-GRANT ALL ON FUNCTION ops_private.prune_run_events(p_before timestamp with time zone) TO service_role;
+REVOKE ALL ON FUNCTION ops_private.prune_run_events(p_before timestamp with time zone, p_after uuid, p_runs integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops_private.prune_run_events(p_before timestamp with time zone, p_after uuid, p_runs integer) TO service_role;
 
-REVOKE ALL ON FUNCTION ops_private.prune_run_logs(p_before timestamp with time zone, p_runs integer) FROM PUBLIC;
-GRANT ALL ON FUNCTION ops_private.prune_run_logs(p_before timestamp with time zone, p_runs integer) TO service_role;
+REVOKE ALL ON FUNCTION ops_private.prune_run_logs(p_before timestamp with time zone, p_after uuid, p_runs integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops_private.prune_run_logs(p_before timestamp with time zone, p_after uuid, p_runs integer) TO service_role;
 
 REVOKE ALL ON FUNCTION ops_private.put_into_queue(p_run ops.runs) FROM PUBLIC;
 

@@ -68,7 +68,7 @@ async def prune(dsn: str, store: ObjectStore, worker_id: str, retention: Retenti
         if logs_before is not None:
             lines = await _prune_logs(connection, logs_before)
         if events_before is not None:
-            events = await connection.fetchval("select ops_private.prune_run_events($1)", events_before)
+            events = await _prune_runs(connection, "select * from ops_private.prune_run_events($1, $2)", events_before)
         return Pruned(artifacts, size, lines, events)
 
 
@@ -111,9 +111,16 @@ async def _prune_artifacts(connection: asyncpg.Connection, store: ObjectStore, o
 
 async def _prune_logs(connection: asyncpg.Connection, before: datetime) -> int:
     lines: int = await connection.fetchval("select ops_private.drop_log_partitions($1)", before)
-    while (row := await connection.fetchrow("select * from ops_private.prune_run_logs($1)", before))["runs"]:
-        lines += row["lines"]
-    return lines
+    return lines + await _prune_runs(connection, "select * from ops_private.prune_run_logs($1, $2)", before)
+
+
+async def _prune_runs(connection: asyncpg.Connection, sql: str, before: datetime) -> int:
+    """Deletes what runs left, some runs at a time in the order of their ids; returns how many rows."""
+    count, last = 0, None
+    while (row := await connection.fetchrow(sql, before, last))[1] is not None:
+        deleted, last = row
+        count += deleted
+    return count
 
 
 def _before(days: int | None) -> datetime | None:
