@@ -258,16 +258,17 @@ create trigger set_changed_schedules after update of config on ops.workflows
 
 -- Queues the run of a line that is due and computes its next time. A line that is more than 10 minutes late was missed:
 -- with `skip` only a time within the last 10 minutes queues a run, with `once` one run is queued for all missed times.
+-- After an error next_at is no time of the line; then no run is queued, and the next time is computed.
 -- The caller holds the locks that queueing needs, and has locked the workflow and the line.
 create function ops_private.fire_schedule(p_line ops_private.schedules, p_project_id uuid) returns integer
 language plpgsql volatile set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_now constant timestamptz := ops_private.current_time();
-    v_oldest constant timestamptz := v_now - interval '10 minutes';
-    v_at constant timestamptz := case
-        when p_line.catch_up = 'once' or p_line.next_at >= v_oldest then p_line.next_at
-        else ops_private.next_time(p_line.cron, p_line.timezone, v_oldest) end;
+    v_since constant timestamptz := case p_line.catch_up
+        when 'once' then p_line.next_at else greatest(p_line.next_at, v_now - interval '10 minutes') end;
+    v_at constant timestamptz :=
+        ops_private.next_time(p_line.cron, p_line.timezone, v_since - interval '1 microsecond');
     v_refusal jsonb;
     v_problem text;
     v_queued integer := 0;
@@ -295,14 +296,16 @@ begin
 end
 $$;
 
--- Queues the runs of up to 100 lines that are due; returns how many. It skips what another transaction has locked: that
--- one queues the run, or the next call does.
+-- Queues the runs of up to 10 lines that are due; returns how many. It skips what another transaction has locked: that
+-- one queues the run, or the next call does. An error of one line (its time zone is no longer known to the server) must
+-- not end the claim or the sweep that calls this: the line keeps it as its problem, and is tried again after an hour.
 create function ops_private.fire_schedules() returns integer
 language plpgsql volatile set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_due record;
     v_line ops_private.schedules;
+    v_tried integer := 0;
     v_queued integer := 0;
 begin
     for v_due in
@@ -319,9 +322,16 @@ begin
         where s.workflow_id = v_due.workflow_id and s.place = v_due.place
             and s.next_at <= ops_private.current_time()
         for update skip locked;
-        if found then
+        continue when not found;
+        begin
             v_queued := v_queued + ops_private.fire_schedule(v_line, v_due.project_id);
-        end if;
+        exception when others then
+            update ops_private.schedules as s
+            set problem = left(sqlerrm, 1000), next_at = ops_private.current_time() + interval '1 hour'
+            where s.workflow_id = v_due.workflow_id and s.place = v_due.place;
+        end;
+        v_tried := v_tried + 1;
+        exit when v_tried = 10;
     end loop;
     return v_queued;
 end

@@ -3556,10 +3556,10 @@ CREATE FUNCTION ops_private.fire_schedule(p_line ops_private.schedules, p_projec
     AS $$
 declare
     v_now constant timestamptz := ops_private.current_time();
-    v_oldest constant timestamptz := v_now - interval '10 minutes';
-    v_at constant timestamptz := case
-        when p_line.catch_up = 'once' or p_line.next_at >= v_oldest then p_line.next_at
-        else ops_private.next_time(p_line.cron, p_line.timezone, v_oldest) end;
+    v_since constant timestamptz := case p_line.catch_up
+        when 'once' then p_line.next_at else greatest(p_line.next_at, v_now - interval '10 minutes') end;
+    v_at constant timestamptz :=
+        ops_private.next_time(p_line.cron, p_line.timezone, v_since - interval '1 microsecond');
     v_refusal jsonb;
     v_problem text;
     v_queued integer := 0;
@@ -3594,6 +3594,7 @@ CREATE FUNCTION ops_private.fire_schedules() RETURNS integer
 declare
     v_due record;
     v_line ops_private.schedules;
+    v_tried integer := 0;
     v_queued integer := 0;
 begin
     for v_due in
@@ -3610,9 +3611,16 @@ begin
         where s.workflow_id = v_due.workflow_id and s.place = v_due.place
             and s.next_at <= ops_private.current_time()
         for update skip locked;
-        if found then
+        continue when not found;
+        begin
             v_queued := v_queued + ops_private.fire_schedule(v_line, v_due.project_id);
-        end if;
+        exception when others then
+            update ops_private.schedules as s
+            set problem = left(sqlerrm, 1000), next_at = ops_private.current_time() + interval '1 hour'
+            where s.workflow_id = v_due.workflow_id and s.place = v_due.place;
+        end;
+        v_tried := v_tried + 1;
+        exit when v_tried = 10;
     end loop;
     return v_queued;
 end

@@ -248,6 +248,26 @@ async def test_why_a_schedule_queued_no_run_is_shown(
     assert problem in (await ops(db_url, "workflows", "acme")).out
 
 
+async def test_a_time_zone_that_the_server_no_longer_knows_stops_no_claim_and_no_sweep(world: World) -> None:
+    night = await scheduled(world)
+    later = await new_workflow(world.db, world.project, "later", {"schedule": [{"cron": "0 3 * * *"}]})
+    await world.db.execute(
+        "update ops_private.schedules set timezone = 'US/Nowhere' where workflow_id = $1", night.workflow
+    )
+    await at(world, DUE)
+    assert (await world.claim())["workflow_id"] == str(later)
+    assert await next_at(night) == DUE + timedelta(hours=1)
+    problem = "select schedule_problem from ops.workflow_overview() where workflow_id = $1"
+    assert await world.db.fetchval(problem, night.workflow) == 'time zone "US/Nowhere" not recognized'
+    await at(world, DUE + timedelta(hours=1))
+    assert (await call(world.db, "reap"))["woken"] == 0
+    await world.db.execute("update ops_private.schedules set timezone = 'UTC'")  # known again
+    await at(world, DUE + timedelta(hours=2))
+    assert (await call(world.db, "reap"))["woken"] == 0  # 5:00 is no time of the line
+    assert await next_at(night) == DUE + timedelta(days=1)
+    assert await world.db.fetchval(problem, night.workflow) is None
+
+
 async def test_a_line_keeps_its_time_until_it_changes(world: World, db_url: str) -> None:
     night = await scheduled(world)
     before = await next_at(night)
