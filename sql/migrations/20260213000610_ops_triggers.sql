@@ -324,23 +324,33 @@ $$;
 
 -- Cancels the runs that the newest of each workflow, concurrency key and git ref among p_run_ids supersedes: those that
 -- are queued, and with cancel_running also the active one. The caller holds the lock of the counter of their projects.
--- It waits for a claim of such a run, and then finds the run claimed.
+-- A new run that waits for its approval cancels only those that wait for theirs; when it is approved, decide_run calls
+-- this again. One that is not yet due cancels only those that are not yet due either, now and later. The function waits
+-- for a claim of such a run, and then finds the run claimed.
 create function ops_private.supersede_older(p_run_ids uuid[]) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off
 as $$
 declare
+    v_now constant timestamptz := ops_private.current_time();
     v_new record;
     v_old record;
 begin
     for v_new in
-        select distinct on (r.project_id, r.workflow_id, r.concurrency_key, ref.name)
-            r.project_id, r.workflow_id, r.concurrency_key, r.run_number, ref.name as git_ref,
+        select distinct on (
+            r.project_id, r.workflow_id, r.concurrency_key, ref.name, kind.is_pending, kind.is_later)
+            kind.is_pending, kind.is_later, r.project_id, r.workflow_id, r.concurrency_key, r.run_number,
+            ref.name as git_ref,
             w.git_ref as default_ref, w.config ->> 'on_newer' as on_newer
         from ops.runs as r
         join ops.workflows as w on w.id = r.workflow_id
         cross join lateral (select coalesce(r.metadata ->> 'git_ref', w.git_ref) as name) as ref
+        cross join lateral (
+            select coalesce(r.approval = 'pending', false) as is_pending,
+                coalesce(r.scheduled_at > v_now, false) as is_later
+        ) as kind
         where r.id = any (p_run_ids) and w.config ->> 'on_newer' in ('newest', 'cancel_running')
-        order by r.project_id, r.workflow_id, r.concurrency_key, ref.name, r.run_number desc
+        order by r.project_id, r.workflow_id, r.concurrency_key, ref.name, kind.is_pending, kind.is_later,
+            r.run_number desc
     loop
         for v_old in
             select o.id, o.status from ops.runs as o
@@ -354,6 +364,8 @@ begin
                 and o.workflow_id = v_new.workflow_id and o.run_number < v_new.run_number
                 and coalesce(o.metadata ->> 'git_ref', v_new.default_ref) is not distinct from v_new.git_ref
                 and (o.status = 'queued' or v_new.on_newer = 'cancel_running')
+                and (not v_new.is_pending or o.approval = 'pending')
+                and (not v_new.is_later or (o.status = 'queued' and o.scheduled_at > v_now))
             order by o.id
             for no key update of o
         loop
@@ -384,7 +396,8 @@ $$;
 
 -- Approval --------------------------------------------------------------------------------------------------
 
--- Approves or rejects a run that waits for it. A repeated call changes nothing.
+-- Approves or rejects a run that waits for it. A repeated call changes nothing. The approval cancels what the run
+-- supersedes, so it locks the project's counter before the run.
 create function ops_private.decide_run(p_run_id uuid, p_decision text, p_reason text) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -402,6 +415,9 @@ begin
         elsif v_run.created_by = ops.current_user_id() then
             return ops_private.refusal('not_allowed', 'another admin than the one who queued the run must decide');
         end if;
+    end if;
+    if p_decision = 'approved' then
+        perform ops_private.lock_queue(v_run.project_id);
     end if;
     select r.* into v_run from ops.runs as r where r.id = p_run_id for no key update;
     if v_run.id is null then
@@ -421,6 +437,9 @@ begin
             (select w.config from ops.workflows as w where w.id = r.workflow_id),
             greatest(ops_private.current_time(), r.scheduled_at))
         where r.id = p_run_id;
+        if v_run.concurrency_key is not null and v_run.retry_of is null then
+            perform ops_private.supersede_older(array[p_run_id]);
+        end if;
     else
         update ops.runs as r
         set status = 'canceled', approval = 'rejected', reason = 'rejected', error_message = left(p_reason, 10000)

@@ -312,6 +312,9 @@ begin
             return ops_private.refusal('not_allowed', 'another admin than the one who queued the run must decide');
         end if;
     end if;
+    if p_decision = 'approved' then
+        perform ops_private.lock_queue(v_run.project_id);
+    end if;
     select r.* into v_run from ops.runs as r where r.id = p_run_id for no key update;
     if v_run.id is null then
         return ops_private.refusal('not_found', 'there is no such run');
@@ -330,6 +333,9 @@ begin
             (select w.config from ops.workflows as w where w.id = r.workflow_id),
             greatest(ops_private.current_time(), r.scheduled_at))
         where r.id = p_run_id;
+        if v_run.concurrency_key is not null and v_run.retry_of is null then
+            perform ops_private.supersede_older(array[p_run_id]);
+        end if;
     else
         update ops.runs as r
         set status = 'canceled', approval = 'rejected', reason = 'rejected', error_message = left(p_reason, 10000)
@@ -5328,18 +5334,26 @@ CREATE FUNCTION ops_private.supersede_older(p_run_ids uuid[]) RETURNS void
     SET jit TO 'off'
     AS $$
 declare
+    v_now constant timestamptz := ops_private.current_time();
     v_new record;
     v_old record;
 begin
     for v_new in
-        select distinct on (r.project_id, r.workflow_id, r.concurrency_key, ref.name)
-            r.project_id, r.workflow_id, r.concurrency_key, r.run_number, ref.name as git_ref,
+        select distinct on (
+            r.project_id, r.workflow_id, r.concurrency_key, ref.name, kind.is_pending, kind.is_later)
+            kind.is_pending, kind.is_later, r.project_id, r.workflow_id, r.concurrency_key, r.run_number,
+            ref.name as git_ref,
             w.git_ref as default_ref, w.config ->> 'on_newer' as on_newer
         from ops.runs as r
         join ops.workflows as w on w.id = r.workflow_id
         cross join lateral (select coalesce(r.metadata ->> 'git_ref', w.git_ref) as name) as ref
+        cross join lateral (
+            select coalesce(r.approval = 'pending', false) as is_pending,
+                coalesce(r.scheduled_at > v_now, false) as is_later
+        ) as kind
         where r.id = any (p_run_ids) and w.config ->> 'on_newer' in ('newest', 'cancel_running')
-        order by r.project_id, r.workflow_id, r.concurrency_key, ref.name, r.run_number desc
+        order by r.project_id, r.workflow_id, r.concurrency_key, ref.name, kind.is_pending, kind.is_later,
+            r.run_number desc
     loop
         for v_old in
             select o.id, o.status from ops.runs as o
@@ -5353,6 +5367,8 @@ begin
                 and o.workflow_id = v_new.workflow_id and o.run_number < v_new.run_number
                 and coalesce(o.metadata ->> 'git_ref', v_new.default_ref) is not distinct from v_new.git_ref
                 and (o.status = 'queued' or v_new.on_newer = 'cancel_running')
+                and (not v_new.is_pending or o.approval = 'pending')
+                and (not v_new.is_later or (o.status = 'queued' and o.scheduled_at > v_now))
             order by o.id
             for no key update of o
         loop

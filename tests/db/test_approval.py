@@ -205,6 +205,31 @@ async def test_ten_pushes_are_not_ten_deploys(world: World, policy: str, statuse
         assert "superseded: run #3 " in (await world.events(runs[0], "info"))[-1]["reason"]
 
 
+@pytest.mark.parametrize("active", [True, False])
+async def test_a_run_supersedes_a_run_that_may_start_only_when_it_is_approved(world: World, *, active: bool) -> None:
+    live = await governed(world, concurrency_key="live", on_newer="cancel_running", approval=True)
+    old = await live.queue(approval="approved")
+    if active:
+        assert (await world.claim())["run_id"] == str(old)
+        await call(world.db, "start_workflow_run", old, WORKER)
+    status = await world.status(old)
+    pending, new = await live.queue(), await live.queue()
+    assert [await world.status(run) for run in (old, pending, new)] == [status, "canceled", "queued"]
+    assert (await world.row(old))["cancel_requested_at"] is None
+    assert (await call(world.db, "approve_run", new))["success"]
+    assert [await world.status(run) for run in (old, new)] == ["running" if active else "canceled", "queued"]
+    assert (await world.row(old))["cancel_requested_at"] is not None
+
+
+async def test_a_run_for_later_supersedes_only_runs_for_later(world: World) -> None:
+    live = await governed(world, concurrency_key="live", on_newer="cancel_running")
+    tomorrow = await world.db.fetchval("select now() + interval '1 day'")
+    runs = [await live.queue(), await live.queue(scheduled_at=tomorrow), await live.queue(scheduled_at=tomorrow)]
+    assert [await world.status(run) for run in runs] == ["queued", "canceled", "queued"]
+    await live.queue()
+    assert [await world.status(run) for run in runs] == ["canceled", "canceled", "canceled"]
+
+
 async def test_only_the_same_workflow_key_and_ref_is_superseded(world: World) -> None:
     await world.db.execute('update ops.workflows set config = \'{"concurrency_key": "live"}\'')
     live = await governed(world, concurrency_key="live", on_newer="newest")
@@ -236,7 +261,7 @@ async def test_a_claim_under_way_is_superseded_only_by_cancel_running(world: Wor
         await world.set_status(uuid.UUID(new["run_id"]), "canceled")
 
 
-async def test_a_retry_supersedes_nothing_and_gives_way_to_a_newer_run(world: World) -> None:
+async def test_a_retry_supersedes_nothing_and_a_newer_run_supersedes_it(world: World) -> None:
     live = await governed(
         world,
         concurrency_key="live",

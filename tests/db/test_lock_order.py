@@ -32,15 +32,17 @@ async def test_who_waits_for_a_run_does_not_hold_its_lease(world: World, connect
     assert answer.get("success", True)
 
 
-@pytest.mark.parametrize("function", ["insert", "enqueue_run", "retry_run"])
+@pytest.mark.parametrize("function", ["insert", "enqueue_run", "retry_run", "approve_run"])
 async def test_queueing_locks_the_project_then_the_counter_then_runs(
     world: World, connect: Connect, function: str
 ) -> None:
     run, waiter = await world.run_in("failed"), await connect()
+    if function == "approve_run":
+        run = await world.queue(approval="pending")
     insert = "insert into ops.runs (project_id, workflow_id) values ($1, $2) returning id"
     queueing = (
         waiter.fetchval(insert, world.project, world.workflow) if function == "insert"
-        else call(waiter, function, run if function == "retry_run" else world.workflow)
+        else call(waiter, function, world.workflow if function == "enqueue_run" else run)
     )  # fmt: skip
     async with world.db.transaction():
         await world.db.execute("select from ops.projects for update")
@@ -67,7 +69,7 @@ async def test_a_renewal_locks_the_leases_in_the_order_of_their_runs(world: Worl
 
 
 @pytest.mark.parametrize("locked", ["ops.runs", "ops_private.leases"])
-async def test_reaping_and_claiming_wait_for_nobody(world: World, connect: Connect, locked: str) -> None:
+async def test_reap_and_claim_wait_for_no_lock(world: World, connect: Connect, locked: str) -> None:
     await world.running()
     await world.claimed()
     other = await connect()
@@ -79,7 +81,7 @@ async def test_reaping_and_claiming_wait_for_nobody(world: World, connect: Conne
     assert (answer["requeued"], answer["failed"]) == ([], [])
 
 
-async def test_a_claim_passes_over_a_run_that_somebody_else_has_locked(world: World, connect: Connect) -> None:
+async def test_a_claim_skips_a_run_that_another_transaction_has_locked(world: World, connect: Connect) -> None:
     first, second = await world.queue(), await world.queue()
     other = await connect()
     async with world.db.transaction():
