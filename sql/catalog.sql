@@ -43,7 +43,8 @@ privileges as (
     cross join lateral pg_catalog.aclexplode(l.acl) as a
     left join pg_catalog.pg_roles as g on g.oid = a.grantee
     where a.privilege_type <> 'MAINTAIN' and a.grantee <> l.owner
-        and (a.grantee = 0 or g.rolname in ('anon', 'authenticated', 'service_role', 'ops_worker'))
+        and (a.grantee = 0 or g.rolname in (
+            'anon', 'authenticated', 'service_role', 'ops_worker', 'ops_webhook'))
     group by l.oid, l.part, 3
 ),
 grants as (

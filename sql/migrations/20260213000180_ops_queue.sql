@@ -310,7 +310,8 @@ begin
 end
 $$;
 
--- The answer of a claim that found no run. waiting: a run for these labels waits for its time or its concurrency key.
+-- The answer of a claim that found no run. waiting: a run for these labels waits for its time or its concurrency key. A
+-- run that waits for its approval does not count.
 create function ops_private.nothing_claimed(p_labels text[]) returns jsonb
 language plpgsql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off
 as $$
@@ -318,7 +319,9 @@ declare
     v_waiting constant boolean := exists (
         select from ops_private.lanes as l
         where l.labels <@ p_labels
-            and exists (select from ops_private.queued as q where q.lane_id = l.lane_id)
+            and exists (
+                select from ops_private.queued as q
+                where q.lane_id = l.lane_id and (q.scheduled_at is null or q.scheduled_at < 'infinity'))
     ) or exists (select from ops_private.pending_retries);
 begin
     return jsonb_build_object(

@@ -4,7 +4,8 @@
 -- "branches": [{"match": "main", "run": ["test", "deploy"]}]}. A delivery is a raw body with its headers. Its signature
 -- (the HMAC-SHA256 of the body, or GitLab's token) is checked first: without it the caller learns nothing. Then the
 -- first rule whose pattern matches the branch queues its workflows, or cancels their runs if the branch was deleted. The
--- delivery's id is in the idempotency keys of the runs, so a repeated delivery queues nothing.
+-- digest of the body is in the idempotency keys of the runs, so a repeated delivery queues nothing. The delivery's id is
+-- not: the signature does not cover the headers, so a captured body with another id would queue runs again.
 --
 -- ops.receive_push gets a project, a body and headers as arguments. ops.receive_webhook is for PostgREST, which passes
 -- the raw body to a function with one unnamed parameter, and the headers in the setting request.headers. Its project is
@@ -171,7 +172,8 @@ begin
     ignored := case
         when branch is null then 'it is not about a branch'
         when ops_private.is_git_ref(branch) is not true then 'its branch is no name of a git ref'
-        when p_event <> 'delete' and coalesce(p_body ->> 'after', '') !~ '^[0-9a-f]{40,64}$' then 'its commit is not of 40 to 64 hexadecimal digits' end;
+        when p_event <> 'delete' and coalesce(p_body ->> 'after', '') !~ '^[0-9a-f]{40,64}$' then
+            'its commit is not of 40 to 64 hexadecimal digits' end;
 end
 $$;
 
@@ -236,7 +238,7 @@ $$;
 
 -- What a delivery does whose signature is right.
 create function ops_private.apply_push(
-    p_project_id uuid, p_forge text, p_event text, p_delivery text, p_body jsonb
+    p_project_id uuid, p_forge text, p_event text, p_delivery text, p_digest text, p_body jsonb
 ) returns jsonb
 language plpgsql volatile set search_path = pg_catalog, pg_temp
 as $$
@@ -266,12 +268,12 @@ begin
     end if;
     v_metadata := jsonb_build_object(
         'git_ref', v_branch.branch, 'git_commit', v_branch.commit,
-        'push', jsonb_build_object('forge', p_forge, 'delivery', p_delivery));
+        'push', jsonb_strip_nulls(jsonb_build_object('forge', p_forge, 'delivery', p_delivery)));
     return v_nothing || jsonb_build_object(
         'message', format('push to %s', v_branch.branch),
         'runs', (
             select coalesce(jsonb_agg(
-                ops_private.queue_push(p_project_id, e.name, v_metadata, p_forge || ':' || p_delivery)
+                ops_private.queue_push(p_project_id, e.name, v_metadata, p_digest)
                 order by e.place), '[]'::jsonb)
             from jsonb_array_elements_text(v_names) with ordinality as e (name, place)));
 end
@@ -315,8 +317,7 @@ begin
         return ops_private.refusal('bad_argument', 'the body must be a JSON object');
     end if;
     return ops_private.apply_push(
-        v_project_id, v_sent.forge, v_sent.event,
-        coalesce(v_sent.delivery, encode(sha256(p_body), 'hex')), v_body);
+        v_project_id, v_sent.forge, v_sent.event, v_sent.delivery, encode(sha256(p_body), 'hex'), v_body);
 end
 $$;
 

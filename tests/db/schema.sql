@@ -1083,8 +1083,7 @@ begin
         return ops_private.refusal('bad_argument', 'the body must be a JSON object');
     end if;
     return ops_private.apply_push(
-        v_project_id, v_sent.forge, v_sent.event,
-        coalesce(v_sent.delivery, encode(sha256(p_body), 'hex')), v_body);
+        v_project_id, v_sent.forge, v_sent.event, v_sent.delivery, encode(sha256(p_body), 'hex'), v_body);
 end
 $$;
 
@@ -2147,7 +2146,7 @@ begin
 end
 $$;
 
-CREATE FUNCTION ops_private.apply_push(p_project_id uuid, p_forge text, p_event text, p_delivery text, p_body jsonb) RETURNS jsonb
+CREATE FUNCTION ops_private.apply_push(p_project_id uuid, p_forge text, p_event text, p_delivery text, p_digest text, p_body jsonb) RETURNS jsonb
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
@@ -2177,12 +2176,12 @@ begin
     end if;
     v_metadata := jsonb_build_object(
         'git_ref', v_branch.branch, 'git_commit', v_branch.commit,
-        'push', jsonb_build_object('forge', p_forge, 'delivery', p_delivery));
+        'push', jsonb_strip_nulls(jsonb_build_object('forge', p_forge, 'delivery', p_delivery)));
     return v_nothing || jsonb_build_object(
         'message', format('push to %s', v_branch.branch),
         'runs', (
             select coalesce(jsonb_agg(
-                ops_private.queue_push(p_project_id, e.name, v_metadata, p_forge || ':' || p_delivery)
+                ops_private.queue_push(p_project_id, e.name, v_metadata, p_digest)
                 order by e.place), '[]'::jsonb)
             from jsonb_array_elements_text(v_names) with ordinality as e (name, place)));
 end
@@ -2676,7 +2675,8 @@ begin
     ignored := case
         when branch is null then 'it is not about a branch'
         when ops_private.is_git_ref(branch) is not true then 'its branch is no name of a git ref'
-        when p_event <> 'delete' and coalesce(p_body ->> 'after', '') !~ '^[0-9a-f]{40,64}$' then 'its commit is not of 40 to 64 hexadecimal digits' end;
+        when p_event <> 'delete' and coalesce(p_body ->> 'after', '') !~ '^[0-9a-f]{40,64}$' then
+            'its commit is not of 40 to 64 hexadecimal digits' end;
 end
 $_$;
 
@@ -4392,7 +4392,9 @@ declare
     v_waiting constant boolean := exists (
         select from ops_private.lanes as l
         where l.labels <@ p_labels
-            and exists (select from ops_private.queued as q where q.lane_id = l.lane_id)
+            and exists (
+                select from ops_private.queued as q
+                where q.lane_id = l.lane_id and (q.scheduled_at is null or q.scheduled_at < 'infinity'))
     ) or exists (select from ops_private.pending_retries);
 begin
     return jsonb_build_object(
@@ -6715,7 +6717,7 @@ REVOKE ALL ON FUNCTION ops_private.adopt_refusal(p_status text, p_lease ops_priv
 
 REVOKE ALL ON FUNCTION ops_private.applied_migrations() FROM PUBLIC;
 
-REVOKE ALL ON FUNCTION ops_private.apply_push(p_project_id uuid, p_forge text, p_event text, p_delivery text, p_body jsonb) FROM PUBLIC;
+REVOKE ALL ON FUNCTION ops_private.apply_push(p_project_id uuid, p_forge text, p_event text, p_delivery text, p_digest text, p_body jsonb) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.archived_projects(p_database_id uuid, p_project_ids uuid[]) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops_private.archived_projects(p_database_id uuid, p_project_ids uuid[]) TO service_role;

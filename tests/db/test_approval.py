@@ -48,7 +48,7 @@ async def test_a_run_waits_for_its_approval_and_blocks_no_other(world: World, co
     assert (await world.claim())["run_id"] == str(other)
     await world.set_status(other, "canceled")
     answer = await world.claim()
-    assert (answer["run_id"], answer["waiting"]) == (None, True)
+    assert (answer["run_id"], answer["waiting"]) == (None, False)
     for change in ("priority = 3", "scheduled_at = now() - interval '1 day'", "scheduled_at = null"):
         await world.db.execute(f"update ops.runs set {change} where id = $1", run)
         assert (await world.claim())["run_id"] is None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shlex
 import subprocess
 import uuid
@@ -66,6 +68,15 @@ async def test_service_role_queues_a_run_for_later(world: World, db_url: str) ->
     assert said.splitlines()[0].endswith("|1")
     [run] = await world.db.fetch("select priority, scheduled_at > now() as later from ops.runs")
     assert tuple(run) == (5, True)
+
+
+async def test_anon_receives_webhooks_after_the_grant_of_the_guide(world: World, connect: Connect) -> None:
+    text = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
+    [grant] = re.findall(r"`(grant usage on schema ops to anon; [^`]*)`", text)
+    await world.db.execute(grant)
+    anon = await connect(role="anon")
+    answer = json.loads(await anon.fetchval("select ops.receive_webhook('{}')"))
+    assert answer["code"] == "bad_argument"
 
 
 @pytest.mark.parametrize("statement", ["min(created_at) from ops.runs", "pg_terminate_backend"])
