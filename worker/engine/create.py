@@ -18,7 +18,7 @@ from worker.engine.client import get
 from worker.engine.networks import NETWORK, NO_NAME_SERVER, ensure_network, ensure_project_network
 from worker.engine.volumes import is_unused
 from worker.errors import EngineError
-from worker.model.container import Image, Networks, Secret
+from worker.model.container import Image, Networks, ProjectNetwork, Secret
 from worker.model.fields import ARTIFACTS_DIR, SECRETS_DIR
 from worker.model.outcome import ENGINE_STOP_SIGNAL
 from worker.model.service import Health
@@ -36,6 +36,9 @@ _SERVICE_LOG = {"mode": "blocking", "max-size": "1m", "max-file": "2", "compress
 
 CHECK_SECONDS = 5.0
 """How long one health check may take, unless the interval between two is longer."""
+
+CONNECT_ATTEMPTS = 5
+"""How often a container is connected to its project's network while that network is gone."""
 
 OPENED_TIME = 0
 """The modification time of /artifacts where the worker opened it, in seconds since 1970."""
@@ -94,10 +97,22 @@ def create(client: docker.APIClient, request: ContainerRequest) -> tuple[str, bo
         client.remove_container(request.name, v=True)
         container = client.create_container(**options)["Id"]
     if request.networks.own is not None and request.networks.project is not None:
-        network, names = request.networks.project.name, request.networks.names
-        client.connect_container_to_network(container, network, aliases=list(names))
+        _connect(client, container, request.networks.project, request.networks.names)
     _fill(client, container, request)
     return container, True
+
+
+def _connect(client: docker.APIClient, container: str, network: ProjectNetwork, names: Sequence[str]) -> None:
+    """Connects the container to its project's network, which the end of another run may remove at the same time."""
+    for left in reversed(range(CONNECT_ATTEMPTS)):
+        ensure_project_network(client, network)
+        try:
+            client.connect_container_to_network(container, network.name, aliases=list(names))
+        except docker.errors.NotFound:
+            if not left:
+                raise
+        else:
+            return
 
 
 def _options(client: docker.APIClient, request: ContainerRequest) -> dict[str, Any]:

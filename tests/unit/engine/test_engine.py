@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import Any, cast
 
 import docker.errors
 import pytest
 import requests
 
+from worker.engine import create
 from worker.engine.client import EngineApi
+from worker.engine.create import CONNECT_ATTEMPTS
 from worker.engine.engine import Engine, filters_bridges
 from worker.errors import EngineError, EngineUnavailable
+from worker.model.container import ProjectNetwork
 from worker.telemetry import Metrics
 
 
@@ -67,3 +71,30 @@ async def test_calls_are_counted_by_the_method_that_makes_them_and_by_how_they_f
     assert value("ops_worker_engine_call_duration_seconds_count", {"call": "inspect"}) == 4
     for kind, count in (("server", 1), ("request", 2), ("unavailable", 1)):
         assert value("ops_worker_engine_errors_total", {"call": "inspect", "error": kind}) == count
+
+
+class Connecting:
+    """A client of an engine on which a network is removed as often as given, just before a container joins it."""
+
+    def __init__(self, removals: int) -> None:
+        self.removals, self.networks_made, self.joined = removals, 0, False
+
+    def networks(self, **_: object) -> list[dict[str, Any]]:
+        return []
+
+    def create_network(self, *_: object, **__: object) -> None:
+        self.networks_made += 1
+
+    def connect_container_to_network(self, *_: object, **__: object) -> None:
+        if self.networks_made <= self.removals:
+            raise docker.errors.NotFound("network gone")
+        self.joined = True
+
+
+def test_a_network_that_the_end_of_another_run_removes_is_made_again() -> None:
+    network = ProjectNetwork(uuid.UUID(int=1), uuid.UUID(int=2))
+    client = Connecting(CONNECT_ATTEMPTS - 1)
+    create._connect(cast("Any", client), "c", network, ["run-1.project"])
+    assert (client.joined, client.networks_made) == (True, CONNECT_ATTEMPTS)
+    with pytest.raises(docker.errors.NotFound):
+        create._connect(cast("Any", Connecting(CONNECT_ATTEMPTS)), "c", network, [])
