@@ -10,10 +10,11 @@ import sys
 import uuid
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any
+from urllib.error import HTTPError
 
 import jwt
 import pytest
@@ -108,6 +109,28 @@ async def test_public_keys_of_a_file_verify_tokens(crowd: Crowd, console_url: st
             written = jwt.encode(user, key, algorithm, headers={"kid": name})
             done = await client.get("/runs/acme/1", headers={"Authorization": f"Bearer {written}"})
             assert (algorithm, name, done.status_code) == (algorithm, name, status)
+
+
+class Redirecting(BaseHTTPRequestHandler):
+    """Answers with a redirect to a document of keys."""
+
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/keys" else 302)
+        self.send_header("Location", "/keys")
+        self.end_headers()
+        self.wfile.write(b'{"keys": []}')
+
+
+def test_a_redirect_is_not_followed_to_the_keys() -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Redirecting) as server:
+        Thread(target=server.serve_forever).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        try:
+            assert auth._bytes_of(f"{url}/keys") == b'{"keys": []}'
+            with pytest.raises(HTTPError, match="302"):
+                auth._bytes_of(f"{url}/moved")
+        finally:
+            server.shutdown()
 
 
 async def test_keys_behind_a_url_are_read_again_for_an_unknown_one(

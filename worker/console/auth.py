@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import Request as UrlRequest
-from urllib.request import urlopen
+from urllib.request import HTTPRedirectHandler, build_opener
 
 import anyio
 import jwt
@@ -109,11 +108,18 @@ class Keys:
         return self._keys.get(name)
 
 
+class _NoRedirect(HTTPRedirectHandler):
+    """Refuses redirects: the address behind one has not been checked, and may be without TLS."""
+
+    def redirect_request(self, *_: object) -> None:
+        """Without a new request, the answer is an ``HTTPError`` with the status of the redirect."""
+
+
 def _bytes_of(source: str) -> bytes:
     """The document behind a path or a URL."""
     if "://" not in source:
         return Path(source).read_bytes()
-    with urlopen(UrlRequest(source), timeout=FETCH_SECONDS) as answer:  # noqa: S310 - checked below
+    with build_opener(_NoRedirect).open(source, timeout=FETCH_SECONDS) as answer:
         found: bytes = answer.read(MOST_KEYS_BYTES)
         return found
 
