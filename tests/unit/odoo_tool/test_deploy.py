@@ -105,6 +105,23 @@ def test_a_deploy_ends_only_its_own_maintenance(volume: Volume) -> None:
     assert volume.maintenance is None
 
 
+@pytest.mark.parametrize("text", ["", "by hand"])
+def test_maintenance_of_a_person_stays_and_no_deploy_begins(
+    volume: Volume, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    monkeypatch.setenv("OPS_ARTIFACTS_DIR", str(volume.folder))
+    (volume.state / "maintenance").write_text(text)
+    for words in (["--database", "prod"], ["--revert"]):
+        assert program.main(["deploy", "--data", str(volume.folder), *words]) == 1
+        assert f"ERROR: {volume.state}/maintenance: a person made it" in capsys.readouterr().out
+    name = "20260102T030405Z-4f2a91c07be1"
+    assert volume.maintain(name) == text
+    volume.end_maintenance(name)
+    assert volume.maintenance == text
+    (volume.state / "maintenance").write_text(name)  # a deploy that was killed left it
+    volume.check_maintenance()
+
+
 def filestores(volume: Volume) -> dict[str, str]:
     return {path.name: (path / "file").read_text() for path in sorted((volume.folder / "filestore").iterdir())}
 

@@ -260,6 +260,8 @@ def deploy(options: argparse.Namespace, _: Sequence[str]) -> bool:
     with volume.held("lock", LOCK_SECONDS) as mine:
         if not mine:
             raise Failure(f"volume {options.data}: another deploy works on it", "wait for it, or cancel it")
+        if not options.recover:
+            volume.check_maintenance()
         from . import building, deploying, switching  # noqa: PLC0415
 
         if options.recover or volume.journal():

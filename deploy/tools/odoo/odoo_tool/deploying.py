@@ -93,7 +93,12 @@ def deploy(build: Path, volume: Volume, options: Options, work: Path, artifacts:
 
 
 def begin(volume: Volume, options: Options, name: str, began: dt.datetime, *, existed: bool) -> Journal:
-    """Makes space for the clone, and notes that the deploy begins."""
+    """Makes space for the clone, and notes that the deploy begins.
+
+    Raises:
+        Failure: a person's maintenance goes on
+    """
+    volume.check_maintenance()
     step("deploy: deleting what the last deploy replaced")
     (volume.state / "previous.json").unlink(missing_ok=True)
     switching.tidy(volume, options.database, new=name)
@@ -206,8 +211,8 @@ def begin_maintenance(volume: Volume, journal: Journal) -> None:
 
 def stop_service(volume: Volume, journal: Journal) -> bool:
     """The runtime shows the maintenance page; False if there is no runtime."""
-    volume.maintain(journal.name)
-    return volume.await_runtime(lambda status: status.get("maintenance") == journal.name, "it did not stop Odoo")
+    shown = volume.maintain(journal.name)
+    return volume.await_runtime(lambda status: status.get("maintenance") == shown, "it did not stop Odoo")
 
 
 def clone(volume: Volume, journal: Journal) -> Journal:

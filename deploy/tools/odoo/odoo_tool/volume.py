@@ -19,6 +19,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -28,6 +29,9 @@ from typing import Any, Callable
 from .steps import Failure
 
 RUNTIME_SECONDS = 300
+DEPLOY = re.compile(r"\d{8}T\d{6}Z-[\w.-]*")
+"""The name of a deploy, which its maintenance file contains."""
+
 LOCK_SECONDS = 3
 """Looking at a lock holds it for a moment, so the one who wants it tries again."""
 
@@ -179,10 +183,32 @@ class Volume:
         except FileNotFoundError:
             return None
 
-    def maintain(self, name: str) -> None:
+    @property
+    def by_person(self) -> str | None:
+        """The content of a maintenance file that no deploy wrote."""
+        found = self.maintenance
+        return None if found is None or DEPLOY.fullmatch(found) else found
+
+    def check_maintenance(self) -> None:
+        """A deploy ends with production in service, so it does not begin while a person keeps it out of service.
+
+        Raises:
+            Failure: a person made the maintenance file
+        """
+        if self.by_person is not None:
+            raise Failure(
+                f"{self.state / 'maintenance'}: a person made it, and a deploy would end that maintenance",
+                "remove the file, then deploy again",
+            )
+
+    def maintain(self, name: str) -> str:
+        """Writes the maintenance file unless a person made one; returns its content."""
+        if (found := self.by_person) is not None:
+            return found
         part = self.state / ".maintenance"
         part.write_text(name)
         part.replace(self.state / "maintenance")
+        return name
 
     def end_maintenance(self, name: str) -> None:
         """Removes the maintenance file if it is this deploy's."""
