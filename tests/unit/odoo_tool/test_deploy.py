@@ -15,6 +15,7 @@ from deploy.tools.odoo.odoo_tool import __main__ as program
 from deploy.tools.odoo.odoo_tool import comparing, database, supervisor, switching
 from deploy.tools.odoo.odoo_tool.comparing import Facts, compare
 from deploy.tools.odoo.odoo_tool.page import Page
+from deploy.tools.odoo.odoo_tool.steps import Failure
 from deploy.tools.odoo.odoo_tool.supervisor import Seen, Served, decide
 from deploy.tools.odoo.odoo_tool.volume import Journal, Volume
 
@@ -173,6 +174,19 @@ def test_the_filestore_of_production_stays_where_nothing_was_switched(
     place(volume, "prod=old")
     switching.backward(volume, replace(JOURNAL, new_oid=0))
     assert filestores(volume) == {"prod": "old"}
+
+
+@pytest.mark.parametrize("name", ["prod__old", "prod__new"])
+def test_a_stale_filestore_that_cannot_be_deleted_is_named(
+    volume: Volume, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(database, "drop", lambda _: None)
+    place(volume, "prod__old=old", "prod__new=new")
+    switching.make_space(volume, "prod", "r3")
+    assert filestores(volume) == {}
+    volume.filestore(name).write_text("not a folder, so it is not deleted")
+    with pytest.raises(Failure, match=f"filestore/{name}: it cannot be deleted"):
+        switching.make_space(volume, "prod", "r3")
 
 
 def test_a_first_deploy_that_goes_back_leaves_nothing(volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,12 +96,12 @@ def begin(volume: Volume, options: Options, name: str, began: dt.datetime, *, ex
     """Makes space for the clone, and notes that the deploy begins.
 
     Raises:
-        Failure: a person's maintenance goes on
+        Failure: a person's maintenance goes on, or a filestore cannot be deleted
     """
     volume.check_maintenance()
     step("deploy: deleting what the last deploy replaced")
     (volume.state / "previous.json").unlink(missing_ok=True)
-    switching.tidy(volume, options.database, new=name)
+    switching.make_space(volume, options.database, name)
     if existed:
         volume.filestore(options.database).mkdir(exist_ok=True)
     old_oid = switching.oid(options.database)

@@ -150,6 +150,20 @@ def backward(volume: Volume, journal: Journal) -> None:
     volume.serve(journal.previous)
 
 
+def make_space(volume: Volume, name: str, new: str) -> None:
+    """Deletes what the last deploy replaced, before the next one.
+
+    Raises:
+        Failure: a filestore cannot be deleted, and would be in the way of the next one of its name
+    """
+    tidy(volume, name, new=new)
+    for left in (volume.filestore(f"{name}__{which}") for which in ("new", "old")):
+        if left.exists():
+            raise Failure(
+                f"filestore {left}: it cannot be deleted", "delete it as its owner or as root, then deploy again"
+            )
+
+
 def tidy(volume: Volume, name: str, *, previous: str = "", new: str = "") -> None:
     """Deletes clones and releases, except the current release, the new one, and the previous one with its database."""
     gone = [f"{name}__new", *([] if previous else [f"{name}__old"])]
