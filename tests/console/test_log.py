@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import AsyncIterator
 from html.parser import HTMLParser
 
 import httpx
 import pytest
+from starlette.requests import ClientDisconnect
+from starlette.types import Message
 
 from tests.console.browser import AS_BROWSER, SIGNS_IN, bearer, served
 from tests.console.world import ODOO, append
@@ -15,7 +18,7 @@ from tests.db.crowd import Crowd
 from tests.db.world import INSTANCE, WORKER, call
 from worker.console import ansi
 from worker.console.guard import STREAMS, STREAMS_OF_ONE, Streams
-from worker.console.live import paired
+from worker.console.live import Followed, paired
 from worker.database.runs import APPENDED
 
 RED = "\x1b[31m"
@@ -211,17 +214,32 @@ async def test_only_web_addresses_of_artifacts_are_links(crowd: Crowd, console_u
 
 
 def test_a_user_follows_a_bounded_number_of_logs() -> None:
-    streams, opened = Streams(), []
+    streams = Streams()
     for owner, most in (("ada", STREAMS_OF_ONE), *((f"user {n}", 1) for n in range(STREAMS - STREAMS_OF_ONE))):
         for _ in range(most):
-            streams.check(owner)
-            opened.append(streams.one(owner))
-            opened[-1].__enter__()
+            streams.begin(owner)
     for owner in ("ada", "another"):
         with pytest.raises(Exception, match="429"):
-            streams.check(owner)
-    opened[0].__exit__(None, None, None)
-    streams.check("another")
+            streams.begin(owner)
+    streams.end("ada")
+    streams.begin("another")
+
+
+async def test_a_stream_whose_client_is_gone_at_once_does_not_count() -> None:
+    async def events() -> AsyncIterator[bytes]:
+        yield b""
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def send(_: Message) -> None:
+        raise OSError
+
+    streams = Streams()
+    for _ in range(STREAMS_OF_ONE + 1):
+        streams.begin("ada")
+        with pytest.raises(ClientDisconnect):
+            await Followed(events(), streams, "ada")({"type": "http", "asgi": {"spec_version": "2.4"}}, receive, send)
 
 
 async def test_a_lost_database_is_said_and_the_next_page_tries_again(crowd: Crowd, console_url: str) -> None:

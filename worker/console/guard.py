@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, urlsplit
 
@@ -146,18 +145,13 @@ class Streams:
     def __init__(self) -> None:
         self._open: Counter[str] = Counter()
 
-    def check(self, owner: str) -> None:
-        """Raises ``HTTPException`` if that user, or all together, follow as many as they may."""
+    def begin(self, owner: str) -> None:
+        """Counts a stream. Raises ``HTTPException`` if that user, or all together, follow as many as they may."""
         if self._open[owner] >= STREAMS_OF_ONE or self._open.total() >= STREAMS:
             raise HTTPException(429, f"At most {STREAMS_OF_ONE} live logs at once.", {"Retry-After": "10"})
-
-    @contextmanager
-    def one(self, owner: str) -> Iterator[None]:
-        """Counts a stream of that user until the end of the block."""
         self._open[owner] += 1
-        try:
-            yield
-        finally:
-            self._open[owner] -= 1
-            if not self._open[owner]:
-                del self._open[owner]
+
+    def end(self, owner: str) -> None:
+        self._open[owner] -= 1
+        if not self._open[owner]:
+            del self._open[owner]

@@ -12,11 +12,13 @@ import structlog
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from worker.cli.options import LEVELS
 from worker.cli.render import iso, safe
 from worker.console.actions import FINAL
 from worker.console.auth import Caller
+from worker.console.guard import Streams
 from worker.console.shown import GROUP, log_lines
 from worker.console.visit import caller_of, console_of, run_of, visit
 from worker.database import builds, runs
@@ -153,14 +155,23 @@ async def live(request: Request) -> Response:
     async with console.sessions.acting_for(caller.claims) as plane:
         run = await run_of(plane, request)
     owner = str((caller.claims or {}).get("sub") or (request.client.host if request.client else ""))
-    console.streams.check(owner)
+    console.streams.begin(owner)  # before the next await, so requests that arrive together are all counted
+    return Followed(_news(request, run, caller), console.streams, owner)
 
-    async def events() -> AsyncIterator[bytes]:
-        with console.streams.one(owner):  # here, since a response that never begins has no end either
-            async for event in _news(request, run, caller):
-                yield event
 
-    return StreamingResponse(events(), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+class Followed(StreamingResponse):
+    """Events to one user, who no longer counts when the response ends; also if its first event was never sent."""
+
+    def __init__(self, events: AsyncIterator[bytes], streams: Streams, owner: str) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+        self._streams = streams
+        self._owner = owner
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._streams.end(self._owner)
 
 
 async def _news(request: Request, run: Row, caller: Caller) -> AsyncIterator[bytes]:
