@@ -129,7 +129,7 @@ async def test_a_destination_gets_the_projects_workflows_and_branches_that_it_wa
     assert await waiting(world) == ([("chat", "red")] if is_wanted else [])
 
 
-async def test_a_forge_gets_each_state_of_a_commit_and_a_newer_one_replaces_one_that_nobody_took(world: World) -> None:
+async def test_a_forge_gets_each_state_of_a_commit_and_a_newer_one_replaces_one_not_taken(world: World) -> None:
     await register(world, forge())
     for metadata in ("{}", '{"git_commit": "../../user"}', '{"git_commit": ["abcdef0"]}'):
         await world.queue(metadata=metadata)

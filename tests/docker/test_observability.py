@@ -7,12 +7,13 @@ import json
 import re
 import subprocess
 import urllib.request
+from functools import cache
 from pathlib import Path
 
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.support.debian import unpacked
+from tests.support.debian import PackageMissing, unpacked
 from tests.support.docker import ROOT, Plane, until
 from tests.support.postgres import free_port
 
@@ -20,9 +21,18 @@ FOLDER = ROOT / "deploy" / "observability"
 ALERTS = FOLDER / "alerts.yaml"
 
 
+@cache
+def _root() -> Path:
+    """Where promtool is unpacked: from Debian 13 on it has a package of its own."""
+    try:
+        return unpacked("promtool")
+    except PackageMissing:
+        return unpacked("prometheus")
+
+
 def promtool(*words: str, stdin: str = "") -> str:
     """What it prints; it finds nothing wrong."""
-    program = unpacked("prometheus") / "usr" / "bin" / "promtool"
+    program = _root() / "usr" / "bin" / "promtool"
     done = subprocess.run([program, *words], cwd=FOLDER, input=stdin, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -146,10 +146,19 @@ async def test_a_restart_of_the_worker_interrupts_no_served_run_and_waits_for_no
 
 
 async def test_the_log_of_a_served_run_is_bounded_on_the_engine_and_goes_on_after_an_adoption(plane: Plane) -> None:
-    prints = "import sys, time, os\nfor n in range(40_000): print(f'line {n:06} ' + 'x' * 80)\nprint('all', flush=True)"
+    prints = """\
+import os, time
+for n in range(40_000):
+    print(f'line {n:06} ' + 'x' * 80, flush=n == 0)
+    while n == 0 and not os.path.exists('/tmp/more'):
+        time.sleep(0.1)
+print('all', flush=True)
+"""
     flags = ("--max-log", "64k")
     run_id = await plane.python(f"{prints}\nopen('/tmp/go', 'w')\n{SERVER}", serve=SERVE, resources={"output": "1m"})
     async with plane.worker(*flags) as first:
+        await plane.until_logged(run_id, f"line {0:06} {'x' * 80}")
+        docker("exec", plane.container(run_id), "touch", "/tmp/more")  # noqa: S108 - inside it
         await ready(plane, run_id)
         await until(lambda: "listening" in docker("logs", "--tail", "1", plane.container(run_id)))
         first.signal(signal.SIGKILL)

@@ -59,7 +59,7 @@ async def test_the_next_worker_finds_the_services_of_a_killed_one(scene: Scene) 
         assert await scene.adoptions(job) == [host, "b"]
 
 
-KILLED_WHILE_SERVED = [("created", "joined"), ("told", "up"), ("answered", "ready"), ("logging", "answered")]
+KILLED_WHILE_SERVED = [("created", "joined"), ("told", "up"), ("answered", "ready"), ("logging", "logging")]
 
 
 async def test_a_served_run_outlives_its_killed_workers(scene: Scene) -> None:

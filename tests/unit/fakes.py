@@ -675,7 +675,7 @@ class ScriptedDisk:
         return self.left if self.left < self.floor else None
 
     def space(self) -> DiskSpace:
-        return DiskSpace(self.left, 2**63)
+        return DiskSpace(self.left, 2**62)
 
 
 class DaemonWorld:

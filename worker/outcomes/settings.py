@@ -92,7 +92,7 @@ class _Destination(BaseModel):
     @property
     def secrets(self) -> tuple[str, ...]:
         """The names of the secrets that it needs."""
-        raise NotImplementedError
+        return ()
 
     @property
     def wanted(self) -> dict[str, Any]:

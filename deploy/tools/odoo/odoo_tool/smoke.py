@@ -50,6 +50,7 @@ class Browser:
             with self._opener.open(request, timeout=TIMEOUT) as answer:
                 return bytes(answer.read())
         except urllib.error.HTTPError as error:
+            error.close()
             raise Refused(f"HTTP status {error.code}") from error
         except OSError as error:
             raise Refused(str(error)) from error

@@ -317,13 +317,14 @@ def status_of(port: int, path: str, seconds: float) -> int:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=seconds) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
+        error.close()
         return error.code
     except (OSError, ValueError):
         return 0
 
 
 def check(volume: Volume, port: int) -> bool:
-    """Whether the runtime does what it says: it serves, or shows the page of a deploy."""
+    """Whether the runtime does what its status file says: it serves, or shows the page of a deploy."""
     status: dict[str, Any] = volume.read("status")
     state = str(status.get("state"))
     code = status_of(port, "/web/health", seconds=10)
