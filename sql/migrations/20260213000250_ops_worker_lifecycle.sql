@@ -425,9 +425,12 @@ begin
         order by p.run_id for update of p skip locked
     loop
         if ops_private.lock_for_retry(v_run_id, p_wait => false, p_succeeded => v_succeeded) then
-            delete from ops_private.pending_retries as p where p.run_id = v_run_id;
-            perform ops_private.retry_if_asked(v_run_id);
-            perform ops_private.queue_next_runs(v_run_id);
+            begin
+                delete from ops_private.pending_retries as p where p.run_id = v_run_id;
+                perform ops_private.retry_if_asked(v_run_id);
+                perform ops_private.queue_next_runs(v_run_id);
+            exception when lock_not_available then null;  -- the next sweep tries again
+            end;
         end if;
     end loop;
     perform ops_private.drop_empty_lanes();

@@ -200,7 +200,7 @@ $$;
 
 -- Queues the runs that follow a run that succeeded. What cannot be queued is a warning of that run.
 create function ops_private.queue_next_runs(p_run_id uuid) returns void
-language plpgsql volatile set search_path = pg_catalog, pg_temp
+language plpgsql volatile set search_path = pg_catalog, pg_temp set lock_timeout = '200ms'
 as $$
 declare
     v_run ops.runs;
@@ -222,7 +222,8 @@ begin
 end
 $$;
 
--- At once if the caller holds the locks that queueing needs, else with the next ops.reap.
+-- At once if the caller holds the locks that queueing needs and no client keeps a run locked that a new one supersedes,
+-- else with the next ops.reap.
 create function ops_private.continue_chain(p_run_id uuid, p_locked boolean) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp
 as $$
@@ -232,6 +233,9 @@ begin
     else
         insert into ops_private.pending_retries (run_id) values (p_run_id);
     end if;
+exception
+    when lock_not_available then
+        insert into ops_private.pending_retries (run_id) values (p_run_id);
 end
 $$;
 

@@ -261,7 +261,7 @@ create trigger set_changed_schedules after update of config on ops.workflows
 -- After an error next_at is no time of the line; then no run is queued, and the next time is computed.
 -- The caller holds the locks that queueing needs, and has locked the workflow and the line.
 create function ops_private.fire_schedule(p_line ops_private.schedules, p_project_id uuid) returns integer
-language plpgsql volatile set search_path = pg_catalog, pg_temp
+language plpgsql volatile set search_path = pg_catalog, pg_temp set lock_timeout = '200ms'
 as $$
 declare
     v_now constant timestamptz := ops_private.current_time();
@@ -325,10 +325,12 @@ begin
         continue when not found;
         begin
             v_queued := v_queued + ops_private.fire_schedule(v_line, v_due.project_id);
-        exception when others then
-            update ops_private.schedules as s
-            set problem = left(sqlerrm, 1000), next_at = ops_private.current_time() + interval '1 hour'
-            where s.workflow_id = v_due.workflow_id and s.place = v_due.place;
+        exception
+            when lock_not_available then null;  -- a client keeps a run locked that the new one supersedes
+            when others then
+                update ops_private.schedules as s
+                set problem = left(sqlerrm, 1000), next_at = ops_private.current_time() + interval '1 hour'
+                where s.workflow_id = v_due.workflow_id and s.place = v_due.place;
         end;
         v_tried := v_tried + 1;
         exit when v_tried = 10;

@@ -1031,9 +1031,12 @@ begin
         order by p.run_id for update of p skip locked
     loop
         if ops_private.lock_for_retry(v_run_id, p_wait => false, p_succeeded => v_succeeded) then
-            delete from ops_private.pending_retries as p where p.run_id = v_run_id;
-            perform ops_private.retry_if_asked(v_run_id);
-            perform ops_private.queue_next_runs(v_run_id);
+            begin
+                delete from ops_private.pending_retries as p where p.run_id = v_run_id;
+                perform ops_private.retry_if_asked(v_run_id);
+                perform ops_private.queue_next_runs(v_run_id);
+            exception when lock_not_available then null;  -- the next sweep tries again
+            end;
         end if;
     end loop;
     perform ops_private.drop_empty_lanes();
@@ -2947,6 +2950,9 @@ begin
     else
         insert into ops_private.pending_retries (run_id) values (p_run_id);
     end if;
+exception
+    when lock_not_available then
+        insert into ops_private.pending_retries (run_id) values (p_run_id);
 end
 $$;
 
@@ -3559,6 +3565,7 @@ COMMENT ON COLUMN ops_private.schedules.problem IS 'Why the line queued no run w
 CREATE FUNCTION ops_private.fire_schedule(p_line ops_private.schedules, p_project_id uuid) RETURNS integer
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET lock_timeout TO '200ms'
     AS $$
 declare
     v_now constant timestamptz := ops_private.current_time();
@@ -3620,10 +3627,12 @@ begin
         continue when not found;
         begin
             v_queued := v_queued + ops_private.fire_schedule(v_line, v_due.project_id);
-        exception when others then
-            update ops_private.schedules as s
-            set problem = left(sqlerrm, 1000), next_at = ops_private.current_time() + interval '1 hour'
-            where s.workflow_id = v_due.workflow_id and s.place = v_due.place;
+        exception
+            when lock_not_available then null;  -- a client keeps a run locked that the new one supersedes
+            when others then
+                update ops_private.schedules as s
+                set problem = left(sqlerrm, 1000), next_at = ops_private.current_time() + interval '1 hour'
+                where s.workflow_id = v_due.workflow_id and s.place = v_due.place;
         end;
         v_tried := v_tried + 1;
         exit when v_tried = 10;
@@ -4734,6 +4743,7 @@ $$;
 CREATE FUNCTION ops_private.queue_next_runs(p_run_id uuid) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET lock_timeout TO '200ms'
     AS $$
 declare
     v_run ops.runs;

@@ -203,6 +203,26 @@ async def test_two_workers_at_once_queue_it_once(world: World, connect: Connect)
     assert (await call(night.db, "reap"))["woken"] == 0  # the same time again
 
 
+async def test_a_client_that_keeps_an_older_run_locked_stops_no_claim_and_no_sweep(
+    world: World, connect: Connect
+) -> None:
+    night = await scheduled(world)
+    await world.db.execute(
+        """update ops.workflows set config = config || '{"concurrency_key": "prod", "on_newer": "newest"}'
+           where id = $1""",
+        night.workflow,
+    )
+    old = await night.queue()
+    await at(world, DUE)
+    holder = await connect()
+    async with holder.transaction():
+        await holder.execute("select from ops.runs where id = $1 for update", old)
+        assert (await asyncio.wait_for(world.claim(), 10))["run_id"] is None
+        assert (await call(world.db, "reap"))["woken"] == 0
+    assert (await call(world.db, "reap"))["woken"] == 1
+    assert await world.db.fetchval("select status from ops.runs where id = $1", old) == "canceled"
+
+
 @pytest.mark.parametrize(
     ("catch_up", "line", "runs"),
     [
