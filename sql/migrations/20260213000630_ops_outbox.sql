@@ -136,8 +136,10 @@ begin
         from ops.runs as r
         join ops.projects as p on p.id = r.project_id
         join ops.workflows as w on w.id = r.workflow_id
-        join ops_private.destinations as d on d.seen_at > v_now - interval '24 hours'
-            and (p_event = any (d.events) or ('every' = any (d.events) and p_event not in ('queued', 'started')))
+        join (
+            select distinct s.name, s.events, s.commits_only, s.projects, s.workflows, s.branches
+            from ops_private.destinations as s where s.seen_at > v_now - interval '24 hours'
+        ) as d on (p_event = any (d.events) or ('every' = any (d.events) and p_event not in ('queued', 'started')))
             and (not d.commits_only
                 or ops_private.is_commit(ops_private.run_git(r.metadata, 'git_commit', w.git_commit)))
             and ops_private.matches_one(p.slug, d.projects)
@@ -159,7 +161,9 @@ begin
     if exists (select from ops_private.destinations) then
         perform ops_private.fill_outbox(array[new.id], case new.status
             when 'running' then 'started' when 'failed' then 'red' when 'canceled' then 'canceled'
-            else case when ops_private.was_red(new) then 'green_again' else 'succeeded' end end);
+            else case when exists (
+                select from ops_private.destinations as d where d.events && '{green_again,every}'::text[]
+            ) and ops_private.was_red(new) then 'green_again' else 'succeeded' end end);
     end if;
     return null;
 end
