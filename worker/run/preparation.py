@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -42,6 +43,9 @@ from worker.run.stopping import StopRequest
 from worker.run.traces import RunTrace
 
 S = TypeVar("S", bound=ContainerSpec)
+
+_NAME_OF_A_RUN = re.compile(r"run-\d+")
+"""A workflow with such a name has no name of its own on the network of its project."""
 
 NO_NETWORK, START_ATTEMPTS = 404, 5
 """What the engine answers to the start of a container whose network is gone, and how often that is tried."""
@@ -243,7 +247,9 @@ class Preparation:
         """
         if not self.in_project:
             return Networks(run_network(self._name, spec))
-        runs = (f"run-{self._claim.run_number}", project_name(self._claim.workflow.name))
+        runs = [f"run-{self._claim.run_number}"]
+        if not _NAME_OF_A_RUN.fullmatch(workflow := project_name(self._claim.workflow.name)):
+            runs.append(workflow)
         names = tuple(f"{prefix}{run}.{PROJECT_NETWORK}" for run in runs)
         return Networks(run_network(self._name, spec), self._project, names)
 

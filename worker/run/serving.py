@@ -27,7 +27,7 @@ PROBE_SECONDS = 5.0
 """How long one health check may take, unless the interval between two is longer."""
 
 JOURNAL_LOGS = 8
-"""The journal of a served run has room for so many times what is stored of it: JSON makes a byte up to six bytes."""
+"""The journal of a served run may be this many times as large as its stored log: JSON writes a byte as up to six."""
 
 
 def journal_bytes(terms: RunTerms, max_log_bytes: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
@@ -11,12 +12,14 @@ import anyio
 import anyio.lowlevel
 import pytest
 
+from tests.unit.claims import make_claim
 from tests.unit.fakes import AWAY, CONTAINER, DATABASE, FRAMES, NAME, RUN_ID, SAID, World, until
 from tests.unit.journal import frame
 from worker.errors import EngineError, LeaseLost
 from worker.model.container import LABEL_TERMS, Networks, ProjectNetwork, RunNetwork
 from worker.model.outcome import Stop
 from worker.model.spec import HostPolicy, RunTerms
+from worker.run.lifecycle import Run
 from worker.run.preparation import START_ATTEMPTS
 
 SERVE: dict[str, Any] = {"port": 8069, "health": {"path": "/web/health", "interval_seconds": 0.1}}
@@ -244,6 +247,13 @@ async def test_run_on_the_network_of_its_project_has_its_names_there(world: Worl
         "trim project networks",
     ]  # fmt: skip
     assert world.engine.labels.items() >= PROJECT.labels.items()
+
+
+async def test_a_workflow_takes_no_name_of_another_run(world: World) -> None:
+    claim = make_claim(RUN_ID, config={"network": "project"})
+    run = Run(replace(claim, workflow=replace(claim.workflow, name="Run 13")), world.context)
+    assert await world.execute(run) == "succeeded"
+    assert world.engine.networks[""].names == ("run-1.project",)
 
 
 async def test_network_that_another_run_has_just_removed_is_made_again(world: World) -> None:

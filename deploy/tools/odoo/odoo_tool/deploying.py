@@ -273,7 +273,7 @@ def different(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
 
 
 def protect(volume: Volume, name: str) -> None:
-    """Gives the administrator of a new database a password that no one knows, in a file of the volume."""
+    """Gives the administrator of a new database a random password, and writes it to a file of the volume."""
     from passlib.hash import pbkdf2_sha512  # noqa: PLC0415 - Odoo's own
 
     file = volume.state / "admin_password"

@@ -33,7 +33,7 @@ DEPLOY = re.compile(r"\d{8}T\d{6}Z-[\w.-]*")
 """The name of a deploy, which its maintenance file contains."""
 
 LOCK_SECONDS = 3
-"""Looking at a lock holds it for a moment, so the one who wants it tries again."""
+"""How long a deploy tries to take a lock: a runtime that looks at it holds it for a moment."""
 
 
 @dataclass(frozen=True)
