@@ -169,7 +169,7 @@ def unreachable(cluster: Cluster, case: str) -> str:
         "no server": f"postgresql://worker:{SECRET}@127.0.0.1:{port}/ops",
         "no such host": f"postgresql://worker:{SECRET}@no-such-host.invalid/ops",
         "no such database": f"{cluster.url('nothing_here')}&password={SECRET}",
-        "no such role": f"{cluster.url(user='nobody_here')}&password={SECRET}",
+        "no such role": f"{cluster.url(user='unknown_role')}&password={SECRET}",
     }[case]
 
 
@@ -182,7 +182,7 @@ LOGIN_REFUSED = "--database-url (OPS_WORKER_DATABASE_URL): the server refuses th
         ("no server", 1, "cannot connect to the database"),
         ("no such host", 1, "cannot connect to the database"),
         ("no such database", 2, f'{LOGIN_REFUSED}database "nothing_here" does not exist'),
-        ("no such role", 2, f'{LOGIN_REFUSED}role "nobody_here" does not exist'),
+        ("no such role", 2, f'{LOGIN_REFUSED}role "unknown_role" does not exist'),
     ],
 )
 def test_an_unreachable_database_or_refused_login_is_one_line(

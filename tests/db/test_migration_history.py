@@ -168,8 +168,8 @@ async def test_what_one_file_sets_does_not_reach_the_next(db: asyncpg.Connection
 
 
 async def test_the_role_that_migrations_need_is_named(empty_db_url: str, connect: Connect, small: Path) -> None:
-    await (await connect(empty_db_url)).execute("create role nobody_special login")
-    db = await connect(empty_db_url, user="nobody_special")
+    await (await connect(empty_db_url)).execute("create role an_ordinary_user login")
+    db = await connect(empty_db_url, user="an_ordinary_user")
     with pytest.raises(migrations.MigrationError, match=r"permission denied for database .* a superuser or .*42501"):
         await migrations.migrate(db, small)
 

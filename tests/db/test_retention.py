@@ -173,7 +173,7 @@ async def test_two_that_prune_at_once_retire_each_artifact_once(world: World, co
     assert len(await waiting) == 1
 
 
-async def test_old_logs_and_events_go_when_a_setting_says_so(world: World, db_url: str, store: Path) -> None:
+async def test_old_logs_and_events_go_only_when_a_setting_asks_for_it(world: World, db_url: str, store: Path) -> None:
     old, young = [await ended(world, 40) for _ in range(25)], await ended(world, 20)
     going = await world.running()
     await call(world.db, "append_run_log", going, "info", "still here")

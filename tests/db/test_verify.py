@@ -76,7 +76,7 @@ async def test_verify_names_what_is_missing_or_different(db: asyncpg.Connection,
 
 async def test_verify_leaves_what_others_added_alone(db: asyncpg.Connection) -> None:
     await db.execute(
-        "create table ops.somebody_elses (id int); create index on ops.runs (exit_code);"
+        "create table ops.another_program_s (id int); create index on ops.runs (exit_code);"
         " create role build_host; grant execute on function ops.heartbeat to build_host"
     )
     assert await catalog.verify(db) == []

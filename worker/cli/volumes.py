@@ -42,7 +42,7 @@ class PrunedVolumes:
 
 
 async def prune_volumes(settings: Settings) -> PrunedVolumes:
-    """Finds the volumes of projects that are archived or deleted; removes them if the settings say so.
+    """Finds the volumes of projects that are archived or deleted; removes them if the settings ask for it.
 
     Without an engine there is nothing to find: that is an error only if volumes are to be removed.
     """

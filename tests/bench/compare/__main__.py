@@ -235,7 +235,7 @@ def keep(key: str, rows: list[Row]) -> None:
 
 
 def kept() -> dict[str, list[Row]]:
-    """The rows of all peers, in their order; a peer that was never played has rows that say so."""
+    """The rows of all peers, in their order; the rows of a peer that was never played are `not tried`."""
     found = {}
     for key, peer in PEERS.items():
         path = BUILD / "results" / f"{key}.json"

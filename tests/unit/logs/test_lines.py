@@ -163,7 +163,7 @@ def test_bytes_that_postgresql_cannot_store_are_replaced(text: bytes, message: s
         ("😀".encode() * 100_000, "😀" * 16_384 + " … [line cut, 400000 bytes]"),
     ],
 )
-def test_a_long_line_is_cut_between_characters_and_says_so(line: bytes, kept: str) -> None:
+def test_a_long_line_is_cut_between_characters_with_a_mark(line: bytes, kept: str) -> None:
     for ending in (b"\n", b""):
         [message] = messages(entries(OUT, line + ending))
         assert message == kept

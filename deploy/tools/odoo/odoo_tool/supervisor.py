@@ -40,7 +40,7 @@ TICK_SECONDS = 0.2
 STOP_SECONDS = 60
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 STABLE_SECONDS = 60
-FAILING = 2  # starts without success, after which the status says so
+FAILING = 2  # starts without success, after which the state in the status is `failing`
 
 
 @dataclass(frozen=True)
