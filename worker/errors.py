@@ -104,6 +104,10 @@ class EngineUnavailable(OpsError):
     """The container engine cannot be reached, or the connection to it broke."""
 
 
+SERVER_ERROR = 500
+"""The HTTP status from which on the engine failed, and not the request."""
+
+
 class EngineError(OpsError):
     """The container engine answered with an error; ``status`` is its HTTP status, 0 for none."""
 

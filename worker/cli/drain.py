@@ -26,10 +26,11 @@ async def drain(call: Invocation) -> int:
             if not screen.as_json:
                 screen.remark(f"{worker} claims nothing more; waiting for {_runs(runs)} to end")
             with anyio.move_on_after(options["timeout"]) as scope:
-                runs = await _ended(plane, worker)
+                await _ended(plane, worker)
             if scope.cancelled_caught:
                 limit = options["timeout"]
                 raise Failed(TIMED_OUT, f"--timeout: {safe(worker)} has runs after {limit:g} s; it is still drained")
+            runs = 0
     if screen.as_json:
         named = {name: answer[name] for name in ("draining", "changed")}
         screen.json({"worker_id": worker, **named, "runs": runs})
@@ -58,8 +59,7 @@ def _runs(number: int) -> str:
     return f"{number} run{'' if number == 1 else 's'}"
 
 
-async def _ended(plane: ControlPlane, worker: str) -> int:
-    """Waits until the worker has no runs, and returns their number."""
-    while runs := await projects.held_runs(plane, worker):  # noqa: ASYNC110 - the database has no event for it
+async def _ended(plane: ControlPlane, worker: str) -> None:
+    """Waits until the worker has no runs."""
+    while await projects.held_runs(plane, worker):  # noqa: ASYNC110 - the database has no event for it
         await anyio.sleep(POLL_SECONDS)
-    return runs

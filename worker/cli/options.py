@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-STATUSES = ("queued", "claimed", "running", "succeeded", "failed", "canceled")
+BAD = ("failed", "canceled")
+FINAL = ("succeeded", *BAD)
+STATUSES = ("queued", "claimed", "running", *FINAL)
 LEVELS = ("debug", "info", "warn", "error")
 MOST_ROWS = 100_000
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 
 from worker.cli.commands import Invocation
+from worker.cli.options import BAD
 from worker.cli.render import LEVEL_STYLE, Cell, Look, iso, safe, safe_lines, span_between, status_cell
 from worker.cli.screen import Screen
 from worker.cli.session import control_plane, find_project, find_run
@@ -19,8 +20,6 @@ LAST_LINES = 15
 
 SUMMARY_LINES = 30
 """How many lines of a summary it prints."""
-
-_BAD = ("failed", "canceled")
 
 
 async def listed(call: Invocation) -> int:
@@ -42,7 +41,7 @@ async def listed(call: Invocation) -> int:
             [
                 (
                     row["run"], f"{row['workflow_type']}/{row['workflow']}", status_cell(row["status"]),
-                    row["reason"] or "" if row["status"] in _BAD else "ready" if _url(row) else "",
+                    row["reason"] or "" if row["status"] in BAD else "ready" if _url(row) else "",
                     screen.look.moment(row["created_at"], screen.now),
                     span_between(row["started_at"], row["finished_at"], screen.now), row["claimed_by"] or "",
                     *([_url(row)] if urls else []),
@@ -69,9 +68,9 @@ async def show(call: Invocation) -> int:
         history = [row | {"payload": json.loads(row["payload"])} for row in await runs.events(plane, run_id)]
         files = await runs.artifacts(plane, run_id)
         again = await runs.retries(plane, run_id)
-        known = await runs.fingerprints(plane, run_id) if run["status"] in _BAD else []
+        known = await runs.fingerprints(plane, run_id) if run["status"] in BAD else []
         summary = _of_the_program(await runs.summary(plane, run_id), known)
-    explanation = EXPLANATIONS.get(run["reason"] or "") if run["status"] in _BAD else None
+    explanation = EXPLANATIONS.get(run["reason"] or "") if run["status"] in BAD else None
     if screen.as_json:
         meaning = {"meaning": explanation and explanation.meaning, "advice": explanation and explanation.advice}
         lists = {"events": history, "artifacts": files, "retries": again}
@@ -94,7 +93,7 @@ async def show(call: Invocation) -> int:
 
 async def _last_errors(plane: ControlPlane, run: Row) -> list[Row]:
     """The last errors of a run that failed, and warnings where errors leave room; without both its last lines."""
-    if run["status"] not in _BAD:
+    if run["status"] not in BAD:
         return []
     run_id = run["run_id"]
     if run["reason"] == "not_ready":  # what the program said last, not what it called an error, tells why
@@ -107,7 +106,7 @@ async def _last_errors(plane: ControlPlane, run: Row) -> list[Row]:
 
 def _trouble(look: Look, run: Row, errors: Sequence[Row], explanation: Explanation | None) -> list[str]:
     """The last errors of a run that failed or was canceled, and what they mean."""
-    if run["status"] not in _BAD:
+    if run["status"] not in BAD:
         return []
     lines = _failing_tests(look, run)
     if errors:
@@ -214,6 +213,6 @@ def log_line(look: Look, line: Row, *, short: bool) -> str:
 
 def outcome(look: Look, run: str, state: Row) -> str:
     """The last line about a run that has ended: its status, reason and message."""
-    said = safe(state["error_message"] or "") or (state["reason"] if state["status"] in _BAD else "") or ""
+    said = safe(state["error_message"] or "") or (state["reason"] if state["status"] in BAD else "") or ""
     shown = Cell(f"{run} {state['status']}", status_cell(state["status"]).style)
     return look.styled(shown.text, shown.style) + (f": {said}" if said else "")

@@ -14,11 +14,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from worker.console.visit import run_of, run_path, submitted, visit
+from worker.cli.options import FINAL
+from worker.console.visit import run_of, run_path, submission
 from worker.database import projects, runs
 from worker.database.control_plane import ControlPlane, Row
 
-FINAL = ("succeeded", "failed", "canceled")
 MOST_REASON = 500
 Fields = Mapping[str, str]
 
@@ -90,8 +90,7 @@ async def on_run(request: Request) -> Response:
     action = next((each for each in ON_RUN if each.name == request.path_params["action"]), None)
     if action is None:
         raise HTTPException(404, "There is no such action.")
-    fields = await submitted(request)
-    async with visit(request, write=True) as (plane, _):
+    async with submission(request) as (plane, fields):
         shown = await action.call(plane, await run_of(plane, request), fields)
     return RedirectResponse(run_path(shown), 303)
 
@@ -126,9 +125,8 @@ async def on_project(request: Request) -> Response:
     call = ON_PROJECT.get(request.path_params["action"])
     if call is None:
         raise HTTPException(404, "There is no such action.")
-    fields = await submitted(request)
     slug = request.path_params["project"]
-    async with visit(request, write=True) as (plane, _):
+    async with submission(request) as (plane, fields):
         project_id = await projects.by_slug(plane, slug)
         if project_id is None:
             raise HTTPException(404, "There is no such project, or you may not see it.")

@@ -14,6 +14,7 @@ import structlog
 from worker.cli.commands import Invocation
 from worker.cli.settings import Settings
 from worker.errors import ConfigurationError, OpsError
+from worker.model.serve import published_url
 
 EXTRA = frozenset({"jinja2", "jwt", "cryptography", "starlette", "uvicorn"})
 LISTEN = ("127.0.0.1", 8090)
@@ -46,8 +47,7 @@ async def console(call: Invocation) -> int:
         with _listening(host, port) as listener:
             for number in (signal.SIGTERM, signal.SIGINT):  # the server raises them again once it has closed
                 signal.signal(number, lambda *_: None)
-            shown = f"[{host}]" if ":" in host else host
-            log.info("console listens", url=call.settings.public_url or f"http://{shown}:{port}")
+            log.info("console listens", url=call.settings.public_url or published_url(host, port))
             await uvicorn.Server(options).serve([listener])
     return 0
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
 
 import anyio
 import structlog
@@ -14,13 +13,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from worker.cli.options import LEVELS
+from worker.cli.options import FINAL, LEVELS
 from worker.cli.render import iso, safe
-from worker.console.actions import FINAL
 from worker.console.auth import Caller
 from worker.console.guard import Streams
 from worker.console.shown import GROUP, log_lines
-from worker.console.visit import caller_of, console_of, run_of, visit
+from worker.console.visit import console_of, run_of, visit
 from worker.database import builds, runs
 from worker.database.control_plane import Row
 from worker.database.runs import APPENDED
@@ -94,12 +92,14 @@ async def found(request: Request) -> Response:
     async with visit(request) as (plane, _):
         run_id = (await run_of(plane, request))["run_id"]
         if words:
-            rows = await runs.search(plane, run_id, words[:200], FOUND)
+            rows = [
+                row | {"message": row["message"][: builds.SHOWN_CHARACTERS], "size": len(row["message"])}
+                for row in await runs.search(plane, run_id, words[:200], FOUND)
+            ]
         else:
             above = LEVELS[LEVELS.index(level) :]
             rows = await builds.lines_of_levels(plane, run_id, above, _number(request, "after", 0), FOUND)
-    cut = [row | {"message": row["message"][: builds.SHOWN_CHARACTERS], "size": len(row["message"])} for row in rows]
-    return JSONResponse({"lines": log_lines(cut) if words else log_lines(rows), "more": len(rows) == FOUND})
+    return JSONResponse({"lines": log_lines(rows), "more": len(rows) == FOUND})
 
 
 async def groups(request: Request) -> Response:
@@ -128,8 +128,8 @@ def paired(marks: list[Row]) -> list[dict[str, object]]:
 async def whole_log(request: Request) -> Response:
     """The log as text, each line with its time and level; ``from`` and ``to`` choose lines."""
     first, last = max(_number(request, "from", 1), 1), _number(request, "to", MOST_SEQ)
-    console, caller = console_of(request), await caller_of(request)
-    async with console.sessions.acting_for(caller.claims) as plane:
+    console = console_of(request)
+    async with visit(request) as (plane, caller):
         run = await run_of(plane, request)
 
     async def text() -> AsyncIterator[bytes]:
@@ -151,8 +151,8 @@ async def whole_log(request: Request) -> Response:
 
 async def live(request: Request) -> Response:
     """Server-sent events about a run: its status and how far its log is, whenever that changes."""
-    console, caller = console_of(request), await caller_of(request)
-    async with console.sessions.acting_for(caller.claims) as plane:
+    console = console_of(request)
+    async with visit(request) as (plane, caller):
         run = await run_of(plane, request)
     owner = str((caller.claims or {}).get("sub") or (request.client.host if request.client else ""))
     console.streams.begin(owner)  # before the next await, so requests that arrive together are all counted
@@ -191,7 +191,7 @@ async def _news(request: Request, run: Row, caller: Caller) -> AsyncIterator[byt
             return
         if state is None:
             return
-        now = json.dumps(_shown(state))
+        now = json.dumps({name: state[name] for name in ("status", "printed", "appended")})
         if now != before:
             before, said = now, time.monotonic()
             yield f"event: {'end' if state['status'] in FINAL else 'state'}\ndata: {now}\n\n".encode()
@@ -201,14 +201,3 @@ async def _news(request: Request, run: Row, caller: Caller) -> AsyncIterator[byt
         if state["status"] in FINAL:
             return
         await anyio.sleep(POLL_SECONDS)
-
-
-def _shown(state: Row) -> dict[str, object]:
-    begun: datetime | None = state["started_at"]
-    return {
-        "status": state["status"],
-        "canceling": state["canceling"],
-        "printed": state["printed"],
-        "appended": state["appended"],
-        "started_at": iso(begun.astimezone(UTC)) if begun else None,
-    }

@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
+from worker.cli.options import BAD, FINAL
 from worker.console import actions
 from worker.console.shown import log_lines
 from worker.console.visit import console_of, page, run_of, run_path, visit
@@ -29,8 +30,6 @@ MOST_QUEUED = 200
 LAST_LINES = 12
 FIRST_PAGE = 200
 """Lines of the log that the page itself has; its scripts fetch the others."""
-
-_BAD = ("failed", "canceled")
 
 
 async def builds(request: Request) -> Response:
@@ -123,7 +122,8 @@ async def run(request: Request) -> Response:
     own = found["created_by"] is not None and found["created_by"] == source["user_id"]
     return page(
         request, "run.html", caller, run=found, base=run_path(found), **values,
-        explanation=EXPLANATIONS.get(found["reason"] or "") if found["status"] in _BAD else None,
+        ended=found["status"] in FINAL, bad=found["status"] in BAD,
+        explanation=EXPLANATIONS.get(found["reason"] or "") if found["status"] in BAD else None,
         offered=actions.offered(found, source["role"], own=own, signs_in=signs_in),
         branch_path=f"/projects/{quote(found['project'])}",
     )  # fmt: skip
@@ -146,7 +146,7 @@ def _event(row: Row) -> Row:
 
 async def _last_errors(plane: ControlPlane, found: Row) -> list[Row]:
     """The last errors of a run that failed; without any its last warnings."""
-    if found["status"] not in _BAD:
+    if found["status"] not in BAD:
         return []
     errors = await runs.last_lines(plane, found["run_id"], LAST_LINES, ["error"])
     return errors or await runs.last_lines(plane, found["run_id"], LAST_LINES, ["warn"])

@@ -11,9 +11,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from worker.console.auth import TokenRefused
 from worker.console.guard import posted
-from worker.console.visit import console_of, page
-
-COOKIE = "ops_session"
+from worker.console.visit import COOKIE, console_of, page
 
 
 def leading_back(request: Request, why: str) -> Response:

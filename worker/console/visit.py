@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import quote
 
 import jinja2
@@ -19,6 +18,7 @@ from worker.database import runs
 from worker.database.control_plane import ControlPlane, Row
 from worker.database.sessions import Sessions
 
+COOKIE = "ops_session"
 MAX_NUMBER = 2**31 - 1
 
 
@@ -51,35 +51,36 @@ async def caller_of(request: Request) -> Caller:
     console = console_of(request)
     sign_in = console.sign_in
     if not sign_in.needed:
-        return Caller(name="")
+        return Caller()
     try:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":
-            found = await sign_in.by_token(token.strip())
-            return Caller(found.claims, found.name, found.expires, by_token=True)
+            return replace(await sign_in.by_token(token.strip()), by_token=True)
         address = request.client.host if request.client is not None else None
         if named := sign_in.by_proxy(address, request.headers.get(sign_in.header)):
             return named
-        if kept := request.cookies.get(console.address.cookie("ops_session")):
-            found = await sign_in.by_token(kept)
-            return Caller(found.claims, found.name, found.expires, by_cookie=True)
+        if kept := request.cookies.get(console.address.cookie(COOKIE)):
+            return replace(await sign_in.by_token(kept), by_cookie=True)
     except TokenRefused as error:
         raise NotSignedIn(str(error)) from error
     raise NotSignedIn
 
 
 @asynccontextmanager
-async def visit(request: Request, *, write: bool = False) -> AsyncIterator[tuple[ControlPlane, Caller]]:
+async def visit(request: Request) -> AsyncIterator[tuple[ControlPlane, Caller]]:
     """The control plane with the rights of the user. Raises ``NotSignedIn`` and what the control plane raises."""
     caller = await caller_of(request)
-    async with console_of(request).sessions.acting_for(caller.claims, write=write) as plane:
+    async with console_of(request).sessions.acting_for(caller.claims) as plane:
         yield plane, caller
 
 
-async def submitted(request: Request) -> dict[str, str]:
-    """The form of a signed-in user. Raises ``NotSignedIn`` and ``HTTPException``."""
-    caller = await caller_of(request)
-    return await posted(request, console_of(request).address, proven=caller.by_token)
+@asynccontextmanager
+async def submission(request: Request) -> AsyncIterator[tuple[ControlPlane, dict[str, str]]]:
+    """The control plane for a change by the user who sent a form, and its fields. Raises as ``visit``, ``posted``."""
+    caller, console = await caller_of(request), console_of(request)
+    fields = await posted(request, console.address, proven=caller.by_token)
+    async with console.sessions.acting_for(caller.claims, write=True) as plane:
+        yield plane, fields
 
 
 async def run_of(plane: ControlPlane, request: Request) -> Row:
@@ -100,7 +101,7 @@ def page(request: Request, name: str, caller: Caller | None, *, status: int = 20
     console = console_of(request)
     key = form_key(request, console.address)
     text = console.templates.get_template(name).render(
-        caller=caller, form_key=key, path=request.url.path, signs_in=console.sign_in.needed, now=time.time(), **values
+        caller=caller, form_key=key, path=request.url.path, signs_in=console.sign_in.needed, **values
     )
     response = HTMLResponse(text, status)
     if request.cookies.get(console.address.cookie("ops_form")) != key:

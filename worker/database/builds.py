@@ -11,7 +11,7 @@ from worker.database.runs import APPENDED
 SHOWN_CHARACTERS = 4000
 """Characters of a line that a page shows; ``size`` says how many the line has."""
 
-_LINE = f"""seq, "timestamp", log_level as level, stream, left(message, {SHOWN_CHARACTERS}) as message,
+_LINE = f"""seq, "timestamp", log_level as level, left(message, {SHOWN_CHARACTERS}) as message,
     length(message) as size"""
 
 
@@ -21,10 +21,9 @@ async def newest(plane: ControlPlane, projects: Sequence[str], limit: int) -> li
         """select p.slug as project, r.*
            from ops.projects as p
            cross join lateral (
-               select r.id as run_id, r.run_number, w.workflow_type, w.name as workflow, r.status, r.reason, r.warnings,
-                   r.errors, r.created_at, r.scheduled_at, r.started_at, r.finished_at, r.attempt,
-                   coalesce(nullif(r.metadata ->> 'git_ref', ''), w.git_ref, '') as ref,
-                   left(coalesce(nullif(r.metadata ->> 'git_commit', ''), w.git_commit), 10) as "commit"
+               select r.run_number, w.workflow_type, w.name as workflow, r.status, r.warnings, r.errors, r.created_at,
+                   r.scheduled_at, r.started_at, r.finished_at,
+                   coalesce(nullif(r.metadata ->> 'git_ref', ''), w.git_ref, '') as ref
                from ops.runs as r join ops.workflows as w on w.id = r.workflow_id
                where r.project_id = p.id order by r.run_number desc limit $2
            ) as r
@@ -34,7 +33,7 @@ async def newest(plane: ControlPlane, projects: Sequence[str], limit: int) -> li
 
 
 async def source(plane: ControlPlane, run_id: uuid.UUID) -> Row:
-    """Branch and commit of a run, what the claims of its user may do in its project, and when it was changed last."""
+    """Branch and commit of a run, and what the claims of its user may do in its project."""
     found = await plane.row(
         """select coalesce(nullif(r.metadata ->> 'git_ref', ''), w.git_ref, '') as ref,
                coalesce(nullif(r.metadata ->> 'git_commit', ''), w.git_commit, '') as "commit",
@@ -48,7 +47,7 @@ async def source(plane: ControlPlane, run_id: uuid.UUID) -> Row:
 async def progress(plane: ControlPlane, run_id: uuid.UUID) -> Row | None:
     """The state of a run, and the number of the last line that the container printed and that a client appended."""
     return await plane.row(
-        f"""select r.status, r.reason, r.cancel_requested_at is not null as canceling, r.started_at, r.finished_at,
+        f"""select r.status,
                 coalesce((select g.seq from ops.run_logs as g where g.run_id = r.id and g.seq < {APPENDED}
                     order by g.seq desc limit 1), 0) as printed,
                 coalesce((select g.seq from ops.run_logs as g where g.run_id = r.id and g.seq >= {APPENDED}

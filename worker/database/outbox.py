@@ -25,12 +25,12 @@ class Outbox:
     async def register(self, destinations: Sequence[Mapping[str, Any]]) -> None:
         """Registers what this worker delivers, in place of what it did. Raises ``Refused``."""
         text = json.dumps(list(destinations))
-        _accepted(await self._call("select ops.register_destinations($1, $2::jsonb)", self._me.worker_id, text))
+        accepted(await self._call("select ops.register_destinations($1, $2::jsonb)", self._me.worker_id, text))
 
     async def take(self, names: Sequence[str]) -> Taken:
         """Takes the messages that are due for these destinations. Raises ``Refused``."""
         sql = "select ops.take_deliveries($1, $2, $3)"
-        answer = _accepted(await self._call(sql, self._me.worker_id, self._me.instance_id, list(names)))
+        answer = accepted(await self._call(sql, self._me.worker_id, self._me.instance_id, list(names)))
         return Taken(tuple(map(Delivery.from_payload, answer["deliveries"])), answer["registered"])
 
     async def settle(self, delivery_id: str, error: str | None, *, final: bool) -> bool | None:
@@ -39,11 +39,12 @@ class Outbox:
         answer = await self._call(sql, delivery_id, self._me.instance_id, error, final)
         if answer.get("code") == "not_found":
             return None
-        given_up: bool = _accepted(answer)["given_up"]
+        given_up: bool = accepted(answer)["given_up"]
         return given_up
 
 
-def _accepted(answer: dict[str, Any]) -> dict[str, Any]:
+def accepted(answer: dict[str, Any]) -> dict[str, Any]:
+    """The answer of a function. Raises ``Refused`` if it refused the call."""
     if not answer["success"]:
-        raise Refused(answer["code"], answer["error"])
+        raise Refused(answer.get("code", "refused"), answer["error"])
     return answer

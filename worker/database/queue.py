@@ -27,7 +27,7 @@ import structlog
 
 from worker.concurrency import retrying
 from worker.database.connection import acquire, connect, is_transient, open_pool, prepare_statements
-from worker.database.outbox import Outbox
+from worker.database.outbox import Outbox, accepted
 from worker.database.words import words
 from worker.errors import LeaseLost, Refused, UnreadableRun
 from worker.model.claim import (
@@ -117,7 +117,7 @@ class Queue:
             self._lease_seconds,
             takeover,
         )
-        return uuid.UUID(_accepted(answer)["database_id"])
+        return uuid.UUID(accepted(answer)["database_id"])
 
     async def unregister(self) -> None:
         """Unregisters the worker id, so that its next instance need not wait."""
@@ -138,7 +138,7 @@ class Queue:
                 disk and disk.total,
             )
             self._renewed = True
-        return Heartbeat.from_payload(_accepted(_parsed(value)))
+        return Heartbeat.from_payload(accepted(_parsed(value)))
 
     async def reap(self) -> dict[str, Any] | None:
         """Tries once to end or requeue the runs of dead workers, and to wake scheduled runs that are due.
@@ -184,7 +184,7 @@ class Queue:
 
     async def unclaimable(self) -> tuple[int, list[str]]:
         """Counts the queued runs whose labels this worker does not offer; returns up to 20 of those labels, too."""
-        answer = _accepted(await self._call("select ops.unclaimable_runs($1)", list(self._me.labels)))
+        answer = accepted(await self._call("select ops.unclaimable_runs($1)", list(self._me.labels)))
         return int(answer["runs"]), answer["labels"]
 
     async def adopt(self, run_id: uuid.UUID) -> Adoption:
@@ -213,7 +213,7 @@ class Queue:
         """Lists the runs that :meth:`adopt` may adopt, with or without a container."""
         me = self._me
         answer = await self._call("select ops.adoptable_runs($1, $2, $3)", me.worker_id, me.instance_id, me.engine_id)
-        return {uuid.UUID(run_id) for run_id in _accepted(answer)["runs"]}
+        return {uuid.UUID(run_id) for run_id in accepted(answer)["runs"]}
 
     async def release(self, run_id: uuid.UUID) -> None:
         """Returns a claimed run that was never started to the queue."""
@@ -351,7 +351,7 @@ class Queue:
         answer = await self._call(sql, run_id, self._me.worker_id, self._me.instance_id, *args)
         if not answer["success"] and answer.get("code") in _LOST:
             raise LeaseLost(run_id)
-        return _accepted(answer)
+        return accepted(answer)
 
     async def _call(self, sql: str, *args: object) -> dict[str, Any]:
         return _parsed(await self._ask(sql, *args))
@@ -461,10 +461,4 @@ def _with_id(call: Callable[[uuid.UUID], None], payload: str) -> None:
 def _parsed(text: str) -> dict[str, Any]:
     # jsonb has numbers of any length, and Python refuses to read the longest as int.
     answer: dict[str, Any] = json.loads(text, parse_int=lambda digits: (int if len(digits) < 20 else float)(digits))  # noqa: PLR2004
-    return answer
-
-
-def _accepted(answer: dict[str, Any]) -> dict[str, Any]:
-    if not answer["success"]:
-        raise Refused(answer.get("code", "refused"), answer["error"])
     return answer

@@ -24,7 +24,7 @@ import requests
 import urllib3
 from docker.types import CancellableStream
 
-from worker.errors import ConfigurationError, EngineError, EngineUnavailable, ImageMissing
+from worker.errors import SERVER_ERROR, ConfigurationError, EngineError, EngineUnavailable, ImageMissing
 from worker.model.container import check_engine_address
 from worker.telemetry import Metrics
 
@@ -32,9 +32,6 @@ T = TypeVar("T")
 
 API_TIMEOUT = 120
 """Seconds without an answer after which a call fails. A create may wait long for a busy disk."""
-
-SERVER_ERROR = 500
-"""The HTTP status from which on the engine failed, and not the request."""
 
 BROKEN = (requests.RequestException, urllib3.exceptions.HTTPError, OSError)
 """The errors of a connection that breaks."""

@@ -164,9 +164,8 @@ class Engine:
         """Removes the networks of that database's projects which have no containers on them."""
 
         def trim(client: docker.APIClient) -> None:
-            for network in unused_project_networks(client):
-                if network.database_id == database_id:
-                    remove_project_network(client, network)
+            for network in unused_project_networks(client, database_id):
+                remove_project_network(client, network)
 
         await self._api.call(trim)
 

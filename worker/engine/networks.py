@@ -73,10 +73,11 @@ def ensure_project_network(client: docker.APIClient, network: ProjectNetwork) ->
     _ensure(client, network.name, {"options": {_BRIDGE_OPTION: _bridge(network.name)}, "labels": network.labels})
 
 
-def unused_project_networks(client: docker.APIClient) -> list[ProjectNetwork]:
-    """The networks of projects, of all databases, on which no container of a run is."""
+def unused_project_networks(client: docker.APIClient, database_id: uuid.UUID | None = None) -> list[ProjectNetwork]:
+    """The networks of projects on which no container of a run is: of that database, or of all."""
     unused = []
-    for found in client.networks(filters={"label": [LABEL_DATABASE, LABEL_PROJECT]}):
+    database = LABEL_DATABASE if database_id is None else f"{LABEL_DATABASE}={database_id}"
+    for found in client.networks(filters={"label": [database, LABEL_PROJECT]}):
         labels = found["Labels"]
         network = ProjectNetwork(uuid.UUID(labels[LABEL_DATABASE]), uuid.UUID(labels[LABEL_PROJECT]))
         owner = [f"{name}={value}" for name, value in network.labels.items()]

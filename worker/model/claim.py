@@ -107,8 +107,7 @@ class Claim:
     @property
     def served(self) -> bool:
         """Whether its configuration, as it is now, says that it is served."""
-        configs = (self.tool.config or {}, self.workflow.config)
-        return ({key: value for config in configs for key, value in config.items()}).get("serve") is not None
+        return {**(self.tool.config or {}), **self.workflow.config}.get("serve") is not None
 
     @property
     def named(self) -> dict[str, str | int]:

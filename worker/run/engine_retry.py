@@ -8,8 +8,7 @@ from typing import TypeVar
 import structlog
 
 from worker.concurrency import retrying
-from worker.engine.client import SERVER_ERROR
-from worker.errors import EngineError, EngineUnavailable
+from worker.errors import SERVER_ERROR, EngineError, EngineUnavailable
 
 T = TypeVar("T")
 

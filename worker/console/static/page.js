@@ -3,9 +3,9 @@
 const policy = self.trustedTypes?.createPolicy("ops-page", { createHTML: (text) => text });
 
 /** The page at this address, as the server renders it now; null if it cannot be had. */
-export async function fetched(address = location.pathname + location.search) {
+export async function fetched() {
   try {
-    const answer = await fetch(address, { headers: { Accept: "text/html" }, redirect: "error" });
+    const answer = await fetch(location.pathname + location.search, { headers: { Accept: "text/html" }, redirect: "error" });
     if (!answer.ok) return null;
     const text = await answer.text();
     // A document that is parsed runs no script; the server escaped every value in it.

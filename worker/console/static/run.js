@@ -175,10 +175,7 @@ function render() {
     made.setAttribute("aria-setsize", String(total));
     shown.push(made);
   }
-  if (elements.size > 2000) {
-    elements.clear();
-    for (const made of shown) elements.set(`${made.id} kept`, made);
-  }
+  if (elements.size > 2000) elements.clear();
   const focused = document.activeElement?.closest?.("#lines li")?.id;
   if (shown.length !== list.childElementCount || shown.some((made, n) => list.children[n] !== made)) list.replaceChildren(...shown);
   if (focused && document.activeElement === document.body) (document.getElementById(focused)?.querySelector("a") ?? view).focus({ preventScroll: true });
