@@ -444,13 +444,10 @@ begin
 end
 $$;
 
--- Takes the locks that a retry of the run needs, if its workflow has a retry; after a success, those that the next run
--- of its chain needs. False if another transaction holds them. It waits at most 200 ms, since a client may keep its
--- transaction open. A caller that has locked the run already, against the order of locks (projects, run_counters,
--- runs), must not wait at all and sets p_wait to false.
-create function ops_private.lock_for_retry(
-    p_run_id uuid, p_wait boolean default true, p_succeeded boolean default false
-) returns boolean
+-- Takes the locks that a retry of the run needs, if its workflow has a retry; false if another transaction holds them.
+-- It waits at most 200 ms, since a client may keep its transaction open. A caller that has locked the run already,
+-- against the order of locks (projects, run_counters, runs), must not wait at all and sets p_wait to false.
+create function ops_private.lock_for_retry(p_run_id uuid, p_wait boolean default true) returns boolean
 language plpgsql volatile set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -459,8 +456,7 @@ begin
     select r.project_id into v_project_id
     from ops.runs as r
     join ops.workflows as w on w.id = r.workflow_id
-    where r.id = p_run_id
-        and case when p_succeeded then w.config ? 'then' else jsonb_typeof(w.config -> 'retry') = 'object' end;
+    where r.id = p_run_id and jsonb_typeof(w.config -> 'retry') = 'object';
     if v_project_id is null then
         return true;
     end if;
@@ -521,16 +517,46 @@ begin
 end
 $$;
 
--- Queues a retry of a failed run if its workflow's retry {max_attempts, on, delay_seconds} asks for it. The wait
--- doubles with each attempt, up to an hour; a random part of up to half is subtracted. If the configuration was changed
--- after the run was queued and its retry is invalid, the run is not retried.
+-- Queues a run that no person asked for, once for each key. run_id is null if a run has the key already, or if the run
+-- cannot be queued; then problem says why.
+create function ops_private.queue_once(
+    p_project_id uuid, p_workflow_id uuid, p_metadata jsonb, p_key text, p_parent ops.runs default null,
+    out run_id uuid, out problem text
+)
+language plpgsql volatile set search_path = pg_catalog, pg_temp
+as $$
+begin
+    problem := ops_private.check_workflow(p_workflow_id) ->> 'error';
+    if problem is not null then
+        return;
+    end if;
+    insert into ops.runs (project_id, workflow_id, metadata, created_by, parent_run_id, idempotency_key)
+    values (p_project_id, p_workflow_id, p_metadata, p_parent.created_by, p_parent.id, p_key)
+    on conflict (idempotency_key) do nothing
+    returning id into run_id;
+exception
+    when check_violation or sqlstate 'OPS04' then problem := sqlerrm;
+end
+$$;
+
+-- The wait after an attempt: p_first seconds after the first, doubled with each, up to an hour; less a random part of
+-- up to half.
+create function ops_private.backoff(p_attempt integer, p_first double precision) returns interval
+language plpgsql volatile set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return make_interval(secs => (1 - random() / 2) * least(3600, p_first * power(2, least(p_attempt, 20) - 1)));
+end
+$$;
+
+-- Queues a retry of a failed run if its workflow's retry {max_attempts, on, delay_seconds} asks for it. If the
+-- configuration was changed after the run was queued and its retry is invalid, the run is not retried.
 create function ops_private.retry_if_asked(p_run_id uuid) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_run ops.runs;
     v_retry jsonb;
-    v_delay interval;
 begin
     select r.* into v_run from ops.runs as r where r.id = p_run_id;
     select w.config -> 'retry' into v_retry from ops.workflows as w where w.id = v_run.workflow_id;
@@ -544,9 +570,8 @@ begin
         or ops_private.check_workflow(v_run.workflow_id) is not null then
         return;
     end if;
-    v_delay := make_interval(secs => (1 - random() / 2) * least(
-        3600, power(2, least(v_run.attempt, 20) - 1) * coalesce((v_retry ->> 'delay_seconds')::numeric, 10)));
-    perform ops_private.queue_retry(p_run_id, v_delay);
+    perform ops_private.queue_retry(p_run_id, ops_private.backoff(
+        v_run.attempt, coalesce((v_retry ->> 'delay_seconds')::double precision, 10)));
 end
 $$;
 

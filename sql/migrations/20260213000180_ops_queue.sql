@@ -490,8 +490,7 @@ begin
             w.paused,
             case when r.wanted_until <= ops_private.current_time() then
                 'time: it waited as long as it may; a worker cancels it soon' end,
-            case when w.scheduled_at = 'infinity'
-                and exists (select from ops.runs as r where r.id = w.run_id and r.approval = 'pending') then
+            case when r.approval = 'pending' then
                 to_char(w.wanted_until at time zone 'UTC',
                     '"approval: an admin approves or rejects it until "YYYY-MM-DD HH24:MI:SS" UTC"') end,
             to_char(w.scheduled_at at time zone 'UTC', '"time: due at "YYYY-MM-DD HH24:MI:SS" UTC"'),

@@ -106,7 +106,7 @@ declare
     v_labels constant text[] := coalesce(p_labels, '{}');
     v_wrong constant text := ops_private.bad_worker(p_worker_id, p_lease_seconds);
     v_taken constant text := ops_private.worker_id_taken(p_worker_id, p_instance_id);
-    v_blocked constant uuid[] := ops_private.blocked_workflows(p_worker_id);
+    v_blocked uuid[];
     v_run_id uuid;
     v_queued_at timestamptz;  -- when it was queued, returned to the queue, or became due
     v_payload jsonb;
@@ -120,6 +120,7 @@ begin
         perform ops_private.become_busy(p_instance_id);
         return jsonb_build_object('run_id', null, 'waiting', false, 'draining', true, 'message', 'the worker is drained');
     end if;
+    v_blocked := ops_private.blocked_workflows(p_worker_id);
 
     for v_try in 1 .. 20 loop
         v_run_id := ops_private.next_run(v_labels, v_blocked);
@@ -265,7 +266,7 @@ declare
     v_run ops.runs;
     v_status text := case p_exit_code when 0 then 'succeeded' else 'failed' end;
     v_locked boolean := true;
-    v_chained boolean := false;
+    v_chained uuid;  -- the project, if the workflow has then
     -- the event adds these two fields
     v_wrong constant text := case when p_details <> '{}' then ops_private.bad_document(
         'details', p_details || jsonb_build_object('reason', p_reason, 'exit_code', p_exit_code)) end;
@@ -273,13 +274,14 @@ begin
     if p_exit_code is distinct from 0 then
         perform ops_private.calling_worker();
         v_locked := ops_private.lock_for_retry(p_run_id);
-    elsif exists (
-        select from ops.runs as r join ops.workflows as w on w.id = r.workflow_id
-        where r.id = p_run_id and w.config ? 'then'
-    ) then
-        v_chained := true;
-        perform ops_private.calling_worker();
-        v_locked := ops_private.lock_for_retry(p_run_id, p_succeeded => true);
+    else
+        select r.project_id into v_chained
+        from ops.runs as r join ops.workflows as w on w.id = r.workflow_id
+        where r.id = p_run_id and w.config ? 'then';
+        if found then
+            perform ops_private.calling_worker();
+            v_locked := ops_private.lock_queue_briefly(v_chained);
+        end if;
     end if;
     v_refusal := ops_private.check_run(p_run_id, p_worker_id, p_instance_id, '{running}');
     if p_reason !~ '^[a-z][a-z0-9_]{0,62}$' then
@@ -300,7 +302,7 @@ begin
         returning r.* into v_run;
         if v_status = 'failed' then
             perform ops_private.record_failure(v_run, p_details, v_locked);
-        elsif v_chained and v_status = 'succeeded' then
+        elsif v_chained is not null and v_status = 'succeeded' then
             perform ops_private.continue_chain(p_run_id, v_locked);
         end if;
     else

@@ -388,7 +388,7 @@ declare
     v_max_lost constant integer := (select c.max_lost_leases from ops_private.control as c);
     v_lost record;
     v_run_id uuid;
-    v_succeeded boolean;
+    v_project_id uuid;
     v_requeued uuid[] := '{}'::uuid[];
     v_failed uuid[] := '{}'::uuid[];
     v_quarantined uuid[] := '{}'::uuid[];
@@ -419,12 +419,12 @@ begin
             v_failed := v_failed || v_lost.id;
         end if;
     end loop;
-    for v_run_id, v_succeeded in
-        select p.run_id, r.status = 'succeeded'
+    for v_run_id, v_project_id in
+        select p.run_id, r.project_id
         from ops_private.pending_retries as p join ops.runs as r on r.id = p.run_id
         order by p.run_id for update of p skip locked
     loop
-        if ops_private.lock_for_retry(v_run_id, p_wait => false, p_succeeded => v_succeeded) then
+        if ops_private.lock_queue_at_once(v_project_id) then
             begin
                 delete from ops_private.pending_retries as p where p.run_id = v_run_id;
                 perform ops_private.retry_if_asked(v_run_id);

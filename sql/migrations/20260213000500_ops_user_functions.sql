@@ -218,6 +218,27 @@ $$;
 
 -- Cancel ----------------------------------------------------------------------------------------------------
 
+-- Cancels a queued or claimed run, and asks the worker of a running one to stop it. The caller has locked the run.
+create function ops_private.stop_run(p_run_id uuid, p_status text, p_reason text, p_message text) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if p_status in ('queued', 'claimed') then
+        update ops.runs as r
+        set status = 'canceled', cancel_requested_at = ops_private.current_time(), reason = p_reason,
+            error_message = p_message
+        where r.id = p_run_id;
+        return;
+    end if;
+    update ops.runs as r set cancel_requested_at = ops_private.current_time()
+    where r.id = p_run_id and r.status = 'running' and r.cancel_requested_at is null;
+    if found then
+        perform ops_private.add_event(p_run_id, 'info', 'cancel requested', jsonb_strip_nulls(jsonb_build_object(
+            'actor', ops_private.actor(), 'reason', p_message)));
+    end if;
+end
+$$;
+
 -- Cancels a queued or claimed run at once; asks the worker to stop a running one. For a user who may not see the run,
 -- it does not exist.
 create function ops_private.cancel_run(p_run_id uuid, p_reason text) returns jsonb
@@ -244,10 +265,7 @@ begin
     end if;
 
     if v_run.status in ('queued', 'claimed') then
-        update ops.runs as r
-        set status = 'canceled', cancel_requested_at = ops_private.current_time(),
-            error_message = left(p_reason, 10000)
-        where r.id = p_run_id;
+        perform ops_private.stop_run(p_run_id, v_run.status, 'canceled', left(p_reason, 10000));
         return jsonb_build_object('success', true, 'status', 'canceled', 'message', 'the run is canceled');
     elsif v_run.status = 'canceled' then
         return jsonb_build_object('success', true, 'status', 'canceled', 'message', 'it already was');
@@ -256,10 +274,7 @@ begin
     end if;
 
     if v_run.cancel_requested_at is null then
-        update ops.runs as r set cancel_requested_at = ops_private.current_time() where r.id = p_run_id;
-        perform ops_private.add_event(
-            p_run_id, 'info', 'cancel requested', jsonb_strip_nulls(jsonb_build_object(
-                'actor', ops_private.actor(), 'reason', left(p_reason, 10000))));
+        perform ops_private.stop_run(p_run_id, v_run.status, 'canceled', left(p_reason, 10000));
     else
         perform pg_notify('ops_cancel', p_run_id::text);
     end if;
@@ -270,19 +285,34 @@ $$;
 
 -- Pause and limits ------------------------------------------------------------------------------------------
 
+-- Why the caller may not change something of a project; null if it may. p_project_id is null if the thing does not
+-- exist.
+create function ops_private.role_refusal(p_project_id uuid, p_roles text[], p_change text, p_thing text) returns jsonb
+language plpgsql stable set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_trusted constant boolean := ops_private.trusted();
+    v_role constant text := case when not v_trusted then ops.current_user_role(p_project_id) end;
+begin
+    return case
+        when v_role <> all (p_roles) then
+            ops_private.refusal('not_allowed', format('a %s may not %s', v_role, p_change))
+        when p_project_id is null or (v_role is null and not v_trusted) then
+            ops_private.refusal('not_found', 'there is no such ' || p_thing) end;
+end
+$$;
+
 -- Pauses a project, or resumes it. No worker claims a run of a paused project; active runs continue.
 create function ops_private.pause_project(p_project_id uuid, p_paused boolean, p_reason text) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_role constant text := ops.current_user_role(p_project_id);
+    v_refusal constant jsonb := ops_private.role_refusal(
+        (select p.id from ops.projects as p where p.id = p_project_id), '{admin,owner}'::text[], 'pause a project',
+        'project');
 begin
-    if not ops_private.trusted() and v_role is not null and v_role not in ('admin', 'owner') then
-        return ops_private.refusal('not_allowed', format('a %s may not pause a project', v_role));
-    end if;
-    if (v_role is null and not ops_private.trusted())
-        or not exists (select from ops.projects as p where p.id = p_project_id) then
-        return ops_private.refusal('not_found', 'there is no such project');
+    if v_refusal is not null then
+        return v_refusal;
     end if;
     insert into ops_private.project_limits as k (project_id) values (p_project_id) on conflict do nothing;
     update ops_private.project_limits as k

@@ -163,38 +163,29 @@ begin
 end
 $$;
 
--- Queues a run of the workflow as the child of a run. Returns why it did not; null if it did, or had done before.
+-- Queues a run of the workflow as the child of a run, with the source of that run. Returns why it did not; null if it
+-- did, or had done before.
 create function ops_private.queue_next_run(
-    p_run ops.runs, p_source jsonb, p_name text, p_found uuid[]
+    p_run ops.runs, p_source jsonb, p_chain uuid[], p_name text, p_found uuid[]
 ) returns text
 language plpgsql volatile set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_wrong constant text := ops_private.bad_name(p_name, p_found);
-    v_refusal jsonb;
-    v_next_id uuid;
+    v_next record;
 begin
     if v_wrong is not null then
         return v_wrong;
-    elsif p_found[1] = any (ops_private.chain_of(p_run.id)) then
+    elsif p_found[1] = any (p_chain) then
         return 'a run of this workflow is already in the chain';
     end if;
-    v_refusal := ops_private.check_workflow(p_found[1]);
-    if v_refusal is not null then
-        return v_refusal ->> 'error';
-    end if;
-    insert into ops.runs (project_id, workflow_id, metadata, created_by, parent_run_id, idempotency_key)
-    values (p_run.project_id, p_found[1], p_source, p_run.created_by, p_run.id,
-        format('then:%s:%s', p_run.id, p_found[1]))
-    on conflict (idempotency_key) do nothing
-    returning id into v_next_id;
-    if v_next_id is not null then
+    v_next := ops_private.queue_once(
+        p_run.project_id, p_found[1], p_source, format('then:%s:%s', p_run.id, p_found[1]), p_run);
+    if v_next.run_id is not null then
         perform ops_private.add_event(p_run.id, 'info', 'next run queued', jsonb_build_object(
-            'actor', ops_private.actor(), 'next_run_id', v_next_id, 'workflow', p_name));
+            'actor', ops_private.actor(), 'next_run_id', v_next.run_id, 'workflow', p_name));
     end if;
-    return null;
-exception
-    when check_violation or sqlstate 'OPS04' then return sqlerrm;
+    return v_next.problem;
 end
 $$;
 
@@ -205,14 +196,20 @@ as $$
 declare
     v_run ops.runs;
     v_workflow ops.workflows;
+    v_source jsonb;
+    v_chain uuid[];
     v_next record;
     v_wrong text;
 begin
     select r.* into v_run from ops.runs as r where r.id = p_run_id and r.status = 'succeeded';
+    if not found then
+        return;
+    end if;
     select w.* into v_workflow from ops.workflows as w where w.id = v_run.workflow_id;
+    v_source := ops_private.source_of(v_run, v_workflow);
+    v_chain := ops_private.chain_of(p_run_id);
     for v_next in select n.name, n.found from ops_private.next_workflows(v_workflow) as n loop
-        v_wrong := ops_private.queue_next_run(
-            v_run, ops_private.source_of(v_run, v_workflow), v_next.name, v_next.found);
+        v_wrong := ops_private.queue_next_run(v_run, v_source, v_chain, v_next.name, v_next.found);
         if v_wrong is not null then
             perform ops_private.add_event(
                 p_run_id, 'warning', left(format('%s is not queued: %s', v_next.name, v_wrong), 10000),
@@ -304,27 +301,6 @@ end
 $$;
 
 -- A newer run -----------------------------------------------------------------------------------------------
-
--- Cancels a queued or claimed run, and asks the worker of a running one to stop it. The caller has locked the run.
-create function ops_private.stop_run(p_run_id uuid, p_status text, p_reason text, p_message text) returns void
-language plpgsql volatile set search_path = pg_catalog, pg_temp
-as $$
-begin
-    if p_status in ('queued', 'claimed') then
-        update ops.runs as r
-        set status = 'canceled', cancel_requested_at = ops_private.current_time(), reason = p_reason,
-            error_message = p_message
-        where r.id = p_run_id;
-        return;
-    end if;
-    update ops.runs as r set cancel_requested_at = ops_private.current_time()
-    where r.id = p_run_id and r.cancel_requested_at is null;
-    if found then
-        perform ops_private.add_event(p_run_id, 'info', 'cancel requested', jsonb_build_object(
-            'actor', ops_private.actor(), 'reason', p_message));
-    end if;
-end
-$$;
 
 -- Cancels the runs that the newest of each workflow, concurrency key and git ref among p_run_ids supersedes: those that
 -- are queued, and with cancel_running also the active one. The caller holds the lock of the counter of their projects.

@@ -186,21 +186,18 @@ as $$
 declare
     v_found constant uuid[] := ops_private.workflows_named(p_project_id, p_name);
     v_key constant text := format('push:%s:%s:%s', p_project_id, v_found[1], p_key);
-    v_wrong text := ops_private.bad_name(p_name, v_found);
-    v_run_id uuid;
+    v_wrong constant text := ops_private.bad_name(p_name, v_found);
+    v_run record;
 begin
-    v_wrong := coalesce(v_wrong, ops_private.check_workflow(v_found[1]) ->> 'error');
-    if v_wrong is null then
-        insert into ops.runs (project_id, workflow_id, metadata, idempotency_key)
-        values (p_project_id, v_found[1], p_metadata, v_key)
-        on conflict (idempotency_key) do nothing returning id into v_run_id;
-        return jsonb_build_object('workflow', p_name, 'created', v_run_id is not null, 'run_id', coalesce(
-            v_run_id, (select r.id from ops.runs as r where r.idempotency_key = v_key)));
+    if v_wrong is not null then
+        return jsonb_build_object('workflow', p_name, 'created', false, 'error', v_wrong);
     end if;
-    return jsonb_build_object('workflow', p_name, 'created', false, 'error', v_wrong);
-exception
-    when check_violation or sqlstate 'OPS04' then
-        return jsonb_build_object('workflow', p_name, 'created', false, 'error', sqlerrm);
+    v_run := ops_private.queue_once(p_project_id, v_found[1], p_metadata, v_key);
+    if v_run.problem is not null then
+        return jsonb_build_object('workflow', p_name, 'created', false, 'error', v_run.problem);
+    end if;
+    return jsonb_build_object('workflow', p_name, 'created', v_run.run_id is not null, 'run_id', coalesce(
+        v_run.run_id, (select r.id from ops.runs as r where r.idempotency_key = v_key)));
 end
 $$;
 
@@ -344,13 +341,12 @@ create function ops_private.set_webhook_secret(p_project_id uuid, p_secret text)
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_role constant text := ops.current_user_role(p_project_id);
+    v_refusal constant jsonb := ops_private.role_refusal(
+        (select p.id from ops.projects as p where p.id = p_project_id), '{owner}'::text[],
+        'set the secret of the webhook', 'project');
 begin
-    if not ops_private.trusted() and v_role is not null and v_role <> 'owner' then
-        return ops_private.refusal('not_allowed', format('a %s may not set the secret of the webhook', v_role));
-    elsif (v_role is null and not ops_private.trusted())
-        or not exists (select from ops.projects as p where p.id = p_project_id) then
-        return ops_private.refusal('not_found', 'there is no such project');
+    if v_refusal is not null then
+        return v_refusal;
     elsif octet_length(p_secret) not between 16 and 1000 then
         return ops_private.refusal('bad_argument', 'the secret must have 16 to 1000 bytes');
     elsif p_secret is null then

@@ -25,13 +25,13 @@ create index schedules_next_idx on ops_private.schedules (next_at);
 
 -- Cron lines ------------------------------------------------------------------------------------------------
 
--- The values of one field of a cron line; null if the field is wrong. A weekday may be 7 for Sunday.
+-- The values of one field of a cron line; null if the field is wrong. A weekday, the only field with 7 as its highest
+-- value, may be 7 for Sunday.
 create function ops_private.cron_field(p_field text, p_least integer, p_most integer, p_names text[])
 returns integer[]
 language plpgsql immutable set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_top constant integer := case when p_names[1] = 'sun' then 7 else p_most end;
     v_values integer[] := '{}'::integer[];
     v_part text;
     v_found text[];
@@ -49,15 +49,15 @@ begin
         v_ends := case
             when v_found[1] is not null then array[p_least, p_most]
             when v_found[3] is not null then v_ends
-            when v_found[4] is not null then array[v_ends[1], v_top]
+            when v_found[4] is not null then array[v_ends[1], p_most]
             else array[v_ends[1], v_ends[1]] end;
-        if (v_step > 0 and p_least <= v_ends[1] and v_ends[1] <= v_ends[2] and v_ends[2] <= v_top) is not true then
+        if (v_step > 0 and p_least <= v_ends[1] and v_ends[1] <= v_ends[2] and v_ends[2] <= p_most) is not true then
             return null;
         end if;
         v_values := v_values || array(select generate_series(v_ends[1], v_ends[2], v_step));
     end loop;
     return array(
-        select distinct case when v_top > p_most and v.value = v_top then 0 else v.value end as value
+        select distinct case when p_most = 7 and v.value = 7 then 0 else v.value end as value
         from unnest(v_values) as v (value) order by value);
 end
 $$;
@@ -76,7 +76,7 @@ begin
             ops_private.cron_field(p.field, f.lowest, f.highest, f.names)
         from (values
             (1, 'minute', 0, 59, '{}'::text[]), (2, 'hour', 0, 23, '{}'), (3, 'day of month', 1, 31, '{}'),
-            (4, 'month', 1, 12, v_months), (5, 'day of week', 0, 6, v_days)
+            (4, 'month', 1, 12, v_months), (5, 'day of week', 0, 7, v_days)
         ) as f (place, name, lowest, highest, names)
         left join regexp_split_to_table(btrim(p_cron), '\s+') with ordinality as p (field, place) on p.place = f.place
         order by f.place;
@@ -174,7 +174,7 @@ begin
     end if;
     select format(
         '%s: expected numbers from %s to %s, as a list, a range or steps, got "%s"', f.name, f.lowest,
-        case f.name when 'day of week' then 7 else f.highest end, left(f.field, 60))
+        f.highest, left(f.field, 60))
     into v_wrong
     from ops_private.cron_fields(p_cron) as f where f.field_values is null limit 1;
     if v_wrong is null and ops_private.next_time(p_cron, 'UTC', ops_private.current_time()) is null then
@@ -269,25 +269,17 @@ declare
         when 'once' then p_line.next_at else greatest(p_line.next_at, v_now - interval '10 minutes') end;
     v_at constant timestamptz :=
         ops_private.next_time(p_line.cron, p_line.timezone, v_since - interval '1 microsecond');
-    v_refusal jsonb;
+    v_run record;
     v_problem text;
     v_queued integer := 0;
 begin
     if v_at <= v_now then
-        v_refusal := ops_private.check_workflow(p_line.workflow_id);
-        v_problem := v_refusal ->> 'error';
-    end if;
-    if v_at <= v_now and v_refusal is null then
-        begin
-            insert into ops.runs (project_id, workflow_id, metadata, idempotency_key)
-            values (p_project_id, p_line.workflow_id,
-                jsonb_build_object('scheduled_for', to_char(v_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')),
-                format('schedule:%s:%s:%s', p_line.workflow_id, p_line.place, extract(epoch from v_at)::bigint))
-            on conflict (idempotency_key) do nothing;
-            get diagnostics v_queued = row_count;
-        exception
-            when check_violation or sqlstate 'OPS04' then v_problem := left(sqlerrm, 1000);
-        end;
+        v_run := ops_private.queue_once(
+            p_project_id, p_line.workflow_id,
+            jsonb_build_object('scheduled_for', to_char(v_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')),
+            format('schedule:%s:%s:%s', p_line.workflow_id, p_line.place, extract(epoch from v_at)::bigint));
+        v_problem := left(v_run.problem, 1000);
+        v_queued := (v_run.run_id is not null)::integer;
     end if;
     update ops_private.schedules as s
     set next_at = ops_private.next_time(s.cron, s.timezone, v_now), problem = v_problem

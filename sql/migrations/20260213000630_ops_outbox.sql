@@ -415,8 +415,8 @@ begin
         delete from ops_private.outbox as o where o.delivery_id = p_delivery_id;
     else
         update ops_private.outbox as o
-        set leased_by = null, last_error = left(p_error, 500), due_at = v_now + make_interval(
-            secs => (1 - random() / 2) * least(3600, 10 * power(2, least(o.attempts, 20) - 1)))
+        set leased_by = null, last_error = left(p_error, 500),
+            due_at = v_now + ops_private.backoff(o.attempts, 10)
         where o.delivery_id = p_delivery_id;
     end if;
     return jsonb_build_object('success', true, 'given_up', v_given_up);

@@ -65,8 +65,8 @@ begin
         ['\y[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}\y', '<id>'],
         ['\y[a-z][a-z0-9+.-]*://[^\s"''<>]+', '<url>'],
         -- identifiers in quotes stay: their quotes become control characters until the other quoted texts are replaced
-        ['"([A-Za-z_][A-Za-z_.]*)"', '\x01\1\x02'],
-        ['(^|[\s(\[{=:,])''([A-Za-z_][A-Za-z_.]*)''', '\1\x03\2\x04'],
+        ['"([A-Za-z_][A-Za-z_.]*)"', E'\x01\\1\x02'],
+        ['(^|[\s(\[{=:,])''([A-Za-z_][A-Za-z_.]*)''', E'\\1\x03\\2\x04'],
         ['"[^"]*"', '<text>'],
         ['(^|[\s(\[{=:,])[bru]?''[^'']*''', '\1<text>'],
         ['(^|[\s(\[{=:,])(~|\.{1,2})?(/[^\s:,;()\[\]{}"''<>]+)+/?', '\1<path>'],
@@ -75,10 +75,9 @@ begin
         ['\d+([.,:]\d+)*', '<n>'],
         ['\s+', ' ']
     ] loop
-        v_text := regexp_replace(v_text, v_step[1], replace(replace(replace(replace(
-            v_step[2], '\x01', chr(1)), '\x02', chr(2)), '\x03', chr(3)), '\x04', chr(4)), 'g');
+        v_text := regexp_replace(v_text, v_step[1], v_step[2], 'g');
     end loop;
-    return left(btrim(translate(v_text, chr(1) || chr(2) || chr(3) || chr(4), '""''''')), 300);
+    return left(btrim(translate(v_text, E'\x01\x02\x03\x04', '""''''')), 300);
 end
 $$;
 
@@ -228,18 +227,14 @@ language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_project_id uuid;
-    v_role text;
+    v_refusal jsonb;
     v_marked text[];
 begin
     select r.project_id into v_project_id from ops.runs as r where r.id = p_run_id;
-    if not ops_private.trusted() then
-        v_role := ops.current_user_role(v_project_id);
-        if v_role = 'viewer' then
-            return ops_private.refusal('not_allowed', 'a viewer may not mark errors as known');
-        end if;
-    end if;
-    if v_project_id is null or (v_role is null and not ops_private.trusted()) then
-        return ops_private.refusal('not_found', 'there is no such run');
+    v_refusal := ops_private.role_refusal(
+        v_project_id, '{developer,admin,owner}'::text[], 'mark errors as known', 'run');
+    if v_refusal is not null then
+        return v_refusal;
     elsif length(p_note) > 1000 then
         return ops_private.refusal('bad_argument', 'the note must have at most 1000 characters');
     end if;

@@ -3,7 +3,8 @@
 -- Lost: nothing that is stored.
 
 drop function
-    ops_private.retry_if_asked, ops_private.check_workflow, ops_private.queue_retry, ops_private.lock_for_retry,
+    ops_private.retry_if_asked, ops_private.backoff, ops_private.queue_once,
+    ops_private.check_workflow, ops_private.queue_retry, ops_private.lock_for_retry,
     ops_private.lock_queue_at_once, ops_private.lock_queue_briefly, ops_private.retry_class, ops_private.lock_queue,
     ops_private.log_position, ops_private.check_run,
     ops_private.worker_id_taken, ops_private.bad_config, ops_private.bad_retry,

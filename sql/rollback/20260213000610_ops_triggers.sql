@@ -9,7 +9,7 @@ drop trigger check_triggers on ops.workflows;
 
 drop function
     ops.reject_run, ops.approve_run, ops_private.check_triggers, ops_private.decide_run, ops_private.is_superseded,
-    ops_private.supersede_older, ops_private.stop_run, ops_private.expire_queued_runs, ops_private.queue_terms,
+    ops_private.supersede_older, ops_private.expire_queued_runs, ops_private.queue_terms,
     ops_private.wanted_until, ops_private.continue_chain, ops_private.queue_next_runs, ops_private.queue_next_run,
     ops_private.source_of, ops_private.chain_of, ops_private.bad_chain, ops_private.next_workflows,
     ops_private.bad_name, ops_private.names_of, ops_private.workflows_named, ops_private.bad_triggers;

@@ -375,10 +375,7 @@ begin
     end if;
 
     if v_run.status in ('queued', 'claimed') then
-        update ops.runs as r
-        set status = 'canceled', cancel_requested_at = ops_private.current_time(),
-            error_message = left(p_reason, 10000)
-        where r.id = p_run_id;
+        perform ops_private.stop_run(p_run_id, v_run.status, 'canceled', left(p_reason, 10000));
         return jsonb_build_object('success', true, 'status', 'canceled', 'message', 'the run is canceled');
     elsif v_run.status = 'canceled' then
         return jsonb_build_object('success', true, 'status', 'canceled', 'message', 'it already was');
@@ -387,10 +384,7 @@ begin
     end if;
 
     if v_run.cancel_requested_at is null then
-        update ops.runs as r set cancel_requested_at = ops_private.current_time() where r.id = p_run_id;
-        perform ops_private.add_event(
-            p_run_id, 'info', 'cancel requested', jsonb_strip_nulls(jsonb_build_object(
-                'actor', ops_private.actor(), 'reason', left(p_reason, 10000))));
+        perform ops_private.stop_run(p_run_id, v_run.status, 'canceled', left(p_reason, 10000));
     else
         perform pg_notify('ops_cancel', p_run_id::text);
     end if;
@@ -413,7 +407,7 @@ declare
     v_labels constant text[] := coalesce(p_labels, '{}');
     v_wrong constant text := ops_private.bad_worker(p_worker_id, p_lease_seconds);
     v_taken constant text := ops_private.worker_id_taken(p_worker_id, p_instance_id);
-    v_blocked constant uuid[] := ops_private.blocked_workflows(p_worker_id);
+    v_blocked uuid[];
     v_run_id uuid;
     v_queued_at timestamptz;  -- when it was queued, returned to the queue, or became due
     v_payload jsonb;
@@ -427,6 +421,7 @@ begin
         perform ops_private.become_busy(p_instance_id);
         return jsonb_build_object('run_id', null, 'waiting', false, 'draining', true, 'message', 'the worker is drained');
     end if;
+    v_blocked := ops_private.blocked_workflows(p_worker_id);
 
     for v_try in 1 .. 20 loop
         v_run_id := ops_private.next_run(v_labels, v_blocked);
@@ -479,7 +474,7 @@ declare
     v_run ops.runs;
     v_status text := case p_exit_code when 0 then 'succeeded' else 'failed' end;
     v_locked boolean := true;
-    v_chained boolean := false;
+    v_chained uuid;  -- the project, if the workflow has then
     -- the event adds these two fields
     v_wrong constant text := case when p_details <> '{}' then ops_private.bad_document(
         'details', p_details || jsonb_build_object('reason', p_reason, 'exit_code', p_exit_code)) end;
@@ -487,13 +482,14 @@ begin
     if p_exit_code is distinct from 0 then
         perform ops_private.calling_worker();
         v_locked := ops_private.lock_for_retry(p_run_id);
-    elsif exists (
-        select from ops.runs as r join ops.workflows as w on w.id = r.workflow_id
-        where r.id = p_run_id and w.config ? 'then'
-    ) then
-        v_chained := true;
-        perform ops_private.calling_worker();
-        v_locked := ops_private.lock_for_retry(p_run_id, p_succeeded => true);
+    else
+        select r.project_id into v_chained
+        from ops.runs as r join ops.workflows as w on w.id = r.workflow_id
+        where r.id = p_run_id and w.config ? 'then';
+        if found then
+            perform ops_private.calling_worker();
+            v_locked := ops_private.lock_queue_briefly(v_chained);
+        end if;
     end if;
     v_refusal := ops_private.check_run(p_run_id, p_worker_id, p_instance_id, '{running}');
     if p_reason !~ '^[a-z][a-z0-9_]{0,62}$' then
@@ -514,7 +510,7 @@ begin
         returning r.* into v_run;
         if v_status = 'failed' then
             perform ops_private.record_failure(v_run, p_details, v_locked);
-        elsif v_chained and v_status = 'succeeded' then
+        elsif v_chained is not null and v_status = 'succeeded' then
             perform ops_private.continue_chain(p_run_id, v_locked);
         end if;
     else
@@ -823,18 +819,14 @@ CREATE FUNCTION ops_private.mark_known(p_run_id uuid, p_fingerprint text, p_note
     AS $$
 declare
     v_project_id uuid;
-    v_role text;
+    v_refusal jsonb;
     v_marked text[];
 begin
     select r.project_id into v_project_id from ops.runs as r where r.id = p_run_id;
-    if not ops_private.trusted() then
-        v_role := ops.current_user_role(v_project_id);
-        if v_role = 'viewer' then
-            return ops_private.refusal('not_allowed', 'a viewer may not mark errors as known');
-        end if;
-    end if;
-    if v_project_id is null or (v_role is null and not ops_private.trusted()) then
-        return ops_private.refusal('not_found', 'there is no such run');
+    v_refusal := ops_private.role_refusal(
+        v_project_id, '{developer,admin,owner}'::text[], 'mark errors as known', 'run');
+    if v_refusal is not null then
+        return v_refusal;
     elsif length(p_note) > 1000 then
         return ops_private.refusal('bad_argument', 'the note must have at most 1000 characters');
     end if;
@@ -892,14 +884,12 @@ CREATE FUNCTION ops_private.pause_project(p_project_id uuid, p_paused boolean, p
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 declare
-    v_role constant text := ops.current_user_role(p_project_id);
+    v_refusal constant jsonb := ops_private.role_refusal(
+        (select p.id from ops.projects as p where p.id = p_project_id), '{admin,owner}'::text[], 'pause a project',
+        'project');
 begin
-    if not ops_private.trusted() and v_role is not null and v_role not in ('admin', 'owner') then
-        return ops_private.refusal('not_allowed', format('a %s may not pause a project', v_role));
-    end if;
-    if (v_role is null and not ops_private.trusted())
-        or not exists (select from ops.projects as p where p.id = p_project_id) then
-        return ops_private.refusal('not_found', 'there is no such project');
+    if v_refusal is not null then
+        return v_refusal;
     end if;
     insert into ops_private.project_limits as k (project_id) values (p_project_id) on conflict do nothing;
     update ops_private.project_limits as k
@@ -994,7 +984,7 @@ declare
     v_max_lost constant integer := (select c.max_lost_leases from ops_private.control as c);
     v_lost record;
     v_run_id uuid;
-    v_succeeded boolean;
+    v_project_id uuid;
     v_requeued uuid[] := '{}'::uuid[];
     v_failed uuid[] := '{}'::uuid[];
     v_quarantined uuid[] := '{}'::uuid[];
@@ -1025,12 +1015,12 @@ begin
             v_failed := v_failed || v_lost.id;
         end if;
     end loop;
-    for v_run_id, v_succeeded in
-        select p.run_id, r.status = 'succeeded'
+    for v_run_id, v_project_id in
+        select p.run_id, r.project_id
         from ops_private.pending_retries as p join ops.runs as r on r.id = p.run_id
         order by p.run_id for update of p skip locked
     loop
-        if ops_private.lock_for_retry(v_run_id, p_wait => false, p_succeeded => v_succeeded) then
+        if ops_private.lock_queue_at_once(v_project_id) then
             begin
                 delete from ops_private.pending_retries as p where p.run_id = v_run_id;
                 perform ops_private.retry_if_asked(v_run_id);
@@ -1642,13 +1632,12 @@ CREATE FUNCTION ops_private.set_webhook_secret(p_project_id uuid, p_secret text)
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 declare
-    v_role constant text := ops.current_user_role(p_project_id);
+    v_refusal constant jsonb := ops_private.role_refusal(
+        (select p.id from ops.projects as p where p.id = p_project_id), '{owner}'::text[],
+        'set the secret of the webhook', 'project');
 begin
-    if not ops_private.trusted() and v_role is not null and v_role <> 'owner' then
-        return ops_private.refusal('not_allowed', format('a %s may not set the secret of the webhook', v_role));
-    elsif (v_role is null and not ops_private.trusted())
-        or not exists (select from ops.projects as p where p.id = p_project_id) then
-        return ops_private.refusal('not_found', 'there is no such project');
+    if v_refusal is not null then
+        return v_refusal;
     elsif octet_length(p_secret) not between 16 and 1000 then
         return ops_private.refusal('bad_argument', 'the secret must have 16 to 1000 bytes');
     elsif p_secret is null then
@@ -1690,8 +1679,8 @@ begin
         delete from ops_private.outbox as o where o.delivery_id = p_delivery_id;
     else
         update ops_private.outbox as o
-        set leased_by = null, last_error = left(p_error, 500), due_at = v_now + make_interval(
-            secs => (1 - random() / 2) * least(3600, 10 * power(2, least(o.attempts, 20) - 1)))
+        set leased_by = null, last_error = left(p_error, 500),
+            due_at = v_now + ops_private.backoff(o.attempts, 10)
         where o.delivery_id = p_delivery_id;
     end if;
     return jsonb_build_object('success', true, 'given_up', v_given_up);
@@ -2203,6 +2192,15 @@ CREATE FUNCTION ops_private.archived_projects(p_database_id uuid, p_project_ids 
             where c.database_id = p_database_id and c.fingerprint = ops_private.fingerprint());
 $$;
 
+CREATE FUNCTION ops_private.backoff(p_attempt integer, p_first double precision) RETURNS interval
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return make_interval(secs => (1 - random() / 2) * least(3600, p_first * power(2, least(p_attempt, 20) - 1)));
+end
+$$;
+
 CREATE FUNCTION ops_private.is_git_ref(p_ref text) RETURNS boolean
     LANGUAGE plpgsql IMMUTABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -2308,7 +2306,7 @@ begin
     end if;
     select format(
         '%s: expected numbers from %s to %s, as a list, a range or steps, got "%s"', f.name, f.lowest,
-        case f.name when 'day of week' then 7 else f.highest end, left(f.field, 60))
+        f.highest, left(f.field, 60))
     into v_wrong
     from ops_private.cron_fields(p_cron) as f where f.field_values is null limit 1;
     if v_wrong is null and ops_private.next_time(p_cron, 'UTC', ops_private.current_time()) is null then
@@ -3052,7 +3050,6 @@ CREATE FUNCTION ops_private.cron_field(p_field text, p_least integer, p_most int
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
 declare
-    v_top constant integer := case when p_names[1] = 'sun' then 7 else p_most end;
     v_values integer[] := '{}'::integer[];
     v_part text;
     v_found text[];
@@ -3070,15 +3067,15 @@ begin
         v_ends := case
             when v_found[1] is not null then array[p_least, p_most]
             when v_found[3] is not null then v_ends
-            when v_found[4] is not null then array[v_ends[1], v_top]
+            when v_found[4] is not null then array[v_ends[1], p_most]
             else array[v_ends[1], v_ends[1]] end;
-        if (v_step > 0 and p_least <= v_ends[1] and v_ends[1] <= v_ends[2] and v_ends[2] <= v_top) is not true then
+        if (v_step > 0 and p_least <= v_ends[1] and v_ends[1] <= v_ends[2] and v_ends[2] <= p_most) is not true then
             return null;
         end if;
         v_values := v_values || array(select generate_series(v_ends[1], v_ends[2], v_step));
     end loop;
     return array(
-        select distinct case when v_top > p_most and v.value = v_top then 0 else v.value end as value
+        select distinct case when p_most = 7 and v.value = 7 then 0 else v.value end as value
         from unnest(v_values) as v (value) order by value);
 end
 $_$;
@@ -3096,7 +3093,7 @@ begin
             ops_private.cron_field(p.field, f.lowest, f.highest, f.names)
         from (values
             (1, 'minute', 0, 59, '{}'::text[]), (2, 'hour', 0, 23, '{}'), (3, 'day of month', 1, 31, '{}'),
-            (4, 'month', 1, 12, v_months), (5, 'day of week', 0, 6, v_days)
+            (4, 'month', 1, 12, v_months), (5, 'day of week', 0, 7, v_days)
         ) as f (place, name, lowest, highest, names)
         left join regexp_split_to_table(btrim(p_cron), '\s+') with ordinality as p (field, place) on p.place = f.place
         order by f.place;
@@ -3575,25 +3572,17 @@ declare
         when 'once' then p_line.next_at else greatest(p_line.next_at, v_now - interval '10 minutes') end;
     v_at constant timestamptz :=
         ops_private.next_time(p_line.cron, p_line.timezone, v_since - interval '1 microsecond');
-    v_refusal jsonb;
+    v_run record;
     v_problem text;
     v_queued integer := 0;
 begin
     if v_at <= v_now then
-        v_refusal := ops_private.check_workflow(p_line.workflow_id);
-        v_problem := v_refusal ->> 'error';
-    end if;
-    if v_at <= v_now and v_refusal is null then
-        begin
-            insert into ops.runs (project_id, workflow_id, metadata, idempotency_key)
-            values (p_project_id, p_line.workflow_id,
-                jsonb_build_object('scheduled_for', to_char(v_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')),
-                format('schedule:%s:%s:%s', p_line.workflow_id, p_line.place, extract(epoch from v_at)::bigint))
-            on conflict (idempotency_key) do nothing;
-            get diagnostics v_queued = row_count;
-        exception
-            when check_violation or sqlstate 'OPS04' then v_problem := left(sqlerrm, 1000);
-        end;
+        v_run := ops_private.queue_once(
+            p_project_id, p_line.workflow_id,
+            jsonb_build_object('scheduled_for', to_char(v_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')),
+            format('schedule:%s:%s:%s', p_line.workflow_id, p_line.place, extract(epoch from v_at)::bigint));
+        v_problem := left(v_run.problem, 1000);
+        v_queued := (v_run.run_id is not null)::integer;
     end if;
     update ops_private.schedules as s
     set next_at = ops_private.next_time(s.cron, s.timezone, v_now), problem = v_problem
@@ -4039,7 +4028,7 @@ begin
 end
 $$;
 
-CREATE FUNCTION ops_private.lock_for_retry(p_run_id uuid, p_wait boolean DEFAULT true, p_succeeded boolean DEFAULT false) RETURNS boolean
+CREATE FUNCTION ops_private.lock_for_retry(p_run_id uuid, p_wait boolean DEFAULT true) RETURNS boolean
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
@@ -4049,8 +4038,7 @@ begin
     select r.project_id into v_project_id
     from ops.runs as r
     join ops.workflows as w on w.id = r.workflow_id
-    where r.id = p_run_id
-        and case when p_succeeded then w.config ? 'then' else jsonb_typeof(w.config -> 'retry') = 'object' end;
+    where r.id = p_run_id and jsonb_typeof(w.config -> 'retry') = 'object';
     if v_project_id is null then
         return true;
     end if;
@@ -4376,8 +4364,8 @@ begin
         ['\y[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}\y', '<id>'],
         ['\y[a-z][a-z0-9+.-]*://[^\s"''<>]+', '<url>'],
         -- identifiers in quotes stay: their quotes become control characters until the other quoted texts are replaced
-        ['"([A-Za-z_][A-Za-z_.]*)"', '\x01\1\x02'],
-        ['(^|[\s(\[{=:,])''([A-Za-z_][A-Za-z_.]*)''', '\1\x03\2\x04'],
+        ['"([A-Za-z_][A-Za-z_.]*)"', E'\x01\\1\x02'],
+        ['(^|[\s(\[{=:,])''([A-Za-z_][A-Za-z_.]*)''', E'\\1\x03\\2\x04'],
         ['"[^"]*"', '<text>'],
         ['(^|[\s(\[{=:,])[bru]?''[^'']*''', '\1<text>'],
         ['(^|[\s(\[{=:,])(~|\.{1,2})?(/[^\s:,;()\[\]{}"''<>]+)+/?', '\1<path>'],
@@ -4386,10 +4374,9 @@ begin
         ['\d+([.,:]\d+)*', '<n>'],
         ['\s+', ' ']
     ] loop
-        v_text := regexp_replace(v_text, v_step[1], replace(replace(replace(replace(
-            v_step[2], '\x01', chr(1)), '\x02', chr(2)), '\x03', chr(3)), '\x04', chr(4)), 'g');
+        v_text := regexp_replace(v_text, v_step[1], v_step[2], 'g');
     end loop;
-    return left(btrim(translate(v_text, chr(1) || chr(2) || chr(3) || chr(4), '""''''')), 300);
+    return left(btrim(translate(v_text, E'\x01\x02\x03\x04', '""''''')), 300);
 end
 $$;
 
@@ -4709,36 +4696,26 @@ begin
 end
 $$;
 
-CREATE FUNCTION ops_private.queue_next_run(p_run ops.runs, p_source jsonb, p_name text, p_found uuid[]) RETURNS text
+CREATE FUNCTION ops_private.queue_next_run(p_run ops.runs, p_source jsonb, p_chain uuid[], p_name text, p_found uuid[]) RETURNS text
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 declare
     v_wrong constant text := ops_private.bad_name(p_name, p_found);
-    v_refusal jsonb;
-    v_next_id uuid;
+    v_next record;
 begin
     if v_wrong is not null then
         return v_wrong;
-    elsif p_found[1] = any (ops_private.chain_of(p_run.id)) then
+    elsif p_found[1] = any (p_chain) then
         return 'a run of this workflow is already in the chain';
     end if;
-    v_refusal := ops_private.check_workflow(p_found[1]);
-    if v_refusal is not null then
-        return v_refusal ->> 'error';
-    end if;
-    insert into ops.runs (project_id, workflow_id, metadata, created_by, parent_run_id, idempotency_key)
-    values (p_run.project_id, p_found[1], p_source, p_run.created_by, p_run.id,
-        format('then:%s:%s', p_run.id, p_found[1]))
-    on conflict (idempotency_key) do nothing
-    returning id into v_next_id;
-    if v_next_id is not null then
+    v_next := ops_private.queue_once(
+        p_run.project_id, p_found[1], p_source, format('then:%s:%s', p_run.id, p_found[1]), p_run);
+    if v_next.run_id is not null then
         perform ops_private.add_event(p_run.id, 'info', 'next run queued', jsonb_build_object(
-            'actor', ops_private.actor(), 'next_run_id', v_next_id, 'workflow', p_name));
+            'actor', ops_private.actor(), 'next_run_id', v_next.run_id, 'workflow', p_name));
     end if;
-    return null;
-exception
-    when check_violation or sqlstate 'OPS04' then return sqlerrm;
+    return v_next.problem;
 end
 $$;
 
@@ -4750,20 +4727,44 @@ CREATE FUNCTION ops_private.queue_next_runs(p_run_id uuid) RETURNS void
 declare
     v_run ops.runs;
     v_workflow ops.workflows;
+    v_source jsonb;
+    v_chain uuid[];
     v_next record;
     v_wrong text;
 begin
     select r.* into v_run from ops.runs as r where r.id = p_run_id and r.status = 'succeeded';
+    if not found then
+        return;
+    end if;
     select w.* into v_workflow from ops.workflows as w where w.id = v_run.workflow_id;
+    v_source := ops_private.source_of(v_run, v_workflow);
+    v_chain := ops_private.chain_of(p_run_id);
     for v_next in select n.name, n.found from ops_private.next_workflows(v_workflow) as n loop
-        v_wrong := ops_private.queue_next_run(
-            v_run, ops_private.source_of(v_run, v_workflow), v_next.name, v_next.found);
+        v_wrong := ops_private.queue_next_run(v_run, v_source, v_chain, v_next.name, v_next.found);
         if v_wrong is not null then
             perform ops_private.add_event(
                 p_run_id, 'warning', left(format('%s is not queued: %s', v_next.name, v_wrong), 10000),
                 jsonb_build_object('reason', 'chain_broken', 'workflow', v_next.name));
         end if;
     end loop;
+end
+$$;
+
+CREATE FUNCTION ops_private.queue_once(p_project_id uuid, p_workflow_id uuid, p_metadata jsonb, p_key text, p_parent ops.runs DEFAULT NULL::ops.runs, OUT run_id uuid, OUT problem text) RETURNS record
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    problem := ops_private.check_workflow(p_workflow_id) ->> 'error';
+    if problem is not null then
+        return;
+    end if;
+    insert into ops.runs (project_id, workflow_id, metadata, created_by, parent_run_id, idempotency_key)
+    values (p_project_id, p_workflow_id, p_metadata, p_parent.created_by, p_parent.id, p_key)
+    on conflict (idempotency_key) do nothing
+    returning id into run_id;
+exception
+    when check_violation or sqlstate 'OPS04' then problem := sqlerrm;
 end
 $$;
 
@@ -4804,8 +4805,7 @@ begin
             w.paused,
             case when r.wanted_until <= ops_private.current_time() then
                 'time: it waited as long as it may; a worker cancels it soon' end,
-            case when w.scheduled_at = 'infinity'
-                and exists (select from ops.runs as r where r.id = w.run_id and r.approval = 'pending') then
+            case when r.approval = 'pending' then
                 to_char(w.wanted_until at time zone 'UTC',
                     '"approval: an admin approves or rejects it until "YYYY-MM-DD HH24:MI:SS" UTC"') end,
             to_char(w.scheduled_at at time zone 'UTC', '"time: due at "YYYY-MM-DD HH24:MI:SS" UTC"'),
@@ -4829,21 +4829,18 @@ CREATE FUNCTION ops_private.queue_push(p_project_id uuid, p_name text, p_metadat
 declare
     v_found constant uuid[] := ops_private.workflows_named(p_project_id, p_name);
     v_key constant text := format('push:%s:%s:%s', p_project_id, v_found[1], p_key);
-    v_wrong text := ops_private.bad_name(p_name, v_found);
-    v_run_id uuid;
+    v_wrong constant text := ops_private.bad_name(p_name, v_found);
+    v_run record;
 begin
-    v_wrong := coalesce(v_wrong, ops_private.check_workflow(v_found[1]) ->> 'error');
-    if v_wrong is null then
-        insert into ops.runs (project_id, workflow_id, metadata, idempotency_key)
-        values (p_project_id, v_found[1], p_metadata, v_key)
-        on conflict (idempotency_key) do nothing returning id into v_run_id;
-        return jsonb_build_object('workflow', p_name, 'created', v_run_id is not null, 'run_id', coalesce(
-            v_run_id, (select r.id from ops.runs as r where r.idempotency_key = v_key)));
+    if v_wrong is not null then
+        return jsonb_build_object('workflow', p_name, 'created', false, 'error', v_wrong);
     end if;
-    return jsonb_build_object('workflow', p_name, 'created', false, 'error', v_wrong);
-exception
-    when check_violation or sqlstate 'OPS04' then
-        return jsonb_build_object('workflow', p_name, 'created', false, 'error', sqlerrm);
+    v_run := ops_private.queue_once(p_project_id, v_found[1], p_metadata, v_key);
+    if v_run.problem is not null then
+        return jsonb_build_object('workflow', p_name, 'created', false, 'error', v_run.problem);
+    end if;
+    return jsonb_build_object('workflow', p_name, 'created', v_run.run_id is not null, 'run_id', coalesce(
+        v_run.run_id, (select r.id from ops.runs as r where r.idempotency_key = v_key)));
 end
 $$;
 
@@ -5126,7 +5123,6 @@ CREATE FUNCTION ops_private.retry_if_asked(p_run_id uuid) RETURNS void
 declare
     v_run ops.runs;
     v_retry jsonb;
-    v_delay interval;
 begin
     select r.* into v_run from ops.runs as r where r.id = p_run_id;
     select w.config -> 'retry' into v_retry from ops.workflows as w where w.id = v_run.workflow_id;
@@ -5140,9 +5136,24 @@ begin
         or ops_private.check_workflow(v_run.workflow_id) is not null then
         return;
     end if;
-    v_delay := make_interval(secs => (1 - random() / 2) * least(
-        3600, power(2, least(v_run.attempt, 20) - 1) * coalesce((v_retry ->> 'delay_seconds')::numeric, 10)));
-    perform ops_private.queue_retry(p_run_id, v_delay);
+    perform ops_private.queue_retry(p_run_id, ops_private.backoff(
+        v_run.attempt, coalesce((v_retry ->> 'delay_seconds')::double precision, 10)));
+end
+$$;
+
+CREATE FUNCTION ops_private.role_refusal(p_project_id uuid, p_roles text[], p_change text, p_thing text) RETURNS jsonb
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_trusted constant boolean := ops_private.trusted();
+    v_role constant text := case when not v_trusted then ops.current_user_role(p_project_id) end;
+begin
+    return case
+        when v_role <> all (p_roles) then
+            ops_private.refusal('not_allowed', format('a %s may not %s', v_role, p_change))
+        when p_project_id is null or (v_role is null and not v_trusted) then
+            ops_private.refusal('not_found', 'there is no such ' || p_thing) end;
 end
 $$;
 
@@ -5333,10 +5344,10 @@ begin
         return;
     end if;
     update ops.runs as r set cancel_requested_at = ops_private.current_time()
-    where r.id = p_run_id and r.cancel_requested_at is null;
+    where r.id = p_run_id and r.status = 'running' and r.cancel_requested_at is null;
     if found then
-        perform ops_private.add_event(p_run_id, 'info', 'cancel requested', jsonb_build_object(
-            'actor', ops_private.actor(), 'reason', p_message));
+        perform ops_private.add_event(p_run_id, 'info', 'cancel requested', jsonb_strip_nulls(jsonb_build_object(
+            'actor', ops_private.actor(), 'reason', p_message)));
     end if;
 end
 $$;
@@ -6736,6 +6747,8 @@ REVOKE ALL ON FUNCTION ops_private.apply_push(p_project_id uuid, p_forge text, p
 REVOKE ALL ON FUNCTION ops_private.archived_projects(p_database_id uuid, p_project_ids uuid[]) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops_private.archived_projects(p_database_id uuid, p_project_ids uuid[]) TO service_role;
 
+REVOKE ALL ON FUNCTION ops_private.backoff(p_attempt integer, p_first double precision) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.is_git_ref(p_ref text) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops_private.is_git_ref(p_ref text) TO authenticated;
 GRANT ALL ON FUNCTION ops_private.is_git_ref(p_ref text) TO service_role;
@@ -6925,7 +6938,7 @@ REVOKE ALL ON FUNCTION ops_private.last_errors(p_run_id uuid, p_limit integer) F
 
 REVOKE ALL ON FUNCTION ops_private.leave_queue() FROM PUBLIC;
 
-REVOKE ALL ON FUNCTION ops_private.lock_for_retry(p_run_id uuid, p_wait boolean, p_succeeded boolean) FROM PUBLIC;
+REVOKE ALL ON FUNCTION ops_private.lock_for_retry(p_run_id uuid, p_wait boolean) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.lock_log(p_run_id uuid, p_project_id uuid) FROM PUBLIC;
 
@@ -6993,9 +7006,11 @@ REVOKE ALL ON FUNCTION ops_private.queue_is_full(p_project_id uuid, p_more integ
 
 REVOKE ALL ON FUNCTION ops_private.queue_new_runs(p_run_ids uuid[]) FROM PUBLIC;
 
-REVOKE ALL ON FUNCTION ops_private.queue_next_run(p_run ops.runs, p_source jsonb, p_name text, p_found uuid[]) FROM PUBLIC;
+REVOKE ALL ON FUNCTION ops_private.queue_next_run(p_run ops.runs, p_source jsonb, p_chain uuid[], p_name text, p_found uuid[]) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.queue_next_runs(p_run_id uuid) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.queue_once(p_project_id uuid, p_workflow_id uuid, p_metadata jsonb, p_key text, p_parent ops.runs, OUT run_id uuid, OUT problem text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.queue_order(p_projects uuid[], p_limit bigint) FROM PUBLIC;
 
@@ -7031,6 +7046,8 @@ GRANT ALL ON FUNCTION ops_private.retire_artifacts(p_store text, p_worker_id tex
 REVOKE ALL ON FUNCTION ops_private.retry_class(p_reason text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.retry_if_asked(p_run_id uuid) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.role_refusal(p_project_id uuid, p_roles text[], p_change text, p_thing text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.run_git(p_metadata jsonb, p_key text, p_default text) FROM PUBLIC;
 
