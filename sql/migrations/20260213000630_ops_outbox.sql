@@ -92,6 +92,16 @@ begin
 end
 $$;
 
+-- The commit of a run, as its program sees it: that of the workflow belongs to the git ref of the workflow.
+create function ops_private.run_commit(p_metadata jsonb, p_default text) returns text
+language plpgsql immutable set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return ops_private.run_git(
+        p_metadata, 'git_commit', case when p_metadata ->> 'git_ref' is null then p_default end);
+end
+$$;
+
 -- Whether the run that ended last before this one, of the same workflow and git ref, failed. It looks at the last 1,000
 -- runs of the project. Canceled runs do not count.
 create function ops_private.was_red(p_run ops.runs) returns boolean
@@ -141,7 +151,7 @@ begin
             from ops_private.destinations as s where s.seen_at > v_now - interval '24 hours'
         ) as d on (p_event = any (d.events) or ('every' = any (d.events) and p_event not in ('queued', 'started')))
             and (not d.commits_only
-                or ops_private.is_commit(ops_private.run_git(r.metadata, 'git_commit', w.git_commit)))
+                or ops_private.is_commit(ops_private.run_commit(r.metadata, w.git_commit)))
             and ops_private.matches_one(p.slug, d.projects)
             and (ops_private.matches_one(w.name, d.workflows) or ops_private.matches_one(w.workflow_type, d.workflows))
             and ops_private.matches_one(ops_private.run_git(r.metadata, 'git_ref', w.git_ref), d.branches)
@@ -230,7 +240,7 @@ begin
             'run', jsonb_build_object(
                 'run_id', r.id, 'project', p.slug, 'run_number', r.run_number, 'workflow_type', w.workflow_type,
                 'workflow', w.name, 'git_ref', ops_private.run_git(r.metadata, 'git_ref', w.git_ref),
-                'git_commit', ops_private.run_git(r.metadata, 'git_commit', w.git_commit), 'attempt', r.attempt,
+                'git_commit', ops_private.run_commit(r.metadata, w.git_commit), 'attempt', r.attempt,
                 'reason', r.reason, 'exit_code', r.exit_code, 'error_message', left(r.error_message, 2000),
                 'started_at', r.started_at, 'finished_at', r.finished_at, 'claimed_by', r.claimed_by, 'tests', r.tests),
             'known', case p_message.event when 'red' then to_jsonb(array(

@@ -9,5 +9,5 @@ drop function
     ops.settle_delivery, ops.take_deliveries, ops.register_destinations, ops_private.prune_outbox,
     ops_private.bad_destination, ops_private.check_notifier, ops_private.delivery_payload, ops_private.known_lines,
     ops_private.last_errors, ops_private.tell_queued, ops_private.tell_change, ops_private.fill_outbox,
-    ops_private.was_red, ops_private.is_commit, ops_private.run_git, ops_private.matches_one;
+    ops_private.was_red, ops_private.is_commit, ops_private.run_commit, ops_private.run_git, ops_private.matches_one;
 drop table ops_private.outbox, ops_private.destinations;

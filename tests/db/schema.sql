@@ -3208,7 +3208,7 @@ begin
             'run', jsonb_build_object(
                 'run_id', r.id, 'project', p.slug, 'run_number', r.run_number, 'workflow_type', w.workflow_type,
                 'workflow', w.name, 'git_ref', ops_private.run_git(r.metadata, 'git_ref', w.git_ref),
-                'git_commit', ops_private.run_git(r.metadata, 'git_commit', w.git_commit), 'attempt', r.attempt,
+                'git_commit', ops_private.run_commit(r.metadata, w.git_commit), 'attempt', r.attempt,
                 'reason', r.reason, 'exit_code', r.exit_code, 'error_message', left(r.error_message, 2000),
                 'started_at', r.started_at, 'finished_at', r.finished_at, 'claimed_by', r.claimed_by, 'tests', r.tests),
             'known', case p_message.event when 'red' then to_jsonb(array(
@@ -3480,7 +3480,7 @@ begin
             from ops_private.destinations as s where s.seen_at > v_now - interval '24 hours'
         ) as d on (p_event = any (d.events) or ('every' = any (d.events) and p_event not in ('queued', 'started')))
             and (not d.commits_only
-                or ops_private.is_commit(ops_private.run_git(r.metadata, 'git_commit', w.git_commit)))
+                or ops_private.is_commit(ops_private.run_commit(r.metadata, w.git_commit)))
             and ops_private.matches_one(p.slug, d.projects)
             and (ops_private.matches_one(w.name, d.workflows) or ops_private.matches_one(w.workflow_type, d.workflows))
             and ops_private.matches_one(ops_private.run_git(r.metadata, 'git_ref', w.git_ref), d.branches)
@@ -5154,6 +5154,16 @@ begin
             ops_private.refusal('not_allowed', format('a %s may not %s', v_role, p_change))
         when p_project_id is null or (v_role is null and not v_trusted) then
             ops_private.refusal('not_found', 'there is no such ' || p_thing) end;
+end
+$$;
+
+CREATE FUNCTION ops_private.run_commit(p_metadata jsonb, p_default text) RETURNS text
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return ops_private.run_git(
+        p_metadata, 'git_commit', case when p_metadata ->> 'git_ref' is null then p_default end);
 end
 $$;
 
@@ -7048,6 +7058,8 @@ REVOKE ALL ON FUNCTION ops_private.retry_class(p_reason text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION ops_private.retry_if_asked(p_run_id uuid) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.role_refusal(p_project_id uuid, p_roles text[], p_change text, p_thing text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.run_commit(p_metadata jsonb, p_default text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.run_git(p_metadata jsonb, p_key text, p_default text) FROM PUBLIC;
 

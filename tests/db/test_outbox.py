@@ -134,7 +134,10 @@ async def test_a_forge_gets_each_state_of_a_commit_and_a_newer_one_replaces_one_
     for metadata in ("{}", '{"git_commit": "../../user"}', '{"git_commit": ["abcdef0"]}'):
         await world.queue(metadata=metadata)
     assert await waiting(world) == []
-    run = await world.queue(metadata=json.dumps({"git_commit": COMMIT}))
+    await world.db.execute("update ops.workflows set git_commit = $1", COMMIT)
+    await world.queue(metadata='{"git_ref": "feature/x"}')  # the commit of the workflow is of another branch
+    assert await waiting(world) == []
+    run = await world.queue()
     assert await waiting(world) == [("forge", "queued")]
     await world.set_status(run, "claimed")
     await world.set_status(run, "running")

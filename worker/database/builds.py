@@ -36,7 +36,8 @@ async def source(plane: ControlPlane, run_id: uuid.UUID) -> Row:
     """Branch and commit of a run, and what the claims of its user may do in its project."""
     found = await plane.row(
         """select coalesce(nullif(r.metadata ->> 'git_ref', ''), w.git_ref, '') as ref,
-               coalesce(nullif(r.metadata ->> 'git_commit', ''), w.git_commit, '') as "commit",
+               coalesce(nullif(r.metadata ->> 'git_commit', ''),
+                   case when r.metadata ->> 'git_ref' is null then w.git_commit end, '') as "commit",
                ops.current_user_role(r.project_id) as role, ops.current_user_id() as user_id
            from ops.runs as r join ops.workflows as w on w.id = r.workflow_id where r.id = $1""",
         run_id,
