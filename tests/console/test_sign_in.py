@@ -10,9 +10,8 @@ import sys
 import uuid
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler
 from pathlib import Path
-from threading import Thread
 from typing import Any
 from urllib.error import HTTPError
 
@@ -24,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from tests.console.browser import AS_BROWSER, FROM_HERE, HERE, SECRET, SIGNS_IN, claims, form_key, served, token
 from tests.db.crowd import Crowd
 from tests.support.docker import ROOT
+from tests.support.receivers import listening
 from tests.support.scripts import environ_of
 from worker.cli.parser import parse
 from worker.console import auth
@@ -122,15 +122,10 @@ class Redirecting(BaseHTTPRequestHandler):
 
 
 def test_a_redirect_is_not_followed_to_the_keys() -> None:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Redirecting) as server:
-        Thread(target=server.serve_forever).start()
-        url = f"http://127.0.0.1:{server.server_port}"
-        try:
-            assert auth._bytes_of(f"{url}/keys") == b'{"keys": []}'
-            with pytest.raises(HTTPError, match="302"):
-                auth._bytes_of(f"{url}/moved")
-        finally:
-            server.shutdown()
+    with listening(Redirecting) as port:
+        assert auth._bytes_of(f"http://127.0.0.1:{port}/keys") == b'{"keys": []}'
+        with pytest.raises(HTTPError, match="302"):
+            auth._bytes_of(f"http://127.0.0.1:{port}/moved")
 
 
 async def test_keys_behind_a_url_are_read_again_for_an_unknown_one(
@@ -138,25 +133,21 @@ async def test_keys_behind_a_url_are_read_again_for_an_unknown_one(
 ) -> None:
     file, new = keys_file(tmp_path), ec.generate_private_key(ec.SECP256R1())
     serve = partial(SimpleHTTPRequestHandler, directory=tmp_path)
-    with ThreadingHTTPServer(("127.0.0.1", 0), serve) as server:
-        Thread(target=server.serve_forever).start()
-        try:
-            async with served(console_url, "--jwks", f"http://127.0.0.1:{server.server_port}/{file.name}") as client:
+    with listening(serve) as port:
+        async with served(console_url, "--jwks", f"http://127.0.0.1:{port}/{file.name}") as client:
 
-                async def status(key: ec.EllipticCurvePrivateKey, name: str) -> int:
-                    written = jwt.encode(claims(crowd.users["viewer"]), key, "ES256", headers={"kid": name})
-                    done = await client.get("/runs/acme/1", headers={"Authorization": f"Bearer {written}"})
-                    return done.status_code
+            async def status(key: ec.EllipticCurvePrivateKey, name: str) -> int:
+                written = jwt.encode(claims(crowd.users["viewer"]), key, "ES256", headers={"kid": name})
+                done = await client.get("/runs/acme/1", headers={"Authorization": f"Bearer {written}"})
+                return done.status_code
 
-                added = json.loads(jwt.algorithms.ECAlgorithm.to_jwk(new.public_key())) | {"kid": "new", "alg": "ES256"}
-                keys_file(tmp_path, added)
-                assert [await status(PRIVATE, "one"), await status(new, "new")] == [200, 401]  # asked a moment ago
-                monkeypatch.setattr(auth, "UNKNOWN_KEY_SECONDS", 0)
-                assert await status(new, "new") == 200
-                file.write_text("not keys")
-                assert [await status(PRIVATE, "none"), await status(new, "new")] == [401, 200]  # those of before stay
-        finally:
-            server.shutdown()
+            added = json.loads(jwt.algorithms.ECAlgorithm.to_jwk(new.public_key())) | {"kid": "new", "alg": "ES256"}
+            keys_file(tmp_path, added)
+            assert [await status(PRIVATE, "one"), await status(new, "new")] == [200, 401]  # asked a moment ago
+            monkeypatch.setattr(auth, "UNKNOWN_KEY_SECONDS", 0)
+            assert await status(new, "new") == 200
+            file.write_text("not keys")
+            assert [await status(PRIVATE, "none"), await status(new, "new")] == [401, 200]  # those of before stay
 
 
 async def test_a_token_is_kept_in_a_cookie_that_no_script_reads(crowd: Crowd, console_url: str) -> None:

@@ -101,27 +101,26 @@ async def many_lines(db: asyncpg.Connection, run: uuid.UUID, count: int, first: 
     )  # fmt: skip
 
 
-async def fill(db: asyncpg.Connection) -> dict[str, uuid.UUID]:
-    """A project with runs of every kind; the runs by a name for each."""
+async def fill(db: asyncpg.Connection) -> None:
+    """A project with runs of every kind."""
     await call(db, "register_worker", WORKER, INSTANCE, p_version="1.0", p_labels=["amd64", "big"])
     library = await project(db, "library", "City library")
     test, build = await workflow(db, library, "test", "unit tests"), await workflow(db, library, "build", "image")
-    runs: dict[str, uuid.UUID] = {}
     waiting = []
     for ref, kinds in BRANCHES:
         for place, kind in reversed(list(enumerate(kinds))):
             if kind in "qR":
                 waiting.append((ref, kind))
-                continue
-            runs[f"{ref} {place}"] = await _run(db, library, test if place % 2 else build, ref, kind)
+            else:
+                await _run(db, library, test if place % 2 else build, ref, kind)
     for ref, kind in sorted(waiting, key=lambda it: it[1]):  # a running one first: no run is queued before it
-        runs[ref] = await (started if kind == "R" else queued)(db, library, test, ref)
         if kind == "R":
-            await append(db, runs[ref], ODOO[:8])
-    return runs
+            await append(db, await started(db, library, test, ref), ODOO[:8])
+        else:
+            await queued(db, library, test, ref)
 
 
-async def _run(db: asyncpg.Connection, project_id: uuid.UUID, workflow_id: uuid.UUID, ref: str, kind: str) -> uuid.UUID:
+async def _run(db: asyncpg.Connection, project_id: uuid.UUID, workflow_id: uuid.UUID, ref: str, kind: str) -> None:
     run = await started(db, project_id, workflow_id, ref)
     lines = {"g": [line for line in ODOO if line[0] == "i"], "y": [line for line in ODOO if line[0] != "e"]}
     await append(db, run, lines.get(kind, ODOO))
@@ -141,4 +140,3 @@ async def _run(db: asyncpg.Connection, project_id: uuid.UUID, workflow_id: uuid.
         await ended(db, run, 137, "canceled")
     else:
         await ended(db, run, 1 if kind == "r" else 0, "exit_code" if kind == "r" else None)
-    return run

@@ -17,6 +17,7 @@ from structlog.testing import capture_logs
 from tests.db.test_outbox import COMMIT, waiting
 from tests.db.world import ENGINE, INSTANCE, WORKER, World, call, shift_clock
 from tests.support.docker import until
+from tests.support.postgres import free_port
 from tests.support.receivers import DRIP, SILENCE, SLOW, Certificate, Web, mail_server, new_certificate, web
 from worker.database.connection import open_pool
 from worker.database.queue import Queue
@@ -159,8 +160,7 @@ async def test_a_receiver_that_never_answers_ends_at_the_limit_and_delays_no_oth
 
 
 async def test_a_receiver_that_is_down_gets_the_message_later(host: Host, world: World) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     with web() as other:
         notifier = await host.notifier(host.chat(f"http://localhost:{port}"))
         await world.run_in("failed")

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from tests.docker.test_serving import SERVE, SERVER, fetched
+from tests.docker.test_serving import READY_SERVER, SERVE, fetched
 from tests.support.docker import Plane
 from tests.support.scripts import script
 
@@ -37,7 +37,7 @@ async def test_a_push_is_queued_built_followed_and_its_artifact_found(plane: Pla
 
 
 async def test_an_environment_is_created_waited_for_and_destroyed(plane: Plane) -> None:
-    serving = {"command": ["python3", "-c", f"open('/tmp/go', 'w')\n{SERVER}"], "serve": SERVE}
+    serving = {"command": ["python3", "-c", READY_SERVER], "serve": SERVE}
     await plane.workflow(serving, name="preview", workflow_type="deploy")
     run_id = (
         await call(plane, "env_create.sh", plane.name, "deploy", "feature/x", "4f2a91c", "preview")

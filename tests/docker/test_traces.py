@@ -5,11 +5,10 @@ from __future__ import annotations
 import gzip
 import signal
 import socket
-import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
@@ -20,6 +19,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from tests.docker.test_services import server
 from tests.support.docker import WAITS, Plane, until
+from tests.support.receivers import listening
 
 
 class Collector:
@@ -59,13 +59,8 @@ def collecting() -> Iterator[Collector]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
-        made.port = http.server_port
-        thread = threading.Thread(target=http.serve_forever, daemon=True)
-        thread.start()
+    with listening(Handler) as made.port:
         yield made
-        http.shutdown()
-        thread.join()
 
 
 def attributes(of: Any) -> dict[str, str]:

@@ -17,10 +17,10 @@ import pytest
 
 from tests.odoo.conftest import Bench, Project
 from tests.odoo.test_building import SERVER, GitServer, git, logs, new_key
+from tests.support.command import ops_worker
 from tests.support.docker import ROOT, Plane, docker, new_plane, until
 from tests.support.markdown import Document
 from tests.support.postgres import Cluster, run_sync
-from tests.support.scripts import environ_of
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -49,12 +49,9 @@ class Shop:
     code: Project
     server: GitServer
 
-    def command(self, *words: str, url: str = "") -> str:
+    def command(self, *words: str) -> str:
         """What ``ops-worker`` prints with these words."""
-        done = subprocess.run(
-            [sys.executable, "-m", "worker", *words], cwd=ROOT, capture_output=True, text=True, check=False,
-            env=environ_of(OPS_WORKER_DATABASE_URL=url or self.plane.url),
-        )  # fmt: skip
+        done = ops_worker(*words, OPS_WORKER_DATABASE_URL=self.plane.url)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

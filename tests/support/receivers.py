@@ -9,7 +9,7 @@ import shutil
 import ssl
 import subprocess
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from email import message_from_bytes
@@ -114,22 +114,30 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def web(certificate: Certificate | None = None) -> Iterator[Web]:
-    """An HTTP server on a free port of the loopback."""
-    made = Web("")
-    handler = type("Handler", (_Handler,), {"web": made})
+def listening(handler: Callable[..., BaseHTTPRequestHandler], certificate: Certificate | None = None) -> Iterator[int]:
+    """The port of an HTTP server on the loopback, whose requests this handler answers."""
     with _Server(("127.0.0.1", 0), handler) as server:
         if certificate is not None:
             server.socket = certificate.server.wrap_socket(server.socket, server_side=True)
-        made.url = f"http{'s' if certificate else ''}://localhost:{server.server_address[1]}"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@contextmanager
+def web(certificate: Certificate | None = None) -> Iterator[Web]:
+    """An HTTP server on a free port of the loopback."""
+    made = Web("")
+    with listening(type("Handler", (_Handler,), {"web": made}), certificate) as port:
+        made.url = f"http{'s' if certificate else ''}://localhost:{port}"
         try:
             yield made
         finally:
             made.ending.set()
-            server.shutdown()
-            thread.join()
 
 
 @dataclass(frozen=True)

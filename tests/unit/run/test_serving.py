@@ -13,7 +13,7 @@ import anyio.lowlevel
 import pytest
 
 from tests.unit.claims import make_claim
-from tests.unit.fakes import AWAY, CONTAINER, DATABASE, FRAMES, NAME, RUN_ID, SAID, World, until
+from tests.unit.fakes import AWAY, CONTAINER, DATABASE, FRAMES, NAME, RUN_ID, SAID, World, service_state, until
 from tests.unit.journal import frame
 from worker.errors import EngineError, LeaseLost
 from worker.model.container import LABEL_TERMS, Networks, ProjectNetwork, RunNetwork
@@ -170,10 +170,7 @@ async def test_calls_for_a_served_run_outlast_an_absent_engine(world: World) -> 
 async def test_services_of_a_served_run_have_its_time_to_become_ready(world: World) -> None:
     service = {"name": "db", "image": "postgres:16"}
     config = served(world, ready_timeout_seconds=0.1) | {"services": [service], "timeout_seconds": 3600}
-    world.engine.service("db").states = [world.engine.service("db").states[0]]
-    state = world.engine.service("db").states[0]
-    assert state is not None
-    object.__setattr__(state, "health", "starting")
+    world.engine.service("db").states = [service_state("starting")]
     assert await world.execute(config=config) == "failed"
     assert world.message == "service 'db' was not healthy within 0.1 s (serve.ready_timeout_seconds)"
 

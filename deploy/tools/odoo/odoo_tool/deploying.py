@@ -233,7 +233,7 @@ def clone(volume: Volume, journal: Journal) -> Journal:
 
 def update(project: Project, config: Path, journal: Journal, options: Options) -> list[str]:
     """Updates the modules of which the content changed, and installs those that are wanted; returns their names."""
-    env = {**addons.path_variable(project.python_path)}
+    env = addons.path_variable(project.python_path)
     before = checksums(journal.new) if journal.existed else {}
     update_them: list[str | Path] = ["click-odoo-update", "-c", config, "-d", journal.new]
     wanted = list(options.install)
@@ -334,7 +334,7 @@ def leave(volume: Volume) -> switching.Finish:
         raise Failure(f"volume {volume.folder}: the journal is gone", "leave the files of the folder deploy alone")
     journal = volume.note(replace(journal, reverting=True))
     stop_service(volume, journal)
-    return switching.settle(volume, journal).finish
+    return switching.settle(volume, journal)
 
 
 def recover(volume: Volume, artifacts: Path) -> bool:
@@ -344,7 +344,7 @@ def recover(volume: Volume, artifacts: Path) -> bool:
         step("recovery: no deploy was interrupted")
         return True
     stop_service(volume, journal)
-    result = switching.settle(volume, journal).finish()
+    result = switching.settle(volume, journal)()
     step(f"recovery: {result}")
     write(artifacts, {"result": "recovered", "release": volume.current, "comparison": result}, result)
     return True

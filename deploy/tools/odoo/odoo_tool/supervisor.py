@@ -238,7 +238,7 @@ class Runtime:
             if journal is None:
                 lock.close()
                 return
-            settled = switching.settle(self.volume, journal)
+            delete_the_rest = switching.settle(self.volume, journal)
         except (Failure, OSError) as error:
             lock.close()
             say(explain(error) if isinstance(error, Failure) else f"ERROR: recovery: {error}")
@@ -250,7 +250,7 @@ class Runtime:
         def finish() -> None:
             with lock:
                 try:
-                    step(f"recovery: {settled.finish()}")
+                    step(f"recovery: {delete_the_rest()}")
                 except (Failure, OSError) as error:
                     say(f"WARNING: recovery: the next deploy deletes what is left: {error}")
 

@@ -14,7 +14,6 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from . import comparing, database
 from .steps import Failure, step
@@ -70,17 +69,10 @@ def switch(journal: Journal) -> None:
 
 
 Finish = Callable[[], str]
+"""Deletes what is left of an interrupted deploy, while production runs again; returns what production is."""
 
 
-@dataclass(frozen=True)
-class Settled:
-    """What an interrupted deploy has become. ``finish`` deletes what is left of it, while production runs again."""
-
-    is_new: bool
-    finish: Finish
-
-
-def settle(volume: Volume, journal: Journal) -> Settled:
+def settle(volume: Volume, journal: Journal) -> Finish:
     """Ends an interrupted deploy. Production may run again when this returns."""
     application(journal.database)
     database.await_server()
@@ -90,9 +82,9 @@ def settle(volume: Volume, journal: Journal) -> Settled:
         forward(volume, journal)
         volume.end_maintenance(journal.name)
         volume.close_journal(keep=True)
-        return Settled(is_new=True, finish=lambda: f"production is {journal.name}")
+        return lambda: f"production is {journal.name}"
     step(f"recovery: going back to {journal.previous or 'what was there before'}")
-    return Settled(is_new=False, finish=revert(volume, journal))
+    return revert(volume, journal)
 
 
 def revert(volume: Volume, journal: Journal) -> Finish:
