@@ -271,6 +271,11 @@ def told(title: str, since: str, until: str, severity: str = "low", *modules: st
             "affects_modules": list(modules)}  # fmt: skip
 
 
+@pytest.mark.parametrize("version", ["19.0", "19.0.1.3", "19.0-20260102", "19.0+e.20260102", "saas~19.0"])
+def test_a_version_that_says_more_has_the_same_series(version: str) -> None:
+    assert versions.series(version) == (19, 0)
+
+
 def test_advisories_are_those_of_installed_modules_and_of_the_steps_between_the_worst_first() -> None:
     text = json.dumps([
         told("all", "18.0", "19.0"), told("gone", "18.0", "19.0", "critical", "sale"),

@@ -16,6 +16,7 @@ from . import addons, packages, python
 from .cache import Cache, folder_digest
 from .source import Git, Source
 from .steps import Failure, read, step
+from .versions import series
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Odoo:
     @property
     def series(self) -> str:
         """Such as 19.0."""
-        return ".".join(self.version.rpartition("~")[2].split(".")[:2])
+        return ".".join(map(str, series(self.version)))
 
 
 @dataclass(frozen=True)

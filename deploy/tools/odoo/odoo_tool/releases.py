@@ -13,6 +13,7 @@ from .cache import file_digest
 from .project import Project, odoo
 from .source import Source
 from .steps import Failure, run, step
+from .versions import series
 from .volume import Volume
 
 RELEASE = "release.json"
@@ -60,11 +61,6 @@ def check(build: Path, files: dict[str, str]) -> None:
                 f"build {build}: {name} {'differs from its manifest' if file.is_file() else 'is missing'}",
                 "build the commit again; what a build writes belongs together",
             )
-
-
-def series(version: str) -> str:
-    """Such as 19.0, of a version that may say more."""
-    return ".".join(version.partition("+")[0].split("-")[0].split(".")[:2])
 
 
 def facts(release: Path) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from typing import Any
 from . import switching
 from .page import Page
 from .steps import Failure, environment, explain, say, step
+from .versions import series
 from .volume import LOCK_SECONDS, Volume
 
 TICK_SECONDS = 0.2
@@ -290,7 +291,7 @@ def odoo_command(
 
     facts = releases.facts(volume.releases / name)
     folders, python_path = releases.places(volume.releases / name)
-    if releases.series(facts["odoo"]) != releases.series(version()):
+    if series(facts["odoo"]) != series(version()):
         raise Failure(
             f"release {name}: it is for Odoo {facts['odoo']}, and this image has Odoo {version()}",
             "run the runtime of the same Odoo, or deploy with the image of this one",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 
 from .steps import Failure
@@ -11,11 +12,11 @@ FRAMEWORK, SCRIPTS = "openupgrade_framework", "openupgrade_scripts"
 
 
 def series(version: str) -> tuple[int, ...]:
-    """The first two numbers of a version: of 19.0 and of 19.0.1.3 it is the same."""
-    numbers = version.rpartition("~")[2].split(".")[:2]
-    if not numbers[0].isdecimal() or not all(number.isdecimal() for number in numbers):
+    """The first two numbers of a version: of 19.0, 19.0.1.3 and 19.0-20260102 it is the same. Raises ``ValueError``."""
+    found = re.match(r"(\d+)(?:\.(\d+))?", version.rpartition("~")[2])
+    if found is None:
         raise ValueError(version)
-    return tuple(int(number) for number in numbers)
+    return tuple(int(number) for number in found.groups() if number is not None)
 
 
 def way_of(source: str, target: str, modules: Collection[str]) -> str:
