@@ -298,7 +298,7 @@ async def test_follow_and_wait_resume_over_a_lost_connection(world: World, db_ur
         )
         polling = (
             "select count(*) = 2 from pg_stat_activity where pid <> pg_backend_pid()"
-            " and datname = current_database() and query ~ 'from ops.(runs|run_logs) '"
+            " and datname = current_database() and query ~ 'from ops.run'"
         )
         await until(lambda: world.db.fetchval(polling))
         for n in range(1, 5):
