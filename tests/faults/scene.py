@@ -31,7 +31,7 @@ LEASE = 15
 
 LONG = 300
 LONG_LEASE = ("--lease", str(LONG))
-"""For a run that must stay with a killed worker while other workers start."""
+"""For a worker that is killed or stops: its run must stay with it while other workers start."""
 
 MEMORY_BOUND = 100 << 20
 """Bytes that no worker may ever have resident, whatever happens around it."""
@@ -175,8 +175,8 @@ class Scene:
         return worker
 
     async def killed(self, *flags: str, points: str, name: str = "a") -> None:
-        """A worker that works until it kills itself."""
-        async with self.worker(*flags, points=points, name=name) as worker:
+        """A worker that works until it kills itself; its runs stay its own while other workers start, however slowly."""
+        async with self.worker(*LONG_LEASE, *flags, points=points, name=name) as worker:
             assert await worker.wait() == -signal.SIGKILL, worker.output.read_text()
         self.note_volumes()
 

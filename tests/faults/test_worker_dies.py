@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.scene import LEASE, LONG, LONG_LEASE, Scene
+from tests.faults.scene import LEASE, LONG, Scene
 from worker.run.services import service_container
 
 KILLED_TWICE = [
@@ -26,7 +26,7 @@ async def test_the_next_worker_continues_where_a_killed_one_was(scene: Scene) ->
         host = first.partition("@")[0]
         jobs[host] = await scene.job(3_000, exit_code=3, big=True)
         for point in (first, second):
-            await scene.killed(*LONG_LEASE, points=f"{point}=kill", name=host)
+            await scene.killed(points=f"{point}=kill", name=host)
     await scene.work(name="b")
     for job in jobs.values():
         assert (await scene.plane.run(job.run_id))["status"] == "running", "the leases have not run out"
@@ -48,10 +48,10 @@ async def test_the_next_worker_finds_the_services_of_a_killed_one(scene: Scene) 
     for first, second in KILLED_WITH_SERVICES:
         host = first.partition("@")[0] + first[-1]
         jobs[host] = await scene.job(500, exit_code=3, services=2, volume=True, network="none")
-        await scene.killed(*LONG_LEASE, points=f"{first}=kill", name=host)
+        await scene.killed(points=f"{first}=kill", name=host)
         point, _, count = second.partition("@")
         done = {"up@2": 1, "created@1": 1}.get(second, int(count or 1))
-        await scene.killed(*LONG_LEASE, points=f"{point}@{done}=kill", name=host)
+        await scene.killed(points=f"{point}@{done}=kill", name=host)
     await scene.later(LONG + 1)
     await scene.work("--concurrency", "5", name="b")
     for host, job in jobs.items():
@@ -68,7 +68,7 @@ async def test_a_served_run_outlives_its_killed_workers(scene: Scene) -> None:
     for first, second in KILLED_WHILE_SERVED:
         jobs.append(await scene.job(500, ttl=3600, network="project"))
         for point in (first, second):
-            await scene.killed(*LONG_LEASE, points=f"{point}=kill", name=first)
+            await scene.killed(points=f"{point}=kill", name=first)
     await scene.later(LONG + 1)
     async with scene.worker("--max-served", "1", name="b") as worker:
         for job in jobs:
@@ -158,7 +158,7 @@ async def test_a_run_that_keeps_killing_workers_is_quarantined(scene: Scene) -> 
     for n in range(1, 7):
         await scene.killed(points="claimed=kill", name=f"host{n}")
         await scene.plane.db.execute("update ops_private.leases set engine_id = 'of the host that is gone'")
-        await scene.later(n * (LEASE + 1))
+        await scene.later(n * (LONG + 1))
         await scene.plane.db.execute("select ops.reap()")  # as any worker does that goes on
     healthy = await scene.job()
     await scene.work(name="survivor")
