@@ -175,7 +175,7 @@ class Scene:
         return worker
 
     async def killed(self, *flags: str, points: str, name: str = "a") -> None:
-        """A worker that works until it kills itself; its runs stay its own while other workers start, however slowly."""
+        """A worker that works until it kills itself; its runs stay its own, however slowly other workers start."""
         async with self.worker(*LONG_LEASE, *flags, points=points, name=name) as worker:
             assert await worker.wait() == -signal.SIGKILL, worker.output.read_text()
         self.note_volumes()
