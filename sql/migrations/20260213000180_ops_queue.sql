@@ -1,8 +1,10 @@
 -- The queue: which run a worker claims next, and why the others wait.
 --
 -- Each queued run has a row in ops_private.queued, in a lane. A lane holds the queued runs of one project with the same
--- priority, labels and concurrency key, so a worker may take every run of a lane or none. A claim reads the lanes and
--- the first run of each. Its cost grows with the number of lanes, not with the number of runs that wait.
+-- priority, labels and concurrency key, so a worker may take every run of a lane or none. A lane without a key is also
+-- the group of the lanes that differ from it by their keys only. A claim reads the groups and the first runs of each,
+-- and the lanes of a group only if its first runs all have keys that are held. Its cost grows with the number of groups,
+-- not with the number of runs or of keys that wait.
 --
 -- Workers claim the highest priority first. Among equal priorities, the project with the fewest active runs comes
 -- first, and among those the one whose last turn is longest ago, so a project with many queued runs does not delay
@@ -13,6 +15,7 @@
 
 create table ops_private.lanes (
     lane_id bigint generated always as identity primary key,
+    group_id bigint,
     project_id uuid not null references ops.projects (id) on delete cascade,
     priority integer not null,
     labels text[] not null,
@@ -21,11 +24,15 @@ create table ops_private.lanes (
     unique (project_id, digest)
 );
 
+create index lanes_group_idx on ops_private.lanes (group_id);
+
+comment on column ops_private.lanes.group_id is 'The lane of the same project, priority and labels without a key; null: this one.';
 comment on column ops_private.lanes.digest is 'Of priority, labels and key, which are too long for an index.';
 
 create table ops_private.queued (
     run_id uuid primary key,
     lane_id bigint not null,
+    group_id bigint not null,
     scheduled_at timestamptz,
     created_at timestamptz not null,
     run_number integer not null,
@@ -34,8 +41,9 @@ create table ops_private.queued (
 
 comment on column ops_private.queued.scheduled_at is 'Infinity: the run waits for an approval.';
 
--- The first run of a lane; runs that are scheduled for later come after those that are due.
+-- The first runs of a lane, and of a group; runs that are scheduled for later come after those that are due.
 create index queued_lane_idx on ops_private.queued (lane_id, scheduled_at nulls first, created_at, run_number);
+create index queued_group_idx on ops_private.queued (group_id, scheduled_at nulls first, created_at, run_number);
 create index queued_scheduled_idx on ops_private.queued (scheduled_at) where scheduled_at is not null;
 create index queued_wanted_idx on ops_private.queued (wanted_until) where wanted_until is not null;
 
@@ -75,13 +83,14 @@ begin
 end
 $$;
 
--- Returns the lane of a run and makes it if there is none. The lock prevents that drop_empty_lanes deletes the lane
--- before the caller's transaction ends.
-create function ops_private.lane_of(p_run ops.runs) returns bigint
+-- Returns the lane of a run with this key and makes it, and its group, if there is none. The locks prevent that
+-- drop_empty_lanes deletes them before the caller's transaction ends.
+create function ops_private.lane_of(p_run ops.runs, p_key text) returns bigint
 language plpgsql volatile set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_digest constant bytea := ops_private.lane_digest(p_run.priority, p_run.labels, p_run.concurrency_key);
+    v_digest constant bytea := ops_private.lane_digest(p_run.priority, p_run.labels, p_key);
+    v_group_id constant bigint := case when p_key is not null then ops_private.lane_of(p_run, null) end;
     v_lane_id bigint;
 begin
     loop
@@ -89,8 +98,8 @@ begin
         where l.project_id = p_run.project_id and l.digest = v_digest
         for key share;
         exit when found;
-        insert into ops_private.lanes as l (project_id, priority, labels, concurrency_key, digest)
-        values (p_run.project_id, p_run.priority, p_run.labels, p_run.concurrency_key, v_digest)
+        insert into ops_private.lanes as l (group_id, project_id, priority, labels, concurrency_key, digest)
+        values (v_group_id, p_run.project_id, p_run.priority, p_run.labels, p_key, v_digest)
         on conflict (project_id, digest) do nothing
         returning l.lane_id into v_lane_id;
         exit when found;
@@ -103,13 +112,17 @@ $$;
 create function ops_private.put_into_queue(p_run ops.runs) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp
 as $$
+declare
+    v_lane_id constant bigint := ops_private.lane_of(p_run, p_run.concurrency_key);
 begin
-    insert into ops_private.queued as q (run_id, lane_id, scheduled_at, created_at, run_number, wanted_until)
-    values (p_run.id, ops_private.lane_of(p_run),
+    insert into ops_private.queued as q
+        (run_id, lane_id, group_id, scheduled_at, created_at, run_number, wanted_until)
+    select p_run.id, l.lane_id, coalesce(l.group_id, l.lane_id),
         case when p_run.approval = 'pending' then 'infinity' else p_run.scheduled_at end,
-        p_run.created_at, p_run.run_number, p_run.wanted_until)
+        p_run.created_at, p_run.run_number, p_run.wanted_until
+    from ops_private.lanes as l where l.lane_id = v_lane_id
     on conflict (run_id) do update
-    set lane_id = excluded.lane_id, scheduled_at = excluded.scheduled_at, created_at = excluded.created_at,
+    set lane_id = excluded.lane_id, group_id = excluded.group_id, scheduled_at = excluded.scheduled_at, created_at = excluded.created_at,
         wanted_until = excluded.wanted_until;
 end
 $$;
@@ -124,8 +137,9 @@ declare
     v_queued bigint;
 begin
     for v_try in 1 .. 2 loop
-        insert into ops_private.queued as q (run_id, lane_id, scheduled_at, created_at, run_number, wanted_until)
-        select r.id, l.lane_id, case when r.approval = 'pending' then 'infinity' else r.scheduled_at end,
+        insert into ops_private.queued as q
+            (run_id, lane_id, group_id, scheduled_at, created_at, run_number, wanted_until)
+        select r.id, l.lane_id, coalesce(l.group_id, l.lane_id), case when r.approval = 'pending' then 'infinity' else r.scheduled_at end,
             r.created_at, r.run_number, r.wanted_until
         from ops.runs as r
         join ops_private.lanes as l on l.project_id = r.project_id
@@ -134,11 +148,21 @@ begin
         on conflict (run_id) do nothing;
         get diagnostics v_queued = row_count;
         exit when v_try = 2 or v_queued = cardinality(p_run_ids);
-        insert into ops_private.lanes as l (project_id, priority, labels, concurrency_key, digest)
-        select distinct on (r.project_id, d.digest) r.project_id, r.priority, r.labels, r.concurrency_key, d.digest
+        insert into ops_private.lanes as l (project_id, priority, labels, digest)
+        select distinct on (r.project_id, d.digest) r.project_id, r.priority, r.labels, d.digest
         from ops.runs as r
-        cross join lateral ops_private.lane_digest(r.priority, r.labels, r.concurrency_key) as d (digest)
+        cross join lateral ops_private.lane_digest(r.priority, r.labels, null) as d (digest)
         where r.id = any (p_run_ids)
+        order by r.project_id, d.digest
+        on conflict (project_id, digest) do nothing;
+        insert into ops_private.lanes as l (group_id, project_id, priority, labels, concurrency_key, digest)
+        select distinct on (r.project_id, d.digest)
+            g.lane_id, r.project_id, r.priority, r.labels, r.concurrency_key, d.digest
+        from ops.runs as r
+        join ops_private.lanes as g on g.project_id = r.project_id
+            and g.digest = ops_private.lane_digest(r.priority, r.labels, null)
+        cross join lateral ops_private.lane_digest(r.priority, r.labels, r.concurrency_key) as d (digest)
+        where r.id = any (p_run_ids) and r.concurrency_key is not null
         order by r.project_id, d.digest
         on conflict (project_id, digest) do nothing;
         insert into ops_private.turns as t (project_id)
@@ -161,9 +185,9 @@ begin
 end
 $$;
 
--- Deletes lanes without runs. lane_of and, for new runs, the lock of the project's counter keep a lane that is about
--- to get a run. The delete is a statement of its own, because only a later snapshot shows the rows that were committed
--- before the lane was locked.
+-- Deletes lanes without runs; a group goes after its lanes. lane_of and, for new runs, the lock of the project's
+-- counter keep a lane that is about to get a run. The delete is a statement of its own, because only a later snapshot
+-- shows the rows that were committed before the lane was locked.
 create function ops_private.drop_empty_lanes() returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp
 as $$
@@ -173,6 +197,7 @@ begin
     with candidate as materialized (
         select l.lane_id, l.project_id from ops_private.lanes as l
         where not exists (select from ops_private.queued as q where q.lane_id = l.lane_id)
+            and not exists (select from ops_private.lanes as m where m.group_id = l.lane_id)
         order by l.lane_id limit 100
     ), counter as materialized (
         select c.project_id from ops_private.run_counters as c
@@ -187,7 +212,8 @@ begin
     select array_agg(k.lane_id) into v_empty from locked as k;
     delete from ops_private.lanes as l
     where l.lane_id = any (v_empty)
-        and not exists (select from ops_private.queued as q where q.lane_id = l.lane_id);
+        and not exists (select from ops_private.queued as q where q.lane_id = l.lane_id)
+        and not exists (select from ops_private.lanes as m where m.group_id = l.lane_id);
 end
 $$;
 
@@ -232,12 +258,53 @@ begin
 end
 $$;
 
+-- Whether an active run of the project holds the key of a lane.
+create function ops_private.key_is_held(p_lane_id bigint) returns boolean
+language plpgsql stable set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return exists (
+        select from ops_private.lanes as l
+        join ops_private.leases as a on a.project_id = l.project_id and a.concurrency_key = l.concurrency_key
+        where l.lane_id = p_lane_id);
+end
+$$;
+
+-- The first run of each lane of a group whose key is not held, in their order; nothing if the group has at most 32 runs.
+create function ops_private.first_of_lanes(p_group_id bigint) returns setof ops_private.queued
+language plpgsql stable set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off set jit = off set enable_bitmapscan = off set plan_cache_mode = force_generic_plan
+as $$
+begin
+    if exists (
+        select from ops_private.queued as q where q.group_id = p_group_id and q.scheduled_at is null
+        order by q.scheduled_at nulls first, q.created_at, q.run_number offset 32 limit 1
+    ) then
+        return query
+            select head.*
+            from (
+                select p_group_id as lane_id
+                union all
+                select l.lane_id from ops_private.lanes as l
+                where l.group_id = p_group_id and not ops_private.key_is_held(l.lane_id)
+            ) as lane
+            cross join lateral (
+                select q.* from ops_private.queued as q
+                where q.lane_id = lane.lane_id and q.scheduled_at is null
+                order by q.scheduled_at nulls first, q.created_at, q.run_number limit 1
+            ) as head
+            order by head.created_at, head.run_number;
+    end if;
+end
+$$;
+
 -- Locks the run that a worker with these labels claims next and returns its id; null if there is none. It skips runs
 -- that another transaction has locked. It is one statement, because two loops over cursors cost 60 µs more. PostgreSQL
--- reads the lanes in their order, for each lane its runs in their order, and stops at the first run that it can lock.
--- `lateral` makes it read the queue before the runs, `offset 0` makes it sort the lanes before it calls has_room, and
--- the settings prevent a plan from the time when the queue was empty. It passes over the runs of p_blocked; of a lane it
--- then reads only the first 1,000 runs, so that a claim ends soon.
+-- reads the groups in their order, for each group its runs in their order, and stops at the first run that it can lock.
+-- Of a group it reads the first 32 runs; if it can take none of them, it reads the lanes of the group. `lateral` makes
+-- it read the queue before the runs, `offset 0` makes it sort the groups before it calls has_room, and the settings
+-- prevent a plan from the time when the queue was empty. It passes over the runs of p_blocked; of a lane it then reads
+-- only the first 1,000 runs, so that a claim ends soon.
 create function ops_private.next_run(p_labels text[], p_blocked uuid[]) returns uuid
 language plpgsql volatile set search_path = pg_catalog, pg_temp
     set enable_seqscan = off set jit = off set enable_bitmapscan = off set plan_cache_mode = force_generic_plan
@@ -246,33 +313,57 @@ begin
     return (
         select locked.id
         from (
-            select l.lane_id, l.project_id, k.max_active_runs is not null as is_limited
-            from ops_private.lanes as l
+            select g.lane_id as group_id, g.project_id, k.max_active_runs is not null as is_limited
+            from ops_private.lanes as g
             cross join lateral (
-                select q.created_at, q.run_number from ops_private.queued as q
-                where q.lane_id = l.lane_id and q.scheduled_at is null
-                order by q.scheduled_at nulls first, q.created_at, q.run_number limit 1
+                (
+                    select q.created_at, q.run_number
+                    from (
+                        select q.* from ops_private.queued as q
+                        where q.group_id = g.lane_id and q.scheduled_at is null
+                        order by q.scheduled_at nulls first, q.created_at, q.run_number limit 32
+                    ) as q
+                    where q.lane_id = q.group_id or not ops_private.key_is_held(q.lane_id)
+                    limit 1
+                )
+                union all
+                (select h.created_at, h.run_number from ops_private.first_of_lanes(g.lane_id) as h limit 1)
+                limit 1
             ) as head
             left join (
                 select a.project_id, count(*) as runs from ops_private.leases as a group by a.project_id
-            ) as active on active.project_id = l.project_id
-            left join ops_private.project_limits as k on k.project_id = l.project_id
-            left join ops_private.turns as t on t.project_id = l.project_id
-            where l.labels <@ p_labels
+            ) as active on active.project_id = g.project_id
+            left join ops_private.project_limits as k on k.project_id = g.project_id
+            left join ops_private.turns as t on t.project_id = g.project_id
+            where g.group_id is null
+                and g.labels <@ p_labels
                 and k.paused_at is null
                 and coalesce(active.runs < k.max_active_runs, true)
                 and exists (select from ops_private.control as c where c.paused_at is null)
-                and (l.concurrency_key is null or not exists (
-                    select from ops_private.leases as a
-                    where a.project_id = l.project_id and a.concurrency_key = l.concurrency_key))
-            order by coalesce(active.runs, 0), t.turn nulls first, l.priority desc, head.created_at, head.run_number
+            order by coalesce(active.runs, 0), t.turn nulls first, g.priority desc, head.created_at, head.run_number
             offset 0
-        ) as lane
+        ) as lanes
         cross join lateral (
-            select q.run_id from ops_private.queued as q
-            where q.lane_id = lane.lane_id and q.scheduled_at is null
-            order by q.scheduled_at nulls first, q.created_at, q.run_number
-            limit case when p_blocked <> '{}' then 1000 end
+            (
+                select q.run_id
+                from (
+                    select q.* from ops_private.queued as q
+                    where q.group_id = lanes.group_id and q.scheduled_at is null
+                    order by q.scheduled_at nulls first, q.created_at, q.run_number limit 32
+                ) as q
+                where q.lane_id = q.group_id or not ops_private.key_is_held(q.lane_id)
+            )
+            union all
+            (
+                select q.run_id
+                from ops_private.first_of_lanes(lanes.group_id) as h
+                cross join lateral (
+                    select q.run_id from ops_private.queued as q
+                    where q.lane_id = h.lane_id and q.scheduled_at is null
+                    order by q.scheduled_at nulls first, q.created_at, q.run_number
+                    limit case when p_blocked <> '{}' then 1000 end
+                ) as q
+            )
         ) as waiting
         cross join lateral (
             select r.id from ops.runs as r
@@ -280,7 +371,7 @@ begin
                 and (r.wanted_until is null or r.wanted_until > ops_private.current_time())
             for update skip locked
         ) as locked
-        where not lane.is_limited or ops_private.has_room(lane.project_id)
+        where not lanes.is_limited or ops_private.has_room(lanes.project_id)
         limit 1
     );
 end

@@ -119,14 +119,16 @@ class StatementLog:
 async def queues(
     plane: Plane, count: int = 1, labels: tuple[str, ...] = (), *, subscribed: bool = True
 ) -> AsyncIterator[list[Queue]]:
-    """The connections of that many workers, subscribed as before a worker's first claim; a daemon does it itself."""
+    """The connections of that many workers, registered, and subscribed as before a first claim; a daemon does both."""
     async with AsyncExitStack() as stack:
         made = []
         for n in range(count):
             me = WorkerIdentity(f"bench-{uuid.uuid4().hex[:8]}-{n}", uuid.uuid4(), "bench", "bench", "0", labels)
             made.append(await Queue.connected(plane.login(plane.url), me, lease_seconds=LEASE))
             stack.push_async_callback(made[-1].close)
-            assert not subscribed or await made[-1].listen(lambda: None, lambda _: None)
+            if subscribed:
+                await made[-1].register(takeover=False)  # which also makes the partition of this week's lines
+                assert await made[-1].listen(lambda: None, lambda _: None)
         yield made
 
 

@@ -218,7 +218,7 @@ async def _together(work: Callable[[T], Awaitable[None]], over: Sequence[T]) -> 
 @asynccontextmanager
 async def crowd(bench: Bench, kind: str) -> AsyncIterator[tuple[Plane, int]]:
     """A database with many runs of that kind; yields how many."""
-    count = bench.size(1_000_000 if kind in ("finished", "not yet due") else 900_000, 2000)
+    count = bench.size({"labels": 900_000, "busy key": 900_000, "keys": 100_000}.get(kind, 1_000_000), 2000)
     async with bench.plane() as plane, queues(plane) as [holder]:
         if kind == "finished":
             bench.say("finished runs")
@@ -227,6 +227,8 @@ async def crowd(bench: Bench, kind: str) -> AsyncIterator[tuple[Plane, int]]:
             await fill_projects(bench, plane, count, "scheduled_at", "now() + interval '1 day'")
         elif kind == "labels":
             await fill_projects(bench, plane, count, "labels", "'{gpu}'")
+        elif kind == "keys":
+            await fill_projects(bench, plane, count, "concurrency_key", "gen_random_uuid()")
         else:
             workflows = await fill_projects(bench, plane, count, "concurrency_key", "'busy'")
             for _ in workflows:
@@ -292,9 +294,10 @@ async def behind(bench: Bench) -> list[Figure]:
             ("busy key", "a claim behind {:,} runs with a busy key"),
             ("finished", "a claim beside {:,} finished runs"),
             ("not yet due", "a claim beside {:,} runs that are not yet due"),
+            ("keys", "a claim with {:,} runs to choose from, each with a key of its own"),
         ):
             async with crowd(bench, kind) as (plane, count), queues(plane) as [queue]:
-                await measure(what.format(count), plane, queue, await plane.workflow())
+                await measure(what.format(count), plane, queue, None if kind == "keys" else await plane.workflow())
                 if kind == "labels":
                     async with queues(plane, labels=("gpu",)) as [able]:
                         await measure(f"a claim with {count:,} runs to choose from", plane, able, None)

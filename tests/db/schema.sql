@@ -3243,6 +3243,7 @@ begin
     with candidate as materialized (
         select l.lane_id, l.project_id from ops_private.lanes as l
         where not exists (select from ops_private.queued as q where q.lane_id = l.lane_id)
+            and not exists (select from ops_private.lanes as m where m.group_id = l.lane_id)
         order by l.lane_id limit 100
     ), counter as materialized (
         select c.project_id from ops_private.run_counters as c
@@ -3257,7 +3258,8 @@ begin
     select array_agg(k.lane_id) into v_empty from locked as k;
     delete from ops_private.lanes as l
     where l.lane_id = any (v_empty)
-        and not exists (select from ops_private.queued as q where q.lane_id = l.lane_id);
+        and not exists (select from ops_private.queued as q where q.lane_id = l.lane_id)
+        and not exists (select from ops_private.lanes as m where m.group_id = l.lane_id);
 end
 $$;
 
@@ -3652,6 +3654,49 @@ begin
 end
 $$;
 
+CREATE TABLE ops_private.queued (
+    run_id uuid NOT NULL,
+    lane_id bigint NOT NULL,
+    group_id bigint NOT NULL,
+    scheduled_at timestamp with time zone,
+    created_at timestamp with time zone NOT NULL,
+    run_number integer NOT NULL,
+    wanted_until timestamp with time zone
+);
+
+COMMENT ON COLUMN ops_private.queued.scheduled_at IS 'Infinity: the run waits for an approval.';
+
+CREATE FUNCTION ops_private.first_of_lanes(p_group_id bigint) RETURNS SETOF ops_private.queued
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
+    AS $$
+begin
+    if exists (
+        select from ops_private.queued as q where q.group_id = p_group_id and q.scheduled_at is null
+        order by q.scheduled_at nulls first, q.created_at, q.run_number offset 32 limit 1
+    ) then
+        return query
+            select head.*
+            from (
+                select p_group_id as lane_id
+                union all
+                select l.lane_id from ops_private.lanes as l
+                where l.group_id = p_group_id and not ops_private.key_is_held(l.lane_id)
+            ) as lane
+            cross join lateral (
+                select q.* from ops_private.queued as q
+                where q.lane_id = lane.lane_id and q.scheduled_at is null
+                order by q.scheduled_at nulls first, q.created_at, q.run_number limit 1
+            ) as head
+            order by head.created_at, head.run_number;
+    end if;
+end
+$$;
+
 CREATE FUNCTION ops_private.first_run_id(p_time timestamp with time zone) RETURNS uuid
     LANGUAGE plpgsql IMMUTABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -3959,6 +4004,18 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.key_is_held(p_lane_id bigint) RETURNS boolean
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return exists (
+        select from ops_private.lanes as l
+        join ops_private.leases as a on a.project_id = l.project_id and a.concurrency_key = l.concurrency_key
+        where l.lane_id = p_lane_id);
+end
+$$;
+
 CREATE FUNCTION ops_private.known_lines(p_run_id uuid, p_projects uuid[]) RETURNS SETOF text
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -3977,12 +4034,13 @@ begin
 end
 $$;
 
-CREATE FUNCTION ops_private.lane_of(p_run ops.runs) RETURNS bigint
+CREATE FUNCTION ops_private.lane_of(p_run ops.runs, p_key text) RETURNS bigint
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 declare
-    v_digest constant bytea := ops_private.lane_digest(p_run.priority, p_run.labels, p_run.concurrency_key);
+    v_digest constant bytea := ops_private.lane_digest(p_run.priority, p_run.labels, p_key);
+    v_group_id constant bigint := case when p_key is not null then ops_private.lane_of(p_run, null) end;
     v_lane_id bigint;
 begin
     loop
@@ -3990,8 +4048,8 @@ begin
         where l.project_id = p_run.project_id and l.digest = v_digest
         for key share;
         exit when found;
-        insert into ops_private.lanes as l (project_id, priority, labels, concurrency_key, digest)
-        values (p_run.project_id, p_run.priority, p_run.labels, p_run.concurrency_key, v_digest)
+        insert into ops_private.lanes as l (group_id, project_id, priority, labels, concurrency_key, digest)
+        values (v_group_id, p_run.project_id, p_run.priority, p_run.labels, p_key, v_digest)
         on conflict (project_id, digest) do nothing
         returning l.lane_id into v_lane_id;
         exit when found;
@@ -4237,33 +4295,57 @@ begin
     return (
         select locked.id
         from (
-            select l.lane_id, l.project_id, k.max_active_runs is not null as is_limited
-            from ops_private.lanes as l
+            select g.lane_id as group_id, g.project_id, k.max_active_runs is not null as is_limited
+            from ops_private.lanes as g
             cross join lateral (
-                select q.created_at, q.run_number from ops_private.queued as q
-                where q.lane_id = l.lane_id and q.scheduled_at is null
-                order by q.scheduled_at nulls first, q.created_at, q.run_number limit 1
+                (
+                    select q.created_at, q.run_number
+                    from (
+                        select q.* from ops_private.queued as q
+                        where q.group_id = g.lane_id and q.scheduled_at is null
+                        order by q.scheduled_at nulls first, q.created_at, q.run_number limit 32
+                    ) as q
+                    where q.lane_id = q.group_id or not ops_private.key_is_held(q.lane_id)
+                    limit 1
+                )
+                union all
+                (select h.created_at, h.run_number from ops_private.first_of_lanes(g.lane_id) as h limit 1)
+                limit 1
             ) as head
             left join (
                 select a.project_id, count(*) as runs from ops_private.leases as a group by a.project_id
-            ) as active on active.project_id = l.project_id
-            left join ops_private.project_limits as k on k.project_id = l.project_id
-            left join ops_private.turns as t on t.project_id = l.project_id
-            where l.labels <@ p_labels
+            ) as active on active.project_id = g.project_id
+            left join ops_private.project_limits as k on k.project_id = g.project_id
+            left join ops_private.turns as t on t.project_id = g.project_id
+            where g.group_id is null
+                and g.labels <@ p_labels
                 and k.paused_at is null
                 and coalesce(active.runs < k.max_active_runs, true)
                 and exists (select from ops_private.control as c where c.paused_at is null)
-                and (l.concurrency_key is null or not exists (
-                    select from ops_private.leases as a
-                    where a.project_id = l.project_id and a.concurrency_key = l.concurrency_key))
-            order by coalesce(active.runs, 0), t.turn nulls first, l.priority desc, head.created_at, head.run_number
+            order by coalesce(active.runs, 0), t.turn nulls first, g.priority desc, head.created_at, head.run_number
             offset 0
-        ) as lane
+        ) as lanes
         cross join lateral (
-            select q.run_id from ops_private.queued as q
-            where q.lane_id = lane.lane_id and q.scheduled_at is null
-            order by q.scheduled_at nulls first, q.created_at, q.run_number
-            limit case when p_blocked <> '{}' then 1000 end
+            (
+                select q.run_id
+                from (
+                    select q.* from ops_private.queued as q
+                    where q.group_id = lanes.group_id and q.scheduled_at is null
+                    order by q.scheduled_at nulls first, q.created_at, q.run_number limit 32
+                ) as q
+                where q.lane_id = q.group_id or not ops_private.key_is_held(q.lane_id)
+            )
+            union all
+            (
+                select q.run_id
+                from ops_private.first_of_lanes(lanes.group_id) as h
+                cross join lateral (
+                    select q.run_id from ops_private.queued as q
+                    where q.lane_id = h.lane_id and q.scheduled_at is null
+                    order by q.scheduled_at nulls first, q.created_at, q.run_number
+                    limit case when p_blocked <> '{}' then 1000 end
+                ) as q
+            )
         ) as waiting
         cross join lateral (
             select r.id from ops.runs as r
@@ -4271,7 +4353,7 @@ begin
                 and (r.wanted_until is null or r.wanted_until > ops_private.current_time())
             for update skip locked
         ) as locked
-        where not lane.is_limited or ops_private.has_room(lane.project_id)
+        where not lanes.is_limited or ops_private.has_room(lanes.project_id)
         limit 1
     );
 end
@@ -4619,13 +4701,17 @@ CREATE FUNCTION ops_private.put_into_queue(p_run ops.runs) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
+declare
+    v_lane_id constant bigint := ops_private.lane_of(p_run, p_run.concurrency_key);
 begin
-    insert into ops_private.queued as q (run_id, lane_id, scheduled_at, created_at, run_number, wanted_until)
-    values (p_run.id, ops_private.lane_of(p_run),
+    insert into ops_private.queued as q
+        (run_id, lane_id, group_id, scheduled_at, created_at, run_number, wanted_until)
+    select p_run.id, l.lane_id, coalesce(l.group_id, l.lane_id),
         case when p_run.approval = 'pending' then 'infinity' else p_run.scheduled_at end,
-        p_run.created_at, p_run.run_number, p_run.wanted_until)
+        p_run.created_at, p_run.run_number, p_run.wanted_until
+    from ops_private.lanes as l where l.lane_id = v_lane_id
     on conflict (run_id) do update
-    set lane_id = excluded.lane_id, scheduled_at = excluded.scheduled_at, created_at = excluded.created_at,
+    set lane_id = excluded.lane_id, group_id = excluded.group_id, scheduled_at = excluded.scheduled_at, created_at = excluded.created_at,
         wanted_until = excluded.wanted_until;
 end
 $$;
@@ -4672,8 +4758,9 @@ declare
     v_queued bigint;
 begin
     for v_try in 1 .. 2 loop
-        insert into ops_private.queued as q (run_id, lane_id, scheduled_at, created_at, run_number, wanted_until)
-        select r.id, l.lane_id, case when r.approval = 'pending' then 'infinity' else r.scheduled_at end,
+        insert into ops_private.queued as q
+            (run_id, lane_id, group_id, scheduled_at, created_at, run_number, wanted_until)
+        select r.id, l.lane_id, coalesce(l.group_id, l.lane_id), case when r.approval = 'pending' then 'infinity' else r.scheduled_at end,
             r.created_at, r.run_number, r.wanted_until
         from ops.runs as r
         join ops_private.lanes as l on l.project_id = r.project_id
@@ -4682,11 +4769,21 @@ begin
         on conflict (run_id) do nothing;
         get diagnostics v_queued = row_count;
         exit when v_try = 2 or v_queued = cardinality(p_run_ids);
-        insert into ops_private.lanes as l (project_id, priority, labels, concurrency_key, digest)
-        select distinct on (r.project_id, d.digest) r.project_id, r.priority, r.labels, r.concurrency_key, d.digest
+        insert into ops_private.lanes as l (project_id, priority, labels, digest)
+        select distinct on (r.project_id, d.digest) r.project_id, r.priority, r.labels, d.digest
         from ops.runs as r
-        cross join lateral ops_private.lane_digest(r.priority, r.labels, r.concurrency_key) as d (digest)
+        cross join lateral ops_private.lane_digest(r.priority, r.labels, null) as d (digest)
         where r.id = any (p_run_ids)
+        order by r.project_id, d.digest
+        on conflict (project_id, digest) do nothing;
+        insert into ops_private.lanes as l (group_id, project_id, priority, labels, concurrency_key, digest)
+        select distinct on (r.project_id, d.digest)
+            g.lane_id, r.project_id, r.priority, r.labels, r.concurrency_key, d.digest
+        from ops.runs as r
+        join ops_private.lanes as g on g.project_id = r.project_id
+            and g.digest = ops_private.lane_digest(r.priority, r.labels, null)
+        cross join lateral ops_private.lane_digest(r.priority, r.labels, r.concurrency_key) as d (digest)
+        where r.id = any (p_run_ids) and r.concurrency_key is not null
         order by r.project_id, d.digest
         on conflict (project_id, digest) do nothing;
         insert into ops_private.turns as t (project_id)
@@ -5613,12 +5710,15 @@ $$;
 
 CREATE TABLE ops_private.lanes (
     lane_id bigint NOT NULL,
+    group_id bigint,
     project_id uuid NOT NULL,
     priority integer NOT NULL,
     labels text[] NOT NULL,
     concurrency_key text,
     digest bytea NOT NULL
 );
+
+COMMENT ON COLUMN ops_private.lanes.group_id IS 'The lane of the same project, priority and labels without a key; null: this one.';
 
 COMMENT ON COLUMN ops_private.lanes.digest IS 'Of priority, labels and key, which are too long for an index.';
 
@@ -5927,17 +6027,6 @@ CREATE TABLE ops_private.project_limits (
 
 COMMENT ON COLUMN ops_private.project_limits.max_queued_runs IS 'Null: max_queued_runs of ops_private.control.';
 
-CREATE TABLE ops_private.queued (
-    run_id uuid NOT NULL,
-    lane_id bigint NOT NULL,
-    scheduled_at timestamp with time zone,
-    created_at timestamp with time zone NOT NULL,
-    run_number integer NOT NULL,
-    wanted_until timestamp with time zone
-);
-
-COMMENT ON COLUMN ops_private.queued.scheduled_at IS 'Infinity: the run waits for an approval.';
-
 CREATE TABLE ops_private.retired_artifacts (
     artifact_id uuid NOT NULL,
     artifact_key text NOT NULL,
@@ -6199,6 +6288,8 @@ CREATE INDEX runs_retry_of_idx ON ops.runs USING btree (retry_of) WHERE (retry_o
 
 CREATE INDEX runs_workflow_idx ON ops.runs USING btree (workflow_id);
 
+CREATE INDEX lanes_group_idx ON ops_private.lanes USING btree (group_id);
+
 CREATE UNIQUE INDEX leases_concurrency_idx ON ops_private.leases USING btree (project_id, concurrency_key) WHERE (concurrency_key IS NOT NULL);
 
 CREATE INDEX log_blocks_words_idx ON ops_private.log_blocks USING gin (words);
@@ -6208,6 +6299,8 @@ CREATE INDEX log_tails_project_idx ON ops_private.log_tails USING btree (project
 CREATE INDEX outbox_due_idx ON ops_private.outbox USING btree (destination, due_at);
 
 CREATE INDEX outbox_run_idx ON ops_private.outbox USING btree (run_id, destination);
+
+CREATE INDEX queued_group_idx ON ops_private.queued USING btree (group_id, scheduled_at NULLS FIRST, created_at, run_number);
 
 CREATE INDEX queued_lane_idx ON ops_private.queued USING btree (lane_id, scheduled_at NULLS FIRST, created_at, run_number);
 
@@ -6899,6 +6992,8 @@ REVOKE ALL ON FUNCTION ops_private.fire_schedules() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.first_instant(p_local timestamp without time zone, p_timezone text) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.first_of_lanes(p_group_id bigint) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.first_run_id(p_time timestamp with time zone) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.forget_artifacts(p_artifact_ids uuid[]) FROM PUBLIC;
@@ -6938,11 +7033,13 @@ REVOKE ALL ON FUNCTION ops_private.keep_an_owner() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.keep_run_events() FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.key_is_held(p_lane_id bigint) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.known_lines(p_run_id uuid, p_projects uuid[]) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.lane_digest(p_priority integer, p_labels text[], p_key text) FROM PUBLIC;
 
-REVOKE ALL ON FUNCTION ops_private.lane_of(p_run ops.runs) FROM PUBLIC;
+REVOKE ALL ON FUNCTION ops_private.lane_of(p_run ops.runs, p_key text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.last_errors(p_run_id uuid, p_limit integer) FROM PUBLIC;
 
