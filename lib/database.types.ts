@@ -644,6 +644,7 @@ export type Database = {
         Args: { p_idempotency_key?: string; p_metadata?: Json; p_scheduled_at?: string; p_workflow_id: string };
         Returns: Json;
       };
+      find_user: { Args: { p_email: string }; Returns: Json };
       health: { Args: Record<PropertyKey, never>; Returns: Json };
       heartbeat: {
         Args: {
@@ -734,6 +735,7 @@ export type Database = {
       };
       reject_run: { Args: { p_reason?: string; p_run_id: string }; Returns: Json };
       release_run: { Args: { p_instance_id: string; p_run_id: string; p_worker_id: string }; Returns: Json };
+      remove_member: { Args: { p_project_id: string; p_user_id: string }; Returns: Json };
       resume_project: { Args: { p_project_id: string }; Returns: Json };
       resume_queue: { Args: Record<PropertyKey, never>; Returns: Json };
       retry_run: { Args: { p_run_id: string }; Returns: Json };
@@ -847,6 +849,7 @@ export type Database = {
           timestamp: string;
         }[];
       };
+      set_member: { Args: { p_project_id: string; p_role: string; p_user_id: string }; Returns: Json };
       set_webhook_secret: { Args: { p_project_id: string; p_secret?: string }; Returns: Json };
       settle_delivery: {
         Args: { p_delivery_id: string; p_error?: string; p_final?: boolean; p_instance_id: string };
@@ -854,6 +857,7 @@ export type Database = {
       };
       shut_out_worker: { Args: { p_name: string }; Returns: Json };
       start_workflow_run: { Args: { p_instance_id?: string; p_run_id: string; p_worker_id: string }; Returns: Json };
+      sync_project: { Args: { p_dry_run?: boolean; p_project: Json }; Returns: Json };
       sync_tools: { Args: { p_dry_run?: boolean; p_tools: Json }; Returns: Json };
       take_deliveries: {
         Args: { p_destinations: string[]; p_instance_id: string; p_worker_id: string };

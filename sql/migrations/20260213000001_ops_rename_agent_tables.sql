@@ -14,13 +14,14 @@ do $$
 declare
     v_tables constant text[] := '{projects,workflows,runs,run_events,run_artifacts,run_logs,tools,upgrade_advisories,'
         'project_memberships}';
-    v_functions constant text[] := '{add_run_artifact,add_run_event,adopt_run,adoptable_runs,append_run_log,'
-        'append_run_logs,applicable_advisories,approve_run,cancel_run,claim_next_run,complete_workflow_run,'
-        'current_user_id,current_user_role,drain_worker,enqueue_run,health,heartbeat,limit_project,'
-        'list_queued_runs,mark_known,mark_ready,pause_project,pause_queue,project_overview,reap,receive_push,'
-        'receive_webhook,record_container,record_report,register_destinations,register_worker,reject_run,'
-        'release_run,resume_project,resume_queue,retry_run,run_fingerprints,run_logs,run_summary,runs,'
-        'search_run_logs,set_webhook_secret,settle_delivery,shut_out_worker,start_workflow_run,sync_tools,'
+    v_functions constant text[] := '{add_run_artifact,add_run_event,adopt_run,adoptable_runs,'
+        'append_run_log,append_run_logs,applicable_advisories,approve_run,cancel_run,claim_next_run,'
+        'complete_workflow_run,current_user_id,current_user_role,drain_worker,enqueue_run,find_user,health,'
+        'heartbeat,limit_project,list_queued_runs,mark_known,mark_ready,pause_project,pause_queue,'
+        'project_overview,reap,receive_push,receive_webhook,record_container,record_report,'
+        'register_destinations,register_worker,reject_run,release_run,remove_member,resume_project,'
+        'resume_queue,retry_run,run_fingerprints,run_logs,run_summary,runs,search_run_logs,set_member,'
+        'set_webhook_secret,settle_delivery,shut_out_worker,start_workflow_run,sync_project,sync_tools,'
         'take_deliveries,unclaimable_runs,unregister_worker,worker_overview,workflow_overview}';
     v_parts constant text := '^(' || pg_catalog.array_to_string(v_tables, '|') || ')_';
     v_ops constant oid := pg_catalog.to_regnamespace('ops');

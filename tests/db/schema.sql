@@ -658,6 +658,36 @@ CREATE FUNCTION ops.enqueue_run(p_workflow_id uuid, p_metadata jsonb DEFAULT '{}
     SET search_path TO 'pg_catalog', 'pg_temp'
     RETURN ops_private.enqueue_run(p_workflow_id, p_metadata, p_idempotency_key, p_scheduled_at);
 
+CREATE FUNCTION ops_private.find_user(p_email text) RETURNS jsonb
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$
+declare
+    v_users uuid[];
+begin
+    if not ops_private.trusted() then
+        raise exception 'permission denied: only service_role finds users by their mail addresses'
+            using errcode = 'insufficient_privilege';
+    elsif not exists (
+        select from pg_attribute as a
+        where a.attrelid = to_regclass('auth.users') and a.attname = 'email' and not a.attisdropped
+    ) then
+        return ops_private.refusal('not_found', 'this database knows no email of a user; name the user by UUID');
+    end if;
+    execute 'select array(select u.id from auth.users as u where lower(u.email) = lower($1) limit 2)'
+        into v_users using p_email;
+    return case cardinality(v_users)
+        when 0 then ops_private.refusal('not_found', 'there is no user with this email')
+        when 1 then jsonb_build_object('success', true, 'user_id', v_users[1])
+        else ops_private.refusal('bad_argument', 'several users have this email; name one by UUID') end;
+end
+$_$;
+
+CREATE FUNCTION ops.find_user(p_email text) RETURNS jsonb
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    RETURN ops_private.find_user(p_email);
+
 CREATE FUNCTION ops_private.health() RETURNS jsonb
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1266,6 +1296,32 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.remove_member(p_project_id uuid, p_user_id uuid) RETURNS jsonb
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_refusal constant jsonb := ops_private.member_refusal(p_project_id, p_user_id, null);
+    v_held text;
+begin
+    if v_refusal is not null then
+        return v_refusal;
+    end if;
+    perform from ops.projects as p where p.id = p_project_id for no key update;
+    delete from ops.project_memberships as m
+    where m.project_id = p_project_id and m.user_id = p_user_id returning m.role into v_held;
+    return jsonb_build_object('success', true, 'previous_role', v_held, 'changed', v_held is not null);
+exception
+    when sqlstate 'OPS03' then
+        return ops_private.refusal('last_owner', sqlerrm);
+end
+$$;
+
+CREATE FUNCTION ops.remove_member(p_project_id uuid, p_user_id uuid) RETURNS jsonb
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    RETURN ops_private.remove_member(p_project_id, p_user_id);
+
 CREATE FUNCTION ops.resume_project(p_project_id uuid) RETURNS jsonb
     LANGUAGE sql
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1627,6 +1683,43 @@ CREATE FUNCTION ops.search_run_logs(p_query text, p_project_id uuid DEFAULT NULL
     FROM ops_private.search_run_logs(search_run_logs.p_query, search_run_logs.p_project_id, search_run_logs.p_run_id, search_run_logs.p_limit, search_run_logs.p_before, search_run_logs.p_before_run_id, search_run_logs.p_before_seq) s(run_id, run_number, seq, "timestamp", log_level, message);
 END;
 
+CREATE FUNCTION ops_private.set_member(p_project_id uuid, p_user_id uuid, p_role text) RETURNS jsonb
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_refusal constant jsonb := ops_private.member_refusal(p_project_id, p_user_id, coalesce(p_role, ''));
+    v_held text;
+begin
+    if v_refusal is not null then
+        return v_refusal;
+    elsif p_user_id is null then
+        return ops_private.refusal('bad_argument', 'the user_id must not be null');
+    elsif (p_role in ('viewer', 'developer', 'admin', 'owner')) is not true then
+        return ops_private.refusal('bad_argument', 'the role must be viewer, developer, admin or owner');
+    end if;
+    perform from ops.projects as p where p.id = p_project_id for no key update;
+    select m.role into v_held from ops.project_memberships as m
+    where m.project_id = p_project_id and m.user_id = p_user_id;
+    if v_held is distinct from p_role then
+        insert into ops.project_memberships (project_id, user_id, role) values (p_project_id, p_user_id, p_role)
+        on conflict (project_id, user_id) do update set role = excluded.role;
+    end if;
+    return jsonb_build_object(
+        'success', true, 'role', p_role, 'previous_role', v_held, 'changed', v_held is distinct from p_role);
+exception
+    when foreign_key_violation then
+        return ops_private.refusal('not_found', 'there is no such user');
+    when sqlstate 'OPS03' then
+        return ops_private.refusal('last_owner', sqlerrm);
+end
+$$;
+
+CREATE FUNCTION ops.set_member(p_project_id uuid, p_user_id uuid, p_role text) RETURNS jsonb
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    RETURN ops_private.set_member(p_project_id, p_user_id, p_role);
+
 CREATE FUNCTION ops_private.set_webhook_secret(p_project_id uuid, p_secret text) RETURNS jsonb
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1761,6 +1854,66 @@ begin
     return jsonb_build_object('success', true, 'started_at', v_started_at);
 end
 $$;
+
+CREATE FUNCTION ops_private.sync_project(p_project jsonb, p_dry_run boolean) RETURNS jsonb
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_refusal jsonb := ops_private.refusal('bad_argument', ops_private.bad_project(p_project));
+    v_found ops.projects;
+    v_row ops.projects;
+    v_settings record;
+    v_answer jsonb;
+begin
+    if v_refusal ->> 'error' is not null then
+        return v_refusal;
+    end if;
+    select p.* into v_found from ops.projects as p where p.slug = p_project ->> 'slug';
+    v_refusal := ops_private.role_refusal(
+        v_found.id, '{developer,admin,owner}'::text[], 'change the workflows of a project',
+        'project, and only service_role creates one');
+    if v_refusal is not null and (v_found.id is not null or not ops_private.trusted()) then
+        return v_refusal;
+    end if;
+    begin
+        -- one at a time, so that each answer says what its own call changed; queueing does not wait
+        select p.* into v_row from ops.projects as p where p.id = v_found.id for no key update;
+        if v_row.id is distinct from v_found.id then
+            return ops_private.refusal('not_found', 'there is no such project any more');
+        end if;
+        v_settings := ops_private.sync_settings(p_project, v_row);
+        if v_settings.refusal is not null then
+            return v_settings.refusal;
+        end if;
+        v_row := v_settings.p_row;
+        v_answer := ops_private.sync_workflows(v_row, coalesce(p_project -> 'workflows', '[]'));
+        v_refusal := ops_private.refusal('bad_argument', ops_private.bad_push_name(v_row));
+        if v_refusal ->> 'error' is not null or p_dry_run then
+            raise exception 'nothing is to be changed' using errcode = 'OPS05';
+        end if;
+    exception
+        when check_violation then
+            return ops_private.refusal('bad_argument', sqlerrm);
+        when insufficient_privilege then
+            return ops_private.refusal('not_allowed', sqlerrm);
+        when sqlstate 'OPS05' then  -- all of the block is undone
+            if v_refusal ->> 'error' is not null then
+                return v_refusal;
+            end if;
+    end;
+    return jsonb_build_object(
+        'success', true, 'dry_run', coalesce(p_dry_run, false),
+        'project', jsonb_build_object('project_id', v_row.id, 'slug', v_row.slug, 'change', v_settings.change,
+            'fields', v_settings.fields),
+        'workflows', v_answer);
+end
+$$;
+
+CREATE FUNCTION ops.sync_project(p_project jsonb, p_dry_run boolean DEFAULT false) RETURNS jsonb
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    RETURN ops_private.sync_project(p_project, p_dry_run);
 
 CREATE FUNCTION ops_private.sync_tools(p_tools jsonb, p_dry_run boolean) RETURNS jsonb
     LANGUAGE plpgsql SECURITY DEFINER
@@ -2404,6 +2557,90 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.bad_object(p_value jsonb, p_texts jsonb, p_needed text[], p_others jsonb) RETURNS text
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    if jsonb_typeof(p_value) is distinct from 'object' then
+        return ': expected an object';
+    end if;
+    return coalesce(
+        (
+            select format('.%s: unknown key; expected one of %s', left(k.key, 100), (
+                select string_agg(x.key, ', ' order by x.key) from jsonb_object_keys(p_texts || p_others) as x (key)))
+            from jsonb_object_keys(p_value) as k (key) where not (p_texts || p_others) ? k.key order by k.key limit 1
+        ), (
+            select format('.%s: expected a text of %s to %s characters', k.key, (k.key = any (p_needed))::integer, k.most)
+            from jsonb_each_text(p_texts) as k (key, most)
+            where (p_value -> k.key <> 'null' or k.key = any (p_needed))
+                and (jsonb_typeof(p_value -> k.key) = 'string' and length(p_value ->> k.key)
+                    between (k.key = any (p_needed))::integer and k.most::integer) is not true
+            order by k.key limit 1
+        ), (
+            select format('.%s: expected %s', k.key, k.kind)
+            from jsonb_each_text(p_others) as k (key, kind)
+            where p_value ? k.key and jsonb_typeof(p_value -> k.key) <> split_part(k.kind, ' ', 2)
+            order by k.key limit 1
+        ));
+end
+$$;
+
+CREATE FUNCTION ops_private.bad_project(p_project jsonb) RETURNS text
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$
+declare
+    v_wrong text := ops_private.bad_object(
+        p_project, '{"slug": 100, "workspace_key": 100, "name": 200, "description": 10000, "odoo_version": 20, "status": 20}',
+        '{slug,name,odoo_version}'::text[],
+        '{"config": "an object", "limits": "an object", "workflows": "an array"}');
+    v_workflow record;
+    v_twin text;
+begin
+    v_wrong := coalesce(v_wrong, case
+        when p_project ->> 'slug' !~ '^[a-z0-9-]+$' then '.slug: expected lower case letters, digits and -'
+        when p_project ->> 'workspace_key' !~ '^[a-z0-9_]+$' then
+            '.workspace_key: expected lower case letters, digits and _'
+        when p_project ->> 'odoo_version' !~ '^\d+\.\d+$' then '.odoo_version: expected a version such as 19.0'
+        when p_project ->> 'status' not in ('active', 'archived') then '.status: expected active or archived'
+        when (p_project -> 'limits') - '{max_active_runs,max_queued_runs}'::text[] <> '{}' then
+            '.limits: expected max_active_runs and max_queued_runs'
+        when jsonb_array_length(p_project -> 'workflows') > 200 then '.workflows: expected at most 200'
+    end, (
+        select format('.limits.%s: expected a whole number of at least 1', l.key)
+        from jsonb_each(p_project -> 'limits') as l
+        where l.value <> 'null' and not ops_private.is_whole_number(l.value, 1, 2147483647) order by l.key limit 1));
+    if v_wrong is not null then
+        return 'project' || v_wrong;
+    end if;
+    for v_workflow in
+        select w.value, w.i - 1 as i
+        from jsonb_array_elements(p_project -> 'workflows') with ordinality as w (value, i)
+    loop
+        v_wrong := coalesce(ops_private.bad_object(
+            v_workflow.value,
+            '{"workflow_type": 20, "name": 200, "description": 10000, "git_ref": 255, "git_commit": 64}',
+            '{workflow_type,name}'::text[], '{"enabled": "a boolean", "config": "an object"}'),
+            case
+                when v_workflow.value ->> 'workflow_type' not in ('build', 'test', 'deploy', 'backup', 'upgrade') then
+                    '.workflow_type: expected build, test, deploy, backup or upgrade'
+                when not ops_private.is_git_ref(v_workflow.value ->> 'git_ref') then
+                    '.git_ref: expected the name of a branch, a tag or a ref'
+                when v_workflow.value ->> 'git_commit' !~ '^[0-9A-Za-z]{1,64}$' then
+                    '.git_commit: expected letters and digits'
+                else ': ' || ops_private.bad_config(v_workflow.value -> 'config')
+            end);
+        if v_wrong is not null then
+            return format('project.workflows[%s]%s', v_workflow.i, v_wrong);
+        end if;
+    end loop;
+    select t.value ->> 'workflow_type' || '/' || (t.value ->> 'name') into v_twin
+    from jsonb_array_elements(p_project -> 'workflows') as t (value) group by 1 having count(*) > 1 order by 1 limit 1;
+    return case when v_twin is not null then format('project.workflows: two have the type and the name %s', v_twin) end;
+end
+$_$;
+
 CREATE FUNCTION ops_private.bad_push(p_push jsonb) RETURNS text
     LANGUAGE plpgsql IMMUTABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -2437,6 +2674,42 @@ begin
     return null;
 end
 $_$;
+
+CREATE TABLE ops.projects (
+    id uuid DEFAULT gen_random_uuid() NOT NULL,
+    workspace_key text NOT NULL,
+    slug text NOT NULL,
+    name text NOT NULL,
+    description text,
+    odoo_version text NOT NULL,
+    status text DEFAULT 'active'::text NOT NULL,
+    config jsonb DEFAULT '{}'::jsonb NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT projects_config_at_most_256_kib CHECK ((octet_length((config)::text) <= 262144)),
+    CONSTRAINT projects_config_at_most_32_deep CHECK ((NOT jsonb_path_exists(config, 'strict $.**{33}'::jsonpath))),
+    CONSTRAINT projects_config_check CHECK ((jsonb_typeof(config) = 'object'::text)),
+    CONSTRAINT projects_odoo_version_format CHECK ((odoo_version ~ '^\d+\.\d+$'::text)),
+    CONSTRAINT projects_slug_format CHECK ((slug ~ '^[a-z0-9-]+$'::text)),
+    CONSTRAINT projects_status_check CHECK ((status = ANY (ARRAY['active'::text, 'archived'::text]))),
+    CONSTRAINT projects_texts_fit CHECK (((length(workspace_key) <= 100) AND (length(slug) <= 100) AND (length(name) <= 200) AND (length(description) <= 10000) AND (length(odoo_version) <= 20))),
+    CONSTRAINT projects_workspace_key_format CHECK ((workspace_key ~ '^[a-z0-9_]+$'::text))
+);
+
+CREATE FUNCTION ops_private.bad_push_name(p_project ops.projects) RETURNS text
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return (
+        select format('project.config.push.branches.%s.run: %s', b.i - 1, w.wrong)
+        from jsonb_array_elements(p_project.config #> '{push,branches}') with ordinality as b (rule, i)
+        cross join lateral jsonb_array_elements_text(b.rule -> 'run') with ordinality as r (name, place)
+        cross join lateral ops_private.bad_name(
+            r.name, ops_private.workflows_named(p_project.id, r.name)) as w (wrong)
+        where w.wrong is not null order by b.i, r.place limit 1);
+end
+$$;
 
 CREATE FUNCTION ops_private.bad_request(p_metadata jsonb, p_idempotency_key text, p_scheduled_at timestamp with time zone) RETURNS text
     LANGUAGE plpgsql IMMUTABLE
@@ -2766,6 +3039,21 @@ begin
             select r.workflow_id, r.parent_run_id from ops.runs as r join chain as c on r.id = c.parent_run_id
         )
         select c.workflow_id from chain as c);
+end
+$$;
+
+CREATE FUNCTION ops_private.changed_keys(p_before jsonb, p_after jsonb) RETURNS text[]
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return array(
+        select k.key from jsonb_object_keys(p_before || p_after) as k (key)
+        where k.key <> 'config' and p_before -> k.key is distinct from p_after -> k.key
+        union all
+        select 'config.' || k.key from jsonb_object_keys((p_before -> 'config') || (p_after -> 'config')) as k (key)
+        where p_before #> array['config', k.key] is distinct from p_after #> array['config', k.key]
+        order by 1);
 end
 $$;
 
@@ -4256,6 +4544,42 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.member_refusal(p_project_id uuid, p_user_id uuid, p_role text) RETURNS jsonb
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_held constant text := (
+        select m.role from ops.project_memberships as m
+        where m.project_id = p_project_id and m.user_id = p_user_id);
+    v_roles text[] := '{admin,owner}'::text[];
+begin
+    if 'owner' in (v_held, p_role) then
+        v_roles := '{owner}'::text[];
+    end if;
+    if p_role is null and p_user_id = ops.current_user_id() then
+        v_roles := '{viewer,developer,admin,owner}'::text[];
+    end if;
+    return ops_private.role_refusal(
+        (select p.id from ops.projects as p where p.id = p_project_id), v_roles, case
+            when p_role = 'owner' then 'make a user an owner'
+            when v_held = 'owner' then 'change an owner' else 'manage members' end, 'project');
+end
+$$;
+
+CREATE FUNCTION ops_private.missing_tool(p_project ops.projects, p_workflow ops.workflows) RETURNS text
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_tool constant text := coalesce(p_workflow.config ->> 'tool', 'odoo');
+    v_version constant text := coalesce(p_workflow.config ->> 'version', p_project.odoo_version);
+begin
+    return case when not exists (select from ops.tools as t where t.tool_name = v_tool and t.version = v_version) then
+        left(v_tool || ' ' || v_version, 300) end;
+end
+$$;
+
 CREATE FUNCTION ops_private.my_projects(p_role text DEFAULT 'viewer'::text) RETURNS SETOF uuid
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -5511,6 +5835,121 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.sync_settings(p_project jsonb, INOUT p_row ops.projects, OUT change text, OUT fields text[], OUT refusal jsonb) RETURNS record
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_trusted constant boolean := ops_private.trusted();
+    v_old constant ops.projects := p_row;
+    v_limits constant jsonb := '{"max_active_runs": null, "max_queued_runs": null}' || (p_project -> 'limits');
+    v_limited boolean;
+    v_key text;
+begin
+    p_row := jsonb_populate_record(v_old, '{"description": null, "config": {}}' || (p_project - 'workspace_key'));
+    p_row.id := coalesce(v_old.id, gen_random_uuid());
+    p_row.workspace_key := coalesce(
+        v_old.workspace_key, p_project ->> 'workspace_key', replace(p_row.slug, '-', '_'));
+    p_row.status := coalesce(p_row.status, v_old.status, 'active');
+    if p_project ->> 'workspace_key' <> p_row.workspace_key then
+        refusal := ops_private.refusal('bad_argument', format(
+            'project.workspace_key: a project keeps it; expected %s', p_row.workspace_key));
+        return;
+    end if;
+    fields := case when v_old.id is null then '{}'::text[]
+        else ops_private.changed_keys(to_jsonb(v_old), to_jsonb(p_row)) end;
+    if fields <> '{}' and not v_trusted and ops.current_user_role(p_row.id) <> 'owner' then
+        refusal := ops_private.refusal('not_allowed', format(
+            'a %s may not edit the settings of a project: %s', ops.current_user_role(p_row.id),
+            array_to_string(fields[:10], ', ')));
+        return;
+    end if;
+    select v_limits <> jsonb_build_object(
+        'max_active_runs', max(k.max_active_runs), 'max_queued_runs', max(k.max_queued_runs))
+    into v_limited from ops_private.project_limits as k where k.project_id = p_row.id;
+    if v_limited and not v_trusted then
+        refusal := ops_private.refusal('not_allowed', 'only service_role changes the limits of a project');
+        return;
+    end if;
+    if v_old.id is null then
+        insert into ops.projects (id, workspace_key, slug, name, description, odoo_version, status, config)
+        values (p_row.id, p_row.workspace_key, p_row.slug, p_row.name, p_row.description, p_row.odoo_version,
+            p_row.status, p_row.config);
+    elsif fields <> '{}' then
+        update ops.projects as p
+        set name = p_row.name, description = p_row.description, odoo_version = p_row.odoo_version,
+            status = p_row.status, config = p_row.config
+        where p.id = p_row.id;
+    end if;
+    if v_limited then
+        fields := fields || case when v_old.id is null then '{}'::text[] else '{limits}'::text[] end;
+        perform ops_private.limit_project(
+            p_row.id, (v_limits ->> 'max_active_runs')::integer, (v_limits ->> 'max_queued_runs')::integer);
+    end if;
+    change := case when v_old.id is null then 'added' when fields = '{}' then 'unchanged' else 'changed' end;
+exception
+    when unique_violation then
+        get stacked diagnostics v_key = constraint_name;
+        refusal := ops_private.refusal('bad_argument', format('project.%s: another project has it',
+            case v_key when 'projects_slug_key' then 'slug' else 'workspace_key' end));
+    when check_violation then
+        get stacked diagnostics v_key = constraint_name;
+        refusal := ops_private.refusal('bad_argument', case v_key
+            when '' then 'project: ' || sqlerrm else format('project breaks the rule %s', v_key) end);
+end
+$$;
+
+CREATE FUNCTION ops_private.sync_workflows(p_project ops.projects, p_workflows jsonb) RETURNS jsonb
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_old ops.workflows;
+    v_new ops.workflows;
+    v_ids uuid[] := '{}'::uuid[];
+    v_changes jsonb := '[]'::jsonb;
+begin
+    for v_round in 1 .. 2 loop
+        for v_place in 0 .. jsonb_array_length(p_workflows) - 1 loop
+            select w.* into v_old from ops.workflows as w
+            where w.project_id = p_project.id and w.workflow_type = p_workflows -> v_place ->> 'workflow_type'
+                and w.name = p_workflows -> v_place ->> 'name';
+            v_new := jsonb_populate_record(
+                v_old, '{"description": null, "enabled": true, "git_ref": null, "git_commit": null, "config": {}}'
+                || (p_workflows -> v_place));
+            v_new.id := coalesce(v_old.id, gen_random_uuid());
+            v_new.project_id := p_project.id;
+            if v_round = 1 then
+                v_ids := v_ids || v_new.id;
+                v_changes := v_changes || jsonb_build_object(
+                    'workflow_id', v_new.id, 'workflow_type', v_new.workflow_type, 'name', v_new.name,
+                    'change', case when v_old.id is null then 'added' when v_old = v_new then 'unchanged'
+                        else 'changed' end,
+                    'fields', case when v_old.id is null then '{}'::text[]
+                        else ops_private.changed_keys(to_jsonb(v_old), to_jsonb(v_new)) end,
+                    'missing_tool', ops_private.missing_tool(p_project, v_new));
+                if v_old.config -> 'then' is distinct from v_new.config -> 'then' then
+                    v_new.config := v_new.config - 'then';
+                end if;
+            end if;
+            if v_old is distinct from v_new then
+                perform ops_private.write_workflow(v_place, v_new);
+            end if;
+        end loop;
+    end loop;
+    with disabled as (
+        update ops.workflows as w set enabled = false
+        where w.project_id = p_project.id and w.enabled and w.id <> all (v_ids)
+        returning w.id, w.workflow_type, w.name
+    )
+    select v_changes || coalesce(jsonb_agg(jsonb_build_object(
+        'workflow_id', d.id, 'workflow_type', d.workflow_type, 'name', d.name, 'change', 'disabled',
+        'fields', '{enabled}'::text[], 'missing_tool', null) order by d.workflow_type, d.name), '[]'::jsonb)
+    into v_changes from disabled as d;
+    return v_changes;
+end
+$$;
+
 CREATE FUNCTION ops_private.tell_change() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -5830,26 +6269,27 @@ begin
 end
 $$;
 
-CREATE TABLE ops.projects (
-    id uuid DEFAULT gen_random_uuid() NOT NULL,
-    workspace_key text NOT NULL,
-    slug text NOT NULL,
-    name text NOT NULL,
-    description text,
-    odoo_version text NOT NULL,
-    status text DEFAULT 'active'::text NOT NULL,
-    config jsonb DEFAULT '{}'::jsonb NOT NULL,
-    created_at timestamp with time zone DEFAULT now() NOT NULL,
-    updated_at timestamp with time zone DEFAULT now() NOT NULL,
-    CONSTRAINT projects_config_at_most_256_kib CHECK ((octet_length((config)::text) <= 262144)),
-    CONSTRAINT projects_config_at_most_32_deep CHECK ((NOT jsonb_path_exists(config, 'strict $.**{33}'::jsonpath))),
-    CONSTRAINT projects_config_check CHECK ((jsonb_typeof(config) = 'object'::text)),
-    CONSTRAINT projects_odoo_version_format CHECK ((odoo_version ~ '^\d+\.\d+$'::text)),
-    CONSTRAINT projects_slug_format CHECK ((slug ~ '^[a-z0-9-]+$'::text)),
-    CONSTRAINT projects_status_check CHECK ((status = ANY (ARRAY['active'::text, 'archived'::text]))),
-    CONSTRAINT projects_texts_fit CHECK (((length(workspace_key) <= 100) AND (length(slug) <= 100) AND (length(name) <= 200) AND (length(description) <= 10000) AND (length(odoo_version) <= 20))),
-    CONSTRAINT projects_workspace_key_format CHECK ((workspace_key ~ '^[a-z0-9_]+$'::text))
-);
+CREATE FUNCTION ops_private.write_workflow(p_place integer, p_new ops.workflows) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_rule text;
+begin
+    insert into ops.workflows as w
+        (id, project_id, workflow_type, name, description, enabled, git_ref, git_commit, config)
+    values (p_new.id, p_new.project_id, p_new.workflow_type, p_new.name, p_new.description, p_new.enabled,
+        p_new.git_ref, p_new.git_commit, p_new.config)
+    on conflict (project_id, workflow_type, name) do update
+    set description = excluded.description, enabled = excluded.enabled, git_ref = excluded.git_ref,
+        git_commit = excluded.git_commit, config = excluded.config;
+exception
+    when check_violation or insufficient_privilege then
+        get stacked diagnostics v_rule = constraint_name;
+        raise exception 'project.workflows[%]%', p_place,
+            case v_rule when '' then ': ' || sqlerrm else ' breaks the rule ' || v_rule end using errcode = sqlstate;
+end
+$$;
 
 CREATE TABLE ops.run_artifacts (
     id uuid DEFAULT gen_random_uuid() NOT NULL,
@@ -6611,6 +7051,12 @@ REVOKE ALL ON FUNCTION ops.enqueue_run(p_workflow_id uuid, p_metadata jsonb, p_i
 GRANT ALL ON FUNCTION ops.enqueue_run(p_workflow_id uuid, p_metadata jsonb, p_idempotency_key text, p_scheduled_at timestamp with time zone) TO authenticated;
 GRANT ALL ON FUNCTION ops.enqueue_run(p_workflow_id uuid, p_metadata jsonb, p_idempotency_key text, p_scheduled_at timestamp with time zone) TO service_role;
 
+REVOKE ALL ON FUNCTION ops_private.find_user(p_email text) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops_private.find_user(p_email text) TO service_role;
+
+REVOKE ALL ON FUNCTION ops.find_user(p_email text) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.find_user(p_email text) TO service_role;
+
 REVOKE ALL ON FUNCTION ops_private.health() FROM PUBLIC;
 GRANT ALL ON FUNCTION ops_private.health() TO service_role;
 
@@ -6713,6 +7159,14 @@ REVOKE ALL ON FUNCTION ops.release_run(p_run_id uuid, p_worker_id text, p_instan
 GRANT ALL ON FUNCTION ops.release_run(p_run_id uuid, p_worker_id text, p_instance_id uuid) TO ops_worker;
 GRANT ALL ON FUNCTION ops.release_run(p_run_id uuid, p_worker_id text, p_instance_id uuid) TO service_role;
 
+REVOKE ALL ON FUNCTION ops_private.remove_member(p_project_id uuid, p_user_id uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops_private.remove_member(p_project_id uuid, p_user_id uuid) TO authenticated;
+GRANT ALL ON FUNCTION ops_private.remove_member(p_project_id uuid, p_user_id uuid) TO service_role;
+
+REVOKE ALL ON FUNCTION ops.remove_member(p_project_id uuid, p_user_id uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.remove_member(p_project_id uuid, p_user_id uuid) TO authenticated;
+GRANT ALL ON FUNCTION ops.remove_member(p_project_id uuid, p_user_id uuid) TO service_role;
+
 REVOKE ALL ON FUNCTION ops.resume_project(p_project_id uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops.resume_project(p_project_id uuid) TO authenticated;
 GRANT ALL ON FUNCTION ops.resume_project(p_project_id uuid) TO service_role;
@@ -6780,6 +7234,14 @@ REVOKE ALL ON FUNCTION ops.search_run_logs(p_query text, p_project_id uuid, p_ru
 GRANT ALL ON FUNCTION ops.search_run_logs(p_query text, p_project_id uuid, p_run_id uuid, p_limit integer, p_before timestamp with time zone, p_before_run_id uuid, p_before_seq bigint) TO authenticated;
 GRANT ALL ON FUNCTION ops.search_run_logs(p_query text, p_project_id uuid, p_run_id uuid, p_limit integer, p_before timestamp with time zone, p_before_run_id uuid, p_before_seq bigint) TO service_role;
 
+REVOKE ALL ON FUNCTION ops_private.set_member(p_project_id uuid, p_user_id uuid, p_role text) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops_private.set_member(p_project_id uuid, p_user_id uuid, p_role text) TO authenticated;
+GRANT ALL ON FUNCTION ops_private.set_member(p_project_id uuid, p_user_id uuid, p_role text) TO service_role;
+
+REVOKE ALL ON FUNCTION ops.set_member(p_project_id uuid, p_user_id uuid, p_role text) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.set_member(p_project_id uuid, p_user_id uuid, p_role text) TO authenticated;
+GRANT ALL ON FUNCTION ops.set_member(p_project_id uuid, p_user_id uuid, p_role text) TO service_role;
+
 REVOKE ALL ON FUNCTION ops_private.set_webhook_secret(p_project_id uuid, p_secret text) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops_private.set_webhook_secret(p_project_id uuid, p_secret text) TO authenticated;
 GRANT ALL ON FUNCTION ops_private.set_webhook_secret(p_project_id uuid, p_secret text) TO service_role;
@@ -6798,6 +7260,14 @@ GRANT ALL ON FUNCTION ops.shut_out_worker(p_name text) TO service_role;
 REVOKE ALL ON FUNCTION ops.start_workflow_run(p_run_id uuid, p_worker_id text, p_instance_id uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops.start_workflow_run(p_run_id uuid, p_worker_id text, p_instance_id uuid) TO ops_worker;
 GRANT ALL ON FUNCTION ops.start_workflow_run(p_run_id uuid, p_worker_id text, p_instance_id uuid) TO service_role;
+
+REVOKE ALL ON FUNCTION ops_private.sync_project(p_project jsonb, p_dry_run boolean) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops_private.sync_project(p_project jsonb, p_dry_run boolean) TO authenticated;
+GRANT ALL ON FUNCTION ops_private.sync_project(p_project jsonb, p_dry_run boolean) TO service_role;
+
+REVOKE ALL ON FUNCTION ops.sync_project(p_project jsonb, p_dry_run boolean) FROM PUBLIC;
+GRANT ALL ON FUNCTION ops.sync_project(p_project jsonb, p_dry_run boolean) TO authenticated;
+GRANT ALL ON FUNCTION ops.sync_project(p_project jsonb, p_dry_run boolean) TO service_role;
 
 REVOKE ALL ON FUNCTION ops_private.sync_tools(p_tools jsonb, p_dry_run boolean) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops_private.sync_tools(p_tools jsonb, p_dry_run boolean) TO service_role;
@@ -6889,7 +7359,26 @@ REVOKE ALL ON FUNCTION ops_private.bad_metadata(p_metadata jsonb, p_config jsonb
 
 REVOKE ALL ON FUNCTION ops_private.bad_name(p_name text, p_found uuid[]) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.bad_object(p_value jsonb, p_texts jsonb, p_needed text[], p_others jsonb) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.bad_project(p_project jsonb) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.bad_push(p_push jsonb) FROM PUBLIC;
+
+GRANT SELECT ON TABLE ops.projects TO authenticated;
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE ops.projects TO service_role;
+
+GRANT UPDATE(name) ON TABLE ops.projects TO authenticated;
+
+GRANT UPDATE(description) ON TABLE ops.projects TO authenticated;
+
+GRANT UPDATE(odoo_version) ON TABLE ops.projects TO authenticated;
+
+GRANT UPDATE(status) ON TABLE ops.projects TO authenticated;
+
+GRANT UPDATE(config) ON TABLE ops.projects TO authenticated;
+
+REVOKE ALL ON FUNCTION ops_private.bad_push_name(p_project ops.projects) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.bad_request(p_metadata jsonb, p_idempotency_key text, p_scheduled_at timestamp with time zone) FROM PUBLIC;
 
@@ -6922,6 +7411,8 @@ REVOKE ALL ON FUNCTION ops_private.calling_worker() FROM PUBLIC;
 REVOKE ALL ON FUNCTION ops_private.cancel_branch(p_project_id uuid, p_names jsonb, p_branch text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.chain_of(p_run_id uuid) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.changed_keys(p_before jsonb, p_after jsonb) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.check_notifier() FROM PUBLIC;
 
@@ -7069,6 +7560,10 @@ REVOKE ALL ON FUNCTION ops_private.max_queued_runs(p_project_id uuid) FROM PUBLI
 
 REVOKE ALL ON FUNCTION ops_private.may_adopt(p_lease ops_private.leases, p_worker_id text, p_engine_id text) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.member_refusal(p_project_id uuid, p_user_id uuid, p_role text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.missing_tool(p_project ops.projects, p_workflow ops.workflows) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.my_projects(p_role text) FROM PUBLIC;
 GRANT ALL ON FUNCTION ops_private.my_projects(p_role text) TO authenticated;
 GRANT ALL ON FUNCTION ops_private.my_projects(p_role text) TO service_role;
@@ -7180,6 +7675,10 @@ REVOKE ALL ON FUNCTION ops_private.stop_run(p_run_id uuid, p_status text, p_reas
 
 REVOKE ALL ON FUNCTION ops_private.supersede_older(p_run_ids uuid[]) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.sync_settings(p_project jsonb, INOUT p_row ops.projects, OUT change text, OUT fields text[], OUT refusal jsonb) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.sync_workflows(p_project ops.projects, p_workflows jsonb) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.tell_change() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.tell_queued() FROM PUBLIC;
@@ -7216,18 +7715,7 @@ REVOKE ALL ON FUNCTION ops_private.worker_id_taken(p_worker_id text, p_instance_
 
 REVOKE ALL ON FUNCTION ops_private.workflows_named(p_project_id uuid, p_name text) FROM PUBLIC;
 
-GRANT SELECT ON TABLE ops.projects TO authenticated;
-GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE ops.projects TO service_role;
-
-GRANT UPDATE(name) ON TABLE ops.projects TO authenticated;
-
-GRANT UPDATE(description) ON TABLE ops.projects TO authenticated;
-
-GRANT UPDATE(odoo_version) ON TABLE ops.projects TO authenticated;
-
-GRANT UPDATE(status) ON TABLE ops.projects TO authenticated;
-
-GRANT UPDATE(config) ON TABLE ops.projects TO authenticated;
+REVOKE ALL ON FUNCTION ops_private.write_workflow(p_place integer, p_new ops.workflows) FROM PUBLIC;
 
 GRANT SELECT ON TABLE ops.run_artifacts TO authenticated;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE ops.run_artifacts TO service_role;

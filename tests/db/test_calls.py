@@ -38,6 +38,17 @@ CALLS: list[tuple[str, set[str]]] = [
     ("resume_queue()", SERVICE),
     ("health()", SERVICE),
     ("sync_tools('[{{\"tool_name\": \"t\", \"version\": \"1\", \"docker_image\": \"x\"}}]')", SERVICE),
+    ("sync_project('{described}')", DEVELOPERS | SERVICE),
+    ("sync_project('{renamed}')", {"owner"} | SERVICE),
+    ("sync_project('{limited}', true)", SERVICE),
+    ("sync_project('{new}')", SERVICE),
+    ("set_member('{project}', gen_random_uuid(), 'admin')", ADMINS | SERVICE),
+    ("set_member('{project}', gen_random_uuid(), 'owner')", {"owner"} | SERVICE),
+    ("set_member('{project}', '{viewer}', 'developer')", ADMINS | SERVICE),
+    ("set_member('{project}', '{first}', 'admin')", {"owner"} | SERVICE),
+    ("remove_member('{project}', '{viewer}')", {"viewer"} | ADMINS | SERVICE),
+    ("remove_member('{project}', '{first}')", {"owner"} | SERVICE),
+    ("find_user('a@b.example')", SERVICE),
     ("register_worker('w', gen_random_uuid())", WORKERS),
     ("unregister_worker('w', gen_random_uuid())", WORKERS),
     ("heartbeat('w', gen_random_uuid())", WORKERS),
@@ -73,7 +84,20 @@ async def test_who_calls_what(crowd: Crowd, form: Form) -> None:
     red = await crowd.world.run_in("running")
     fail = "update ops.runs set status = 'failed', tests = $2 where id = $1"
     await crowd.world.db.execute(fail, red, '{"failing": ["t"]}')
+    first = await crowd.world.db.fetchval(
+        "insert into ops.project_memberships (project_id, user_id, role) values ($1, gen_random_uuid(), 'owner')"
+        " returning user_id", crowd.world.project,
+    )  # fmt: skip
+    await crowd.world.db.execute(
+        "create schema auth; create table auth.users (id uuid, email text);"
+        "insert into auth.users values (gen_random_uuid(), 'a@b.example')"
+    )
+    rules = {"push": {"repository": "acme/shop", "branches": []}}
+    acme = {"slug": "acme", "name": "Acme", "odoo_version": "19.0", "config": rules}
     ids: dict[str, Any] = {
+        "viewer": crowd.users["viewer"], "first": first, "described": json.dumps(acme),
+        "renamed": json.dumps(acme | {"name": "x"}), "limited": json.dumps(acme | {"limits": {"max_active_runs": 1}}),
+        "new": json.dumps(acme | {"slug": "new"}),
         "project": crowd.world.project, "workflow": crowd.world.workflow,
         "run": crowd.run, "instance": INSTANCE, "ended": ended, "claimed": claimed, "failed": red,
         "developers": await crowd.world.queue(created_by=crowd.users["developer"]),
@@ -86,7 +110,6 @@ async def test_who_calls_what(crowd: Crowd, form: Form) -> None:
     }  # fmt: skip
     await crowd.world.set_status(ids["developers_ended"], "canceled")
     await call(crowd.world.db, "register_worker", "host-d", OTHER_INSTANCE)
-    rules = {"push": {"repository": "acme/shop", "branches": []}}
     await crowd.world.db.execute("update ops.projects set config = $1 where slug = 'acme'", json.dumps(rules))
     await call(crowd.world.db, "set_webhook_secret", crowd.world.project, "correct-horse-battery")
     before = await snapshot(crowd.world)

@@ -31,7 +31,7 @@ async def test_who_executes_what(world: World) -> None:
         "current_user_id", "current_user_role", "cancel_run", "list_queued_runs", "enqueue_run", "retry_run",
         "search_run_logs", "applicable_advisories", "runs", "run_logs", "pause_project", "resume_project",
         "approve_run", "reject_run", "run_summary", "worker_overview", "project_overview", "run_fingerprints",
-        "mark_known", "workflow_overview", "set_webhook_secret",
+        "mark_known", "workflow_overview", "set_webhook_secret", "sync_project", "set_member", "remove_member",
     }  # fmt: skip
     may: dict[str, set[str]] = {
         "anon": set(),
@@ -45,7 +45,7 @@ async def test_who_executes_what(world: World) -> None:
     worker = WORKER_FUNCTIONS
     everything = user | worker | {"health", "shut_out_worker", "pause_queue", "resume_queue"}
     webhook = {"receive_push", "receive_webhook"}
-    everything |= {"limit_project", "drain_worker", "sync_tools", *webhook}
+    everything |= {"limit_project", "drain_worker", "sync_tools", "find_user", *webhook}
     assert may == {
         "anon": set(), "authenticated": user, "ops_worker": worker, "ops_webhook": webhook,
         "service_role": everything,

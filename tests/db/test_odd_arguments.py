@@ -41,6 +41,8 @@ MEANT = {
     "p_url": "http://127.0.0.1:8069",
     "p_details": "{}",
     "p_tools": '[{"tool_name": "t", "version": "1", "docker_image": "x"}]',
+    "p_project": '{"slug": "s", "name": "s", "odoo_version": "19.0", "workflows": []}',
+    "p_role": "viewer",
     "p_artifact_key": "a/b",
     "p_artifact_url": "file:///a/b",
     "p_content_type": "text/plain",

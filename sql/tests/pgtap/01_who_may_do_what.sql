@@ -76,6 +76,16 @@ insert into cell values
     ('{owner,service_role}', $$update ops.projects set name = 'x' where id = '{project}'$$),
     ('{owner,service_role}', $$update ops.projects set config = '{"a": 1}' where id = '{project}'$$),
     ('{owner,service_role}', $$select ops.set_webhook_secret('{project}', 'correct-horse-battery')$$),
+    -- a description writes workflows, settings, limits, and a new project
+    ('{developer,admin,owner,service_role}',
+        $$select ops.sync_project('{"slug": "tap-acme", "name": "Acme", "odoo_version": "19.0"}')$$),
+    ('{owner,service_role}',
+        $$select ops.sync_project('{"slug": "tap-acme", "name": "x", "odoo_version": "19.0"}')$$),
+    ('{service_role}',
+        $$select ops.sync_project('{"slug": "tap-acme", "name": "Acme", "odoo_version": "19.0",
+            "limits": {"max_active_runs": 1}}')$$),
+    ('{service_role}',
+        $$select ops.sync_project('{"slug": "tap-new", "name": "New", "odoo_version": "19.0"}')$$),
     -- manage memberships; every member may remove their own
     ('{admin,owner,service_role}',
         $$insert into ops.project_memberships (project_id, user_id, role)
@@ -91,6 +101,10 @@ insert into cell values
     ('{owner,service_role}', $$update ops.project_memberships set role = 'owner' where user_id = '{viewer}'$$),
     ('{}', $$update ops.project_memberships set role = 'viewer' where user_id = '{owner}'$$),
     ('{}', $$delete from ops.project_memberships where user_id = '{owner}'$$),
+    ('{admin,owner,service_role}', $$select ops.set_member('{project}', '{stranger}', 'admin')$$),
+    ('{owner,service_role}', $$select ops.set_member('{project}', '{stranger}', 'owner')$$),
+    ('{developer,admin,owner,service_role}', $$select ops.remove_member('{project}', '{developer}')$$),
+    ('{}', $$select ops.remove_member('{project}', '{owner}')$$),
     -- tools, advisories
     ('{viewer,developer,admin,owner,stranger,ops_worker,service_role}', 'select from ops.tools'),
     ('{viewer,developer,admin,owner,stranger,ops_worker,service_role}', 'select from ops.upgrade_advisories'),
