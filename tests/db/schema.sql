@@ -1301,13 +1301,12 @@ CREATE FUNCTION ops_private.remove_member(p_project_id uuid, p_user_id uuid) RET
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 declare
-    v_refusal constant jsonb := ops_private.member_refusal(p_project_id, p_user_id, null);
+    v_refusal constant jsonb := ops_private.locked_member_refusal(p_project_id, p_user_id, null);
     v_held text;
 begin
     if v_refusal is not null then
         return v_refusal;
     end if;
-    perform from ops.projects as p where p.id = p_project_id for no key update;
     delete from ops.project_memberships as m
     where m.project_id = p_project_id and m.user_id = p_user_id returning m.role into v_held;
     return jsonb_build_object('success', true, 'previous_role', v_held, 'changed', v_held is not null);
@@ -1688,7 +1687,7 @@ CREATE FUNCTION ops_private.set_member(p_project_id uuid, p_user_id uuid, p_role
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 declare
-    v_refusal constant jsonb := ops_private.member_refusal(p_project_id, p_user_id, coalesce(p_role, ''));
+    v_refusal constant jsonb := ops_private.locked_member_refusal(p_project_id, p_user_id, coalesce(p_role, ''));
     v_held text;
 begin
     if v_refusal is not null then
@@ -1698,7 +1697,6 @@ begin
     elsif (p_role in ('viewer', 'developer', 'admin', 'owner')) is not true then
         return ops_private.refusal('bad_argument', 'the role must be viewer, developer, admin or owner');
     end if;
-    perform from ops.projects as p where p.id = p_project_id for no key update;
     select m.role into v_held from ops.project_memberships as m
     where m.project_id = p_project_id and m.user_id = p_user_id;
     if v_held is distinct from p_role then
@@ -1886,7 +1884,7 @@ begin
         if v_settings.refusal is not null then
             return v_settings.refusal;
         end if;
-        v_row := v_settings.p_row;
+        select p.* into v_row from ops.projects as p where p.slug = p_project ->> 'slug';
         v_answer := ops_private.sync_workflows(v_row, coalesce(p_project -> 'workflows', '[]'));
         v_refusal := ops_private.refusal('bad_argument', ops_private.bad_push_name(v_row));
         if v_refusal ->> 'error' is not null or p_dry_run then
@@ -2592,7 +2590,8 @@ CREATE FUNCTION ops_private.bad_project(p_project jsonb) RETURNS text
     AS $_$
 declare
     v_wrong text := ops_private.bad_object(
-        p_project, '{"slug": 100, "workspace_key": 100, "name": 200, "description": 10000, "odoo_version": 20, "status": 20}',
+        p_project,
+        '{"slug": 100, "workspace_key": 100, "name": 200, "description": 10000, "odoo_version": 20, "status": 20}',
         '{slug,name,odoo_version}'::text[],
         '{"config": "an object", "limits": "an object", "workflows": "an array"}');
     v_workflow record;
@@ -4466,6 +4465,23 @@ exception when lock_not_available then
 end
 $$;
 
+CREATE FUNCTION ops_private.locked_member_refusal(p_project_id uuid, p_user_id uuid, p_role text) RETURNS jsonb
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    v_refusal constant jsonb := ops_private.member_refusal(p_project_id, p_user_id, p_role);
+begin
+    if v_refusal is not null then
+        return v_refusal;
+    end if;
+    perform from ops.projects as p where p.id = p_project_id for no key update;
+    perform from ops.project_memberships as m
+    where m.project_id = p_project_id and m.user_id = p_user_id for update;
+    return ops_private.member_refusal(p_project_id, p_user_id, p_role);
+end
+$$;
+
 CREATE FUNCTION ops_private.log_is_old(p_run_id uuid, p_finished_at timestamp with time zone, p_before timestamp with time zone) RETURNS boolean
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -5835,58 +5851,58 @@ begin
 end
 $$;
 
-CREATE FUNCTION ops_private.sync_settings(p_project jsonb, INOUT p_row ops.projects, OUT change text, OUT fields text[], OUT refusal jsonb) RETURNS record
+CREATE FUNCTION ops_private.sync_settings(p_project jsonb, p_old ops.projects, OUT change text, OUT fields text[], OUT refusal jsonb) RETURNS record
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 declare
     v_trusted constant boolean := ops_private.trusted();
-    v_old constant ops.projects := p_row;
+    v_new ops.projects;
     v_limits constant jsonb := '{"max_active_runs": null, "max_queued_runs": null}' || (p_project -> 'limits');
     v_limited boolean;
     v_key text;
 begin
-    p_row := jsonb_populate_record(v_old, '{"description": null, "config": {}}' || (p_project - 'workspace_key'));
-    p_row.id := coalesce(v_old.id, gen_random_uuid());
-    p_row.workspace_key := coalesce(
-        v_old.workspace_key, p_project ->> 'workspace_key', replace(p_row.slug, '-', '_'));
-    p_row.status := coalesce(p_row.status, v_old.status, 'active');
-    if p_project ->> 'workspace_key' <> p_row.workspace_key then
+    v_new := jsonb_populate_record(p_old, '{"description": null, "config": {}}' || (p_project - 'workspace_key'));
+    v_new.id := coalesce(p_old.id, gen_random_uuid());
+    v_new.workspace_key := coalesce(
+        p_old.workspace_key, p_project ->> 'workspace_key', replace(v_new.slug, '-', '_'));
+    v_new.status := coalesce(v_new.status, p_old.status, 'active');
+    if p_project ->> 'workspace_key' <> v_new.workspace_key then
         refusal := ops_private.refusal('bad_argument', format(
-            'project.workspace_key: a project keeps it; expected %s', p_row.workspace_key));
+            'project.workspace_key: a project keeps it; expected %s', v_new.workspace_key));
         return;
     end if;
-    fields := case when v_old.id is null then '{}'::text[]
-        else ops_private.changed_keys(to_jsonb(v_old), to_jsonb(p_row)) end;
-    if fields <> '{}' and not v_trusted and ops.current_user_role(p_row.id) <> 'owner' then
+    fields := case when p_old.id is null then '{}'::text[]
+        else ops_private.changed_keys(to_jsonb(p_old), to_jsonb(v_new)) end;
+    if fields <> '{}' and not v_trusted and ops.current_user_role(v_new.id) <> 'owner' then
         refusal := ops_private.refusal('not_allowed', format(
-            'a %s may not edit the settings of a project: %s', ops.current_user_role(p_row.id),
+            'a %s may not edit the settings of a project: %s', ops.current_user_role(v_new.id),
             array_to_string(fields[:10], ', ')));
         return;
     end if;
     select v_limits <> jsonb_build_object(
         'max_active_runs', max(k.max_active_runs), 'max_queued_runs', max(k.max_queued_runs))
-    into v_limited from ops_private.project_limits as k where k.project_id = p_row.id;
+    into v_limited from ops_private.project_limits as k where k.project_id = v_new.id;
     if v_limited and not v_trusted then
         refusal := ops_private.refusal('not_allowed', 'only service_role changes the limits of a project');
         return;
     end if;
-    if v_old.id is null then
+    if p_old.id is null then
         insert into ops.projects (id, workspace_key, slug, name, description, odoo_version, status, config)
-        values (p_row.id, p_row.workspace_key, p_row.slug, p_row.name, p_row.description, p_row.odoo_version,
-            p_row.status, p_row.config);
+        values (v_new.id, v_new.workspace_key, v_new.slug, v_new.name, v_new.description, v_new.odoo_version,
+            v_new.status, v_new.config);
     elsif fields <> '{}' then
         update ops.projects as p
-        set name = p_row.name, description = p_row.description, odoo_version = p_row.odoo_version,
-            status = p_row.status, config = p_row.config
-        where p.id = p_row.id;
+        set name = v_new.name, description = v_new.description, odoo_version = v_new.odoo_version,
+            status = v_new.status, config = v_new.config
+        where p.id = v_new.id;
     end if;
     if v_limited then
-        fields := fields || case when v_old.id is null then '{}'::text[] else '{limits}'::text[] end;
+        fields := fields || case when p_old.id is null then '{}'::text[] else '{limits}'::text[] end;
         perform ops_private.limit_project(
-            p_row.id, (v_limits ->> 'max_active_runs')::integer, (v_limits ->> 'max_queued_runs')::integer);
+            v_new.id, (v_limits ->> 'max_active_runs')::integer, (v_limits ->> 'max_queued_runs')::integer);
     end if;
-    change := case when v_old.id is null then 'added' when fields = '{}' then 'unchanged' else 'changed' end;
+    change := case when p_old.id is null then 'added' when fields = '{}' then 'unchanged' else 'changed' end;
 exception
     when unique_violation then
         get stacked diagnostics v_key = constraint_name;
@@ -7546,6 +7562,8 @@ REVOKE ALL ON FUNCTION ops_private.lock_queue_at_once(p_project_id uuid) FROM PU
 
 REVOKE ALL ON FUNCTION ops_private.lock_queue_briefly(p_project_id uuid) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.locked_member_refusal(p_project_id uuid, p_user_id uuid, p_role text) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.log_is_old(p_run_id uuid, p_finished_at timestamp with time zone, p_before timestamp with time zone) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.log_position(p_run_id uuid) FROM PUBLIC;
@@ -7675,7 +7693,7 @@ REVOKE ALL ON FUNCTION ops_private.stop_run(p_run_id uuid, p_status text, p_reas
 
 REVOKE ALL ON FUNCTION ops_private.supersede_older(p_run_ids uuid[]) FROM PUBLIC;
 
-REVOKE ALL ON FUNCTION ops_private.sync_settings(p_project jsonb, INOUT p_row ops.projects, OUT change text, OUT fields text[], OUT refusal jsonb) FROM PUBLIC;
+REVOKE ALL ON FUNCTION ops_private.sync_settings(p_project jsonb, p_old ops.projects, OUT change text, OUT fields text[], OUT refusal jsonb) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.sync_workflows(p_project ops.projects, p_workflows jsonb) FROM PUBLIC;
 

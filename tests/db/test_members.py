@@ -75,6 +75,18 @@ async def test_two_owners_who_leave_at_once_leave_one(crowd: Crowd) -> None:
     await call(crowd.world.db, "set_member", project, users["admin"], "owner")
     one, two = await crowd.sign_in("owner"), await crowd.sign_in("admin")
     async with one.transaction():
-        assert (await call(one, "remove_member", project, users["admin"]))["changed"]
-        waiting = await blocked(crowd.world.db, two, call(two, "remove_member", project, users["owner"]))
+        assert (await call(one, "remove_member", project, users["owner"]))["changed"]
+        waiting = await blocked(crowd.world.db, two, call(two, "remove_member", project, users["admin"]))
     assert (await waiting)["code"] == "last_owner"
+
+
+async def test_an_admin_who_waited_finds_an_owner(crowd: Crowd) -> None:
+    """The user becomes an owner, also by a direct update, while an admin waits to change or remove a viewer."""
+    db, project, viewer = crowd.world.db, crowd.world.project, crowd.users["viewer"]
+    admin = await crowd.sign_in("admin")
+    for function, role in (("set_member", ("developer",)), ("remove_member", ())):
+        await db.execute("update ops.project_memberships set role = 'viewer' where user_id = $1", viewer)
+        async with db.transaction():
+            await db.execute("update ops.project_memberships set role = 'owner' where user_id = $1", viewer)
+            waiting = await blocked(await crowd.connect(), admin, call(admin, function, project, viewer, *role))
+        assert (await waiting)["code"] == "not_allowed"
