@@ -110,6 +110,9 @@ OFFERS = [
     ("ops-worker runs list --status ", {"queued", "running", "failed"}, {"list"}),
     ("ops-worker runs list --status fa", {"failed"}, {"queued"}),
     ("ops-worker completion ", set(SHELLS), set()),
+    ("ops-worker projects ", {"sync"}, {"list"}),
+    ("ops-worker projects --", {"--limit", "--json"}, {"--dry-run"}),
+    ("ops-worker members ", {"add", "remove"}, {"set"}),
     ("ops-worker --log-format ", {"auto", "console", "json"}, set()),
 ]
 

@@ -76,6 +76,7 @@ RUN = "RUN"
 _RUN = {RUN: "its id, PROJECT#NUMBER, or PROJECT/WORKFLOW for the newest run of a workflow"}
 
 _PROJECT = {"[PROJECT]": "its slug (default: the queue of all projects)"}
+_USER = "the id of a user (a UUID); for operators, where the database has auth.users, also an email"
 _ONE_PROJECT = {"[PROJECT]": "its slug (default: every project that you may see)"}
 
 EXIT_CODES = {
@@ -139,6 +140,11 @@ COMMANDS = (
         {"WORKER": "its worker id"}, "undo", "wait", "timeout", "reason",
         notes="The worker finishes its runs, and stays drained, also when it starts again, until --undo.",
     ),
+    Command(
+        "projects sync", {"FILE": "TOML that describes a project, with a table [[workflows]] for each workflow"},
+        "create or change a project as a file describes it", _DATABASE | {"dry_run"}, "project_files:sync", ("json",),
+        "A workflow that the file does not name is disabled. Only an operator creates a project or changes its limits.",
+    ),
     _person("projects", "list the projects, and what holds their runs back", "overview:listed_projects", None, "limit"),
     _person("workflows", "list workflows with their newest run", "overview:workflows", _ONE_PROJECT, "limit"),
     _person("tools list", "list the tools, and the image of each version", "overview:tools", None, "limit"),
@@ -147,7 +153,21 @@ COMMANDS = (
         "add and change tools as a file describes them", _DATABASE | {"dry_run"}, "tools:sync", ("json",),
         "A tool that the file does not name stays as it is.",
     ),
+    _person(
+        "members add", "give a user a role in a project", "members:add",
+        {"PROJECT": "its slug", "USER": _USER, "ROLE": "viewer, developer, admin or owner"},
+    ),
+    _person(
+        "members remove", "take a user out of a project", "members:remove", {"PROJECT": "its slug", "USER": _USER}
+    ),
     _person("members", "list the members of projects, and their roles", "overview:members", _ONE_PROJECT, "limit"),
+    Command(
+        "hooks set",
+        {"PROJECT": "its slug", "[-]": "read the secret from standard input (default: make and print one)"},
+        "set the secret of a project's webhook, and print what to enter at the forge", _DATABASE | {"public_url"},
+        "hooks:set_secret", ("json",),
+    ),
+    _person("hooks remove", "accept no webhook of a project any more", "hooks:remove", {"PROJECT": "its slug"}),
     Command(
         "doctor", {}, "check the control plane, and on a build host engine and disk", _DOCTOR, "doctor:doctor",
         ("json",),

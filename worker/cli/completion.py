@@ -43,17 +43,18 @@ def _add_commands(parser: argparse.ArgumentParser, commands: Sequence[Command], 
     below = parser.add_subparsers(dest=f"word{depth}")
     for word in dict.fromkeys(command.words[depth] for command in commands):
         same = [command for command in commands if command.words[depth] == word]
-        last = len(same) == 1 and len(same[0].words) == depth + 1
-        help_text = same[0].does if last else ", ".join(command.words[-1] for command in same)
+        ended = next((command for command in same if len(command.words) == depth + 1), None)
+        longer = [command for command in same if command is not ended]
+        help_text = ended.does if ended else ", ".join(command.words[-1] for command in same)
         one = below.add_parser(word, help=help_text, add_help=False)
-        if last:
-            _add_flags(one, same[0])
-            if same[0].name == "completion":
+        if ended:
+            _add_flags(one, ended)
+            if ended.name == "completion":
                 one.add_argument("shell", choices=SHELLS)
-            if "FILE" in same[0].arguments:
+            if "FILE" in ended.arguments:
                 one.add_argument("file").complete = shtab.FILE  # type: ignore[attr-defined]
-        else:
-            _add_commands(one, same, depth + 1)
+        if longer:
+            _add_commands(one, longer, depth + 1)
 
 
 def _add_flags(parser: argparse.ArgumentParser, command: Command) -> None:

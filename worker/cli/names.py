@@ -74,6 +74,15 @@ def project_name(text: str, field: str = "PROJECT") -> str:
     return text
 
 
+def user_name(text: str) -> uuid.UUID | str:
+    """Reads the id of a user, or the address of one. Raises ``UsageError``; the error does not quote the text."""
+    if _UUID.fullmatch(text):
+        return uuid.UUID(text)
+    if not re.fullmatch(r"[^@\s\0]+@[^@\s\0]+", text):
+        raise UsageError("USER: expected the id of a user (a UUID), or the email of one")
+    return text
+
+
 def _workflow(text: str) -> WorkflowName | None:
     slug, _, rest = text.partition("/")
     if not (_SLUG.fullmatch(slug) and rest) or "\0" in rest:

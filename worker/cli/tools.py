@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from worker.cli.commands import Invocation
 from worker.cli.render import Cell, safe
@@ -14,13 +14,15 @@ from worker.database import projects
 from worker.errors import SpecError, UsageError
 from worker.model.tools import tools_of
 
-_STYLES = {"added": "green", "changed": "yellow", "unchanged": "dim"}
+STYLES = {"added": "green", "changed": "yellow", "unchanged": "dim", "disabled": "red"}
+
+T = TypeVar("T")
 
 
 async def sync(call: Invocation) -> int:
     """Adds and changes the tools of a file, or prints what would be changed."""
     screen, dry_run = Screen(as_json=call.options["json"]), call.settings.dry_run
-    tools = read(Path(call.arguments[0]))
+    tools = read(Path(call.arguments[0]), tools_of)
     async with control_plane(call, screen) as plane:
         rows = await projects.sync_tools(plane, tools, dry_run=dry_run)
     if screen.as_json:
@@ -30,7 +32,7 @@ async def sync(call: Invocation) -> int:
         ("CHANGE", "TOOL", "VERSION", "IMAGE", "BEFORE"),
         [
             (
-                Cell(row["change"], _STYLES[row["change"]]), row["tool_name"], row["version"], row["docker_image"],
+                Cell(row["change"], STYLES[row["change"]]), row["tool_name"], row["version"], row["docker_image"],
                 before(row),
             )
             for row in rows
@@ -41,10 +43,10 @@ async def sync(call: Invocation) -> int:
     return 0
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """The tools of the file. Raises ``UsageError``."""
+def read(path: Path, parse: Callable[[str], T]) -> T:
+    """What ``parse`` finds in the file. Raises ``UsageError``."""
     try:
-        return tools_of(path.read_text(encoding="utf-8"))
+        return parse(path.read_text(encoding="utf-8"))
     except SpecError as error:
         raise UsageError(f"FILE {safe(path)}: {safe(error)}") from None
     except (OSError, ValueError) as error:

@@ -105,6 +105,11 @@ async def sync_tools(plane: ControlPlane, found: Sequence[Mapping[str, Any]], *,
     return changes
 
 
+async def sync_project(plane: ControlPlane, project: Mapping[str, Any], *, dry_run: bool) -> Row:
+    """Creates or changes a project and its workflows; what became of each."""
+    return await plane.answer("select ops.sync_project($1, $2)", json.dumps(project), dry_run)
+
+
 async def members(plane: ControlPlane, project: str | None) -> list[Row]:
     return await plane.rows(
         """select p.slug as project, m.user_id, m.role, m.given_by, m.created_at
@@ -113,3 +118,25 @@ async def members(plane: ControlPlane, project: str | None) -> list[Row]:
            order by p.slug, array_position('{owner,admin,developer,viewer}', m.role), m.created_at, m.user_id""",
         project,
     )
+
+
+async def set_member(plane: ControlPlane, project_id: uuid.UUID, user_id: uuid.UUID, role: str) -> Row:
+    return await plane.answer("select ops.set_member($1, $2, $3)", project_id, user_id, role)
+
+
+async def remove_member(plane: ControlPlane, project_id: uuid.UUID, user_id: uuid.UUID) -> Row:
+    return await plane.answer("select ops.remove_member($1, $2)", project_id, user_id)
+
+
+async def find_user(plane: ControlPlane, email: str) -> uuid.UUID:
+    """The id of the user with that email."""
+    needs = f"the id of the user, or {OPERATOR}"
+    return uuid.UUID((await plane.answer("select ops.find_user($1)", email, needs=needs))["user_id"])
+
+
+# --- webhooks ---------------------------------------------------------------------------------------------------------
+
+
+async def set_webhook_secret(plane: ControlPlane, project_id: uuid.UUID, secret: str | None) -> Row:
+    """Sets the secret that the forge signs with; None removes it."""
+    return await plane.answer("select ops.set_webhook_secret($1, $2)", project_id, secret)
