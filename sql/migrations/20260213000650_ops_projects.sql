@@ -315,6 +315,13 @@ begin
         select p.* into v_row from ops.projects as p where p.slug = p_project ->> 'slug';
         v_answer := ops_private.sync_workflows(v_row, coalesce(p_project -> 'workflows', '[]'));
         v_refusal := ops_private.refusal('bad_argument', ops_private.bad_push_name(v_row));
+        if p_dry_run then  -- rows that are taken back have no id
+            v_row.id := v_found.id;
+            v_answer := (
+                select coalesce(jsonb_agg(case w.value ->> 'change'
+                    when 'added' then w.value || '{"workflow_id": null}' else w.value end order by w.i), '[]')
+                from jsonb_array_elements(v_answer) with ordinality as w (value, i));
+        end if;
         if v_refusal ->> 'error' is not null or p_dry_run then
             raise exception 'nothing is to be changed' using errcode = 'OPS05';
         end if;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from uuid import UUID
 
 from tests.db.crowd import Crowd
 from tests.db.persons import ops
@@ -55,6 +56,8 @@ async def test_the_keys_are_those_of_the_document(crowd: Crowd, db_url: str) -> 
         "runs reject acme#3", "queue", "pause", "pause acme", "resume acme", "resume", "drain host-a",
         "drain host-a --undo", "workers", "projects", "workflows", "tools list",
         f"tools sync {ROOT}/deploy/tools/odoo/tools.toml", "members", "doctor",
+        f"projects sync {ROOT}/deploy/hello/project.toml", f"members add hello {UUID(int=1)} viewer",
+        f"members remove hello {UUID(int=1)}", "hooks set hello", "hooks remove hello",
         "db status", "db verify", "db create-worker build1", "prune --artifact-store file:///tmp", "db rollback --yes",
         "db migrate",
     ):  # fmt: skip
@@ -62,9 +65,10 @@ async def test_the_keys_are_those_of_the_document(crowd: Crowd, db_url: str) -> 
             await call(crowd.world.db, "unregister_worker", WORKER, INSTANCE)
             await crowd.world.db.execute("drop function ops.health")  # which it then reports
         done = await ops(db_url, *line.split(), "--json")
+        assert done.out, done
         found = json.loads(done.out)
         first = found[0] if isinstance(found, list) else found
-        command = re.sub(r" (acme|build1|host-a|--|/).*", "", line)
+        command = re.sub(r" (acme|hello|build1|host-a|--|/).*", "", line)
         assert (line, set(first)) == (line, keys_of(command))
 
 

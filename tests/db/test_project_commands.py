@@ -11,6 +11,8 @@ import pytest
 from tests.db.crowd import ADMINS, DEVELOPERS, ROLES, Crowd
 from tests.db.persons import Said, as_role, ops
 from tests.db.world import World
+from tests.support.docker import ROOT
+from tests.support.markdown import Document
 
 FILE = """
 slug = "shop"
@@ -121,6 +123,18 @@ async def test_who_may_sync_a_project(crowd: Crowd, db_url: str, file: Path, who
     may = [workflows or every, settings or every, every, every]
     assert [status == 0 for status in done] == may
     assert {status for status in done if status} <= {5, 6}
+
+
+def documented(block: str) -> str:
+    return next(text for text in Document(ROOT / "docs" / "configuration.md").blocks("toml") if block in text)
+
+
+@pytest.mark.parametrize("where", ["deploy/hello", "docs"])
+async def test_the_files_that_we_show_are_right(world: World, db_url: str, file: Path, where: str) -> None:
+    write(file, documented('slug = "shop"') if where == "docs" else (ROOT / where / "project.toml").read_text())
+    assert (await ops(db_url, "tools", "sync", f"{ROOT}/deploy/hello/tools.toml")).status == 0
+    done = await ops(db_url, "projects", "sync", str(file))
+    assert (cells(done)[0].split()[0], done.err) == ("added", "")
 
 
 # hooks ------------------------------------------------------------------------------------------------------

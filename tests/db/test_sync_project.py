@@ -47,9 +47,14 @@ def said(answer: dict[str, Any]) -> list[str]:
 async def test_a_description_is_written_once(world: World) -> None:
     added = ["added project", "added image", "added unit", "added live"]
     before = await world.db.fetch(SELECT)
-    assert said(await sync(world.db, SHOP, dry_run=True)) == added
+    dry = await sync(world.db, SHOP, dry_run=True)
+    assert said(dry) == added
+    assert {dry["project"]["project_id"], *(row["workflow_id"] for row in dry["workflows"])} == {None}
     assert await world.db.fetch(SELECT) == before
-    assert said(await sync(world.db, SHOP)) == added
+    done = await sync(world.db, SHOP)
+    assert said(done) == added
+    ids = await world.db.fetch("select id::text from ops.workflows where name <> 'build'")
+    assert {row["workflow_id"] for row in done["workflows"]} == {row["id"] for row in ids}
     found = await world.db.fetch(
         """select p.workspace_key, p.status, p.config as project, k.max_active_runs, k.max_queued_runs,
                w.workflow_type, w.name, w.git_ref, w.enabled, w.config
