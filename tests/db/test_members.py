@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import uuid
 
+import asyncpg
+import pytest
+
 from tests.db.crowd import Crowd
 from tests.db.world import World, blocked, call
 
@@ -90,3 +93,20 @@ async def test_an_admin_who_waited_finds_an_owner(crowd: Crowd) -> None:
             await db.execute("update ops.project_memberships set role = 'owner' where user_id = $1", viewer)
             waiting = await blocked(await crowd.connect(), admin, call(admin, function, project, viewer, *role))
         assert (await waiting)["code"] == "not_allowed"
+
+
+async def test_two_who_add_one_user_take_turns(crowd: Crowd) -> None:
+    db, project, user = crowd.world.db, crowd.world.project, crowd.users["stranger"]
+    admin = await crowd.sign_in("admin")
+    async with db.transaction():
+        await call(db, "set_member", project, user, "viewer")
+        waiting = await blocked(await crowd.connect(), admin, call(admin, "set_member", project, user, "developer"))
+    assert (await waiting)["previous_role"] == "viewer"
+
+
+async def test_only_operators_find_users_whatever_is_granted(crowd: Crowd) -> None:
+    await know_users(crowd.world, "one@b.example")
+    await crowd.world.db.execute("grant execute on function ops.find_user, ops_private.find_user to authenticated")
+    owner = await crowd.sign_in("owner")
+    with pytest.raises(asyncpg.InsufficientPrivilegeError, match="only service_role finds users"):
+        await call(owner, "find_user", "one@b.example")
