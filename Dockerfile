@@ -1,4 +1,5 @@
-# The worker in a container. `make image` fills build/wheels and builds this, from the public base or from a
+# The worker in a container, with the extras console and traces: `docker run … ops-worker console` serves the console.
+# `make image` fills build/wheels and builds this, from the public base or from a
 # local one (BASE: any Debian or Ubuntu with python3 3.11 or newer and its venv module).
 #
 #   docker run --group-add "$(stat -c %g /var/run/docker.sock)" -v /var/run/docker.sock:/var/run/docker.sock \
@@ -10,10 +11,10 @@
 ARG BASE=python:3.13-slim
 
 FROM ${BASE} AS build
-COPY build/wheels/*.whl requirements/worker.txt /wheels/
+COPY build/wheels/*.whl requirements/worker.txt requirements/console.txt requirements/traces.txt /wheels/
 RUN python3 -m venv /opt/ops-worker \
  && /opt/ops-worker/bin/pip install --no-cache-dir --no-index --find-links /wheels \
-    --require-hashes -r /wheels/worker.txt
+    --require-hashes -r /wheels/worker.txt -r /wheels/console.txt -r /wheels/traces.txt
 COPY build/wheels/worker /wheels/worker
 RUN /opt/ops-worker/bin/pip install --no-cache-dir --no-index --no-deps /wheels/worker/*.whl \
  && /opt/ops-worker/bin/pip freeze --all | sed -n 's/^\(pip\|setuptools\|wheel\)[= ].*/\1/p' \
@@ -35,7 +36,7 @@ ENV PATH=/opt/ops-worker/bin:$PATH \
 USER ops-worker
 WORKDIR /var/lib/ops-worker
 VOLUME /var/lib/ops-worker/artifacts
-EXPOSE 9464
+EXPOSE 9464 8090
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=15s --timeout=5s --start-period=60s --retries=3 \
     CMD ["python", "/opt/ops-worker/healthcheck.py"]

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.xdist_group("packaging")  # one process builds the whee
 
 ROOT = Path(__file__).resolve().parents[1]
 UNIT = ROOT / "deploy" / "ops-worker.service"
+UNITS = (UNIT, ROOT / "deploy" / "ops-worker-console.service")
 EXAMPLE = ROOT / "deploy" / "worker.env.example"
 NO_LINE = FLAG_ONLY | {"env_file"}
 
@@ -181,10 +182,10 @@ def test_the_example_as_it_is_needs_its_one_line_only(tmp_path: Path, monkeypatc
 # --- the systemd unit -----------------------------------------------------------------------------------------------
 
 
-def unit() -> dict[str, list[str]]:
+def unit(file: Path = UNIT) -> dict[str, list[str]]:
     """The unit's settings, each with all values that it has."""
     found: dict[str, list[str]] = defaultdict(list)
-    for line in UNIT.read_text().splitlines():
+    for line in file.read_text().splitlines():
         if line and not line.startswith(("#", "[")):
             name, equals, value = line.partition("=")
             assert equals, line
@@ -213,9 +214,11 @@ def verified(unit_file: Path) -> list[str]:
     return [line for line in done.stderr.splitlines() if unit_file.name in line]
 
 
-def test_systemd_understands_the_unit(tmp_path: Path) -> None:
-    copy, wrong = tmp_path / UNIT.name, tmp_path / "wrong.service"
-    copy.write_text(UNIT.read_text().replace(f"ExecStart={unit()['ExecStart'][0]}", f"ExecStart={sys.executable}"))
+@pytest.mark.parametrize("file", UNITS, ids=lambda file: file.stem)
+def test_systemd_understands_the_unit(tmp_path: Path, file: Path) -> None:
+    copy, wrong = tmp_path / file.name, tmp_path / "wrong.service"
+    command = f"ExecStart={unit(file)['ExecStart'][0]}"
+    copy.write_text(file.read_text().replace(command, f"ExecStart={sys.executable}"))
     wrong.write_text(copy.read_text().replace("[Install]", "NoSuchKey=1\n\n[Install]"))
     assert verified(copy) == []
     assert any("NoSuchKey" in line for line in verified(wrong))
@@ -227,12 +230,15 @@ def test_the_unit_has_no_key_that_debian_12_does_not_know() -> None:
     assert {"MemoryMax", "TasksMax"} <= unit().keys()
 
 
-def test_the_unit_starts_the_command_that_the_wheel_installs(installed: Path) -> None:
-    (command,) = unit()["ExecStart"]
+@pytest.mark.parametrize("file", UNITS, ids=lambda file: file.stem)
+def test_the_unit_starts_the_command_that_the_wheel_installs(installed: Path, file: Path) -> None:
+    (line,) = unit(file)["ExecStart"]
+    command, *words = line.split()
     assert (installed / Path(command).name).exists()
-    steps = UNIT.read_text().split("[Unit]")[0]
+    assert words in ([], ["console"])
+    steps = file.read_text().split("[Unit]")[0]
     assert f"-m venv {Path(command).parents[1]} " in steps
-    (env_file,) = unit()["EnvironmentFile"]
+    (env_file,) = unit(file)["EnvironmentFile"]
     assert f" {env_file} " in steps
 
 

@@ -8,16 +8,25 @@ import os
 import secrets
 import shutil
 import subprocess
+import time
+import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from http import HTTPStatus
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.conftest import Connect
+from tests.console.browser import AS_BROWSER, SECRET, bearer
+from tests.db.forges import body, headers, opened_shop
+from tests.db.world import World, call, new_project
 from tests.docker.images import postgres_image, worker_image
-from tests.support.docker import FINAL, ROOT, docker, new_plane
+from tests.support.docker import FINAL, PATIENCE, ROOT, docker, new_plane
+from tests.support.postgres import free_port
 
 pytestmark = [
     pytest.mark.xdist_group("deployment"),  # one process builds the images
@@ -58,6 +67,9 @@ class Site:
             "POSTGRES_PASSWORD": self.password,
             "WORKER_PASSWORD": self.password[::-1],
             "DOCKER_GID": str(Path(SOCKET).stat().st_gid),
+            "CONSOLE_PASSWORD": self.password.upper(),
+            "JWT_SECRET": SECRET,
+            "CONSOLE_PORT": str(free_port()),
             "COMPOSE_PROJECT_NAME": self.name,
         }
         command = [*compose_command(), *files, *words]
@@ -69,19 +81,21 @@ class Site:
         labels = (f"com.docker.compose.project={self.name}", f"com.docker.compose.service={service}")
         return docker("ps", "-aq", *(word for label in labels for word in ("--filter", f"label={label}"))).split()
 
+    def address(self, service: str) -> str:
+        (container,) = self.containers(service)
+        template = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
+        return docker("inspect", "--format", template, container).strip()
+
     @property
     def database_url(self) -> str:
-        (postgres,) = self.containers("postgres")
-        template = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
-        address = docker("inspect", "--format", template, postgres).strip()
-        return f"postgresql://postgres:{self.password}@{address}:5432/postgres"
+        return f"postgresql://postgres:{self.password}@{self.address('postgres')}:5432/postgres"
 
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
     """The compose file with the images of this checkout; afterwards all of it is gone."""
     compose_command()
-    images = {"postgres": postgres_image(), "migrate": worker_image(), "worker": worker_image()}
+    images = {"postgres": postgres_image(), **dict.fromkeys(("migrate", "worker", "console"), worker_image())}
     override = tmp_path / "images.yaml"  # YAML takes JSON
     override.write_text(json.dumps({"services": {name: {"image": image} for name, image in images.items()}}))
     name = f"ops-worker-test-{secrets.token_hex(5)}"
@@ -89,7 +103,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
     try:
         yield made
     finally:
-        made("down", "--volumes", "--remove-orphans", "--timeout", "5")
+        made("--profile", "console", "down", "--volumes", "--remove-orphans", "--timeout", "5")
 
 
 async def test_three_workers_share_the_queue_and_stop_in_order(site: Site, connect: Connect, image: str) -> None:
@@ -138,6 +152,34 @@ async def test_starting_again_keeps_the_database_and_migrates_nothing(site: Site
     assert await db.fetchval("select database_id from ops_private.control") == identity
     (migrate,) = site.containers("migrate")
     assert "nothing to do" in docker("logs", migrate)
+
+
+async def test_the_console_signs_users_in_and_receives_webhooks(site: Site, connect: Connect) -> None:
+    await asyncio.to_thread(site, "--profile", "console", "up", "--detach")
+    world = World(db := await connect(site.database_url), await new_project(db, "acme"), uuid.uuid4())
+    user, content = uuid.uuid4(), body("github_push")
+    await call(db, "set_member", world.project, user, "viewer")
+    await opened_shop(world)
+    async with httpx.AsyncClient(base_url=f"http://{site.address('console')}:8090") as client:
+        client.headers["Host"] = "localhost:8090"
+        await asyncio.to_thread(answering, f"{client.base_url}")
+        done = await client.get("/projects/acme", headers=AS_BROWSER | bearer(user))
+        assert done.status_code == HTTPStatus.OK, done.text
+        hook = await client.post(f"/hooks/{world.project}", content=content, headers=headers("github", content))
+        assert hook.status_code == HTTPStatus.ACCEPTED, hook.text
+    (console,) = site.containers("console")
+    await asyncio.to_thread(docker, "stop", console)
+    assert docker("inspect", "--format", "{{.State.ExitCode}} {{len .Mounts}}", console) == "0 0\n"
+
+
+def answering(url: str) -> None:
+    """Waits until the console answers."""
+    for _ in range(int(PATIENCE) * 2):
+        with suppress(httpx.TransportError):
+            if httpx.get(f"{url}/healthz", headers={"Host": "localhost"}).status_code == HTTPStatus.OK:
+                return
+        time.sleep(0.5)
+    raise TimeoutError
 
 
 def test_compose_asks_for_what_it_cannot_know(tmp_path: Path) -> None:
