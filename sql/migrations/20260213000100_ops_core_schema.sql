@@ -153,6 +153,12 @@ create table ops.run_logs (
 
 create table ops_private.run_logs_other partition of ops.run_logs default;
 
+-- The lines that a reader looks for in a log of any length: warnings and errors, and the marks of groups. Most lines are
+-- in neither index.
+create index run_logs_levels_idx on ops.run_logs (run_id, log_level, seq) where log_level in ('warn', 'error');
+create index run_logs_marks_idx on ops.run_logs (run_id, seq)
+    where message like '::group::%' or message like '::endgroup::%';
+
 comment on column ops.run_logs."timestamp" is 'The time at which the line was written, not stored.';
 comment on column ops.run_logs.seq is
     'The number of the line in the container''s journal; a line that is not from the journal has 2^40 or more.';

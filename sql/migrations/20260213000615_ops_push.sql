@@ -276,13 +276,24 @@ begin
 end
 $$;
 
+-- The body as JSON; null if it is none.
+create function ops_private.body_of(p_body bytea) returns jsonb
+language plpgsql immutable set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return convert_from(p_body, 'UTF8')::jsonb;
+exception when data_exception or program_limit_exceeded then
+    return null;
+end
+$$;
+
 -- The project comes with the call, or, if it is null, is the one whose repository the body names and whose secret the
 -- sender knows. A wrong signature, an unknown project and a project without a secret have the same answer.
 create function ops_private.receive_push(p_project_id uuid, p_body bytea, p_headers jsonb) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_most constant integer := 10485760;
+    v_most constant integer := 26214400;
     v_sent record;
     v_body jsonb;
     v_project_id uuid;
@@ -294,19 +305,20 @@ begin
         return ops_private.refusal(
             'bad_argument', 'the headers name no event of GitHub, GitLab, Gitea or Forgejo');
     elsif (length(p_body) <= v_most) is not true then
-        return ops_private.refusal('bad_argument', 'the body must have at most 10 MiB');
+        return ops_private.refusal('bad_argument', 'the body must have at most 25 MiB');
     end if;
-    begin
-        v_body := convert_from(p_body, 'UTF8')::jsonb;
-    exception when data_exception or program_limit_exceeded then
-        v_body := null;
-    end;
-    select p.id into v_project_id
-    from ops.projects as p
-    where (p.id = p_project_id or (p_project_id is null and p.config #>> '{push,repository}' = coalesce(
-            v_body #>> '{repository,full_name}', v_body #>> '{project,path_with_namespace}')))
-        and ops_private.is_signed(p.id, v_sent.forge, v_sent.signature, p_body)
-    order by p.slug limit 1;
+    if p_project_id is null then
+        v_body := ops_private.body_of(p_body);
+        select p.id into v_project_id
+        from ops.projects as p
+        where p.config #>> '{push,repository}' = coalesce(
+                v_body #>> '{repository,full_name}', v_body #>> '{project,path_with_namespace}')
+            and ops_private.is_signed(p.id, v_sent.forge, v_sent.signature, p_body)
+        order by p.slug limit 1;
+    elsif ops_private.is_signed(p_project_id, v_sent.forge, v_sent.signature, p_body) then
+        v_project_id := p_project_id;
+        v_body := ops_private.body_of(p_body);
+    end if;
     if v_project_id is null then
         return ops_private.refusal(
             'not_allowed', 'there is no such project, it has no secret, or the signature is wrong');

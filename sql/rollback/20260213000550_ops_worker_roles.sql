@@ -1,5 +1,5 @@
--- Drops the function that creates roles for build hosts.
+-- Drops the functions that create roles for build hosts and consoles.
 --
 -- Lost: nothing. The roles that it created stay and can still work, because roles belong to the whole cluster.
 
-drop function ops_private.create_worker;
+drop function ops_private.create_console, ops_private.create_worker, ops_private.create_login;

@@ -1074,7 +1074,7 @@ CREATE FUNCTION ops_private.receive_push(p_project_id uuid, p_body bytea, p_head
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 declare
-    v_most constant integer := 10485760;
+    v_most constant integer := 26214400;
     v_sent record;
     v_body jsonb;
     v_project_id uuid;
@@ -1086,19 +1086,20 @@ begin
         return ops_private.refusal(
             'bad_argument', 'the headers name no event of GitHub, GitLab, Gitea or Forgejo');
     elsif (length(p_body) <= v_most) is not true then
-        return ops_private.refusal('bad_argument', 'the body must have at most 10 MiB');
+        return ops_private.refusal('bad_argument', 'the body must have at most 25 MiB');
     end if;
-    begin
-        v_body := convert_from(p_body, 'UTF8')::jsonb;
-    exception when data_exception or program_limit_exceeded then
-        v_body := null;
-    end;
-    select p.id into v_project_id
-    from ops.projects as p
-    where (p.id = p_project_id or (p_project_id is null and p.config #>> '{push,repository}' = coalesce(
-            v_body #>> '{repository,full_name}', v_body #>> '{project,path_with_namespace}')))
-        and ops_private.is_signed(p.id, v_sent.forge, v_sent.signature, p_body)
-    order by p.slug limit 1;
+    if p_project_id is null then
+        v_body := ops_private.body_of(p_body);
+        select p.id into v_project_id
+        from ops.projects as p
+        where p.config #>> '{push,repository}' = coalesce(
+                v_body #>> '{repository,full_name}', v_body #>> '{project,path_with_namespace}')
+            and ops_private.is_signed(p.id, v_sent.forge, v_sent.signature, p_body)
+        order by p.slug limit 1;
+    elsif ops_private.is_signed(p_project_id, v_sent.forge, v_sent.signature, p_body) then
+        v_project_id := p_project_id;
+        v_body := ops_private.body_of(p_body);
+    end if;
     if v_project_id is null then
         return ops_private.refusal(
             'not_allowed', 'there is no such project, it has no secret, or the signature is wrong');
@@ -2938,6 +2939,17 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.body_of(p_body bytea) RETURNS jsonb
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return convert_from(p_body, 'UTF8')::jsonb;
+exception when data_exception or program_limit_exceeded then
+    return null;
+end
+$$;
+
 CREATE FUNCTION ops_private.branch_of(p_event text, p_body jsonb, OUT branch text, OUT commit text, OUT ignored text) RETURNS record
     LANGUAGE plpgsql IMMUTABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -3306,7 +3318,16 @@ begin
 end
 $$;
 
-CREATE FUNCTION ops_private.create_worker(p_name text, p_password text) RETURNS jsonb
+CREATE FUNCTION ops_private.create_console(p_name text, p_password text) RETURNS jsonb
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return ops_private.create_login('console', p_name, p_password, '{authenticated,ops_webhook}'::name[], false);
+end
+$$;
+
+CREATE FUNCTION ops_private.create_login(p_kind text, p_name text, p_password text, p_roles name[], p_inherits boolean) RETURNS jsonb
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
@@ -3314,30 +3335,40 @@ declare
     v_role record;
 begin
     if p_name !~ '^[a-z][a-z0-9_-]{0,62}$' is not false then
-        return ops_private.refusal(
-            'bad_argument', 'the name of a worker''s role has up to 63 of a-z, 0-9, _ and -, a letter first');
+        return ops_private.refusal('bad_argument', format(
+            'the name of a %s''s role has up to 63 of a-z, 0-9, _ and -, a letter first', p_kind));
     end if;
     -- a password in plain text could be written to the server's log
     if p_password !~ '^SCRAM-SHA-256\$' is not false then
         return ops_private.refusal('bad_argument', 'the password must be a SCRAM-SHA-256 verifier');
     end if;
-    select r.oid, r.rolcanlogin
+    select r.oid, r.rolcanlogin and r.rolinherit = p_inherits
             and not (r.rolsuper or r.rolcreaterole or r.rolcreatedb or r.rolreplication or r.rolbypassrls)
-            and array['ops_worker'::name] = array(
+            and p_roles = array(
                 select g.rolname from pg_auth_members as m join pg_roles as g on g.oid = m.roleid
-                where m.member = r.oid) as is_worker
+                where m.member = r.oid order by g.rolname) as is_kind
     into v_role
     from pg_roles as r where r.rolname = p_name;
     if v_role.oid is null then
-        execute format('create role %I login password %L in role ops_worker', p_name, p_password);
+        execute format('create role %I login %s password %L in role %s', p_name,
+            case when p_inherits then 'inherit' else 'noinherit' end, p_password, array_to_string(p_roles, ', '));
         return jsonb_build_object('success', true, 'created', true);
-    elsif not v_role.is_worker then
-        return ops_private.refusal('not_allowed', format('the role %s exists, and is not just a worker', p_name));
+    elsif not v_role.is_kind then
+        return ops_private.refusal('not_allowed', format('the role %s exists, and is not just a %s', p_name, p_kind));
     end if;
     execute format('alter role %I password %L', p_name, p_password);
     return jsonb_build_object('success', true, 'created', false);
 end
 $_$;
+
+CREATE FUNCTION ops_private.create_worker(p_name text, p_password text) RETURNS jsonb
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return ops_private.create_login('worker', p_name, p_password, '{ops_worker}'::name[], true);
+end
+$$;
 
 CREATE FUNCTION ops_private.cron_field(p_field text, p_least integer, p_most integer, p_names text[]) RETURNS integer[]
     LANGUAGE plpgsql IMMUTABLE
@@ -6745,6 +6776,10 @@ CREATE INDEX run_artifacts_expires_idx ON ops.run_artifacts USING btree (expires
 
 CREATE INDEX run_events_run_idx ON ops.run_events USING btree (run_id, seq);
 
+CREATE INDEX run_logs_levels_idx ON ONLY ops.run_logs USING btree (run_id, log_level, seq) WHERE (log_level = ANY (ARRAY['warn'::text, 'error'::text]));
+
+CREATE INDEX run_logs_marks_idx ON ONLY ops.run_logs USING btree (run_id, seq) WHERE ((message ~~ '::group::%'::text) OR (message ~~ '::endgroup::%'::text));
+
 CREATE INDEX runs_parent_idx ON ops.runs USING btree (parent_run_id) WHERE (parent_run_id IS NOT NULL);
 
 CREATE INDEX runs_retry_of_idx ON ops.runs USING btree (retry_of) WHERE (retry_of IS NOT NULL);
@@ -6773,9 +6808,17 @@ CREATE INDEX queued_wanted_idx ON ops_private.queued USING btree (wanted_until) 
 
 CREATE INDEX run_fingerprints_fingerprint_idx ON ops_private.run_fingerprints USING btree (fingerprint, created_at, project_id, run_id);
 
+CREATE INDEX run_logs_other_run_id_log_level_seq_idx ON ops_private.run_logs_other USING btree (run_id, log_level, seq) WHERE (log_level = ANY (ARRAY['warn'::text, 'error'::text]));
+
+CREATE INDEX run_logs_other_run_id_seq_idx ON ops_private.run_logs_other USING btree (run_id, seq) WHERE ((message ~~ '::group::%'::text) OR (message ~~ '::endgroup::%'::text));
+
 CREATE INDEX schedules_next_idx ON ops_private.schedules USING btree (next_at);
 
 ALTER INDEX ops.run_logs_pkey ATTACH PARTITION ops_private.run_logs_other_pkey;
+
+ALTER INDEX ops.run_logs_levels_idx ATTACH PARTITION ops_private.run_logs_other_run_id_log_level_seq_idx;
+
+ALTER INDEX ops.run_logs_marks_idx ATTACH PARTITION ops_private.run_logs_other_run_id_seq_idx;
 
 CREATE TRIGGER check_changed_push AFTER UPDATE OF config ON ops.projects FOR EACH ROW WHEN (((new.config ? 'push'::text) AND ((old.config -> 'push'::text) IS DISTINCT FROM (new.config -> 'push'::text)))) EXECUTE FUNCTION ops_private.check_push();
 
@@ -7423,6 +7466,8 @@ REVOKE ALL ON FUNCTION ops_private.become_idle(p_instance_id uuid, p_labels text
 
 REVOKE ALL ON FUNCTION ops_private.blocked_workflows(p_worker_id text) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.body_of(p_body bytea) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.branch_of(p_event text, p_body jsonb, OUT branch text, OUT commit text, OUT ignored text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.branch_rule(p_push jsonb, p_branch text) FROM PUBLIC;
@@ -7456,6 +7501,10 @@ REVOKE ALL ON FUNCTION ops_private.close_log(p_run_id uuid) FROM PUBLIC;
 REVOKE ALL ON FUNCTION ops_private.continue_chain(p_run_id uuid, p_locked boolean) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.count_runs() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.create_console(p_name text, p_password text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION ops_private.create_login(p_kind text, p_name text, p_password text, p_roles name[], p_inherits boolean) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.create_worker(p_name text, p_password text) FROM PUBLIC;
 

@@ -143,6 +143,20 @@ async def test_the_server_never_sees_the_password(db: asyncpg.Connection) -> Non
     assert "verifier" in await db.fetchval("select ops_private.create_worker($1, $2)", NAME, PASSWORD)
 
 
+async def test_the_role_of_a_console_has_no_right_until_it_switches(db: asyncpg.Connection, connect: Connect) -> None:
+    assert [await roles.create_console(db, f"{NAME}_console", PASSWORD) for _ in "12"] == [True, False]
+    login = await connect(user=f"{NAME}_console")
+    for statement in ("select * from ops.projects", "select ops.receive_push(null, '', '{}')", "set role service_role"):
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await login.execute(statement)
+    for role in ("authenticated", "ops_webhook"):
+        await login.execute(f"set role {role}")
+    for create, name in ((roles.create_worker, f"{NAME}_console"), (roles.create_console, "host_of_tests")):
+        await roles.create_worker(db, "host_of_tests", PASSWORD)
+        with pytest.raises(roles.RoleError, match="not just a"):
+            await create(db, name, PASSWORD)
+
+
 # Kept apart -------------------------------------------------------------------------------------------------
 
 

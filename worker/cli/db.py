@@ -1,4 +1,4 @@
-"""The commands ``ops-worker db …``: the migrations of the schema, and the roles of build hosts."""
+"""The commands ``ops-worker db …``: the migrations of the schema, and the roles of build hosts and consoles."""
 
 from __future__ import annotations
 
@@ -120,10 +120,24 @@ def _counted(count: int, noun: str) -> str:
 async def _create_worker(
     connection: asyncpg.Connection, given: Invocation, name: str, source: str | None = None
 ) -> int:
+    return await _create_role(roles.create_worker, connection, given, name, source)
+
+
+async def _create_console(
+    connection: asyncpg.Connection, given: Invocation, name: str, source: str | None = None
+) -> int:
+    return await _create_role(roles.create_console, connection, given, name, source)
+
+
+async def _create_role(
+    create: Callable[[asyncpg.Connection, str, str], Awaitable[bool]],
+    connection: asyncpg.Connection, given: Invocation, name: str, source: str | None,
+) -> int:  # fmt: skip
     if source not in (None, "-"):
-        raise UsageError("db create-worker: expected nothing after NAME, or - for a password on standard input")
+        problem = "expected nothing after NAME, or - for a password on standard input"
+        raise UsageError(f"{given.command.name}: {problem}")
     password = roles.new_password() if source is None else sys.stdin.readline().rstrip("\r\n")
-    created = await roles.create_worker(connection, name, password)
+    created = await create(connection, name, password)
     url = None
     if source is None:
         user = await connection.fetchval("select session_user")
@@ -142,3 +156,4 @@ status = _on_database(_status)
 verify = _on_database(_verify)
 rollback = _on_database(_rollback)
 create_worker = _on_database(_create_worker)
+create_console = _on_database(_create_console)

@@ -1,4 +1,4 @@
-"""Creates database roles for build hosts, one for each host. The owner of the schema does that.
+"""Creates database roles for build hosts, one for each host, and for consoles. The owner of the schema does that.
 
 A lease belongs to the role that claimed the run. So a host with its own role can change only runs that it claimed, and
 dropping its role affects no other host.
@@ -20,15 +20,26 @@ from worker.errors import OpsError
 LEAST_PASSWORD = 12
 """Fewest characters of a password that a person chooses."""
 
+_GROUPS = {"create_worker": "ops_worker", "create_console": "authenticated and ops_webhook"}
 _ROUNDS = 4096  # the server's own default; a client repeats them at each login
 _SALT_BYTES = 16
 
 
 class RoleError(OpsError):
-    """A role for a worker could not be created."""
+    """A role for a worker or a console could not be created."""
 
 
 async def create_worker(connection: asyncpg.Connection, name: str, password: str) -> bool:
+    """Creates the role of a build host, as ``_create`` does."""
+    return await _create(connection, "create_worker", name, password)
+
+
+async def create_console(connection: asyncpg.Connection, name: str, password: str) -> bool:
+    """Creates the role of a console, as ``_create`` does: it acts for users and receives webhooks, no more."""
+    return await _create(connection, "create_console", name, password)
+
+
+async def _create(connection: asyncpg.Connection, function: str, name: str, password: str) -> bool:
     """Creates the role, or sets the password of an existing one; returns whether it is new.
 
     The password itself does not leave this process, so no log of the server can contain it.
@@ -40,13 +51,14 @@ async def create_worker(connection: asyncpg.Connection, name: str, password: str
         raise RoleError(f"a password has at least {LEAST_PASSWORD} characters, all of them printable ASCII")
     verifier = scram_verifier(password, secrets.token_bytes(_SALT_BYTES))
     try:
-        text = await connection.fetchval("select ops_private.create_worker($1, $2)", name, verifier)
+        text = await connection.fetchval(f"select ops_private.{function}($1, $2)", name, verifier)
     except (asyncpg.UndefinedFunctionError, asyncpg.InvalidSchemaNameError):
         raise RoleError("the schema is not up to date: run `ops-worker db migrate` first") from None
     except asyncpg.PostgresError as error:
         why = ": ".join(filter(None, (str(error.args[0]), error.detail)))
         if isinstance(error, asyncpg.InsufficientPrivilegeError):
-            why += ". It takes the schema's owner, with CREATEROLE and, from PostgreSQL 16 on, ADMIN on ops_worker"
+            admin = f"from PostgreSQL 16 on, ADMIN on {_GROUPS[function]}"
+            why += f". It takes the schema's owner, with CREATEROLE and, {admin}"
         raise RoleError(why) from error
     answer = json.loads(text)
     if not answer["success"]:
