@@ -105,7 +105,7 @@ OFFERS = [
     ("ops-worker ", {command.words[0] for command in COMMANDS}, set()),
     ("ops-worker runs ", {"list", "show", "logs", "wait", "enqueue", "cancel", "retry"}, {"migrate", "runs"}),
     ("ops-worker runs s", {"show"}, {"list"}),
-    ("ops-worker db ", {"migrate", "status", "verify", "rollback", "create-worker"}, {"list"}),
+    ("ops-worker db ", {"migrate", "status", "verify", "rollback", "create-worker", "create-console"}, {"list"}),
     ("ops-worker runs logs --", {"--follow", "--level", "--since", "--json", "--database-url"}, {"--lease", "--key"}),
     ("ops-worker runs list --status ", {"queued", "running", "failed"}, {"list"}),
     ("ops-worker runs list --status fa", {"failed"}, {"queued"}),
@@ -133,7 +133,7 @@ def test_fish_completes(scripts: Path, line: str, offered: set[str], others: set
     ("line", "becomes"),
     [
         ("ops-worker run", "ops-worker runs "), ("ops-worker runs sh", "ops-worker runs show "),
-        ("ops-worker db cr", "ops-worker db create-worker "),
+        ("ops-worker db create-w", "ops-worker db create-worker "),
         ("ops-worker runs logs --fol", "ops-worker runs logs --follow "),
         ("ops-worker runs list --status fa", "ops-worker runs list --status failed "),
         ("ops-worker runs list --lea", "ops-worker runs list --lea"),

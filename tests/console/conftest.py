@@ -6,6 +6,7 @@ import asyncpg
 import pytest_asyncio
 
 from tests.db.conftest import crowd, world  # noqa: F401 - fixtures
+from worker.database import roles
 
 LOGIN = "ops_console"
 
@@ -13,5 +14,5 @@ LOGIN = "ops_console"
 @pytest_asyncio.fixture
 async def console_url(db: asyncpg.Connection, db_url: str) -> str:
     """The URL of a login as docs/console.md makes it."""
-    await db.execute(f"create role {LOGIN} login noinherit in role authenticated")
+    await roles.create_console(db, LOGIN, "correct-horse-battery")
     return db_url.replace("postgres@", f"{LOGIN}@")

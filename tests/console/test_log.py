@@ -6,6 +6,7 @@ import json
 import uuid
 from collections.abc import AsyncIterator
 from html.parser import HTMLParser
+from typing import Any
 
 import httpx
 import pytest
@@ -13,12 +14,14 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
 from tests.console.browser import AS_BROWSER, SIGNS_IN, bearer, served
-from tests.console.world import ODOO, append
+from tests.console.world import ODOO, append, many_lines
 from tests.db.crowd import Crowd
 from tests.db.world import INSTANCE, WORKER, call
 from worker.console import ansi
-from worker.console.guard import STREAMS, STREAMS_OF_ONE, Streams
+from worker.console.bounds import STREAMS, STREAMS_OF_ONE, Streams
 from worker.console.live import Followed, paired
+from worker.database import builds, runs
+from worker.database.control_plane import ControlPlane, Row
 from worker.database.runs import APPENDED
 
 RED = "\x1b[31m"
@@ -80,6 +83,36 @@ async def test_search_levels_and_groups(crowd: Crowd, console_url: str) -> None:
         ]  # fmt: skip
         await got(client, crowd, "/found?level=loud", 400)
         await got(client, crowd, "/found?q=-", 400)
+
+
+async def test_a_long_log_is_read_only_where_it_answers(crowd: Crowd, console_url: str) -> None:
+    """100,000 lines, one of them an error: each query reads about what it returns."""
+    db, run = crowd.world.db, crowd.run
+    await many_lines(db, run, 100_000)
+    await db.execute("update ops.run_logs set message = '::group::one' where run_id = $1 and seq = 50000", run)
+    await db.execute("analyze ops.run_logs")
+
+    class Explained(ControlPlane):
+        async def rows(self, query: str, *args: object) -> list[Row]:
+            plan = json.loads(await self.use(lambda it: it.fetchval(f"explain (analyze, format json) {query}", *args)))
+            reads.append(_rows_read(plan[0]["Plan"]))
+            return await super().rows(query, *args)
+
+    reads: list[float] = []
+    user = await crowd.sign_in("viewer")
+    plane = Explained.on("test", user)
+    assert [row["seq"] for row in await builds.lines_of_levels(plane, run, ["warn", "error"], 0, 200)] == [100_000]
+    assert [row["seq"] for row in await runs.last_lines(plane, run, 12, ["error"])] == [100_000]
+    assert [row["seq"] for row in await builds.group_marks(plane, run, 5000)] == [50_000]
+    assert max(reads) < 20, reads
+
+
+def _rows_read(plan: dict[str, Any]) -> float:
+    """The rows that the scans of a plan looked at."""
+    looked_at = ("Actual Rows", "Rows Removed by Filter", "Rows Removed by Index Recheck")
+    is_scan = plan.get("Relation Name", "").startswith("run_logs")
+    own = plan["Actual Loops"] * sum(plan.get(name, 0) for name in looked_at) if is_scan else 0
+    return float(own + sum(map(_rows_read, plan.get("Plans", ()))))
 
 
 def test_a_group_ends_with_the_next_one_or_with_the_log() -> None:

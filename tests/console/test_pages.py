@@ -30,6 +30,8 @@ async def test_axe_finds_nothing_and_no_page_is_wider_than_a_phone(db: asyncpg.C
         "/workers",
         "/projects",
         "/projects/library",
+        "/projects/library/edit",
+        "/add-project",
         f"/runs/library/{red}#L9",
         "/runs/library/19",
         "/none",
@@ -42,6 +44,12 @@ async def test_axe_finds_nothing_and_no_page_is_wider_than_a_phone(db: asyncpg.C
                     if path.startswith("/runs"):
                         await it.line("L8")
                     assert (path, scheme, await it.problems()) == (path, scheme, [])
+                    for place in range(await it.page.locator("details.ask").count()):
+                        await it.page.locator("details.ask > summary").nth(place).click()
+                        assert (path, scheme, place, await it.problems()) == (path, scheme, place, [])
+                        wide = await it.page.evaluate("document.scrollingElement.scrollWidth - innerWidth")
+                        assert (path, size, place, wide <= 0) == (path, size, place, True)
+                        await it.page.keyboard.press("Escape")
                     wide = await it.page.evaluate("document.scrollingElement.scrollWidth - innerWidth")
                     assert (path, size, wide <= 0) == (path, size, True)
                     it.troubles = [text for text in it.troubles if not (path == "/none" and "404" in text)]

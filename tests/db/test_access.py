@@ -148,7 +148,8 @@ REFUSED = [  # to every role, the last owner included
     "delete from ops.upgrade_advisories", "select * from ops_private.leases",
     "select * from ops_private.my_projects('viewer')", "select ops_private.cancel_run('{run}', null)",
     "select ops_private.enqueue_run('{workflow}', '{{}}', null, null)", "select ops_private.queue_retry('{run}')",
-    "select ops_private.create_worker('x', 'SCRAM-SHA-256$x')", "select ops_private.run_payload('{run}')",
+    "select ops_private.create_worker('x', 'SCRAM-SHA-256$x')",
+    "select ops_private.create_console('x', 'SCRAM-SHA-256$x')", "select ops_private.run_payload('{run}')",
 ]  # fmt: skip
 
 

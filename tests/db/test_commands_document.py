@@ -58,7 +58,8 @@ async def test_the_keys_are_those_of_the_document(crowd: Crowd, db_url: str) -> 
         f"tools sync {ROOT}/deploy/tools/odoo/tools.toml", "members", "doctor",
         f"projects sync {ROOT}/deploy/hello/project.toml", f"members add hello {UUID(int=1)} viewer",
         f"members remove hello {UUID(int=1)}", "hooks set hello", "hooks remove hello",
-        "db status", "db verify", "db create-worker build1", "prune --artifact-store file:///tmp", "db rollback --yes",
+        "db status", "db verify", "db create-worker build1",
+        "db create-console web", "prune --artifact-store file:///tmp", "db rollback --yes",
         "db migrate",
     ):  # fmt: skip
         if line == "db verify":
@@ -68,7 +69,7 @@ async def test_the_keys_are_those_of_the_document(crowd: Crowd, db_url: str) -> 
         assert done.out, done
         found = json.loads(done.out)
         first = found[0] if isinstance(found, list) else found
-        command = re.sub(r" (acme|hello|build1|host-a|--|/).*", "", line)
+        command = re.sub(r" (acme|hello|build1|web|host-a|--|/).*", "", line)
         assert (line, set(first)) == (line, keys_of(command))
 
 

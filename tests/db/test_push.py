@@ -6,7 +6,6 @@ import hashlib
 import hmac
 import json
 import uuid
-from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -14,52 +13,13 @@ import pytest
 import pytest_asyncio
 
 from tests.conftest import Connect
+from tests.db.forges import COMMIT, FORGES, PUSH, RULES, WORDS, body, delivery, headers, opened_shop
 from tests.db.world import WORKER, World, call, new_project, sign_in
-
-BODIES = Path(__file__).with_name("webhooks")
-WORDS = "correct-horse-battery"
-COMMIT = "59b20b8d5c6ff8d09518454d4dd8b7b30f095ab5"
-FORGES = ("github", "gitlab", "gitea", "forgejo")
-RULES = [
-    {"match": "main", "run": ["test", "deploy/live"]},
-    {"match": "feature/*", "run": ["build", "test", "preview"]},
-    {"match": "release/**", "run": ["none"]},
-]
-PUSH = {"repository": "acme/shop", "branches": RULES}
-
-
-def body(name: str) -> bytes:
-    return (BODIES / f"{name}.json").read_bytes()
-
-
-def delivery(content: bytes) -> str:
-    """An id of its own for each body."""
-    return str(uuid.uuid5(uuid.NAMESPACE_URL, content.hex()))
-
-
-def headers(forge: str, content: bytes, event: str = "push", secret: str = WORDS) -> dict[str, str]:
-    """The headers as PostgREST passes them; Gitea and Forgejo send those of GitHub too."""
-    if forge == "gitlab":
-        return {"x-gitlab-event": "Push Hook", "x-gitlab-token": secret, "x-gitlab-event-uuid": delivery(content)}
-    digest = hmac.new(secret.encode(), content, hashlib.sha256).hexdigest()
-    names = {"github": ["github"], "gitea": ["gitea", "github"], "forgejo": ["forgejo", "gitea", "github"]}[forge]
-    found = {"user-agent": "x", "x-hub-signature-256": f"sha256={digest}"}
-    for name in names:
-        found |= {f"x-{name}-event": event, f"x-{name}-delivery": delivery(content)}
-        found |= {} if name == "github" else {f"x-{name}-signature": digest}
-    return found
 
 
 @pytest_asyncio.fixture
 async def shop(world: World) -> World:
-    """The project with rules, their workflows and a secret."""
-    for kind, name in (("test", "test"), ("deploy", "live"), ("deploy", "preview")):
-        await world.db.execute(
-            "insert into ops.workflows (project_id, workflow_type, name) values ($1, $2, $3)", world.project, kind, name
-        )
-    await world.db.execute("update ops.projects set config = $1", json.dumps({"push": PUSH}))
-    assert (await call(world.db, "set_webhook_secret", world.project, WORDS))["set"]
-    return world
+    return await opened_shop(world)
 
 
 async def receive(world: World, forge: str, content: bytes, event: str = "push", **changed: str) -> dict[str, Any]:

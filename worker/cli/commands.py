@@ -198,6 +198,14 @@ COMMANDS = (
         ("json",),
     ),
     Command(
+        "db create-console",
+        {"NAME": "of the role", "[-]": "read the password from standard input (default: generate and print one)"},
+        "create a role for a console that users sign in to, or set its password",
+        _DATABASE,
+        "db:create_console",
+        ("json",),
+    ),
+    Command(
         "completion",
         {"SHELL": ", ".join(SHELLS)},
         "print a script by which a shell completes commands and flags",

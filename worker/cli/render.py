@@ -182,3 +182,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(each) for each in value]
     return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+
+
+def program_summary(text: str | None, known: Sequence[Mapping[str, Any]]) -> str | None:
+    """The summary of a run without its lines about known errors, one for each and an empty one, shown elsewhere."""
+    return text if text is None or not known else text.split("\n", len(known) + 1)[-1] or None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from worker.cli.commands import Invocation
 from worker.cli.options import BAD
-from worker.cli.render import LEVEL_STYLE, Cell, Look, iso, safe, safe_lines, span_between, status_cell
+from worker.cli.render import LEVEL_STYLE, Cell, Look, iso, program_summary, safe, safe_lines, span_between, status_cell
 from worker.cli.screen import Screen
 from worker.cli.session import control_plane, find_project, find_run
 from worker.database import runs
@@ -69,7 +69,7 @@ async def show(call: Invocation) -> int:
         files = await runs.artifacts(plane, run_id)
         again = await runs.retries(plane, run_id)
         known = await runs.fingerprints(plane, run_id) if run["status"] in BAD else []
-        summary = _of_the_program(await runs.summary(plane, run_id), known)
+        summary = program_summary(await runs.summary(plane, run_id), known)
     explanation = EXPLANATIONS.get(run["reason"] or "") if run["status"] in BAD else None
     if screen.as_json:
         meaning = {"meaning": explanation and explanation.meaning, "advice": explanation and explanation.advice}
@@ -136,11 +136,6 @@ def _failing_tests(look: Look, run: Row) -> list[str]:
     more = tests["failed"] - len(names)
     rest = [f"  and {more} more"] if more > 0 else []
     return [look.styled("Failing tests", "bold"), *(look.styled(f"  {safe(name)}", "red") for name in names), *rest, ""]
-
-
-def _of_the_program(text: str | None, known: Sequence[Row]) -> str | None:
-    """The summary without the lines about known errors, which come before it: one for each, and an empty one."""
-    return text if text is None or not known else text.split("\n", len(known) + 1)[-1] or None
 
 
 def _summary(look: Look, text: str | None) -> list[str]:

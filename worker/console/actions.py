@@ -1,4 +1,4 @@
-"""What a user does with a run or a project: each is one call of a function of the control plane, which decides.
+"""What a user does with a run, a project or a worker: each is one call of a function of the database, which decides.
 
 A new action on a run is a line of ``ON_RUN``: the page shows its button, and its path is ``/runs/PROJECT/NUMBER/NAME``.
 """
@@ -72,6 +72,25 @@ ON_RUN = (
 )  # fmt: skip
 
 
+async def _known(plane: ControlPlane, run: Row, fields: Fields) -> None:
+    await runs.mark_known(plane, run["run_id"], _fingerprint(fields), _reason(fields), forget=False)
+
+
+async def _forget(plane: ControlPlane, run: Row, fields: Fields) -> None:
+    await runs.mark_known(plane, run["run_id"], _fingerprint(fields), None, forget=True)
+
+
+def _fingerprint(fields: Fields) -> str:
+    """One error of the run: a form without it must not mark all of them."""
+    if not fields.get("fingerprint"):
+        raise HTTPException(400, "fingerprint: expected the fingerprint of an error of the run.")
+    return fields["fingerprint"]
+
+
+ON_ERROR: Mapping[str, Callable[[ControlPlane, Row, Fields], Awaitable[None]]] = {"known": _known, "forget": _forget}
+"""What a user does with one error of a run. The page shows each button beside its error."""
+
+
 def _reason(fields: Fields) -> str | None:
     return fields.get("reason", "").strip()[:MOST_REASON] or None
 
@@ -87,11 +106,13 @@ def offered(run: Row, role: str | None, *, own: bool, signs_in: bool) -> list[Ac
 
 async def on_run(request: Request) -> Response:
     """Does what a button on the page of a run says, and shows the run that it is about."""
-    action = next((each for each in ON_RUN if each.name == request.path_params["action"]), None)
-    if action is None:
+    name = request.path_params["action"]
+    call = {each.name: each.call for each in ON_RUN}.get(name) or ON_ERROR.get(name)
+    if call is None:
         raise HTTPException(404, "There is no such action.")
     async with submission(request) as (plane, fields):
-        shown = await action.call(plane, await run_of(plane, request), fields)
+        run = await run_of(plane, request)
+        shown = await call(plane, run, fields) or run
     return RedirectResponse(run_path(shown), 303)
 
 
@@ -101,6 +122,22 @@ async def _pause(plane: ControlPlane, project_id: uuid.UUID, fields: Fields) -> 
 
 async def _resume(plane: ControlPlane, project_id: uuid.UUID, _: Fields) -> None:
     await projects.resume_project(plane, project_id)
+
+
+async def _webhook(plane: ControlPlane, project_id: uuid.UUID, fields: Fields) -> None:
+    await projects.set_webhook_secret(plane, project_id, fields.get("secret", ""))
+
+
+async def _member(plane: ControlPlane, project_id: uuid.UUID, fields: Fields) -> None:
+    """Gives a user a role; without a role the user is a member no more."""
+    try:
+        user_id = uuid.UUID(fields.get("user", "").strip())
+    except ValueError:
+        raise HTTPException(400, "user: expected the id of a user (a UUID).") from None
+    if role := fields.get("role"):
+        await projects.set_member(plane, project_id, user_id, role)
+    else:
+        await projects.remove_member(plane, project_id, user_id)
 
 
 async def _run(plane: ControlPlane, project_id: uuid.UUID, fields: Fields) -> str | None:
@@ -116,7 +153,7 @@ async def _run(plane: ControlPlane, project_id: uuid.UUID, fields: Fields) -> st
 
 
 ON_PROJECT: Mapping[str, Callable[[ControlPlane, uuid.UUID, Fields], Awaitable[str | None]]] = {
-    "pause": _pause, "resume": _resume, "run": _run,
+    "pause": _pause, "resume": _resume, "run": _run, "webhook": _webhook, "member": _member,
 }  # fmt: skip
 
 
@@ -132,3 +169,13 @@ async def on_project(request: Request) -> Response:
             raise HTTPException(404, "There is no such project, or you may not see it.")
         shown = await call(plane, project_id, fields)
     return RedirectResponse(shown or f"/projects/{quote(slug)}", 303)
+
+
+async def on_worker(request: Request) -> Response:
+    """Drains a worker, or lets it claim again. It is for an operator: the database refuses a user."""
+    drain = {"drain": True, "undo": False}.get(request.path_params["action"])
+    if drain is None:
+        raise HTTPException(404, "There is no such action.")
+    async with submission(request) as (plane, fields):
+        await projects.drain_worker(plane, fields.get("worker", ""), _reason(fields) if drain else None, drain=drain)
+    return RedirectResponse("/workers", 303)

@@ -20,9 +20,10 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from worker.cli.settings import Settings
-from worker.console import actions, live, pages, sign_in
+from worker.console import actions, editor, hooks, live, pages, sign_in
 from worker.console.auth import SignIn
-from worker.console.guard import Address, Guard, Streams
+from worker.console.bounds import Deliveries, Streams
+from worker.console.guard import Address, Guard
 from worker.console.shown import environment
 from worker.console.visit import Console, NotSignedIn, page
 from worker.database.sessions import Sessions
@@ -45,8 +46,13 @@ def routes() -> list[BaseRoute]:
         Route("/", pages.builds),
         Route("/queue", pages.queue),
         Route("/workers", pages.workers),
+        Route("/workers/{action:str}", actions.on_worker, methods=["POST"]),
         Route("/projects", pages.projects_page),
+        Route("/add-project", editor.add),
+        Route("/add-project", editor.submit, methods=["POST"]),
         Route("/projects/{project}", pages.project),
+        Route("/projects/{project}/edit", editor.edit),
+        Route("/projects/{project}/edit", editor.submit, methods=["POST"]),
         Route("/projects/{project}/{action:str}", actions.on_project, methods=["POST"]),
         Route("/runs/{run_id:uuid}", pages.run_by_id),
         Route(_RUN, pages.run),
@@ -56,6 +62,7 @@ def routes() -> list[BaseRoute]:
         Route(f"{_RUN}/groups", live.groups),
         Route(f"{_RUN}/live", live.live),
         Route(f"{_RUN}/{{action:str}}", actions.on_run, methods=["POST"]),
+        Route("/hooks/{project}", hooks.receive, methods=["POST"]),
         Route("/sign-in", sign_in.form),
         Route("/sign-in", sign_in.submit, methods=["POST"]),
         Route("/sign-out", sign_in.sign_out, methods=["POST"]),
@@ -81,7 +88,7 @@ async def opened(settings: Settings) -> AsyncIterator[Starlette]:
                 DatabaseUnavailable: _refused, Exception: _broken,
             },
         )  # fmt: skip
-        app.state.console = Console(sessions, users, address, Streams(), environment())
+        app.state.console = Console(sessions, users, address, Streams(), Deliveries(), environment())
         yield app
 
 
@@ -126,7 +133,7 @@ def _answer(error: Exception) -> tuple[int, dict[str, str] | None, str]:
 
 _REFUSALS = {
     400: "The database cannot search for that.",
-    403: "Your role in this project does not permit that.",
+    403: "Your role does not permit that.",
     503: "The database took too long for that.",
 }
 

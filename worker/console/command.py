@@ -37,11 +37,13 @@ async def console(call: Invocation) -> int:
         raise OpsError(f"console: {problem}") from error
     import uvicorn  # noqa: PLC0415 - the extra
 
+    from worker.console.protocol import Impatient  # noqa: PLC0415 - the extra
+
     host, port = call.settings.listen or LISTEN
     async with opened(call.settings) as app:
         options = uvicorn.Config(
             app, log_config=None, access_log=False, proxy_headers=False, server_header=False, lifespan="off",
-            http="h11", ws="none", limit_concurrency=MOST_CONNECTIONS, h11_max_incomplete_event_size=MOST_HEADERS,
+            http=Impatient, ws="none", limit_concurrency=MOST_CONNECTIONS, h11_max_incomplete_event_size=MOST_HEADERS,
             timeout_graceful_shutdown=CLOSE_SECONDS,
         )  # fmt: skip
         with _listening(host, port) as listener:

@@ -1,4 +1,4 @@
-"""What holds for every request, whatever page it asks for: hosts, headers, forms, and how much one client may ask.
+"""What holds for every request, whatever page it asks for: hosts, headers and forms.
 
 A POST needs two proofs that a page of this console sent it: the ``Origin`` that browsers add, and the value of a cookie
 that only such a page can repeat in its form.
@@ -7,7 +7,6 @@ that only such a page can repeat in its form.
 from __future__ import annotations
 
 import secrets
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, urlsplit
@@ -18,11 +17,10 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-MOST_BODY = 16_384
-"""Bytes of a form."""
+from worker.console.bounds import body_of
 
-STREAMS_OF_ONE, STREAMS = 8, 200
-"""Live logs that one user, and all users together, may follow at once."""
+MOST_FORM = 16_384
+"""Bytes of a form."""
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 POLICY = (
@@ -111,12 +109,12 @@ def keep_form_key(response: Response, address: Address, key: str) -> None:
     )
 
 
-async def posted(request: Request, address: Address, *, proven: bool) -> dict[str, str]:
+async def posted(request: Request, address: Address, *, proven: bool, most: int = MOST_FORM) -> dict[str, str]:
     """The fields of a form. ``proven``: the request itself carries the user's token, which no browser adds.
 
     Raises ``HTTPException`` if no page of this console sent it, or if it is too large.
     """
-    text = (await _body(request)).decode("utf-8", "replace")
+    text = (await body_of(request, most, "A form")).decode("utf-8", "replace")
     try:
         fields = dict(parse_qsl(text, keep_blank_values=True, max_num_fields=20))
     except ValueError:
@@ -128,30 +126,3 @@ async def posted(request: Request, address: Address, *, proven: bool) -> dict[st
         if not expected or not secrets.compare_digest(expected.encode(), fields.get("form_key", "").encode()):
             raise HTTPException(403, "This form is too old, or does not come from this console. Reload the page.")
     return fields
-
-
-async def _body(request: Request) -> bytes:
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MOST_BODY:
-            raise HTTPException(413, f"A form has at most {MOST_BODY} bytes.")
-    return body
-
-
-class Streams:
-    """Counts the live logs that are followed."""
-
-    def __init__(self) -> None:
-        self._open: Counter[str] = Counter()
-
-    def begin(self, owner: str) -> None:
-        """Counts a stream. Raises ``HTTPException`` if that user, or all together, follow as many as they may."""
-        if self._open[owner] >= STREAMS_OF_ONE or self._open.total() >= STREAMS:
-            raise HTTPException(429, f"At most {STREAMS_OF_ONE} live logs at once.", {"Retry-After": "10"})
-        self._open[owner] += 1
-
-    def end(self, owner: str) -> None:
-        self._open[owner] -= 1
-        if not self._open[owner]:
-            del self._open[owner]

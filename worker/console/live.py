@@ -13,10 +13,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from worker.cli.options import FINAL, LEVELS
+from worker.cli.options import FINAL
 from worker.cli.render import iso, safe
 from worker.console.auth import Caller
-from worker.console.guard import Streams
+from worker.console.bounds import Streams
 from worker.console.shown import GROUP, log_lines
 from worker.console.visit import console_of, run_of, visit
 from worker.database import builds, runs
@@ -28,6 +28,9 @@ PAGE = 1000
 """Lines of one answer at most."""
 
 FOUND = 200
+FOUND_LEVELS = ("warn", "error")
+"""The levels that a reader looks for: most lines have another one."""
+
 GROUP_MARKS = 5000
 POLL_SECONDS, QUIET_SECONDS = 0.4, 15.0
 """Between two looks at a run that goes on, and after how long without news the stream says that it is there."""
@@ -85,10 +88,10 @@ async def _appended(request: Request) -> Response:
 
 
 async def found(request: Request) -> Response:
-    """The lines that full-text search finds (``q``), or those of a level and above (``level``), at most ``FOUND``."""
+    """The lines that full-text search finds (``q``), or warnings and errors (``level``), at most ``FOUND``."""
     words, level = request.query_params.get("q", "").strip(), request.query_params.get("level", "")
-    if not words and level not in LEVELS:
-        raise HTTPException(400, f"level: expected one of {', '.join(LEVELS)}; or q, the words of a search.")
+    if not words and level not in FOUND_LEVELS:
+        raise HTTPException(400, f"level: expected one of {', '.join(FOUND_LEVELS)}; or q, the words of a search.")
     async with visit(request) as (plane, _):
         run_id = (await run_of(plane, request))["run_id"]
         if words:
@@ -97,7 +100,7 @@ async def found(request: Request) -> Response:
                 for row in await runs.search(plane, run_id, words[:200], FOUND)
             ]
         else:
-            above = LEVELS[LEVELS.index(level) :]
+            above = FOUND_LEVELS[FOUND_LEVELS.index(level) :]
             rows = await builds.lines_of_levels(plane, run_id, above, _number(request, "after", 0), FOUND)
     return JSONResponse({"lines": log_lines(rows), "more": len(rows) == FOUND})
 

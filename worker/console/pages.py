@@ -13,9 +13,11 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from worker.cli.options import BAD, FINAL
+from worker.cli.overview import worker_state
+from worker.cli.render import program_summary
 from worker.console import actions
 from worker.console.shown import log_lines
-from worker.console.visit import console_of, page, run_of, run_path, visit
+from worker.console.visit import address_of, console_of, page, run_of, run_path, visit
 from worker.database import builds as queries
 from worker.database import projects, runs
 from worker.database.control_plane import ControlPlane, Row
@@ -39,7 +41,8 @@ async def builds(request: Request) -> Response:
         shown = found[:MOST_PROJECTS]
         newest = await queries.newest(plane, [row["slug"] for row in shown], RUNS_OF_MANY)
     grids = [{"project": row, "branches": _branches(newest, row["slug"])} for row in shown]
-    return page(request, "builds.html", caller, grids=grids, more=len(found) - len(shown))
+    more, operates = len(found) - len(shown), caller.claims is None
+    return page(request, "builds.html", caller, grids=grids, more=more, operates=operates)
 
 
 def _branches(newest: Sequence[Row], slug: str) -> list[dict[str, Any]]:
@@ -62,14 +65,15 @@ async def workers(request: Request) -> Response:
     """The workers, and what each runs."""
     async with visit(request) as (plane, caller):
         found = [row | {"runs": json.loads(row["runs"])} for row in await projects.workers(plane)]
-    return page(request, "workers.html", caller, rows=found)
+    rows = [row | {"state": worker_state(row)} for row in found]
+    return page(request, "workers.html", caller, rows=rows, operates=caller.claims is None)
 
 
 async def projects_page(request: Request) -> Response:
     """The projects, what each has queued, and what holds its runs back."""
     async with visit(request) as (plane, caller):
         found = await projects.listed(plane)
-    return page(request, "projects.html", caller, rows=found)
+    return page(request, "projects.html", caller, rows=found, operates=caller.claims is None)
 
 
 async def project(request: Request) -> Response:
@@ -86,6 +90,7 @@ async def project(request: Request) -> Response:
     return page(
         request, "project.html", caller, project=found, branches=_branches(newest, slug), workflows=workflows,
         members=members, may_pause=operates or found["role"] in ("admin", "owner"),
+        may_own=operates or found["role"] == "owner", hook=f"{address_of(request)}/hooks/{found['project_id']}",
         may_run=operates or found["role"] in ("developer", "admin", "owner"), key=secrets.token_urlsafe(16),
     )  # fmt: skip
 
@@ -107,15 +112,17 @@ async def run(request: Request) -> Response:
         source = await queries.source(plane, run_id)
         progress = await queries.progress(plane, run_id) or {"printed": 0, "appended": 0}
         first = _first_line(request, found, progress)
+        known = await runs.fingerprints(plane, run_id) if found["status"] in BAD else []
         values: dict[str, Any] = {
             "source": source,
             "progress": progress,
             "errors": log_lines(await _last_errors(plane, found)),
             "events": [_event(row) for row in await runs.events(plane, run_id)],
-            "artifacts": await runs.artifacts(plane, run_id),
+            "artifacts": [_named(row, found) for row in await runs.artifacts(plane, run_id)],
             "retries": await runs.retries(plane, run_id),
             "earlier": await runs.by_id(plane, found["retry_of"]) if found["retry_of"] else None,
-            "summary": await runs.summary(plane, run_id),
+            "fingerprints": known,
+            "summary": program_summary(await runs.summary(plane, run_id), known),
             "lines": log_lines(await queries.lines_from(plane, run_id, first, FIRST_PAGE)),
         }
     signs_in = console_of(request).sign_in.needed
@@ -125,6 +132,7 @@ async def run(request: Request) -> Response:
         ended=found["status"] in FINAL, bad=found["status"] in BAD,
         explanation=EXPLANATIONS.get(found["reason"] or "") if found["status"] in BAD else None,
         offered=actions.offered(found, source["role"], own=own, signs_in=signs_in),
+        may_mark=not signs_in or source["role"] in ("developer", "admin", "owner"),
         branch_path=f"/projects/{quote(found['project'])}",
     )  # fmt: skip
 
@@ -137,6 +145,11 @@ def _first_line(request: Request, run: Row, progress: Row) -> int:
     if asked.isascii() and asked.isdecimal() and len(asked) < 14:  # noqa: PLR2004 - below 2 ** 63
         return max(int(asked), 1)
     return 1 if run["status"] == "succeeded" else max(progress["printed"] - FIRST_PAGE + 1, 1)
+
+
+def _named(row: Row, run: Row) -> Row:
+    """The artifact with its name in the run: what is behind the id of the run in its key."""
+    return row | {"name": row["artifact_key"].partition(f"/{run['run_id']}/")[2] or row["artifact_key"]}
 
 
 def _event(row: Row) -> Row:

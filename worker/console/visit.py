@@ -13,7 +13,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from worker.console.auth import Caller, SignIn, TokenRefused
-from worker.console.guard import Address, Streams, form_key, keep_form_key, posted
+from worker.console.bounds import Deliveries, Streams
+from worker.console.guard import MOST_FORM, Address, form_key, keep_form_key, posted
 from worker.database import runs
 from worker.database.control_plane import ControlPlane, Row
 from worker.database.sessions import Sessions
@@ -30,6 +31,7 @@ class Console:
     sign_in: SignIn
     address: Address
     streams: Streams
+    deliveries: Deliveries
     templates: jinja2.Environment
 
 
@@ -44,6 +46,11 @@ class NotSignedIn(Exception):
 def console_of(request: Request) -> Console:
     found: Console = request.app.state.console
     return found
+
+
+def address_of(request: Request) -> str:
+    """The address of the console as the browser has it, without a path."""
+    return console_of(request).address.public or f"http://{request.headers['host']}"
 
 
 async def caller_of(request: Request) -> Caller:
@@ -75,10 +82,13 @@ async def visit(request: Request) -> AsyncIterator[tuple[ControlPlane, Caller]]:
 
 
 @asynccontextmanager
-async def submission(request: Request) -> AsyncIterator[tuple[ControlPlane, dict[str, str]]]:
-    """The control plane for a change by the user who sent a form, and its fields. Raises as ``visit``, ``posted``."""
+async def submission(request: Request, most: int = MOST_FORM) -> AsyncIterator[tuple[ControlPlane, dict[str, str]]]:
+    """The control plane for a change by the user who sent a form, of at most ``most`` bytes, and its fields.
+
+    Raises as ``visit`` and ``posted``.
+    """
     caller, console = await caller_of(request), console_of(request)
-    fields = await posted(request, console.address, proven=caller.by_token)
+    fields = await posted(request, console.address, proven=caller.by_token, most=most)
     async with console.sessions.acting_for(caller.claims, write=True) as plane:
         yield plane, fields
 

@@ -91,16 +91,21 @@ async def neighbours(plane: ControlPlane, run_id: uuid.UUID, seq: int) -> tuple[
 async def lines_of_levels(
     plane: ControlPlane, run_id: uuid.UUID, levels: Sequence[str], after: int, limit: int
 ) -> list[Row]:
-    """The next lines of these levels behind that number."""
+    """The next lines of these levels behind that number; of ``warn`` and ``error``, which have an index."""
     return await plane.rows(
-        f"""select {_LINE} from ops.run_logs
-            where run_id = $1 and seq > $2 and log_level = any ($3) order by seq limit $4""",  # noqa: S608 - ours
+        f"""select {_LINE} from unnest($3::text[]) as l (level)
+            cross join lateral (
+                select g.* from ops.run_logs as g
+                where g.run_id = $1 and g.seq > $2 and g.log_level = l.level and g.log_level in ('warn', 'error')
+                order by g.seq limit $4
+            ) as g
+            order by seq limit $4""",  # noqa: S608 - columns of ours
         run_id, after, levels, limit,
     )  # fmt: skip
 
 
 async def group_marks(plane: ControlPlane, run_id: uuid.UUID, limit: int) -> list[Row]:
-    """The lines that begin or end a group, as GitHub's runners and many tools print them."""
+    """The lines that begin or end a group, as GitHub's runners and many tools print them. They have an index."""
     return await plane.rows(
         f"""select seq, left(message, 200) as message from ops.run_logs
             where run_id = $1 and seq < {APPENDED} and (message like '::group::%' or message like '::endgroup::%')

@@ -120,6 +120,31 @@ async def members(plane: ControlPlane, project: str | None) -> list[Row]:
     )
 
 
+# --- descriptions and members -----------------------------------------------------------------------------------------
+
+
+async def described(plane: ControlPlane, slug: str) -> Row | None:
+    """The description of a project and its enabled workflows, without its limits and without keys that are empty."""
+    found = await plane.row(
+        """select jsonb_strip_nulls(jsonb_build_object(
+               'slug', p.slug, 'name', p.name, 'workspace_key', p.workspace_key, 'description', p.description,
+               'odoo_version', p.odoo_version, 'status', nullif(p.status, 'active')))
+               || jsonb_build_object('config', p.config) as project,
+               coalesce((select jsonb_agg(jsonb_strip_nulls(jsonb_build_object(
+                   'workflow_type', w.workflow_type, 'name', w.name, 'description', w.description,
+                   'git_ref', w.git_ref, 'git_commit', w.git_commit)) || jsonb_build_object('config', w.config)
+                   order by w.workflow_type, w.name)
+               from ops.workflows as w where w.project_id = p.id and w.enabled), '[]') as workflows
+           from ops.projects as p where p.slug = $1""",
+        slug,
+    )
+    if found is None:
+        return None
+    project: Row = json.loads(found["project"])
+    order = ("slug", "name", "workspace_key", "description", "odoo_version", "status", "config")
+    return {key: project[key] for key in order if key in project} | {"workflows": json.loads(found["workflows"])}
+
+
 async def set_member(plane: ControlPlane, project_id: uuid.UUID, user_id: uuid.UUID, role: str) -> Row:
     return await plane.answer("select ops.set_member($1, $2, $3)", project_id, user_id, role)
 
@@ -135,6 +160,14 @@ async def find_user(plane: ControlPlane, email: str) -> uuid.UUID:
 
 
 # --- webhooks ---------------------------------------------------------------------------------------------------------
+
+
+async def receive_push(plane: ControlPlane, project_id: uuid.UUID, body: bytes, headers: Mapping[str, str]) -> Row:
+    """What the database does with the delivery of a forge; also its refusal, with ``code`` and ``error``."""
+    sent = json.dumps(dict(headers))
+    text = await plane.use(lambda it: it.fetchval("select ops.receive_push($1, $2, $3)", project_id, body, sent))
+    answer: Row = json.loads(text)
+    return answer
 
 
 async def set_webhook_secret(plane: ControlPlane, project_id: uuid.UUID, secret: str | None) -> Row:

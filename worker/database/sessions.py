@@ -34,7 +34,7 @@ _ENTER = """
     select set_config('statement_timeout', $1, true),
         case when $2::text is not null then set_config('request.jwt.claims', $2, true) end,
         case when $2 is not null then set_config('request.jwt.claim.sub', $3, true) end,
-        case when $2 is not null then set_config('role', 'authenticated', true) end
+        case when $4::text is not null then set_config('role', $4, true) end
 """
 
 # service_role may exist without being this schema's (another program made it); its rights are those of an operator.
@@ -75,7 +75,7 @@ class Sessions:
         if rights["operator"]:
             problem = (
                 f"the role {rights['name']} has an operator's rights; expected a login without rights of its own, made"
-                " by: create role ops_console login noinherit password '…' in role authenticated"
+                " by: ops-worker db create-console NAME"
             )
             raise ConfigurationError("database_url", problem)
         try:
@@ -94,7 +94,20 @@ class Sessions:
 
         The transaction is read-only unless ``write``. Raises ``CommandError``, ``Refused`` and ``DatabaseUnavailable``.
         """
-        connection, transaction = await self._entered(claims, write=write)
+        async with self._in_role(None if claims is None else "authenticated", claims, write=write) as plane:
+            yield plane
+
+    @asynccontextmanager
+    async def receiving(self) -> AsyncIterator[ControlPlane]:
+        """The control plane for the delivery of a forge, which no user sends. Raises as ``acting_for``."""
+        async with self._in_role("ops_webhook", None, write=True) as plane:
+            yield plane
+
+    @asynccontextmanager
+    async def _in_role(
+        self, role: str | None, claims: Mapping[str, Any] | None, *, write: bool
+    ) -> AsyncIterator[ControlPlane]:
+        connection, transaction = await self._entered(role, claims, write=write)
         try:
             async with explained(COMMAND, connection, NEEDS):
                 try:
@@ -107,7 +120,7 @@ class Sessions:
             await self._released(connection)
 
     async def _entered(
-        self, claims: Mapping[str, Any] | None, *, write: bool
+        self, role: str | None, claims: Mapping[str, Any] | None, *, write: bool
     ) -> tuple[asyncpg.Connection, asyncpg.transaction.Transaction]:
         """A connection whose transaction has begun. One that was lost while it was idle is replaced."""
         text = None if claims is None else json.dumps(claims)
@@ -118,7 +131,7 @@ class Sessions:
             try:
                 async with explained(COMMAND, connection, NEEDS):
                     await transaction.start()
-                    await connection.fetchrow(_ENTER, str(STATEMENT_MILLISECONDS), text, user)
+                    await connection.fetchrow(_ENTER, str(STATEMENT_MILLISECONDS), text, user, role)
             except (DatabaseUnavailable, asyncpg.InternalClientError) as error:
                 with suppress(asyncpg.InterfaceError):  # the pool may have noticed, too
                     connection.terminate()

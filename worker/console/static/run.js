@@ -276,7 +276,7 @@ box.addEventListener("change", () => {
   if (box.checked) toEnd();
 });
 function counted() {
-  document.getElementById("count").textContent = `${(printed + appended.length).toLocaleString("en")} lines`;
+  document.getElementById("count").textContent = plural(printed + appended.length, "line");
   if (printed + appended.length) document.getElementById("no-lines")?.remove();
 }
 
@@ -390,6 +390,9 @@ function step(direction) {
 
 // --- groups -----------------------------------------------------------------------------------------------------------
 
+function plural(number, noun) {
+  return `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;
+}
 const chooser = document.getElementById("groups"), foldAll = document.getElementById("fold");
 async function fetchGroups() {
   groups = (await json("/groups")).groups;
@@ -399,7 +402,7 @@ async function fetchGroups() {
     option.value = String(group.first);
     return option;
   });
-  chooser.replaceChildren(element("option", "", `${groups.length} groups`), ...options);
+  chooser.replaceChildren(element("option", "", plural(groups.length, "group")), ...options);
   chooser.firstChild.value = "";
   redraw();
 }
