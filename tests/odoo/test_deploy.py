@@ -81,22 +81,8 @@ class Site:
         return self.bench.run("deploy", "--database", "prod", *flags, **options)
 
     def build(self, version: str, migration: str = "") -> Path:
-        """A build of the modules ``shop``, with this version, and ``other``, which is always the same."""
-        shop = self.project.folder / "shop"
-        shutil.rmtree(self.project.folder, ignore_errors=True)
-        self.project.module("other", ["base"])
-        self.project.module("shop", ["web"])
-        manifest = {"name": "shop", "version": "19.0.1.0.0", "license": "LGPL-3", "author": "ACME",
-                    "depends": ["web"], "data": ["data.xml"]}  # fmt: skip
-        if migration:
-            manifest["version"] = "19.0.2.0.0"
-            (shop / "migrations" / "19.0.2.0.0").mkdir(parents=True)
-            (shop / "migrations" / "19.0.2.0.0" / "pre-migrate.py").write_text(migration)
-        (shop / "__manifest__.py").write_text(repr(manifest))
-        (shop / "__init__.py").write_text("from . import controller, model\n")
-        (shop / "model.py").write_text(MODEL)
-        (shop / "controller.py").write_text(CONTROLLER.replace("{version}", version))
-        (shop / "data.xml").write_text(RECORD.format(version=version))
+        """A build of ``write_version``."""
+        write_version(self.project, version, migration)
         done = self.bench.run("build", source=self.project.folder, cache=self.cache)
         assert done.code == 0, done.output
         return done.artifacts
@@ -137,6 +123,31 @@ class Site:
         )
 
 
+def write_version(project: Project, version: str, migration: str = "", *, number: int = 2) -> None:
+    """Writes the modules ``shop``, with this version, and ``other``, which is always the same.
+
+    ``number``: that of the migration, which Odoo runs when a lower one is installed.
+    """
+    shop = project.folder / "shop"
+    for name in ("other", "shop"):
+        shutil.rmtree(project.folder / name, ignore_errors=True)
+    project.module("other", ["base"])
+    project.module("shop", ["web"])
+    manifest: dict[str, Any] = {
+        "name": "shop", "version": "19.0.1.0.0", "license": "LGPL-3", "author": "ACME", "depends": ["web"],
+        "data": ["data.xml"],
+    }  # fmt: skip
+    if migration:
+        manifest["version"] = f"19.0.{number}.0.0"
+        (shop / "migrations" / manifest["version"]).mkdir(parents=True)
+        (shop / "migrations" / manifest["version"] / "pre-migrate.py").write_text(migration)
+    (shop / "__manifest__.py").write_text(repr(manifest))
+    (shop / "__init__.py").write_text("from . import controller, model\n")
+    (shop / "model.py").write_text(MODEL)
+    (shop / "controller.py").write_text(CONTROLLER.replace("{version}", version))
+    (shop / "data.xml").write_text(RECORD.format(version=version))
+
+
 def wait(condition: Callable[[], str]) -> str:
     deadline = time.monotonic() + PATIENCE
     while not (answer := condition()):
@@ -150,17 +161,22 @@ def report(done: Done) -> dict[str, Any]:
     return loaded
 
 
-@pytest.fixture(scope="module")
-def site(bench: Bench, runtime_image: str, wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    folder = tmp_path_factory.mktemp("site")
+def new_site(bench: Bench, runtime_image: str, folder: Path, *published: str) -> Site:
+    """Production before its first deploy; ``published``: options by which others reach the server."""
     data = writable(folder / "data")
-    server = bench.serve(
-        "prod", bench.postgres, "--durable", "--trust", "-c", "fsync=off", options=("-v", "/var/lib/postgresql/data")
-    )
+    options = ("-v", "/var/lib/postgresql/data", *published)
+    server = bench.serve("prod", bench.postgres, "--durable", "--trust", "-c", "fsync=off", options=options)
     wait(lambda: "yes" if "healthy" in docker("inspect", "-f", "{{.State.Health.Status}}", server).split() else "")
     options = ("--read-only", "--tmpfs", "/tmp:mode=1777", "-e", "PGHOST=prod", "-v", f"{data}:/data")  # noqa: S108
     runtime = bench.serve("runtime", runtime_image, options=options)
-    yield Site(bench, folder, writable(folder / "cache"), Project(folder / "project", wheels), runtime, server)
+    project = Project(folder / "project", folder)
+    return Site(bench, folder, writable(folder / "cache"), project, runtime, server)
+
+
+@pytest.fixture(scope="module")
+def site(bench: Bench, runtime_image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("site")
+    yield new_site(bench, runtime_image, folder)
     shutil.rmtree(folder, ignore_errors=True)
 
 
