@@ -66,12 +66,14 @@ def test_shards_run_each_test_of_larger_addons_once(bench: Bench, project: Proje
     first = bench.run("test", source=project.folder, cache=cache)
     assert first.code == 0, first.output
     assert first.summary.startswith("# 0 failed, 19 passed, 0 skipped\n"), first.summary
+    (cache / "timings.json").write_text('{"/base_exception:TestBaseException": 1000}')
     second = bench.run("test", "--shards", "2", source=project.folder, cache=cache)
     assert second.code == 0, second.output
     assert "22 modules from the cache" in second.output
     assert names(second) == names(first)
     logs = [path.read_text() for path in sorted(second.artifacts.glob("odoo-shard_*.log"))]
-    assert [log.count(": Starting Test") > 0 for log in logs] == [True, True]
+    assert [log.count(": Starting TestBaseException.") > 0 for log in logs] == [True, True], "it is the longest one"
+    assert "- shard_2: " in second.summary
 
 
 def test_broken_tests_fail_the_run_and_begin_the_summary(bench: Bench, project: Project) -> None:

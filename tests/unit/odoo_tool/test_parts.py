@@ -25,8 +25,9 @@ def test_a_class_with_tests_has_a_tag(tmp_path: Path) -> None:
         "class TestA(X):\n    def test_1(self): pass\n    def test_2(self): pass\n    def setUp(self): pass\n"
         "class Common(X):\n    def helper(self): pass\n"
     )
+    (tmp_path / "tests" / "test_again.py").write_text("class TestA(X):\n    def test_2(self): pass\n")
     (tmp_path / "tests" / "test_broken.py").write_text("class TestB(:\n")
-    assert shards.test_classes("m", tmp_path) == {"/m:TestA": 2}
+    assert shards.test_classes("m", tmp_path) == {"/m:TestA": ["test_1", "test_2"]}
 
 
 @pytest.mark.parametrize(
@@ -45,9 +46,16 @@ def test_what_no_other_shard_runs_is_run_by_the_first(
 
 
 def test_a_class_without_an_earlier_run_counts_as_its_tests_do_on_average() -> None:
-    counts = {"/m:A": 2, "/m:B": 3}
-    assert shards.weights(counts, {}) == {"/m:A": 2.0, "/m:B": 3.0}
-    assert shards.weights(counts, {"/m:A": 10.0, "/x:Y": 7.0}) == {"/m:A": 10.0, "/m:B": 15.0}
+    tests = {"/m:A": ["test_1", "test_2"], "/m:B": ["test_1", "test_2", "test_3"]}
+    assert shards.weights(tests, {}, 1) == {"/m:A": 2.0, "/m:B": 3.0}
+    assert shards.weights(tests, {"/m:A": 10.0, "/x:Y": 7.0}, 1) == {"/m:A": 10.0, "/m:B": 15.0}
+
+
+def test_a_class_that_takes_longer_than_a_part_is_split_by_its_tests() -> None:
+    tests = {"/m:A": ["test_1", "test_2"], "/m:B": ["test_1", "test_2"]}
+    seconds = {"/m:A": 9.0, "/m:A.test_1": 7.0, "/m:B": 3.0}
+    assert shards.weights(tests, seconds, 2) == {"/m:A.test_1": 7.0, "/m:A.test_2": 4.5, "/m:B": 3.0}
+    assert shards.weights(tests, seconds, 1) == {"/m:A": 9.0, "/m:B": 3.0}
 
 
 def test_a_key_depends_on_where_a_text_ends() -> None:

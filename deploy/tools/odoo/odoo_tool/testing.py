@@ -55,6 +55,19 @@ class Shard:
         return f"shard_{self.number}"
 
 
+@dataclass(frozen=True)
+class End:
+    """How the Odoo of a shard ended."""
+
+    code: int
+    seconds: float
+    processor: float
+    """seconds of processor time of Odoo, without PostgreSQL's"""
+
+    def __str__(self) -> str:
+        return f"{self.seconds:.1f} s, of processor time {self.processor:.1f} s"
+
+
 def test(project: Project, options: Options, cache: Cache, work: Path, artifacts: Path) -> bool:
     """Runs the tests and writes the reports; returns whether everything succeeded."""
     began = time.monotonic()
@@ -64,9 +77,9 @@ def test(project: Project, options: Options, cache: Cache, work: Path, artifacts
     prepared = time.monotonic()
     parts = plan(project, options, cache)
     (work / "coverage").mkdir(exist_ok=True)
-    codes = run_shards(project, parts, options, config, work, artifacts)
+    ends = run_shards(project, parts, options, config, work, artifacts)
     tested = time.monotonic()
-    results = [result(project, part, codes[part], options, artifacts) for part in parts]
+    results = [result(project, part, ends[part].code, options, artifacts) for part in parts]
     found = [each for one in results for each in one.tests]
     problems = [each for one in results for each in one.problems]
     ended_badly = [text for one in results for text in one.ended_badly]
@@ -76,6 +89,7 @@ def test(project: Project, options: Options, cache: Cache, work: Path, artifacts
         f"{', '.join(project.own[:20])} on Odoo {project.odoo.version}, {len(parts)} shards",
         f"dependencies: {prepared - began:.1f} s ({'from the cache' if cached else 'installed'})",
         f"tests: {tested - prepared:.1f} s",
+        *(f"{part.name}: {len(one.tests)} tests, {ends[part]}" for part, one in zip(parts, results)),
         *(measure_coverage(work, artifacts) if options.coverage else []),
     ]
     report = reports.Report(found, problems, ended_badly, facts)
@@ -138,15 +152,15 @@ def plan(project: Project, options: Options, cache: Cache) -> list[Shard]:
     """The shards with their parts of the tests."""
     if options.test_tags:
         return [Shard(1, options.test_tags)]
-    classes: dict[str, int] = {}
+    classes: dict[str, list[str]] = {}
     for name in project.own:
         classes.update(shards.test_classes(name, project.addons[name].path))
-    tags = shards.split(project.own, shards.weights(classes, known_times(cache)), options.shards)
+    tags = shards.split(project.own, shards.weights(classes, known_times(cache), options.shards), options.shards)
     return [Shard(n, each, len(classes)) for n, each in enumerate(tags, start=1)]
 
 
 def known_times(cache: Cache) -> dict[str, float]:
-    """Seconds of each test class in earlier runs; empty if there is no readable file."""
+    """Seconds of each test class and of each test in earlier runs; empty if there is no readable file."""
     try:
         times: dict[str, float] = json.loads((cache.folder / TIMINGS).read_text())
     except (OSError, ValueError):
@@ -158,8 +172,9 @@ def remember_times(cache: Cache, tests: Sequence[odoo_log.Result]) -> None:
     times = known_times(cache)
     new: dict[str, float] = {}
     for each in tests:
-        tag = f"/{each.module}:{each.name.partition('.')[0]}"
-        new[tag] = round(new.get(tag, 0.0) + each.seconds, 3)
+        for name in {each.name.partition(".")[0], each.name}:
+            tag = f"/{each.module}:{name}"
+            new[tag] = round(new.get(tag, 0.0) + each.seconds, 3)
     part = cache.folder / f".{TIMINGS}.{os.getpid()}"
     part.write_text(json.dumps({**times, **new}))
     part.replace(cache.folder / TIMINGS)
@@ -167,8 +182,8 @@ def remember_times(cache: Cache, tests: Sequence[odoo_log.Result]) -> None:
 
 def run_shards(
     project: Project, parts: Sequence[Shard], options: Options, config: Path, work: Path, artifacts: Path
-) -> dict[Shard, int]:
-    """Runs Odoo for each shard, all at once; returns their exit codes."""
+) -> dict[Shard, End]:
+    """Runs Odoo for each shard, all at once."""
     for part in parts:
         database.drop(part.name)
         database.create(part.name, TEMPLATE)
@@ -177,9 +192,10 @@ def run_shards(
             shutil.copytree(filestore / TEMPLATE, filestore / part.name, copy_function=os.link)
     step(f"tests: {len(parts)} shards" if len(parts) > 1 else "tests")
     lock = threading.Lock()
-    codes: dict[Shard, int] = {}
+    ends: dict[Shard, End] = {}
 
     def work_on(part: Shard) -> None:
+        began = time.monotonic()
         command = odoo_command(project, part, options, config, work)
         with (
             (artifacts / LOG.format(part.name)).open("w") as log,
@@ -195,14 +211,16 @@ def run_shards(
         ):
             assert process.stdout  # noqa: S101 - for the type checker
             copy(process.stdout, log, lock if len(parts) > 1 else None)
-            codes[part] = process.wait()
+            _, status, used = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            ends[part] = End(process.returncode, time.monotonic() - began, used.ru_utime + used.ru_stime)
 
     threads = [threading.Thread(target=work_on, args=(part,)) for part in parts]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return codes
+    return ends
 
 
 def copy(lines: Iterable[str], log: TextIO, lock: threading.Lock | None) -> None:
