@@ -9,8 +9,9 @@ import subprocess
 import sys
 import uuid
 import zipfile
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -113,10 +114,12 @@ def writable(folder: Path) -> Path:
     return folder
 
 
-def image(target: str) -> str:
-    done = subprocess.run([ROOT / "scripts" / "odoo-image", target], check=False, capture_output=True, text=True)
+@cache
+def image(target: str, series: str = "19") -> str:
+    command = [str(ROOT / "scripts" / "odoo-image"), target, series]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    return str(done.stdout).strip()
 
 
 @pytest.fixture(scope="session")
@@ -135,17 +138,30 @@ def runtime_image() -> str:
 
 
 @pytest.fixture(scope="module")
-def bench(tool_image: str, postgres_image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    """A network of this module's own, with a PostgreSQL named ``db``."""
-    made = Bench(tool_image, postgres_image, tmp_path_factory.mktemp("bench"))
-    docker("network", "create", made.name)
+def benches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Bench]]:
+    """For a series of Odoo, ``19`` or ``14``: a network of this module's own, with a PostgreSQL named ``db``."""
+    made: dict[str, Bench] = {}
+
+    def bench(series: str) -> Bench:
+        if series not in made:
+            folder = tmp_path_factory.mktemp(f"bench-{series}")
+            made[series] = Bench(image("odoo", series), image("postgres", series), folder)
+            docker("network", "create", made[series].name)
+            made[series].database()
+        return made[series]
+
     try:
-        made.database()
-        yield made
+        yield bench
     finally:
-        for container in made.started:
-            docker("rm", "-f", "-v", container, check=False)
-        docker("network", "rm", made.name, check=False)
+        for each in made.values():
+            for container in each.started:
+                docker("rm", "-f", "-v", container, check=False)
+            docker("network", "rm", each.name, check=False)
+
+
+@pytest.fixture(scope="module")
+def bench(benches: Callable[[str], Bench]) -> Bench:
+    return benches("19")
 
 
 def downloaded(listed: Path) -> Path:
@@ -162,7 +178,11 @@ def downloaded(listed: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def wheels() -> Path:
-    return downloaded(Path(__file__).with_name("addons.txt"))
+    return addons_of("19")
+
+
+def addons_of(series: str) -> Path:
+    return downloaded(Path(__file__).with_name("addons.txt" if series == "19" else f"addons-{series}.txt"))
 
 
 @pytest.fixture
@@ -176,10 +196,15 @@ class Project:
 
     folder: Path
     wheels: Path
+    series: str = "19"
+
+    def of(self, series: str) -> Project:
+        """The same folder, with add-ons for another series of Odoo."""
+        return replace(self, wheels=addons_of(series), series=series)
 
     def add(self, name: str) -> Path:
         """Unpacks an add-on of the OCA; returns its folder."""
-        (wheel,) = self.wheels.glob(f"odoo_addon_{name}-*.whl")
+        (wheel,) = self.wheels.glob(f"odoo*_addon_{name}-*.whl")
         self.folder.mkdir(exist_ok=True)
         prefix = f"odoo/addons/{name}/"
         with zipfile.ZipFile(wheel) as archive:
@@ -194,7 +219,8 @@ class Project:
         """Writes a small add-on of this project's own; returns its folder."""
         folder = self.folder / name
         (folder / "tests").mkdir(parents=True)
-        manifest = {"name": name, "version": "19.0.1.0.0", "license": "LGPL-3", "author": "ACME", "depends": depends}
+        manifest = {"name": name, "version": f"{self.series}.0.1.0.0", "license": "LGPL-3", "author": "ACME",
+                    "depends": depends}  # fmt: skip
         (folder / "__manifest__.py").write_text(repr(manifest))
         (folder / "__init__.py").touch()
         for stem, text in files.items():

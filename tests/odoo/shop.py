@@ -160,7 +160,7 @@ def new_shop(plane: Plane, bench: Bench, folder: Path) -> Shop:
     (secrets / "known_hosts").write_text(f"[{address}]:{port} {host_key}\n")
     for secret in ("pgpassword", "restic_password"):
         (secrets / secret).write_text("a long password of the tests")
-    server = GitServer(folder / "git", "", key)
+    server = GitServer(folder / "git", name, "", key)
     code = Project(folder / "shop", folder)
     code.module("shop", ["base"], test_shop=PASSING)
     server.publish("shop", code.folder)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,13 @@ class Production:
     def restore(self, *flags: str) -> Done:
         return self.run("restore", "--database", "staging", "--filestore", "/data/filestore/staging", *flags)
 
+    @cached_property
+    def first(self) -> Done:
+        """The first backup, which succeeds."""
+        done = self.backup("--check-all")
+        assert done.code == 0, done.output
+        return done
+
     def sql(self, statement: str, database: str = "prod") -> str:
         return self.bench.sql(statement, database, alias="prod")
 
@@ -51,7 +59,24 @@ def report(done: Done, name: str = "backup.json") -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
-def production(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Production]:
+def productions(
+    benches: Callable[[str], Bench], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[str], Production]]:
+    """A production for a series of Odoo."""
+    found: dict[str, Production] = {}
+
+    def production(series: str) -> Production:
+        if series not in found:
+            found[series] = make(benches(series), tmp_path_factory)
+        return found[series]
+
+    yield production
+    for made in found.values():
+        for path in (made.data, made.backups, made.cache):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def make(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Production:
     bench.database("prod")
     folder = tmp_path_factory.mktemp("production")
     secrets = folder / "secrets"
@@ -65,27 +90,31 @@ def production(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     (made.data / "filestore" / "prod" / "large").write_bytes(os.urandom(100_000_000))
     install = ("-d", "prod", "-i", "base", "--data-dir", "/data", "--stop-after-init", "--no-http", "--log-level=warn")
     docker("run", "--rm", "--network", bench.name, "-e", "PGHOST=prod", "-e", "PGUSER=odoo", "-v", f"{made.data}:/data",
-           "--entrypoint", "python", bench.image, "-m", "odoo", *install)  # fmt: skip
+           "--entrypoint", "python", bench.image, "/usr/bin/odoo", *install)  # fmt: skip
+    return made
+
+
+@pytest.fixture(scope="module")
+def production(productions: Callable[[str], Production]) -> Production:
+    made = productions("19")
     made.sql("insert into ir_mail_server (name, smtp_host, smtp_port, smtp_encryption, smtp_authentication, active) "
              "values ('real', 'smtp.example', 25, 'none', 'login', true)")  # fmt: skip
-    yield made
-    for path in (made.data, made.backups, made.cache):
-        shutil.rmtree(path, ignore_errors=True)
+    return made
 
 
 @pytest.fixture(scope="module")
 def backed_up(production: Production) -> Done:
-    done = production.backup()
-    assert done.code == 0, done.output
-    return done
+    return production.first
 
 
+@pytest.mark.parametrize("series", ["19", "14"])
 def test_a_backup_is_proven_by_a_restore_and_a_second_one_adds_less_than_a_hundredth(
-    production: Production, backed_up: Done
+    productions: Callable[[str], Production], series: str
 ) -> None:
-    first = report(backed_up)
+    production = productions(series)
+    first = report(production.first)
     assert int(str(first["files_checked"])) > 5
-    assert "==> proof: starting Odoo on the restored database" in backed_up.output
+    assert "==> proof: starting Odoo on the restored database" in production.first.output
     second = report(production.backup())
     assert int(str(second["bytes_added"])) < int(str(second["bytes"])) / 100
     assert production.bench.sql("select datname from pg_database where datname like 'proof%'") == ""
@@ -182,3 +211,12 @@ def test_what_is_wrong_is_named(production: Production, words: list[str], server
     done = production.run(*words, server=server)
     assert done.code == 1
     assert message in done.output
+
+
+def test_a_staging_of_an_odoo_that_cannot_neutralise_is_refused(productions: Callable[[str], Production]) -> None:
+    production = productions("14")
+    assert production.first.code == 0
+    done = production.restore()
+    assert done.code == 1
+    assert done.summary.startswith("- **FAILED** Odoo 14.0: it has no command neutralize, which exists from Odoo 16 on")
+    assert production.sql("select datname from pg_database where datname like 'staging%'", "postgres") == ""

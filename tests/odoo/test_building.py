@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import tarfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -27,6 +27,19 @@ exec /usr/sbin/sshd -D -e -f /dev/null -p 2222 -h /tmp/host_key -o PidFile=none 
   -o AuthorizedKeysFile=/srv/authorized_keys -o PasswordAuthentication=no \\
   -o 'SetEnv=GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=safe.directory GIT_CONFIG_VALUE_0=*'
 """
+HTTP_SERVER = """
+import base64, http.server
+class Handler(http.server.SimpleHTTPRequestHandler):
+    def do_GET(self):
+        if self.headers["Authorization"] == "Basic " + base64.b64encode(b"deploy:token").decode():
+            return super().do_GET()
+        self.send_response(401)
+        self.send_header("WWW-Authenticate", 'Basic realm="git"')
+        self.end_headers()
+server = http.server.HTTPServer(("", 8080), Handler)
+print("listening", flush=True)
+server.serve_forever()
+"""
 IDENTITY = {
     **{f"GIT_{who}_{what}": "x@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
     "GIT_AUTHOR_DATE": "2026-01-02T03:04:05Z",
@@ -40,12 +53,14 @@ class GitServer:
     """A git server in a container, which knows one deploy key."""
 
     folder: Path
+    container: str
     known_hosts: str
     deploy_key: Path
 
     def publish(self, name: str, folder: Path, submodule: str = "") -> str:
         """Commits a folder and pushes it to a repository of the server; returns the commit."""
         bare = self.folder / f"{name}.git"
+        shutil.rmtree(bare, ignore_errors=True)
         git("init", "-q", "--bare", "-b", "main", str(bare))
         git("init", "-q", "-b", "main", str(folder))
         if submodule:
@@ -54,6 +69,7 @@ class GitServer:
         git("add", "-A", cwd=folder)
         git("commit", "-q", "-m", "first", cwd=folder)
         git("push", "-q", str(bare), "main", cwd=folder)
+        git("update-server-info", cwd=bare)  # for a server that only has files
         return git("rev-parse", "HEAD", cwd=folder)
 
 
@@ -81,7 +97,7 @@ def server(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> GitServer:
     name = bench.serve("git", bench.image, "-c", SERVER, options=options)
     run_sync(lambda: until(lambda: "Server listening" in logs(name)))
     host_key = docker("exec", name, "cat", "/tmp/host_key.pub")  # noqa: S108 - in the container
-    return GitServer(folder, f"[git]:2222 {host_key}", key)
+    return GitServer(folder, name, f"[git]:2222 {host_key}", key)
 
 
 def logs(name: str) -> str:
@@ -117,10 +133,16 @@ def contents(done: Done) -> dict[str, bytes]:
     return {str(path.relative_to(done.artifacts)): path.read_bytes() for path in files}
 
 
+@pytest.mark.parametrize(("series", "cssselect"), [("19", "1.6.0"), ("14", "1.3.0")])
 def test_a_commit_is_built_once_and_each_time_to_the_same_bytes(
-    bench: Bench, server: GitServer, secrets: Path, project: Project, tmp_path: Path
-) -> None:
-    Project(tmp_path / "library", project.wheels).module("library", ["base"])
+    benches: Callable[[str], Bench], server: GitServer, secrets: Path, project: Project, tmp_path: Path, series: str,
+    cssselect: str,
+) -> None:  # fmt: skip
+    bench, project = benches(series), project.of(series)
+    if series != "19":
+        docker("network", "connect", "--alias", "git", bench.name, server.container)
+        own(secrets, bench)
+    replace(project, folder=tmp_path / "library").module("library", ["base"])
     server.publish("library", tmp_path / "library")
     project.add("queue_job")
     project.module("shop", ["library", "queue_job"])
@@ -157,13 +179,16 @@ def test_a_commit_is_built_once_and_each_time_to_the_same_bytes(
         )
     parts = {part["purl"]: part for part in json.loads(made["sbom.cdx.json"])["components"]}
     lock = made["wheels/requirements.lock"].decode().splitlines()
-    assert [line.partition(" --hash=sha256:")[0] for line in lock] == ["cssselect==1.6.0", "openupgradelib==3.13.7"]
+    assert [line.partition(" --hash=sha256:")[0] for line in lock] == [
+        f"cssselect=={cssselect}",
+        "openupgradelib==3.13.7",
+    ]
     [wheel] = [name for name in made if name.startswith("wheels/openupgradelib-")]
     assert parts["pkg:pypi/openupgradelib@3.13.7"]["hashes"] == [
         {"alg": "SHA-256", "content": hashlib.sha256(made[wheel]).hexdigest()}
     ]
-    assert "pkg:generic/odoo-addon/library@19.0.1.0.0" in parts
-    assert any(purl.startswith("pkg:deb/debian/odoo-19@19.0") for purl in parts)
+    assert f"pkg:generic/odoo-addon/library@{series}.0.1.0.0" in parts
+    assert any(purl.startswith(f"pkg:deb/debian/odoo-{series}@{series}.0") for purl in parts)
 
     second = build({"OPS_GIT_COMMIT": commit}, network="none")  # the mirror has the commit: no server is asked
     assert ": from the cache" in second.output
@@ -172,6 +197,28 @@ def test_a_commit_is_built_once_and_each_time_to_the_same_bytes(
     rebuilt = build({"OPS_GIT_COMMIT": commit[:12]})
     assert ": from the cache" not in rebuilt.output.replace("wheels", "")
     assert contents(rebuilt) == made
+
+
+@pytest.mark.parametrize("series", ["19", "14"])
+def test_the_credentials_of_git_are_used_and_settings_of_a_user_are_not(
+    benches: Callable[[str], Bench], server: GitServer, project: Project, tmp_path: Path, series: str
+) -> None:
+    bench, project = benches(series), project.of(series)
+    options = ("-v", f"{server.folder}:/srv:ro", "--workdir", "/srv", "--entrypoint", "python3")
+    name = bench.serve("web", bench.image, "-c", HTTP_SERVER, options=options)
+    run_sync(lambda: until(lambda: "listening" in logs(name)))
+    project.module("shop", ["base"])
+    server.publish("shop", project.folder)
+    secrets = tmp_path / "secrets"
+    secrets.mkdir()
+    (secrets / "git_credentials").write_text("http://deploy:token@web:8080\n")
+    own(secrets, bench)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / ".gitconfig").write_text('[url "http://no-such-host/"]\n\tinsteadOf = http://web:8080/\n')
+    env = {**OFFLINE, "OPS_GIT_REF": "main", "HOME": "/home/settings"}
+    done = bench.run("build", "--repository", "http://web:8080/shop.git", secrets=secrets, env=env,
+                     volumes={tmp_path / "home": "/home/settings:ro"})  # fmt: skip
+    assert done.code == 0, done.output
 
 
 @pytest.mark.parametrize(

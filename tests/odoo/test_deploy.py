@@ -346,7 +346,7 @@ def test_the_runtime_restarts_odoo_after_a_crash_and_when_told(site: Site, deplo
     """Also after its own restart, when a deploy was killed while it did not run."""
     [status, served] = site.get()
     assert status == 200
-    docker("exec", site.runtime, "sh", "-c", "kill -9 $(pgrep -f 'm odoo -c' | head -1)")
+    docker("exec", site.runtime, "sh", "-c", "kill -9 $(pgrep -f 'bin/odoo -c' | head -1)")
     wait(lambda: "ended" if "WARNING: Odoo ended with exit code -9" in log(site) else "")
     assert site.serves(served)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -42,8 +43,12 @@ def names(done: Done) -> list[str]:
     return sorted(f"{case.attrib['classname']}.{case.attrib['name']}" for case in root.iter("testcase"))
 
 
-def test_the_tests_of_an_oca_addon_pass_and_dependencies_come_from_the_cache(bench: Bench, project: Project) -> None:
-    project.add("module_auto_update")
+@pytest.mark.parametrize("series", ["19", "14"])
+def test_the_tests_of_an_oca_addon_pass_and_dependencies_come_from_the_cache(
+    benches: Callable[[str], Bench], project: Project, series: str
+) -> None:
+    bench = benches(series)
+    project.of(series).add("module_auto_update")
     cache = writable(bench.folder / "cache")
     first = bench.run("test", source=project.folder, cache=cache)
     assert first.code == 0, first.output
@@ -76,7 +81,11 @@ def test_shards_run_each_test_of_larger_addons_once(bench: Bench, project: Proje
     assert "- shard_2: " in second.summary
 
 
-def test_broken_tests_fail_the_run_and_begin_the_summary(bench: Bench, project: Project) -> None:
+@pytest.mark.parametrize("series", ["19", "14"])
+def test_broken_tests_fail_the_run_and_begin_the_summary(
+    benches: Callable[[str], Bench], project: Project, series: str
+) -> None:
+    bench, project = benches(series), project.of(series)
     project.module("shop", ["base"], test_shop=BROKEN)
     automatic = project.module("shop_automatic", ["base"], test_automatic=NOISY.replace("LEVEL", "info"))
     manifest = automatic / "__manifest__.py"

@@ -99,8 +99,9 @@ def production(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Produc
     data, backups = writable(folder / "data"), writable(folder / "backups")
     odoo = ("run", "--rm", "--network", bench.name, "-e", "PGHOST=prod", "-e", "PGUSER=odoo", "-v", f"{data}:/data",
             "-v", f"{older.folder}:/src:ro", "--entrypoint")  # fmt: skip
-    docker(*odoo, "python", bench.image, "-m", "odoo", "-d", "prod", "-i", "partner_stage,shop", "--data-dir", "/data",
-           "--addons-path", "/src", "--stop-after-init", "--no-http", "--log-level=warn")  # fmt: skip
+    docker(*odoo, "python", bench.image, "/usr/bin/odoo", "-d", "prod", "-i", "partner_stage,shop",
+           "--addons-path", "/src", "--data-dir", "/data", "--stop-after-init", "--no-http",
+           "--log-level=warn")  # fmt: skip
     docker(*odoo, "click-odoo-update", bench.image, "-d", "prod", "--addons-path", "/src", "--only-compute-hashes")
     bench.sql("insert into shop_book (name) values ('Odyssey')", "prod", alias="prod")
     address = docker("inspect", "-f", f'{{{{(index .NetworkSettings.Networks "{bench.name}").IPAddress}}}}',

@@ -67,7 +67,7 @@ def test_production_is_backed_up_from_its_volume_and_the_backup_proven(shop: Sho
     docker("volume", "create", *(f"--label=ops-worker.{key}={value}" for key, value in labels.items()), volume)
     docker("run", "--rm", "--user", "0", "-v", f"{volume}:/data", "--entrypoint", "chmod", bench.image, "777", "/data")
     docker("run", "--rm", "--network", bench.name, "-e", "PGHOST=prod", "-e", "PGUSER=odoo", "-v", f"{volume}:/data",
-           "-v", f"{code}:/src:ro", "--entrypoint", "python", bench.image, "-m", "odoo", "-d", "prod", "-i", "shop",
+           "-v", f"{code}:/src:ro", "--entrypoint", "python", bench.image, "/usr/bin/odoo", "-d", "prod", "-i", "shop",
            "--addons-path", "/src", "--data-dir", "/data", "--stop-after-init", "--no-http",
            "--log-level=warn")  # fmt: skip
     address, port = published(bench, "prod", 5432)

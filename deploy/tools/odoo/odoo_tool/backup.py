@@ -22,7 +22,7 @@ from pathlib import Path
 
 from . import addons, database
 from .cache import file_digest
-from .project import Project, configure
+from .project import Project, configure, odoo_program
 from .restic import Repository
 from .steps import Failure, environment, run, say, step
 
@@ -67,7 +67,7 @@ def backup(project: Project, repository: Repository, options: Options, work: Pat
     snapshot = repository.backup(staged, others, [f"database={options.database}", f"odoo={project.odoo.version}"])
     shutil.rmtree(staged)
     made = time.monotonic()
-    part = "100%" if options.check_all else f"{dt.datetime.now(tz=dt.timezone.utc).isoweekday()}/7"
+    part = "1/1" if options.check_all else f"{dt.datetime.now(tz=dt.timezone.utc).isoweekday()}/7"
     step(f"backup: checking the repository, and {part} of its data")
     repository.check(part)
     facts = prove(project, repository, snapshot.id, options, work)
@@ -201,7 +201,7 @@ def neutralize(project: Project, config: Path, name: str, server: Mapping[str, s
         database.query(server_actions, name, env=server)
         return
     run(
-        [sys.executable, "-m", "odoo", "neutralize", "-c", config, "-d", name],
+        [*odoo_program(), "neutralize", "-c", config, "-d", name],
         thing=f"database {name}",
         advice="see Odoo's message above",
         env=odoo_environment(project, server),
@@ -231,7 +231,7 @@ def running(
 ) -> Iterator[float]:
     """Odoo on ``PORT`` while the block lasts, from when its login page is there; gives the seconds until then."""
     command: Sequence[str] = [
-        sys.executable, "-m", "odoo", "-c", str(config), "-d", name, "--max-cron-threads=0", "--log-level=warn",
+        *odoo_program(), "-c", str(config), "-d", name, "--max-cron-threads=0", "--log-level=warn",
         "--http-interface", "127.0.0.1", "--http-port", str(PORT), *(["--logfile", str(log)] if log else []),
     ]  # fmt: skip
     began = time.monotonic()

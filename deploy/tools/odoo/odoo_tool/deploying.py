@@ -12,7 +12,6 @@ import json
 import os
 import secrets
 import signal
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from pathlib import Path
 from . import addons, comparing, database, releases, switching
 from .backup import FILES, boot, check_modules
 from .cache import files_below
-from .project import Project, configure
+from .project import Project, configure, odoo_program
 from .steps import Failure, explain, run, say, step
 from .volume import Journal, Volume
 
@@ -247,7 +246,7 @@ def update(project: Project, config: Path, journal: Journal, options: Options) -
     if wanted:
         step(f"deploy: installing {', '.join(wanted)}")
         run(
-            [sys.executable, "-m", "odoo", "-c", config, "-d", journal.new, "-i", ",".join(wanted),
+            [*odoo_program(), "-c", config, "-d", journal.new, "-i", ",".join(wanted),
              "--stop-after-init", "--no-http", "--max-cron-threads=0"],
             thing="installation", advice=UPDATE_ADVICE, env=env,
         )  # fmt: skip

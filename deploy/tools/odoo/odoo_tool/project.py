@@ -18,6 +18,8 @@ from .source import Git, Source
 from .steps import Failure, read, step
 from .versions import series
 
+ADVICE = "build the image FROM one that has Odoo (build argument BASE)"
+
 
 @dataclass(frozen=True)
 class Odoo:
@@ -57,12 +59,26 @@ class Project:
     odoo: Odoo
 
 
+def odoo_program() -> list[str]:
+    """How Odoo is started: its own program, in this Python, which has the packages of the image.
+
+    Not ``-m odoo``: Odoo 14 has no ``odoo.__main__``, and with ``--workers`` Odoo starts the file of its program again.
+
+    Raises:
+        Failure: the image has no Odoo
+    """
+    program = shutil.which("odoo") or shutil.which("odoo-bin")
+    if program is None:
+        raise Failure("Odoo: the image has no program odoo", ADVICE)
+    return [sys.executable, program]
+
+
 def odoo() -> Odoo:
     code = "import json, odoo.release; print(json.dumps(odoo.release.version))"
     printed = read(
         [sys.executable, "-c", code],
         thing="Odoo",
-        advice="build the image FROM one that has Odoo (build argument BASE)",
+        advice=ADVICE,
     )
     return Odoo(json.loads(printed.splitlines()[-1]), addons.core_folders())
 

@@ -107,13 +107,14 @@ class Repository:
         self._restic("restore", snapshot, "--target", target, thing=f"backup {snapshot[:8]}")
 
     def check(self, part: str) -> None:
-        """Checks the structure of the repository, and reads a part of its data (``2/7``, or ``100%``)."""
+        """Checks the structure of the repository, and reads a part of its data, such as ``2/7``."""
         self._restic("check", f"--read-data-subset={part}")
 
     def prove(self, snapshot: str) -> str:
-        """Tags the snapshot as proven; returns its new id."""
+        """Tags the snapshot as proven; returns its new id. The old one may be short: restic 0.11 reports no other."""
         self._restic("tag", "--add", PROVEN, snapshot)
-        return next(str(each["id"]) for each in self.snapshots(PROVEN) if each.get("original") == snapshot)
+        proven = self.snapshots(PROVEN)
+        return next(str(each["id"]) for each in proven if str(each.get("original")).startswith(snapshot))
 
     def forget(self) -> None:
         """Deletes the snapshots that are not kept: 7 days, 4 weeks, 3 months."""

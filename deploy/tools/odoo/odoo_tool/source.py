@@ -7,7 +7,7 @@ import fcntl
 import os
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urljoin
@@ -45,19 +45,22 @@ class Git:
         ssh += f" -o UserKnownHostsFile={secret / 'known_hosts'} -o GlobalKnownHostsFile=/dev/null"
         if (secret / "deploy_key").is_file():
             ssh += f" -i {secret / 'deploy_key'}"
-        settings = {"core.hooksPath": "/dev/null", "advice.detachedHead": "false", "gc.auto": "0"}
-        if (secret / "git_credentials").is_file():
-            settings["credential.helper"] = f"store --file={secret / 'git_credentials'}"
         return {
             "GIT_SSH_COMMAND": ssh,
             "GIT_TERMINAL_PROMPT": "0",
             "GIT_CONFIG_NOSYSTEM": "1",
-            "GIT_CONFIG_GLOBAL": "/dev/null",
+            "HOME": "/dev/null",  # no settings of a user; GIT_CONFIG_GLOBAL needs git 2.32, and bullseye has 2.30
+            "XDG_CONFIG_HOME": "/dev/null",
             "GIT_ALLOW_PROTOCOL": "file:git:http:https:ssh",
-            "GIT_CONFIG_COUNT": str(len(settings)),
-            **{f"GIT_CONFIG_KEY_{n}": key for n, key in enumerate(settings)},
-            **{f"GIT_CONFIG_VALUE_{n}": value for n, value in enumerate(settings.values())},
         }
+
+    def command(self, words: Sequence[str]) -> list[str]:
+        """The call of git with the settings of the run; GIT_CONFIG_COUNT needs git 2.31."""
+        settings = ["core.hooksPath=/dev/null", "advice.detachedHead=false", "gc.auto=0"]
+        credentials = self.secrets / "git_credentials"
+        if credentials.is_file():
+            settings.append(f"credential.helper=store --file={credentials}")
+        return ["git", *(word for setting in settings for word in ("-c", setting)), *words]
 
     def checkout(self, url: str, ref: str, commit: str, folder: Path, depth: int = 0) -> Source:
         """Writes the files of a commit, or of the newest commit of a ref, into a new folder.
@@ -155,12 +158,12 @@ class Git:
     def _ask(self, *words: str) -> str | None:
         """What git answers; None if its exit code is not 0."""
         env = {**os.environ, **self.environment()}
-        done = subprocess.run(["git", *words], check=False, capture_output=True, text=True, env=env)
+        done = subprocess.run(self.command(words), check=False, capture_output=True, text=True, env=env)
         return done.stdout.strip() if done.returncode == 0 else None
 
     def _git(self, words: list[str], *, thing: str, advice: str, index: str = "") -> str:
         extra = {"GIT_INDEX_FILE": index} if index else {}
-        return read(["git", *words], thing=thing, advice=advice, env={**self.environment(), **extra})
+        return read(self.command(words), thing=thing, advice=advice, env={**self.environment(), **extra})
 
 
 def resolve_url(parent: str, url: str) -> str:

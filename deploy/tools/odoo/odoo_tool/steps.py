@@ -53,7 +53,8 @@ def run(
     sys.stdout.flush()
     code = subprocess.run(command, check=False, cwd=cwd, env=environment(env), stdin=subprocess.DEVNULL).returncode
     if code:
-        name = command[2] if command[1] == "-m" else command[0]
+        words = command[1:] if command[0] == sys.executable else command
+        name = words[1] if words[0] == "-m" else Path(words[0]).name
         raise Failure(f"{thing}: {name} ended with exit code {code}", advice)
 
 

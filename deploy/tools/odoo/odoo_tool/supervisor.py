@@ -288,6 +288,7 @@ def odoo_command(
 ) -> tuple[list[str], dict[str, str]]:
     """How Odoo is started for a release, and its environment."""
     from . import addons, releases  # noqa: PLC0415 - the image has what they import
+    from .project import odoo_program  # noqa: PLC0415
 
     facts = releases.facts(volume.releases / name)
     folders, python_path = releases.places(volume.releases / name)
@@ -308,7 +309,7 @@ def odoo_command(
     with path.open("w") as file:
         config.write(file)
     path.chmod(0o600)
-    command = [sys.executable, "-m", "odoo", "-c", str(path), "-d", facts["database"], "--http-port", str(port)]
+    command = [*odoo_program(), "-c", str(path), "-d", facts["database"], "--http-port", str(port)]
     return [*command, *options], addons.path_variable(python_path)
 
 

@@ -20,7 +20,7 @@ from typing import TextIO
 
 from . import addons, database, odoo_log, reports, shards
 from .cache import Cache, digest, folder_digest
-from .project import Project, configure
+from .project import Project, configure, odoo_program
 from .steps import environment, read, run, say, step
 
 TEMPLATE = "template_of_dependencies"
@@ -128,7 +128,7 @@ def template(project: Project, options: Options, cache: Cache, config: Path) -> 
         return True
     step(f"dependencies: installing {len(names)} modules: {', '.join(names)}")
     run(
-        [sys.executable, "-m", "odoo", "-c", config, "-d", TEMPLATE, "-i", ",".join(names), "--stop-after-init",
+        [*odoo_program(), "-c", config, "-d", TEMPLATE, "-i", ",".join(names), "--stop-after-init",
          "--no-http", "--max-cron-threads=0", "--log-level=warn"],
         thing="dependencies",
         advice="see Odoo's message above: one of the modules that the project depends on cannot be installed",
@@ -254,13 +254,14 @@ def core() -> str:
 def odoo_command(project: Project, part: Shard, options: Options, config: Path, work: Path) -> list[str]:
     """Odoo tests what it installs (``-i``) or updates (``-u``: modules that are in the template already)."""
     modules = ",".join(project.own)
-    python = [sys.executable]
+    python, odoo = odoo_program()
+    measured = []
     if options.coverage:
         sources = ",".join(str(project.addons[name].path) for name in project.own)
         data = work / "coverage" / ".coverage"
-        python += ["-m", "coverage", "run", "--parallel-mode", f"--data-file={data}", f"--source={sources}"]
+        measured = ["-m", "coverage", "run", "--parallel-mode", f"--data-file={data}", f"--source={sources}"]
     return [
-        *python, "-m", "odoo", "-c", str(config), "-d", part.name, "-i", modules, "-u", modules, "--test-enable",
+        python, *measured, odoo, "-c", str(config), "-d", part.name, "-i", modules, "-u", modules, "--test-enable",
         "--test-tags", part.tags, "--stop-after-init", "--max-cron-threads=0",
         "--http-port", str(PORT + 2 * part.number), project.odoo.gevent_port, str(PORT + 2 * part.number + 1),
     ]  # fmt: skip

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from . import addons, advisories, database, smoke
 from .backup import PORT, check_modules, neutralize, place_filestore, running, throwaway, unpack
-from .project import Project, configure
+from .project import Project, configure, odoo_program
 from .reports import one_line
 from .restic import PROVEN, Repository
 from .steps import Failure, run, say, step
@@ -189,7 +189,7 @@ def migrate(project: Project, config: Path, name: str, way: str, *, update_all: 
         )  # fmt: skip
         return
     run(
-        ["odoo", "-c", config, "-d", name, "-u", "all", f"--load=base,web,{FRAMEWORK}",
+        [*odoo_program(), "-c", config, "-d", name, "-u", "all", f"--load=base,web,{FRAMEWORK}",
          f"--upgrade-path={project.addons[SCRIPTS].path / 'scripts'}", "--stop-after-init", "--no-http",
          "--max-cron-threads=0"],
         thing=f"upgrade of {name}", advice=advice, env=environment,
