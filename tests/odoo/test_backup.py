@@ -18,6 +18,7 @@ from tests.support.docker import docker
 
 pytestmark = pytest.mark.timeout(900)
 
+PLACE = "local:/backups"  # with its scheme, as a repository in S3
 FILESTORE = "/data/filestore/prod"
 
 
@@ -34,7 +35,7 @@ class Production:
     def run(self, *words: str, server: str = "prod") -> Done:
         volumes = {self.data: "/data", self.backups: "/backups"}
         return self.bench.run(*words, volumes=volumes, secrets=self.secrets, cache=self.cache,
-                              env={"PGHOST": server, "OPS_PROJECT": "acme"})  # fmt: skip
+                              env={"PGHOST": server, "OPS_PROJECT": "acme", "RESTIC_REPOSITORY": PLACE})  # fmt: skip
 
     def backup(self, *flags: str) -> Done:
         return self.run("backup", "--database", "prod", "--filestore", FILESTORE, *flags)
@@ -194,7 +195,7 @@ def test_a_flipped_byte_in_the_repository_is_found(production: Production, backe
     packs[-1].write_bytes(content)
     done = production.backup("--check-all")
     assert done.code == 1
-    assert "ERROR: backup repository /backups: " in done.output
+    assert f"ERROR: backup repository {PLACE}: " in done.output
     assert packs[-1].name[:8] in done.output
 
 

@@ -65,7 +65,7 @@ class Repository:
             try:
                 self._restic("cat", "config")
             except Failure as failure:
-                if "unable to open config file" not in failure.thing and "does not exist" not in failure.thing:
+                if "unable to open config file" not in failure.printed:  # restic's last line only asks for the place
                     raise
                 existed = False
         if existed:

@@ -10,12 +10,16 @@ from pathlib import Path
 
 
 class Failure(Exception):
-    """The tool cannot go on. ``thing`` is the first line: what is wrong, by name; ``advice`` says what to do."""
+    """The tool cannot go on. ``thing`` is the first line: what is wrong, by name; ``advice`` says what to do.
 
-    def __init__(self, thing: str, advice: str) -> None:
+    ``printed`` is all that a program printed, if one failed.
+    """
+
+    def __init__(self, thing: str, advice: str, printed: str = "") -> None:
         super().__init__(thing)
         self.thing = thing
         self.advice = advice
+        self.printed = printed
 
 
 def say(text: str) -> None:
@@ -78,5 +82,5 @@ def read(
         printed = (done.stdout + done.stderr).strip()
         say(printed)
         said = (printed.splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise Failure(f"{thing}: {said}", advice)
+        raise Failure(f"{thing}: {said}", advice, printed)
     return done.stdout
