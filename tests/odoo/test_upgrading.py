@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.odoo.conftest import Bench, Done, Project, downloaded, writable
-from tests.odoo.test_building import own
+from tests.odoo.conftest import Bench, Done, Project, addons_of, downloaded, writable
+from tests.odoo.test_building import OFFLINE, own
 from tests.support.docker import docker
 
 pytestmark = pytest.mark.timeout(900)
@@ -47,6 +47,14 @@ VIEWS = """
 ACCESS = """id,name,model_id:id,group_id:id,perm_read,perm_write,perm_create,perm_unlink
 book_access,books,model_shop_book,base.group_user,1,1,1,1
 """
+FRAMEWORK = "print('THE FRAMEWORK IS LOADED', flush=True)\n"
+SCRIPT = """
+from openupgradelib import openupgrade
+
+@openupgrade.migrate()
+def migrate(env, version):
+    openupgrade.logged_query(env.cr, "update shop_book set name = 'Iliad'")
+"""
 RAISES = "def migrate(cr, version):\n    raise ValueError('no such book')\n"
 
 
@@ -77,8 +85,10 @@ class Production:
     secrets: Path
     cache: Path
     address: str
+    older: Path
+    """the code of that release"""
 
-    def run(self, *words: str, source: Path, **env: str) -> Done:
+    def run(self, *words: str, source: Path | None = None, **env: str) -> Done:
         return self.bench.run(*words, source=source, volumes=self.volumes, secrets=self.secrets, cache=self.cache,
                               env={"PGHOST": "prod", "OPS_PROJECT": "acme", **env})  # fmt: skip
 
@@ -106,8 +116,8 @@ def production(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Produc
     bench.sql("insert into shop_book (name) values ('Odyssey')", "prod", alias="prod")
     address = docker("inspect", "-f", f'{{{{(index .NetworkSettings.Networks "{bench.name}").IPAddress}}}}',
                      f"{bench.name}-prod").strip()  # fmt: skip
-    volumes = {data: "/data:ro", backups: "/backups"}
-    made = Production(bench, volumes, folder / "secrets", writable(folder / "cache"), address)
+    volumes = {data: "/data:ro", backups: "/backups", addons_of("19"): "/wheels:ro"}
+    made = Production(bench, volumes, folder / "secrets", writable(folder / "cache"), address, older.folder)
     (data / "filestore" / "prod").mkdir(parents=True, exist_ok=True)
     done = made.run("backup", "--database", "prod", "--filestore", "/data/filestore/prod", source=older.folder)
     assert done.code == 0, done.output
@@ -189,3 +199,38 @@ def test_what_fails_in_the_migration_is_named(
     assert done.summary.startswith(f"- **FAILED** {message.removeprefix('ERROR: ')}")
     if migration:
         assert "ValueError: no such book" in done.output
+
+
+def test_a_step_to_the_next_version_runs_its_scripts_and_hands_the_database_on(
+    production: Production, project: Project
+) -> None:
+    """No two versions that follow each other are to be had here: the database of 19.0 has the versions of an 18.0."""
+    sql = (
+        "update ir_module_module set latest_version = '18' || substr(latest_version, 3) where name in ('base', 'shop')"
+    )
+    production.bench.sql("create database old template prod", alias="prod")
+    production.bench.sql(sql, "old", alias="prod")
+    filestore = ("--filestore", "/data/filestore/prod")
+    done = production.run("backup", "--database", "old", *filestore, source=production.older)
+    assert done.code == 0, done.output
+    project.add("partner_stage")
+    shop(project, "19.0.1.0.0", MODEL.replace("= 100", "= 100 // (book.name == 'Iliad')"))
+    (project.module("openupgrade_framework", ["base"]) / "__init__.py").write_text(FRAMEWORK)
+    scripts = project.module("openupgrade_scripts", ["base"]) / "scripts" / "shop" / "19.0.1.0.0"
+    scripts.mkdir(parents=True)
+    (scripts / "pre-migration.py").write_text(SCRIPT)
+    (project.folder / "requirements.txt").write_text("openupgradelib==3.13.7\n")
+
+    words = ("upgrade", "--database")
+    hop = production.run(*words, "old", "--keep-as", "old_19", source=project.folder, **OFFLINE)
+    assert hop.code == 0, hop.output
+    assert "THE FRAMEWORK IS LOADED" in hop.output
+    found = report(hop)
+    assert (found["from"], found["to"], found["way"], found["kept_as"]) == ("18.0", "19.0", "OpenUpgrade", "old_19")
+    assert found["modules"]["shop"] == ["18.0.1.0.0", "19.0.1.0.0"]  # type: ignore[index]
+
+    then = production.run(*words, "old_19")  # with Odoo's own code alone, so it stops after the restore
+    assert "ERROR: module partner_stage: it is installed in the database, but not in the code" in then.output
+    assert production.bench.sql("select name from shop_book", "upgrade_of_old_19") == "Iliad"
+    refused = production.run(*words, "old", "--keep-as", "old")
+    assert (refused.code, "ERROR: --keep-as old: the next upgrade of old" in refused.output) == (1, True)

@@ -133,6 +133,9 @@ def add_upgrade(upgrade: argparse.ArgumentParser) -> None:
     upgrade.add_argument("--update-all", action="store_true", help="also update modules whose files did not change")
     upgrade.add_argument("--urls", type=names, default=[], metavar="PATH,PATH", help="pages to open, such as /shop")
     upgrade.add_argument(
+        "--keep-as", type=database_name, metavar="NAME", help="keep the result for the upgrade of NAME"
+    )
+    upgrade.add_argument(
         "--advisories", type=Path, metavar="FILE", help="JSON with known problems, instead of ODOO_ADVISORIES"
     )
 
@@ -216,8 +219,9 @@ def upgrade(options: argparse.Namespace, _: Sequence[str]) -> bool:
         told = options.advisories
         text = told.read_text() if told else os.environ.get("ODOO_ADVISORIES", "")
         chosen = upgrading.Options(
-            options.database, options.throwaway, options.snapshot, text, options.urls, options.update_all
-        )
+            options.database, options.throwaway, options.snapshot, text, options.urls, options.update_all,
+            options.keep_as or "",
+        )  # fmt: skip
         return upgrading.upgrade(project, repository(options, cache), chosen, work, Path(options.artifacts))
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from . import addons, database
 from .cache import file_digest
 from .project import Project, configure, odoo_program
-from .restic import Repository
+from .restic import KEEP, Repository
 from .steps import Failure, environment, run, say, step
 
 DUMP = "database"
@@ -57,15 +57,11 @@ def backup(project: Project, repository: Repository, options: Options, work: Pat
     database.await_server()
     began = time.monotonic()
     repository.ensure()
-    staged = Path(os.environ.get("TMPDIR", "/tmp")) / STAGED  # noqa: S108 - restic compares with the same path
-    shutil.rmtree(staged, ignore_errors=True)
-    staged.mkdir()
-    step(f"backup: dumping database {options.database}")
-    database.dump_tables(options.database, staged / DUMP)  # restic compresses it
+    stage(options.database)
     step(f"backup: adding the dump and the filestore {options.filestore or '(none)'} to {repository.place}")
     others = [options.filestore] if options.filestore else []
-    snapshot = repository.backup(staged, others, [f"database={options.database}", f"odoo={project.odoo.version}"])
-    shutil.rmtree(staged)
+    snapshot = repository.backup(staged(), others, [f"database={options.database}", f"odoo={project.odoo.version}"])
+    shutil.rmtree(staged())
     made = time.monotonic()
     part = "1/1" if options.check_all else f"{dt.datetime.now(tz=dt.timezone.utc).isoweekday()}/7"
     step(f"backup: checking the repository, and {part} of its data")
@@ -74,7 +70,7 @@ def backup(project: Project, repository: Repository, options: Options, work: Pat
     proven_id = repository.prove(snapshot.id)
     proven = time.monotonic()
     step("backup: deleting what is not kept: 7 daily, 4 weekly, 3 monthly")
-    repository.forget()
+    repository.forget(f"database={options.database}", *KEEP)
     kept = len(repository.snapshots())
     report = {
         "database": options.database,
@@ -95,6 +91,19 @@ def backup(project: Project, repository: Repository, options: Options, work: Pat
     ]
     (artifacts / "summary.md").write_text("\n".join(lines) + "\n")
     return True
+
+
+def staged() -> Path:
+    """The folder of a dump, always the same, since restic compares with the same path."""
+    return Path(os.environ.get("TMPDIR", "/tmp")) / STAGED  # noqa: S108
+
+
+def stage(name: str) -> None:
+    """Dumps a database for the repository, which compresses it."""
+    shutil.rmtree(staged(), ignore_errors=True)
+    staged().mkdir()
+    step(f"backup: dumping database {name}")
+    database.dump_tables(name, staged() / DUMP)
 
 
 # --- the proof ------------------------------------------------------------------------------------------------------

@@ -14,6 +14,8 @@ from .steps import Failure, read, step
 KEEP = ("--keep-daily", "7", "--keep-weekly", "4", "--keep-monthly", "3")
 PROVEN = "proven"
 """the tag of a snapshot from which a database was restored, and Odoo started on it"""
+UPGRADED = "upgraded"
+"""the tag of what an upgrade made of a database, for the next upgrade"""
 ADVICE = "see the message of restic above; the password of the repository is the secret restic_password"
 
 
@@ -80,15 +82,15 @@ class Repository:
         printed = self._restic("backup", "--json", "--host", self.project, *words, folder, *others)
         return summary(printed)
 
-    def latest(self, tag: str = "") -> dict[str, Any]:
-        """The newest snapshot of the project, with that tag if one is given.
+    def latest(self, *tags: str) -> dict[str, Any]:
+        """The newest snapshot of the project, with one of these tags if there are any.
 
         Raises:
             Failure: there is none
         """
-        found = self.snapshots(tag)
+        found = self.snapshots(*tags)
         if not found:
-            what = f"with the tag {tag}" if tag else "at all"
+            what = f"with the tag {' or '.join(tags)}" if tags else "at all"
             raise Failure(f"backup of {self.project}: there is none {what}", "run the workflow of type backup first")
         return found[-1]
 
@@ -96,8 +98,8 @@ class Repository:
         found: list[dict[str, Any]] = json.loads(self._restic("snapshots", "--json", snapshot))
         return found[0]
 
-    def snapshots(self, tag: str = "") -> list[dict[str, Any]]:
-        words = ["--tag", tag] if tag else []
+    def snapshots(self, *tags: str) -> list[dict[str, Any]]:
+        words = [word for tag in tags for word in ("--tag", tag)]
         printed = self._restic("snapshots", "--json", "--host", self.project, *words)
         found: list[dict[str, Any]] = json.loads(printed)
         return sorted(found, key=lambda snapshot: str(snapshot["time"]))
@@ -116,9 +118,9 @@ class Repository:
         proven = self.snapshots(PROVEN)
         return next(str(each["id"]) for each in proven if str(each.get("original")).startswith(snapshot))
 
-    def forget(self) -> None:
-        """Deletes the snapshots that are not kept: 7 days, 4 weeks, 3 months."""
-        self._restic("forget", "--host", self.project, "--group-by", "host", *KEEP, "--prune")
+    def forget(self, tag: str, *keep: str) -> None:
+        """Deletes the snapshots of the project with that tag, without those that are kept."""
+        self._restic("forget", "--host", self.project, "--tag", tag, "--group-by", "host", *keep, "--prune")
 
 
 def summary(printed: str) -> Snapshot:

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from . import addons, advisories, database, smoke
-from .backup import PORT, check_modules, neutralize, place_filestore, running, throwaway, unpack
+from .backup import PORT, check_modules, neutralize, place_filestore, running, stage, staged, throwaway, unpack
 from .project import Project, configure, odoo_program
 from .reports import one_line
-from .restic import PROVEN, Repository
+from .restic import PROVEN, UPGRADED, Repository
 from .steps import Failure, run, say, step
 from .versions import FRAMEWORK, SCRIPTS, UPDATE, series, way_of
 
@@ -48,6 +49,8 @@ class Options:
     urls: Sequence[str] = ()
     update_all: bool = False
     """update every module, also those whose files did not change"""
+    keep_as: str = ""
+    """the name under which the next upgrade finds the migrated database"""
 
 
 @dataclass(frozen=True)
@@ -80,14 +83,20 @@ class Rehearsal:
 
 def upgrade(project: Project, repository: Repository, options: Options, work: Path, artifacts: Path) -> bool:
     """Rehearses; returns whether every check succeeded. Writes ``upgrade.json`` and ``summary.md``."""
+    if options.keep_as == options.database:
+        raise Failure(
+            f"--keep-as {options.keep_as}: the next upgrade of {options.database} would begin with the migrated one",
+            f"give it another name, such as {options.database}_{project.odoo.major}",
+        )
     leave_production(options.throwaway)
     database.await_server()
-    tag = f"{PROVEN},database={options.database}"
-    chosen = repository.named(options.snapshot) if options.snapshot else repository.latest(tag)
+    tags = (f"{tag},database={options.database}" for tag in (PROVEN, UPGRADED))
+    chosen = repository.named(options.snapshot) if options.snapshot else repository.latest(*tags)
     name = f"upgrade_of_{options.database}"
     database.drop(name)
     done = rehearse(project, repository, chosen, name, options, work, artifacts)
     database.drop(name)
+    kept = keep(project, repository, name, options, work) if options.keep_as and not done.checked.problems else ""
     report = {
         "database": options.database,
         "snapshot": chosen["id"],
@@ -107,6 +116,8 @@ def upgrade(project: Project, repository: Repository, options: Options, work: Pa
         "menus_opened": done.checked.menus,
         "menus_not_opened": done.checked.not_opened,
         "urls_opened": done.checked.urls,
+        "kept_as": options.keep_as if kept else "",
+        "kept_snapshot": kept,
         "problems": done.checked.problems,
     }
     (artifacts / "upgrade.json").write_text(json.dumps(report, indent=2) + "\n")
@@ -138,6 +149,8 @@ def rehearse(
     after = facts(name)
     unfinished(name)
     check_modules(project, name, {})
+    if options.keep_as:
+        stage(name)  # before it is neutralised, and the administrator gets another password
     neutralize(project, config, name, {})
     step("checks: starting Odoo")
     with running(project, config, name, {}, artifacts / "odoo.log") as boot_seconds:
@@ -145,6 +158,18 @@ def rehearse(
     seconds = {"restore": restored - began, "migration": migrated - restored, "boot": boot_seconds,
                "check": checked.seconds}  # fmt: skip
     return Rehearsal(before, after, way, told, files, checked, seconds)
+
+
+def keep(project: Project, repository: Repository, name: str, options: Options, work: Path) -> str:
+    """Adds the migrated database to the repository of the backups, in place of the last one; returns the snapshot."""
+    tag = f"{UPGRADED},database={options.keep_as}"
+    step(f"upgrade: adding the migrated database to {repository.place} as {options.keep_as}")
+    filestore = work / "data" / "filestore" / name
+    tags = [UPGRADED, f"database={options.keep_as}", f"odoo={project.odoo.version}"]
+    kept = repository.backup(staged(), [filestore] if filestore.is_dir() else [], tags)
+    shutil.rmtree(staged())
+    repository.forget(tag, "--keep-last", "1")
+    return kept.id
 
 
 def leave_production(host: str) -> None:

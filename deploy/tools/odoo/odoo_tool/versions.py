@@ -32,7 +32,8 @@ def way_of(source: str, target: str, modules: Collection[str]) -> str:
         hops = ", ".join(f"{number}.0" for number in range(since + 1, until + 1))
         raise Failure(
             f"upgrade from {source} to {target}: it is not one step",
-            f"a run makes one step, since an image has one Odoo: {hops}. The vendor's service makes all at once, "
+            f"a run makes one step, since an image has one Odoo: {hops}. Make a workflow for each, with the image of "
+            "its version, and hand the database on with --keep-as. The vendor's service makes all at once, "
             "with a contract and a client of its own, which this tool does not start: restore the dump it returns, "
             "back that database up, and run this workflow with the code for it"
             if until > since
