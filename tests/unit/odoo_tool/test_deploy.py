@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from deploy.tools.odoo.odoo_tool import __main__ as program
-from deploy.tools.odoo.odoo_tool import comparing, database, supervisor, switching
+from deploy.tools.odoo.odoo_tool import comparing, database, preview, supervisor, switching
 from deploy.tools.odoo.odoo_tool.comparing import Facts, compare
 from deploy.tools.odoo.odoo_tool.page import Page
 from deploy.tools.odoo.odoo_tool.steps import Failure
@@ -244,3 +244,20 @@ def test_the_health_check_believes_the_answer_and_not_the_status(volume: Volume)
         page.close()
     (volume.state / "status.json").write_text(json.dumps({"state": "maintenance"}))
     assert not supervisor.check(volume, port)
+
+
+def test_a_preview_touches_neither_a_release_nor_a_database_that_is_there(
+    volume: Volume, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    databases = ["preview"]
+    monkeypatch.setattr(database, "await_server", lambda: None)
+    monkeypatch.setattr(switching, "oid", lambda name: int(name in databases))
+    with pytest.raises(Failure, match="database preview: the server has it already"):
+        preview.check_place(volume)
+    databases.clear()
+    preview.check_place(volume)
+    volume.serve("r1")
+    with pytest.raises(Failure, match="it has the release r1"):
+        preview.check_place(volume)
+    assert program.main(["runtime", "--data", str(volume.folder), "--repository", "ssh://x/y.git"]) == 1
+    assert "ERROR: --repository and --source: only a preview takes them" in capsys.readouterr().out

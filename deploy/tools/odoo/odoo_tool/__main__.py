@@ -111,11 +111,13 @@ def parser() -> argparse.ArgumentParser:
     instead.add_argument("--revert", action="store_true", help="go back to what the last deploy replaced")
 
     runtime = tools.add_parser(
-        "runtime", parents=[volume], help="serve the current release; more arguments are those of Odoo"
+        "runtime", parents=[code, volume], help="serve the current release; more arguments are those of Odoo"
+    )
+    runtime.add_argument(
+        "--preview", action="store_true", help="serve a commit with a new database and demo data, instead of a release"
     )
     runtime.add_argument("--port", type=positive, default=8069, help="the port that is served (%(default)s)")
     runtime.add_argument("--check", action="store_true", help="only tell whether it works, as a health check")
-    runtime.add_argument("--secrets", type=Path, default=Path("/run/secrets"), help=argparse.SUPPRESS)
 
     server = tools.add_parser("postgres", help="serve PostgreSQL beside a run; more arguments are those of postgres")
     server.add_argument("--trust", action="store_true", help="accept every login without a password")
@@ -293,8 +295,21 @@ def runtime(options: argparse.Namespace, rest: Sequence[str]) -> bool:
         return supervisor.check(volume, options.port)
     database.defaults(options.secrets)
     volume.ensure()
+    if options.preview:
+        make_preview(options, volume)
+    elif options.repository or options.source:
+        raise Failure("--repository and --source: only a preview takes them", "add --preview, or remove them")
     supervisor.serve(volume, options.port, rest)
     return True
+
+
+def make_preview(options: argparse.Namespace, volume: Volume) -> None:
+    from . import building, preview  # noqa: PLC0415
+
+    preview.check_place(volume)
+    with fetched(options) as (source, cache, work):
+        build = building.made(source, options.modules, os.environ.get("OPS_PROJECT", ""), cache, work)
+        preview.make(build, volume, cache, work, options.secrets)
 
 
 TOOLS = {

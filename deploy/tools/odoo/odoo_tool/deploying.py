@@ -273,16 +273,21 @@ def different(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
 
 def protect(volume: Volume, name: str) -> None:
     """Gives the administrator of a new database a random password, and writes it to a file of the volume."""
-    from passlib.hash import pbkdf2_sha512  # noqa: PLC0415 - Odoo's own
-
     file = volume.state / "admin_password"
     password = secrets.token_urlsafe(24)
     file.unlink(missing_ok=True)
     with open(file, "w", opener=lambda path, flags: os.open(path, flags, 0o600)) as opened:
         opened.write(password)
-    hashed = pbkdf2_sha512.hash(password)
-    database.query(f"update res_users set password = '{hashed}' where login = 'admin'", name)  # noqa: S608 - its alphabet has no quote
+    set_password(name, password, "login = 'admin'")
     say(f"  the password of the user admin is in {file}")
+
+
+def set_password(name: str, password: str, condition: str) -> None:
+    """Gives users of a database a password; Odoo is not running on it."""
+    from passlib.hash import pbkdf2_sha512  # noqa: PLC0415 - Odoo's own
+
+    hashed = pbkdf2_sha512.hash(password)
+    database.query(f"update res_users set password = '{hashed}' where {condition}", name)  # noqa: S608 - its alphabet has no quote
 
 
 def await_service(volume: Volume, name: str) -> None:

@@ -38,7 +38,7 @@ def unpack(build: Path, volume: Volume, name: str, database: str) -> Project:
             f"build {build}: it is for Odoo {manifest['odoo']}, and this image has Odoo {used.version}",
             "build and deploy with images of the same Odoo",
         )
-    step(f"deploy: unpacking release {name}")
+    step(f"unpacking release {name}")
     part = volume.releases / f".part-{name}"
     shutil.rmtree(part, ignore_errors=True)
     (part / "addons").mkdir(parents=True)
