@@ -261,8 +261,8 @@ async def test_a_run_that_cannot_be_read_fails_and_holds_nothing_up(world: World
 async def test_a_claim_reads_the_first_entries_of_its_lanes_and_nothing_else(
     world: World, planned: str, runs: int
 ) -> None:
-    """A million runs cost a claim nothing: not due, with labels that the worker lacks, with a key that is held. Nor do a
-    thousand keys.
+    """A million runs cost a claim nothing: not due, with labels that the worker lacks, with a key that is held.
+    Nor do a thousand keys.
 
     A worker's session plans its claim once, maybe while the tables are empty, and keeps the plan as they grow.
     """
@@ -295,13 +295,13 @@ async def test_a_claim_reads_the_first_entries_of_its_lanes_and_nothing_else(
             assert (await world.claim())["run_id"] is not None
         rows, scans, entries = (b - a for a, b in zip(before, await reads(world.db), strict=True))
     # One finds the groups. Each of the three that it may take: the first entries, and whether there are more unless one
-    # can be claimed. That with the held key: its lanes, and the first entry of the lane without a key. One locks the run.
+    # can be claimed. That with the held key: its lanes, and the first entry of one of them. One locks the run.
     assert (rows, scans) == (0, 8 * 9)
     assert entries <= 8 * 100
 
 
 async def reads(db: asyncpg.Connection) -> tuple[int, ...]:
-    """Rows of runs and of the queue read by sequential scans, scans of the queue's indexes and their entries, so far."""
+    """Rows of runs and of the queue read by sequential scans, and scans and entries of the queue's indexes, so far."""
     tables, indexes = ("ops.runs", "ops_private.queued"), ("queued_lane_idx", "queued_group_idx", "lanes_group_idx")
     return tuple(
         await db.fetchrow(
