@@ -38,7 +38,7 @@ setup: ## make .venv with the pinned dependencies and an editable install
 demo: setup ## run real workflows with a real PostgreSQL and a real Docker engine
 	@scripts/engine run deploy/demo/run $(ARGS)
 
-demo-odoo: setup ## run the whole chain with real Odoo, from build to upgrade (10 minutes the first time, as root, 5 GB)
+demo-odoo: setup ## run the whole chain with real Odoo, from push to deploy (10 minutes the first time, as root, 5 GB)
 	@scripts/engine run deploy/demo/odoo/run $(ARGS)
 
 demo-picture: setup ## run the demo in a pseudo-terminal and write its screen to docs/demo.svg

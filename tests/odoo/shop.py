@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -56,7 +57,7 @@ class Shop:
     def workflow(self, kind: str, **changes: Any) -> None:
         """Makes the workflow that the README has for this type. ``changes`` are the places of this test."""
         configs = [json.loads(block) for block in Document(TOOLS / "README.md").blocks("json")]
-        [config] = [config for config in configs if config["command"][0] == kind]
+        [config] = [config for config in configs if config["command"][:1] == [kind]]
         config["command"] = [word.replace(README_URL, self.repository) for word in config["command"]]
         config["env"] = config.get("env", {}) | changes.pop("env", {})
         config["volumes"] = config.get("volumes", []) + changes.pop("volumes", [])
@@ -101,6 +102,19 @@ class Shop:
         shown: dict[str, Any] = json.loads(self.command("runs", "show", run, "--json"))
         return shown
 
+    def ready(self, run: str) -> str:
+        """The URL of a served run, once it is ready."""
+        while not (found := self.shown(run))["url"]:
+            assert is_active(found), found
+            time.sleep(2)
+        return str(found["url"])
+
+    def ended(self, run: str) -> dict[str, Any]:
+        """The run, once it has ended."""
+        while is_active(found := self.shown(run)):
+            time.sleep(2)
+        return found
+
     def artifact(self, run: Mapping[str, Any], name: str) -> bytes:
         [url] = [each["artifact_url"] for each in run["artifacts"] if each["artifact_key"].endswith(f"/{name}")]
         return Path(urlsplit(url).path).read_bytes()
@@ -109,6 +123,10 @@ class Shop:
         git("add", "-A", cwd=self.code.folder)
         git("commit", "-q", "-m", message, cwd=self.code.folder)
         git("push", "-q", str(self.server.folder / "shop.git"), "main", cwd=self.code.folder)
+
+
+def is_active(run: Mapping[str, Any]) -> bool:
+    return run["status"] in {"queued", "claimed", "running"}
 
 
 async def add_workflow(plane: Plane, config: Mapping[str, Any], columns: Mapping[str, str]) -> None:
@@ -142,7 +160,7 @@ def new_control_plane(cluster: Cluster, image: str, folder: Path) -> Iterator[Pl
         found.remove_volumes()
 
 
-def new_shop(plane: Plane, bench: Bench, folder: Path) -> Shop:
+def new_shop(plane: Plane, bench: Bench, runtime: str, folder: Path) -> Shop:
     """The repository of the project on a git server, the secrets of the host, and the tools by ``tools sync``."""
     host = docker("network", "inspect", "-f", "{{(index .IPAM.Config 0).Gateway}}", bench.name).strip()
     (folder / "git").mkdir()
@@ -166,10 +184,11 @@ def new_shop(plane: Plane, bench: Bench, folder: Path) -> Shop:
     server.publish("shop", code.folder)
     made = Shop(plane, f"ssh://postgres@{address}:{port}/srv/shop.git", address, code, server)
     tools = folder / "tools.toml"
-    text = (TOOLS / "tools.toml").read_text().replace('"odoo-tool:19"', f'"{bench.image}"')
-    tools.write_text(text.replace('"odoo-postgres:19"', f'"{bench.postgres}"'))
-    assert [line.split()[0] for line in made.command("tools", "sync", str(tools)).splitlines()[1:]] == [
-        "added",
-        "added",
-    ]
+    text = (TOOLS / "tools.toml").read_text()
+    images = {"odoo-tool": bench.image, "odoo-postgres": bench.postgres, "odoo-runtime": runtime}
+    for tool, image in images.items():
+        text = text.replace(f'"{tool}:19"', f'"{image}"')
+    tools.write_text(text)
+    added = made.command("tools", "sync", str(tools)).splitlines()[1:]
+    assert [line.split()[:2] for line in added] == [["added", tool] for tool in images]
     return made

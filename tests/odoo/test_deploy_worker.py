@@ -110,7 +110,7 @@ def production(
     plane: Plane, bench: Bench, runtime_image: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Production]:
     """The first version, deployed by a run; the volume of the project is the folder that the runtime serves."""
-    shop = new_shop(plane, bench, tmp_path_factory.mktemp("shop"))
+    shop = new_shop(plane, bench, runtime_image, tmp_path_factory.mktemp("shop"))
     folder = tmp_path_factory.mktemp("site")
     with socket.create_server((shop.host, 0)) as free:
         port = free.getsockname()[1]  # a port that the engine chose would be another one after a restart

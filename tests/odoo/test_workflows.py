@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
 from tests.odoo.conftest import Bench
-from tests.odoo.shop import PASSING, Shop, new_control_plane, new_shop, published
+from tests.odoo.shop import PASSING, README_URL, TOOLS, Shop, is_active, new_control_plane, new_shop, published
 from tests.support.docker import Plane, docker, until
 from tests.support.postgres import Cluster, run_sync
 
@@ -22,8 +28,8 @@ def plane(cluster: Cluster, bench: Bench, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture(scope="module")
-def shop(plane: Plane, bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Shop:
-    return new_shop(plane, bench, tmp_path_factory.mktemp("shop"))
+def shop(plane: Plane, bench: Bench, runtime_image: str, tmp_path_factory: pytest.TempPathFactory) -> Shop:
+    return new_shop(plane, bench, runtime_image, tmp_path_factory.mktemp("shop"))
 
 
 def test_a_red_test_is_the_first_thing_that_a_person_sees(shop: Shop) -> None:
@@ -83,3 +89,87 @@ def test_production_is_backed_up_from_its_volume_and_the_backup_proven(shop: Sho
     rehearsal = shop.run("upgrade")
     assert rehearsal["status"] == "succeeded", rehearsal["summary"]
     assert rehearsal["summary"].startswith("# Upgrade of prod from 19.0 to 19.0: no problem\n")
+
+
+@pytest.mark.timeout(2400)
+def test_a_preview_and_production_are_served_and_a_deploy_shows_the_maintenance_page(shop: Shop) -> None:
+    """The workflows that a user copies."""
+    sync_project(shop)
+    with serving(shop):
+        preview, production = shop.enqueue("preview"), shop.enqueue("production")
+        url = shop.ready(preview)
+        assert answer(f"{url}/web/login")[0] == 200
+        [password] = re.findall(r"the password of all its users is (\S+)", shop.command("runs", "logs", preview))
+        assert [user_id(url, "preview", "admin", each) for each in ("admin", password)] == [None, 2]
+        assert user_id(url, "preview", "demo", password), "a preview has demo data"
+        assert shop.shown(production)["url"] is None, "nothing is deployed"
+
+        first = shop.enqueue("deploy")
+        url = shop.ready(production)
+        assert answer(f"{url}/web/login")[0] == 200
+        installed = assert_succeeds(shop, first)
+        (shop.code.folder / "shop" / "models.py").write_text("VERSION = 2\n")
+        shop.push("a new version")
+        second = shop.enqueue("deploy")
+        seen = []
+        while is_active(shop.shown(second)):
+            for _ in range(10):
+                seen.append(answer(f"{url}/web/login"))
+                time.sleep(0.1)
+        report = assert_succeeds(shop, second)
+        assert report["changed"] == ["shop"], report
+        assert any(code == 503 and "This site is being updated." in page for code, page in seen)
+        assert {code for code, _ in seen} <= {200, 503, 0}
+        assert answer(f"{url}/web/login")[0] == 200
+        assert report["previous"] == installed["release"]
+
+
+@contextmanager
+def serving(shop: Shop) -> Iterator[None]:
+    """A worker that stays; at the end of the block the served runs are canceled."""
+    with shop.worker():
+        try:
+            yield
+        finally:
+            active = [each["run"] for each in json.loads(shop.command("runs", "list", "--json")) if is_active(each)]
+            for run in active:
+                shop.command("runs", "cancel", run)
+            for run in active:
+                shop.ended(run)
+
+
+def sync_project(shop: Shop) -> None:
+    """What a user does with the file."""
+    text = (TOOLS / "project.toml").read_text().replace(README_URL, shop.repository)
+    file = shop.plane.folder / "project.toml"
+    file.write_text(text.replace('slug = "acme"', f'slug = "{shop.plane.name}"'))
+    shop.command("projects", "sync", str(file))
+
+
+def assert_succeeds(shop: Shop, run: str) -> dict[str, Any]:
+    """Waits for a deploy; returns its report."""
+    done = shop.ended(run)
+    assert done["status"] == "succeeded", shop.command("runs", "logs", run)
+    report: dict[str, Any] = json.loads(shop.artifact(done, "deploy.json"))
+    return report
+
+
+def answer(url: str) -> tuple[int, str]:
+    """The status and the body that a visitor gets; 0 if there is no answer."""
+    try:
+        with urllib.request.urlopen(url, timeout=60) as got:
+            return got.status, got.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+    except OSError:
+        return 0, ""
+
+
+def user_id(url: str, database: str, login: str, password: str) -> int | None:
+    """The id of the user who signs in; None if Odoo refuses the password."""
+    data = json.dumps({"params": {"db": database, "login": login, "password": password}}).encode()
+    headers = {"Content-Type": "application/json"}
+    with urllib.request.urlopen(urllib.request.Request(f"{url}/web/session/authenticate", data, headers)) as got:
+        found: int | None = json.load(got).get("result", {}).get("uid")
+        return found

@@ -6,4 +6,5 @@
     "license": "LGPL-3",
     "depends": ["base"],
     "data": ["security/ir.model.access.csv", "views/library.xml"],
+    "demo": ["demo/loans.xml"],
 }
