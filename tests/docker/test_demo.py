@@ -256,11 +256,13 @@ def test_the_first_run_by_hand_works_as_it_stands_in_the_readme_and_again(
     section = (ROOT / "README.md").read_text().split("## A first run by hand\n")[1]
     block = section.split("```sh\n")[1].split("```")[0]
     pasted = block.replace("deploy/demo/run with", f"deploy/demo/run --state {state.folder} with")
-    for number in (1, 2):
+    for number in (1, 3):
         done = subprocess.run(["bash"], cwd=ROOT, input=pasted, capture_output=True, check=False, text=True)
         assert done.returncode == 0, done.stderr
-        assert re.search(rf"\| +{number} \| succeeded \| +0 \| succeeded \|", done.stdout), done.stdout
-        assert "error_message" in done.stdout
+        assert "running -> succeeded" in done.stdout, done.stdout
+        assert f"The log: ops-worker runs logs hello#{number}\n" in done.stdout
+        assert "hello world" in done.stdout
+        assert re.search(rf"hello#{number + 1}\b.* approval: ", done.stdout), done.stdout
         assert "ERROR" not in done.stderr
 
 
