@@ -209,7 +209,7 @@ async def test_an_operator_names_a_user_by_email(crowd: Crowd, db_url: str) -> N
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        (("acme", "x", "viewer"), "USER: expected the id of a user (a UUID), or the email of one"),
+        (("acme", "x", "viewer"), "ID: expected the id of a user (a UUID), or the email of one"),
         (("acme", str(uuid.UUID(int=1)), "boss"), "ROLE: expected one of viewer, developer, admin, owner"),
         (("Acme", str(uuid.UUID(int=1)), "viewer"), "PROJECT: expected the slug of a project"),
     ],

@@ -76,7 +76,7 @@ RUN = "RUN"
 _RUN = {RUN: "its id, PROJECT#NUMBER, or PROJECT/WORKFLOW for the newest run of a workflow"}
 
 _PROJECT = {"[PROJECT]": "its slug (default: the queue of all projects)"}
-_USER = "the id of a user (a UUID); for operators, where the database has auth.users, also an email"
+_ID = "the id of a user (a UUID); for operators, where the database has auth.users, also an email"
 _ONE_PROJECT = {"[PROJECT]": "its slug (default: every project that you may see)"}
 
 EXIT_CODES = {
@@ -155,16 +155,16 @@ COMMANDS = (
     ),
     _person(
         "members add", "give a user a role in a project", "members:add",
-        {"PROJECT": "its slug", "USER": _USER, "ROLE": "viewer, developer, admin or owner"},
+        {"PROJECT": "its slug", "ID": _ID, "ROLE": "viewer, developer, admin or owner"},
     ),
     _person(
-        "members remove", "take a user out of a project", "members:remove", {"PROJECT": "its slug", "USER": _USER}
+        "members remove", "take a user out of a project", "members:remove", {"PROJECT": "its slug", "ID": _ID}
     ),
     _person("members", "list the members of projects, and their roles", "overview:members", _ONE_PROJECT, "limit"),
     Command(
         "hooks set",
         {"PROJECT": "its slug", "[-]": "read the secret from standard input (default: make and print one)"},
-        "set the secret of a project's webhook, and print what to enter at the forge", _DATABASE | {"public_url"},
+        "set the secret of a webhook, and print what a forge needs", _DATABASE | {"public_url"},
         "hooks:set_secret", ("json",),
     ),
     _person("hooks remove", "accept no webhook of a project any more", "hooks:remove", {"PROJECT": "its slug"}),

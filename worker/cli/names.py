@@ -79,7 +79,7 @@ def user_name(text: str) -> uuid.UUID | str:
     if _UUID.fullmatch(text):
         return uuid.UUID(text)
     if not re.fullmatch(r"[^@\s\0]+@[^@\s\0]+", text):
-        raise UsageError("USER: expected the id of a user (a UUID), or the email of one")
+        raise UsageError("ID: expected the id of a user (a UUID), or the email of one")
     return text
 
 

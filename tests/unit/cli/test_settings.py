@@ -24,8 +24,9 @@ URL = "postgresql://worker:hunter22@db.example/ops"
 
 
 def reader(name: str) -> list[str]:
-    """The words of a command that reads the setting: of the worker none."""
-    return next(list(command.words) for command in (WORK, *COMMANDS) if name in command.reads)
+    """The words of a command that reads the setting and needs no argument: of the worker none."""
+    bare = (each for each in (WORK, *COMMANDS) if all(argument.startswith("[") for argument in each.arguments))
+    return next(list(command.words) for command in bare if name in command.reads)
 
 
 @pytest.fixture
