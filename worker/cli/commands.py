@@ -200,7 +200,7 @@ COMMANDS = (
     Command(
         "db create-console",
         {"NAME": "of the role", "[-]": "read the password from standard input (default: generate and print one)"},
-        "create a role for a console that users sign in to, or set its password",
+        "create a role for a console, or set its password",
         _DATABASE,
         "db:create_console",
         ("json",),
