@@ -164,8 +164,9 @@ class Report:
 _HEAD = """\
 # Benchmarks
 
-`make bench` writes this page and its plots. Each case measures its baseline in the same call, in alternating rounds, in
-the same database server or on the same engine. A value is the median of the rounds; a ratio is the median of the
+`make bench` writes this page and its plots. Each case measures its baseline in the same call, in
+the same database server or on the same engine: in alternating rounds, but for long queues, waking, retention, sizes
+and memory, where one comes after the other. A value is the median of the rounds; a ratio is the median of the
 rounds' ratios, the worker's number divided by the baseline's. No test asserts on measured time.
 [performance.md](performance.md) says what the figures include.
 
