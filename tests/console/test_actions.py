@@ -53,6 +53,24 @@ async def test_an_owner_sets_the_secret_of_the_webhook(crowd: Crowd, console_url
     assert [row["secret"] for row in secrets] == ([WORDS] if who == "owner" else [])
 
 
+async def test_an_operator_pauses_the_queue_and_a_user_does_not(crowd: Crowd, db_url: str, console_url: str) -> None:
+    await crowd.world.queue()
+    async with served(db_url) as client:
+        key = {"form_key": await form_key(client)}
+        for action, reason, says in (("pause", "a <move>", ": a &lt;move&gt;"), ("resume", "", "/queue/pause")):
+            done = await client.post(f"/queue/{action}", data={"reason": reason} | key, headers=FROM_HERE)
+            assert (done.status_code, done.headers["location"]) == (303, "/queue")
+            assert says in (await client.get("/queue", headers=AS_BROWSER)).text
+            assert ((await crowd.world.claim())["run_id"] is None) == (action == "pause")
+        assert (await client.post("/queue/else", data=key, headers=FROM_HERE)).status_code == 404
+    headers = AS_BROWSER | bearer(crowd.users["owner"])
+    async with served(console_url, *SIGNS_IN) as client:
+        assert "/queue/pause" not in (await client.get("/queue", headers=headers)).text
+        done = await client.post("/queue/pause", data={"reason": "x"}, headers=headers)
+        assert (done.status_code, "Your role does not permit that." in done.text) == (403, True)
+    assert await crowd.world.db.fetchval("select paused_at from ops_private.control") is None
+
+
 async def test_an_operator_drains_a_worker(crowd: Crowd, db_url: str) -> None:
     await call(crowd.world.db, "register_worker", WORKER, INSTANCE, p_version="1")
     async with served(db_url) as client:

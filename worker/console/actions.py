@@ -1,4 +1,4 @@
-"""What a user does with a run, a project or a worker: each is one call of a function of the database, which decides.
+"""What a user does with a run, a project, the queue or a worker: each is one call of a function; the database decides.
 
 A new action on a run is a line of ``ON_RUN``: the page shows its button, and its path is ``/runs/PROJECT/NUMBER/NAME``.
 """
@@ -169,6 +169,16 @@ async def on_project(request: Request) -> Response:
             raise HTTPException(404, "There is no such project, or you may not see it.")
         shown = await call(plane, project_id, fields)
     return RedirectResponse(shown or f"/projects/{quote(slug)}", 303)
+
+
+async def on_queue(request: Request) -> Response:
+    """Lets no worker claim runs of any project, or lets them claim again. It is for an operator, as draining is."""
+    paused = {"pause": True, "resume": False}.get(request.path_params["action"])
+    if paused is None:
+        raise HTTPException(404, "There is no such action.")
+    async with submission(request) as (plane, fields):
+        await (projects.pause_queue(plane, _reason(fields)) if paused else projects.resume_queue(plane))
+    return RedirectResponse("/queue", 303)
 
 
 async def on_worker(request: Request) -> Response:

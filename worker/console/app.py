@@ -45,6 +45,7 @@ def routes() -> list[BaseRoute]:
     return [
         Route("/", pages.builds),
         Route("/queue", pages.queue),
+        Route("/queue/{action:str}", actions.on_queue, methods=["POST"]),
         Route("/workers", pages.workers),
         Route("/workers/{action:str}", actions.on_worker, methods=["POST"]),
         Route("/projects", pages.projects_page),

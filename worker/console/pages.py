@@ -19,7 +19,7 @@ from worker.console import actions
 from worker.console.shown import log_lines
 from worker.console.visit import address_of, console_of, page, run_of, run_path, visit
 from worker.database import builds as queries
-from worker.database import projects, runs
+from worker.database import health, projects, runs
 from worker.database.control_plane import ControlPlane, Row
 from worker.model.reasons import EXPLANATIONS
 
@@ -58,7 +58,12 @@ async def queue(request: Request) -> Response:
     """The runs that wait, in the order of their claims, and why each waits."""
     async with visit(request) as (plane, caller):
         found = await projects.queue(plane, None, MOST_QUEUED + 1)
-    return page(request, "queue.html", caller, rows=found[:MOST_QUEUED], more=len(found) > MOST_QUEUED)
+        operates = caller.claims is None
+        paused = (await health.facts(plane))["paused"] if operates else None
+    return page(
+        request, "queue.html", caller, rows=found[:MOST_QUEUED], more=len(found) > MOST_QUEUED, operates=operates,
+        paused=paused,
+    )  # fmt: skip
 
 
 async def workers(request: Request) -> Response:
