@@ -220,16 +220,16 @@ async def test_runs_of_one_project_reach_each_other_by_name_and_those_of_others_
     addresses = [each["IPAddress"] for each in networks_of_it.values()]
     assert len(addresses) == 2
     shared = networks_of_it[ProjectNetwork(served.identity, served.project_id).name]["IPAddress"]
-    asks = f"{ASKS}\nfor each in {names + addresses}: print(ask(each))"
+    asks = f"{ASKS}\nfor each in {[*names, 'db', *addresses]}: print(ask(each))"
     inside = await served.python(asks, network="project")
     await served.until(inside, *FINAL)
     expected = ["hello" if address == shared else "nothing" for address in addresses]
-    assert await served.messages(inside) == ["hello", "hello", "hello", *expected]
+    assert await served.messages(inside) == ["hello", "hello", "hello", "nothing", *expected], "db is that run's own"
     other = await new_tenant(serving, served.db)
     for plane, where in ((served, "bridge"), (other, "project"), (other, "bridge")):
         outside = await plane.python(asks, network=where)
         await plane.until(outside, *FINAL)
-        assert await plane.messages(outside) == ["nothing"] * 5, (plane.name, where)
+        assert await plane.messages(outside) == ["nothing"] * 6, (plane.name, where)
     assert len(networks(served)) == 1
     await served.cancel(run_id)
     await served.until(run_id, *FINAL)

@@ -135,13 +135,16 @@ def _options(client: docker.APIClient, request: ContainerRequest) -> dict[str, A
         endpoint: Any = {network: client.create_endpoint_config(aliases=aliases)}  # the type hints are wrong
         options["networking_config"] = client.create_networking_config(endpoint)
     if isinstance(spec, ServiceSpec):
-        options["hostname"] = spec.name
         options["healthcheck"] = None if spec.health is None else _health_check(spec.health)
     return options
 
 
 def _aliases(request: ContainerRequest) -> list[str]:
-    """The names of the container on its first network."""
+    """The names of the container on its first network.
+
+    A service has no host name of its own: the engine would make that a name on the project's network too, and a run
+    that asks for its own service could reach that of another run.
+    """
     if request.networks.own is None:
         return list(request.networks.names)
     return [request.spec.name] if isinstance(request.spec, ServiceSpec) else []
