@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import asyncpg
 
 from worker.cli.commands import Invocation
 from worker.cli.screen import Screen
+from worker.cli.session import given_secret
 from worker.database import catalog, migrations, roles
 from worker.database.connection import connected_for
 from worker.errors import CommandError, UsageError
@@ -117,29 +119,15 @@ def _counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-async def _create_worker(
-    connection: asyncpg.Connection, given: Invocation, name: str, source: str | None = None
-) -> int:
-    return await _create_role(roles.create_worker, connection, given, name, source)
-
-
-async def _create_console(
-    connection: asyncpg.Connection, given: Invocation, name: str, source: str | None = None
-) -> int:
-    return await _create_role(roles.create_console, connection, given, name, source)
-
-
 async def _create_role(
     create: Callable[[asyncpg.Connection, str, str], Awaitable[bool]],
-    connection: asyncpg.Connection, given: Invocation, name: str, source: str | None,
+    connection: asyncpg.Connection, given: Invocation, name: str, *_: str,
 ) -> int:  # fmt: skip
-    if source not in (None, "-"):
-        problem = "expected nothing after NAME, or - for a password on standard input"
-        raise UsageError(f"{given.command.name}: {problem}")
-    password = roles.new_password() if source is None else sys.stdin.readline().rstrip("\r\n")
+    secret = given_secret(given, "password")
+    password = roles.new_password() if secret is None else secret
     created = await create(connection, name, password)
     url = None
-    if source is None:
+    if secret is None:
         user = await connection.fetchval("select session_user")
         url = roles.login_url(given.settings.dsn, user, name, password)
     if given.options["json"]:
@@ -155,5 +143,5 @@ migrate = _on_database(_migrate)
 status = _on_database(_status)
 verify = _on_database(_verify)
 rollback = _on_database(_rollback)
-create_worker = _on_database(_create_worker)
-create_console = _on_database(_create_console)
+create_worker = _on_database(partial(_create_role, roles.create_worker))
+create_console = _on_database(partial(_create_role, roles.create_console))

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import secrets
-import sys
 
 from worker.cli.commands import Invocation
 from worker.cli.screen import Screen
-from worker.cli.session import control_plane, find_project
+from worker.cli.session import control_plane, find_project, given_secret
 from worker.database import projects
-from worker.errors import UsageError
 
 FORGES = (
     ("GitHub", "Settings, Webhooks", "Payload URL", "Secret", "Pushes; Branch or tag deletion"),
@@ -23,14 +21,11 @@ JSON = "application/json"
 
 async def set_secret(call: Invocation) -> int:
     """Sets a secret that it makes or reads, and prints what the forge needs."""
-    screen, slug, source = Screen(as_json=call.options["json"]), call.arguments[0], (*call.arguments, None)[1]
-    if source not in (None, "-"):
-        raise UsageError("hooks set: expected nothing after PROJECT, or - for a secret on standard input")
-    made = secrets.token_urlsafe(32) if source is None else None
-    secret = made or sys.stdin.readline().rstrip("\r\n")
+    screen, slug, given = Screen(as_json=call.options["json"]), call.arguments[0], given_secret(call, "secret")
+    made = secrets.token_urlsafe(32) if given is None else None
     async with control_plane(call, screen) as plane:
         project_id = await find_project(plane, slug)
-        await projects.set_webhook_secret(plane, project_id, secret)
+        await projects.set_webhook_secret(plane, project_id, made or given)
     path, site = f"/hooks/{project_id}", call.settings.public_url
     if screen.as_json:
         url = site and f"{site}{path}"

@@ -6,13 +6,12 @@ import uuid
 
 from worker.cli.commands import Invocation
 from worker.cli.names import user_name
+from worker.cli.options import ROLES
 from worker.cli.screen import Screen
 from worker.cli.session import control_plane, find_project
 from worker.database import projects
 from worker.database.control_plane import ControlPlane, Row
 from worker.errors import UsageError
-
-ROLES = ("viewer", "developer", "admin", "owner")
 
 
 async def add(call: Invocation) -> int:

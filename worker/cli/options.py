@@ -16,6 +16,9 @@ BAD = ("failed", "canceled")
 FINAL = ("succeeded", *BAD)
 STATUSES = ("queued", "claimed", "running", *FINAL)
 LEVELS = ("debug", "info", "warn", "error")
+ROLES = ("viewer", "developer", "admin", "owner")
+DEVELOPERS, ADMINS = ROLES[1:], ROLES[2:]
+"""The roles that may do what a developer may, and what an admin may."""
 MOST_ROWS = 100_000
 
 

@@ -19,19 +19,17 @@ async def sync(call: Invocation) -> int:
     description = read(Path(call.arguments[0]), project_of)
     async with control_plane(call, screen) as plane:
         answer = await projects.sync_project(plane, description, dry_run=dry_run)
-    project, workflows = answer["project"], answer["workflows"]
     if screen.as_json:
-        screen.json({**project, "dry_run": dry_run, "workflows": workflows})
+        screen.json({**answer["project"], "dry_run": dry_run, "workflows": answer["workflows"]})
         return 0
-    names = [project["slug"], *(f"{row['workflow_type']}/{row['name']}" for row in workflows)]
     screen.table(
         ("CHANGE", "WHAT", "KEYS"),
         [
-            (Cell(row["change"], STYLES[row["change"]]), name, ", ".join(row["fields"]))
-            for name, row in zip(names, [project, *workflows], strict=True)
+            (Cell(row["change"], STYLES[row["change"]]), row["what"], ", ".join(row["fields"]))
+            for row in projects.changes(answer)
         ],
     )
-    for tool in dict.fromkeys(row["missing_tool"] for row in workflows if row["missing_tool"]):
+    for tool in projects.missing_tools(answer):
         screen.remark(f"the tool {tool} is not registered yet; runs need it: ops-worker tools sync FILE")
     if dry_run:
         screen.remark("a dry run: nothing was changed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -40,6 +41,21 @@ async def control_plane(call: Invocation, screen: Screen, *, patient: bool = Fal
         raise Failed(REFUSED, safe(error)) from error
     except DatabaseUnavailable as error:
         raise Failed(UNREACHABLE, safe(error)) from error
+
+
+def given_secret(call: Invocation, what: str) -> str | None:
+    """The first line of standard input if the second argument is ``-``; None if there is no such argument.
+
+    Raises ``UsageError``.
+    """
+    source = (*call.arguments, None)[1]
+    if source is None:
+        return None
+    if source != "-":
+        first = next(iter(call.command.arguments))
+        problem = f"expected nothing after {first}, or - for a {what} on standard input"
+        raise UsageError(f"{call.command.name}: {problem}")
+    return sys.stdin.readline().rstrip("\r\n")
 
 
 async def find_run(plane: ControlPlane, text: str) -> Row:

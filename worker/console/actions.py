@@ -14,7 +14,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from worker.cli.options import FINAL
+from worker.cli.options import ADMINS, FINAL
+from worker.console.auth import Caller
 from worker.console.visit import run_of, run_path, submission
 from worker.database import projects, runs
 from worker.database.control_plane import ControlPlane, Row
@@ -95,9 +96,9 @@ def _reason(fields: Fields) -> str | None:
     return fields.get("reason", "").strip()[:MOST_REASON] or None
 
 
-def offered(run: Row, role: str | None, *, own: bool, signs_in: bool) -> list[Action]:
-    """The actions that the state of the run permits to that role; without a sign-in those of an operator."""
-    admin = not signs_in or role in ("admin", "owner")
+def offered(run: Row, caller: Caller, role: str | None, *, own: bool) -> list[Action]:
+    """The actions that the state of the run permits to that caller, who has that role in the project."""
+    admin = caller.is_one_of(ADMINS, role)
     if not admin and not (role == "developer" and own):
         return []
     decides = admin and not own

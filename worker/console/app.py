@@ -25,15 +25,12 @@ from worker.console.auth import SignIn
 from worker.console.bounds import Deliveries, Streams
 from worker.console.guard import Address, Guard
 from worker.console.shown import environment
-from worker.console.visit import Console, NotSignedIn, page
+from worker.console.visit import Console, NotSignedIn, page, status_of
 from worker.database.sessions import Sessions
 from worker.errors import CommandError, DatabaseUnavailable, Refused
 
 STATIC = Path(__file__).with_name("static")
 _RUN = "/runs/{project}/{number:int}"
-_STATUS = {"not_found": 404, "not_allowed": 403, "bad_argument": 400, "queue_full": 429}
-"""The status of a refusal by its code; every other one is 409: the state does not permit it."""
-
 _SQLSTATES = {"42501": 403, "22023": 400, "57014": 503}
 """No privilege, a wrong argument of a search, the time limit of a statement."""
 
@@ -123,7 +120,7 @@ def _answer(error: Exception) -> tuple[int, dict[str, str] | None, str]:
     if isinstance(error, HTTPException):
         return error.status_code, dict(error.headers or {}), error.detail
     if isinstance(error, Refused):
-        return _STATUS.get(error.code, 409), None, str(error)
+        return status_of(error.code), None, str(error)
     if isinstance(error, CommandError):
         status = _SQLSTATES.get(getattr(error.__cause__, "sqlstate", ""), 500)
         log.warning("the database refused", status=status, error=str(error))

@@ -9,7 +9,7 @@ import ipaddress
 import json
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,15 @@ class Caller:
     by_token: bool = False
     """Whether the request itself carries the token. A browser adds a cookie or a proxy a header, on its own."""
     by_cookie: bool = False
+
+    @property
+    def operates(self) -> bool:
+        """Whether it has the rights of the login, an operator's, since there is no sign-in."""
+        return self.claims is None
+
+    def is_one_of(self, roles: Sequence[str], role: str | None) -> bool:
+        """Whether it may do what these roles may; ``role`` is its own in the project."""
+        return self.operates or role in roles
 
 
 class Keys:

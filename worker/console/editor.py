@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from worker.console.visit import caller_of, page, submission, visit
+from worker.console.visit import caller_of, page, status_of, submission, visit
 from worker.database import projects
 from worker.database.control_plane import Row
 from worker.errors import Refused, SpecError
@@ -39,7 +39,6 @@ name = "unit"
 tool = "odoo"
 version = "19.0"
 """
-_STATUS = {"not_found": 404, "not_allowed": 403}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +75,7 @@ async def submit(request: Request) -> Response:
     except SpecError as error:
         return await _shown(request, slug, text, Checked(problem=f"{error}.", status=400))
     except Refused as error:
-        return await _shown(request, slug, text, Checked(problem=f"{error}.", status=_STATUS.get(error.code, 400)))
+        return await _shown(request, slug, text, Checked(problem=f"{error}.", status=status_of(error.code)))
     if dry_run:
         return await _shown(request, slug, text, Checked(answer))
     return RedirectResponse(f"/projects/{quote(answer['project']['slug'])}", 303)
@@ -92,16 +91,10 @@ def _read(text: str, slug: str | None) -> Row:
 
 async def _shown(request: Request, slug: str | None, text: str, checked: Checked) -> Response:
     caller = await caller_of(request)
-    changes = [] if checked.answer is None else _changes(checked.answer)
+    answer = checked.answer
+    changes = [] if answer is None else projects.changes(answer)
     return page(
         request, "editor.html", caller, status=checked.status, slug=slug, text=text, problem=checked.problem,
-        checked=checked.answer is not None, changes=changes, same=all(row["change"] == "unchanged" for row in changes),
-        missing=sorted({row["missing_tool"] for row in changes if row.get("missing_tool")}),
+        checked=answer is not None, changes=changes, same=all(row["change"] == "unchanged" for row in changes),
+        missing=[] if answer is None else sorted(projects.missing_tools(answer)),
     )  # fmt: skip
-
-
-def _changes(answer: Row) -> list[Row]:
-    """The project and its workflows, each with its name and what becomes of it."""
-    project, workflows = answer["project"], answer["workflows"]
-    named = [row | {"what": f"{row['workflow_type']}/{row['name']}"} for row in workflows]
-    return [project | {"what": project["slug"]}, *named]

@@ -14,13 +14,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from worker.console.bounds import MOST_DELIVERY, body_of
-from worker.console.visit import console_of
+from worker.console.visit import console_of, status_of
 from worker.database import projects
 from worker.database.control_plane import Row
 from worker.errors import CommandError
 
 NEEDS_GRANT = "This console serves no webhooks: an operator must grant ops_webhook to the login of the console."
-_STATUS = {"not_allowed": 403, "bad_argument": 400}
 _NO_ROLE = frozenset({"42501", "22023"})
 """The login may not ``set role ops_webhook``; there is no such role."""
 
@@ -38,7 +37,7 @@ async def receive(request: Request) -> Response:
         body = await body_of(request, MOST_DELIVERY, "A delivery", more)
         async with console.deliveries.turn():
             answer = await _passed(request, project_id, body)
-    return JSONResponse(answer, status_of(answer))
+    return JSONResponse(answer, _status(answer))
 
 
 async def _passed(request: Request, project_id: uuid.UUID, body: bytes) -> Row:
@@ -52,8 +51,8 @@ async def _passed(request: Request, project_id: uuid.UUID, body: bytes) -> Row:
         raise HTTPException(503, NEEDS_GRANT) from error
 
 
-def status_of(answer: Row) -> int:
+def _status(answer: Row) -> int:
     """202 if the delivery queued or canceled a run, 200 if it changed nothing, else the status of the refusal."""
     if not answer["success"]:
-        return _STATUS.get(answer["code"], 409)
+        return status_of(answer["code"])
     return 202 if answer["canceled"] or any(run["created"] for run in answer["runs"]) else 200

@@ -12,12 +12,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from worker.cli.options import BAD, FINAL
+from worker.cli.options import ADMINS, BAD, DEVELOPERS, FINAL
 from worker.cli.overview import worker_state
 from worker.cli.render import program_summary
 from worker.console import actions
 from worker.console.shown import log_lines
-from worker.console.visit import address_of, console_of, page, run_of, run_path, visit
+from worker.console.visit import address_of, page, run_of, run_path, visit
 from worker.database import builds as queries
 from worker.database import health, projects, runs
 from worker.database.control_plane import ControlPlane, Row
@@ -41,8 +41,7 @@ async def builds(request: Request) -> Response:
         shown = found[:MOST_PROJECTS]
         newest = await queries.newest(plane, [row["slug"] for row in shown], RUNS_OF_MANY)
     grids = [{"project": row, "branches": _branches(newest, row["slug"])} for row in shown]
-    more, operates = len(found) - len(shown), caller.claims is None
-    return page(request, "builds.html", caller, grids=grids, more=more, operates=operates)
+    return page(request, "builds.html", caller, grids=grids, more=len(found) - len(shown))
 
 
 def _branches(newest: Sequence[Row], slug: str) -> list[dict[str, Any]]:
@@ -58,12 +57,8 @@ async def queue(request: Request) -> Response:
     """The runs that wait, in the order of their claims, and why each waits."""
     async with visit(request) as (plane, caller):
         found = await projects.queue(plane, None, MOST_QUEUED + 1)
-        operates = caller.claims is None
-        paused = (await health.facts(plane))["paused"] if operates else None
-    return page(
-        request, "queue.html", caller, rows=found[:MOST_QUEUED], more=len(found) > MOST_QUEUED, operates=operates,
-        paused=paused,
-    )  # fmt: skip
+        paused = (await health.facts(plane))["paused"] if caller.operates else None
+    return page(request, "queue.html", caller, rows=found[:MOST_QUEUED], more=len(found) > MOST_QUEUED, paused=paused)
 
 
 async def workers(request: Request) -> Response:
@@ -71,14 +66,14 @@ async def workers(request: Request) -> Response:
     async with visit(request) as (plane, caller):
         found = [row | {"runs": json.loads(row["runs"])} for row in await projects.workers(plane)]
     rows = [row | {"state": worker_state(row)} for row in found]
-    return page(request, "workers.html", caller, rows=rows, operates=caller.claims is None)
+    return page(request, "workers.html", caller, rows=rows)
 
 
 async def projects_page(request: Request) -> Response:
     """The projects, what each has queued, and what holds its runs back."""
     async with visit(request) as (plane, caller):
         found = await projects.listed(plane)
-    return page(request, "projects.html", caller, rows=found, operates=caller.claims is None)
+    return page(request, "projects.html", caller, rows=found)
 
 
 async def project(request: Request) -> Response:
@@ -91,12 +86,12 @@ async def project(request: Request) -> Response:
         newest = await queries.newest(plane, [slug], RUNS_OF_ONE)
         workflows = await projects.workflows(plane, slug)
         members = await projects.members(plane, slug)
-    operates = caller.claims is None
+    role = found["role"]
     return page(
         request, "project.html", caller, project=found, branches=_branches(newest, slug), workflows=workflows,
-        members=members, may_pause=operates or found["role"] in ("admin", "owner"),
-        may_own=operates or found["role"] == "owner", hook=f"{address_of(request)}/hooks/{found['project_id']}",
-        may_run=operates or found["role"] in ("developer", "admin", "owner"), key=secrets.token_urlsafe(16),
+        members=members, may_pause=caller.is_one_of(ADMINS, role),
+        may_own=caller.is_one_of(("owner",), role), hook=f"{address_of(request)}/hooks/{found['project_id']}",
+        may_run=caller.is_one_of(DEVELOPERS, role), key=secrets.token_urlsafe(16),
     )  # fmt: skip
 
 
@@ -130,14 +125,13 @@ async def run(request: Request) -> Response:
             "summary": program_summary(await runs.summary(plane, run_id), known),
             "lines": log_lines(await queries.lines_from(plane, run_id, first, FIRST_PAGE)),
         }
-    signs_in = console_of(request).sign_in.needed
     own = found["created_by"] is not None and found["created_by"] == source["user_id"]
     return page(
         request, "run.html", caller, run=found, base=run_path(found), **values,
         ended=found["status"] in FINAL, bad=found["status"] in BAD,
         explanation=EXPLANATIONS.get(found["reason"] or "") if found["status"] in BAD else None,
-        offered=actions.offered(found, source["role"], own=own, signs_in=signs_in),
-        may_mark=not signs_in or source["role"] in ("developer", "admin", "owner"),
+        offered=actions.offered(found, caller, source["role"], own=own),
+        may_mark=caller.is_one_of(DEVELOPERS, source["role"]),
         branch_path=f"/projects/{quote(found['project'])}",
     )  # fmt: skip
 

@@ -106,6 +106,11 @@ def run_path(run: Row) -> str:
     return f"/runs/{quote(run['project'])}/{run['run_number']}"
 
 
+def status_of(code: str) -> int:
+    """The status of a refusal by its code; 409 where the state does not permit it."""
+    return {"not_found": 404, "not_allowed": 403, "bad_argument": 400, "queue_full": 429}.get(code, 409)
+
+
 def page(request: Request, name: str, caller: Caller | None, *, status: int = 200, **values: object) -> Response:
     """The template with that name, for that user."""
     console = console_of(request)

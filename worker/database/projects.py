@@ -110,6 +110,18 @@ async def sync_project(plane: ControlPlane, project: Mapping[str, Any], *, dry_r
     return await plane.answer("select ops.sync_project($1, $2)", json.dumps(project), dry_run)
 
 
+def changes(answer: Row) -> list[Row]:
+    """What became of the project and of each workflow, with its name as ``what``."""
+    project = answer["project"]
+    workflows = [row | {"what": f"{row['workflow_type']}/{row['name']}"} for row in answer["workflows"]]
+    return [project | {"what": project["slug"]}, *workflows]
+
+
+def missing_tools(answer: Row) -> list[str]:
+    """The tools that workflows of the project need and that are not registered, each once."""
+    return list(dict.fromkeys(row["missing_tool"] for row in answer["workflows"] if row["missing_tool"]))
+
+
 async def members(plane: ControlPlane, project: str | None) -> list[Row]:
     return await plane.rows(
         """select p.slug as project, m.user_id, m.role, m.given_by, m.created_at
