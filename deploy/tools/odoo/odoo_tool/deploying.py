@@ -21,7 +21,7 @@ from pathlib import Path
 from . import addons, comparing, database, releases, switching
 from .backup import FILES, boot, check_modules
 from .cache import files_below
-from .project import Project, configure, odoo_program
+from .project import Project, configure, installation
 from .steps import Failure, explain, run, say, step
 from .volume import Journal, Volume
 
@@ -245,11 +245,7 @@ def update(project: Project, config: Path, journal: Journal, options: Options) -
         wanted = wanted or list(project.own)
     if wanted:
         step(f"deploy: installing {', '.join(wanted)}")
-        run(
-            [*odoo_program(), "-c", config, "-d", journal.new, "-i", ",".join(wanted),
-             "--stop-after-init", "--no-http", "--max-cron-threads=0"],
-            thing="installation", advice=UPDATE_ADVICE, env=env,
-        )  # fmt: skip
+        run(installation(config, journal.new, wanted), thing="installation", advice=UPDATE_ADVICE, env=env)
         run([*update_them, "--only-compute-hashes"], thing="checksums of modules", advice=UPDATE_ADVICE, env=env)
     unfinished = database.query("select name from ir_module_module where state like 'to %'", journal.new).split()
     if unfinished:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
-import sys
 from pathlib import Path
 
 from . import database, switching
@@ -30,7 +29,7 @@ def make(build: Path, volume: Volume, cache: Cache, work: Path, hidden: Path) ->
         Failure: a module cannot be installed
     """
     from . import addons, building, deploying, releases, testing  # noqa: PLC0415 - the image has what they import
-    from .project import configure  # noqa: PLC0415
+    from .project import configure, installation  # noqa: PLC0415
 
     commit = json.loads((build / building.MANIFEST).read_text())["commit"]
     release = f"{NAME}-{commit.removeprefix('folder-')[:12]}"
@@ -44,12 +43,11 @@ def make(build: Path, volume: Volume, cache: Cache, work: Path, hidden: Path) ->
         (filestores / testing.TEMPLATE).rename(filestores / NAME)
     step(f"preview: installing {', '.join(project.own)}")
     run(
-        [sys.executable, "-m", "odoo", "-c", config, "-d", NAME, "-i", ",".join(project.own), "--stop-after-init",
-         "--no-http", "--max-cron-threads=0", "--log-level=warn"],
+        [*installation(config, NAME, project.own), "--log-level=warn"],
         thing="preview",
         advice="see Odoo's message above: a module of the project cannot be installed",
         env=addons.path_variable(project.python_path),
-    )  # fmt: skip
+    )
     if (filestores / NAME).is_dir():
         shutil.move(filestores / NAME, volume.filestore(NAME))
     deploying.set_password(NAME, password(hidden / PASSWORD), "password is not null")

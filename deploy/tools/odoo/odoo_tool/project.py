@@ -6,7 +6,7 @@ import configparser
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +57,14 @@ class Project:
     addons: dict[str, Addon]
     """everything installable, with Odoo's own"""
     odoo: Odoo
+
+
+def installation(config: Path, name: str, modules: Iterable[str]) -> list[str]:
+    """The call of Odoo that installs these modules in a database, and ends."""
+    return [
+        *odoo_program(), "-c", str(config), "-d", name, "-i", ",".join(modules), "--stop-after-init", "--no-http",
+        "--max-cron-threads=0",
+    ]  # fmt: skip
 
 
 def odoo_program() -> list[str]:

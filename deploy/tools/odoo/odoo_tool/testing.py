@@ -20,7 +20,7 @@ from typing import TextIO
 
 from . import addons, database, odoo_log, reports, shards
 from .cache import Cache, digest, folder_digest
-from .project import Project, configure, odoo_program
+from .project import Project, configure, installation, odoo_program
 from .steps import environment, read, run, say, step
 
 TEMPLATE = "template_of_dependencies"
@@ -128,12 +128,11 @@ def template(project: Project, options: Options, cache: Cache, config: Path) -> 
         return True
     step(f"dependencies: installing {len(names)} modules: {', '.join(names)}")
     run(
-        [*odoo_program(), "-c", config, "-d", TEMPLATE, "-i", ",".join(names), "--stop-after-init",
-         "--no-http", "--max-cron-threads=0", "--log-level=warn"],
+        [*installation(config, TEMPLATE, names), "--log-level=warn"],
         thing="dependencies",
         advice="see Odoo's message above: one of the modules that the project depends on cannot be installed",
         env=addons.path_variable(project.python_path),
-    )  # fmt: skip
+    )
 
     def fill(folder: Path) -> None:
         database.dump(TEMPLATE, folder / "dump")
