@@ -3,8 +3,8 @@
 -- Each queued run has a row in ops_private.queued, in a lane. A lane holds the queued runs of one project with the same
 -- priority, labels and concurrency key, so a worker may take every run of a lane or none. A lane without a key is also
 -- the group of the lanes that differ from it by their keys only. A claim reads the groups and the first runs of each,
--- and the lanes of a group only if its first runs all have keys that are held. Its cost grows with the number of groups,
--- not with the number of runs or of keys that wait.
+-- and the lanes of a group only if its first runs all have keys that are held. Its cost grows with the number of
+-- groups, not with the number of runs or of keys that wait.
 --
 -- Workers claim the highest priority first. Among equal priorities, the project with the fewest active runs comes
 -- first, and among those the one whose last turn is longest ago, so a project with many queued runs does not delay
@@ -26,7 +26,8 @@ create table ops_private.lanes (
 
 create index lanes_group_idx on ops_private.lanes (group_id);
 
-comment on column ops_private.lanes.group_id is 'The lane of the same project, priority and labels without a key; null: this one.';
+comment on column ops_private.lanes.group_id is
+    'The lane of the same project, priority and labels without a key; null: this one.';
 comment on column ops_private.lanes.digest is 'Of priority, labels and key, which are too long for an index.';
 
 create table ops_private.queued (
@@ -122,8 +123,8 @@ begin
         p_run.created_at, p_run.run_number, p_run.wanted_until
     from ops_private.lanes as l where l.lane_id = v_lane_id
     on conflict (run_id) do update
-    set lane_id = excluded.lane_id, group_id = excluded.group_id, scheduled_at = excluded.scheduled_at, created_at = excluded.created_at,
-        wanted_until = excluded.wanted_until;
+    set lane_id = excluded.lane_id, group_id = excluded.group_id, scheduled_at = excluded.scheduled_at,
+        created_at = excluded.created_at, wanted_until = excluded.wanted_until;
 end
 $$;
 
@@ -139,7 +140,8 @@ begin
     for v_try in 1 .. 2 loop
         insert into ops_private.queued as q
             (run_id, lane_id, group_id, scheduled_at, created_at, run_number, wanted_until)
-        select r.id, l.lane_id, coalesce(l.group_id, l.lane_id), case when r.approval = 'pending' then 'infinity' else r.scheduled_at end,
+        select r.id, l.lane_id, coalesce(l.group_id, l.lane_id),
+            case when r.approval = 'pending' then 'infinity' else r.scheduled_at end,
             r.created_at, r.run_number, r.wanted_until
         from ops.runs as r
         join ops_private.lanes as l on l.project_id = r.project_id
@@ -270,7 +272,8 @@ begin
 end
 $$;
 
--- The first run of each lane of a group whose key is not held, in their order; nothing if the group has at most 32 runs.
+-- The first run of each lane of a group whose key is not held, in their order; nothing if the group has at most 32
+-- runs.
 create function ops_private.first_of_lanes(p_group_id bigint) returns setof ops_private.queued
 language plpgsql stable set search_path = pg_catalog, pg_temp
     set enable_seqscan = off set jit = off set enable_bitmapscan = off set plan_cache_mode = force_generic_plan
@@ -286,7 +289,9 @@ begin
                 select p_group_id as lane_id
                 union all
                 select l.lane_id from ops_private.lanes as l
-                where l.group_id = p_group_id and not ops_private.key_is_held(l.lane_id)
+                left join ops_private.leases as a
+                    on a.project_id = l.project_id and a.concurrency_key = l.concurrency_key
+                where l.group_id = p_group_id and a.run_id is null
             ) as lane
             cross join lateral (
                 select q.* from ops_private.queued as q
@@ -301,10 +306,11 @@ $$;
 -- Locks the run that a worker with these labels claims next and returns its id; null if there is none. It skips runs
 -- that another transaction has locked. It is one statement, because two loops over cursors cost 60 µs more. PostgreSQL
 -- reads the groups in their order, for each group its runs in their order, and stops at the first run that it can lock.
--- Of a group it reads the first 32 runs; if it can take none of them, it reads the lanes of the group. `lateral` makes
--- it read the queue before the runs, `offset 0` makes it sort the groups before it calls has_room, and the settings
--- prevent a plan from the time when the queue was empty. It passes over the runs of p_blocked; of a lane it then reads
--- only the first 1,000 runs, so that a claim ends soon.
+-- Of a group it reads the first 32 runs; if it can take none of them, it reads the lanes of the group. The first runs
+-- stand here twice, for the order of the groups and for the run, because a function would read all 32 each time.
+-- `lateral` makes it read the queue before the runs, `offset 0` makes it sort the groups before it calls has_room, and
+-- the settings prevent a plan from the time when the queue was empty. It passes over the runs of p_blocked; of a lane
+-- it then reads only the first 1,000 runs, so that a claim ends soon.
 create function ops_private.next_run(p_labels text[], p_blocked uuid[]) returns uuid
 language plpgsql volatile set search_path = pg_catalog, pg_temp
     set enable_seqscan = off set jit = off set enable_bitmapscan = off set plan_cache_mode = force_generic_plan
@@ -342,13 +348,13 @@ begin
                 and exists (select from ops_private.control as c where c.paused_at is null)
             order by coalesce(active.runs, 0), t.turn nulls first, g.priority desc, head.created_at, head.run_number
             offset 0
-        ) as lanes
+        ) as grouped
         cross join lateral (
             (
                 select q.run_id
                 from (
                     select q.* from ops_private.queued as q
-                    where q.group_id = lanes.group_id and q.scheduled_at is null
+                    where q.group_id = grouped.group_id and q.scheduled_at is null
                     order by q.scheduled_at nulls first, q.created_at, q.run_number limit 32
                 ) as q
                 where q.lane_id = q.group_id or not ops_private.key_is_held(q.lane_id)
@@ -356,7 +362,7 @@ begin
             union all
             (
                 select q.run_id
-                from ops_private.first_of_lanes(lanes.group_id) as h
+                from ops_private.first_of_lanes(grouped.group_id) as h
                 cross join lateral (
                     select q.run_id from ops_private.queued as q
                     where q.lane_id = h.lane_id and q.scheduled_at is null
@@ -371,7 +377,7 @@ begin
                 and (r.wanted_until is null or r.wanted_until > ops_private.current_time())
             for update skip locked
         ) as locked
-        where not lanes.is_limited or ops_private.has_room(lanes.project_id)
+        where not grouped.is_limited or ops_private.has_room(grouped.project_id)
         limit 1
     );
 end

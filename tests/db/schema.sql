@@ -4010,7 +4010,9 @@ begin
                 select p_group_id as lane_id
                 union all
                 select l.lane_id from ops_private.lanes as l
-                where l.group_id = p_group_id and not ops_private.key_is_held(l.lane_id)
+                left join ops_private.leases as a
+                    on a.project_id = l.project_id and a.concurrency_key = l.concurrency_key
+                where l.group_id = p_group_id and a.run_id is null
             ) as lane
             cross join lateral (
                 select q.* from ops_private.queued as q
@@ -4702,13 +4704,13 @@ begin
                 and exists (select from ops_private.control as c where c.paused_at is null)
             order by coalesce(active.runs, 0), t.turn nulls first, g.priority desc, head.created_at, head.run_number
             offset 0
-        ) as lanes
+        ) as grouped
         cross join lateral (
             (
                 select q.run_id
                 from (
                     select q.* from ops_private.queued as q
-                    where q.group_id = lanes.group_id and q.scheduled_at is null
+                    where q.group_id = grouped.group_id and q.scheduled_at is null
                     order by q.scheduled_at nulls first, q.created_at, q.run_number limit 32
                 ) as q
                 where q.lane_id = q.group_id or not ops_private.key_is_held(q.lane_id)
@@ -4716,7 +4718,7 @@ begin
             union all
             (
                 select q.run_id
-                from ops_private.first_of_lanes(lanes.group_id) as h
+                from ops_private.first_of_lanes(grouped.group_id) as h
                 cross join lateral (
                     select q.run_id from ops_private.queued as q
                     where q.lane_id = h.lane_id and q.scheduled_at is null
@@ -4731,7 +4733,7 @@ begin
                 and (r.wanted_until is null or r.wanted_until > ops_private.current_time())
             for update skip locked
         ) as locked
-        where not lanes.is_limited or ops_private.has_room(lanes.project_id)
+        where not grouped.is_limited or ops_private.has_room(grouped.project_id)
         limit 1
     );
 end
@@ -5089,8 +5091,8 @@ begin
         p_run.created_at, p_run.run_number, p_run.wanted_until
     from ops_private.lanes as l where l.lane_id = v_lane_id
     on conflict (run_id) do update
-    set lane_id = excluded.lane_id, group_id = excluded.group_id, scheduled_at = excluded.scheduled_at, created_at = excluded.created_at,
-        wanted_until = excluded.wanted_until;
+    set lane_id = excluded.lane_id, group_id = excluded.group_id, scheduled_at = excluded.scheduled_at,
+        created_at = excluded.created_at, wanted_until = excluded.wanted_until;
 end
 $$;
 
@@ -5138,7 +5140,8 @@ begin
     for v_try in 1 .. 2 loop
         insert into ops_private.queued as q
             (run_id, lane_id, group_id, scheduled_at, created_at, run_number, wanted_until)
-        select r.id, l.lane_id, coalesce(l.group_id, l.lane_id), case when r.approval = 'pending' then 'infinity' else r.scheduled_at end,
+        select r.id, l.lane_id, coalesce(l.group_id, l.lane_id),
+            case when r.approval = 'pending' then 'infinity' else r.scheduled_at end,
             r.created_at, r.run_number, r.wanted_until
         from ops.runs as r
         join ops_private.lanes as l on l.project_id = r.project_id
