@@ -1,6 +1,7 @@
-"""A visitor of a site: asks for its login page five times a second until SIGTERM, then prints what the answers were.
+"""A visitor of a site.
 
-visitor.py URL
+visitor.py URL         asks for its login page five times a second until SIGTERM, then prints what the answers were
+visitor.py --wait URL  asks until the login page is there; exits with 1 after two minutes without it
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from itertools import pairwise
 
 LOGIN, MAINTENANCE, DAMAGED, NOTHING = "the login page", "503 with the maintenance page", "another answer", "no answer"
 TITLE = "This site is being updated."
+PATIENCE = 120.0
+"""Seconds."""
 
 
 def answer(url: str) -> str:
@@ -29,13 +32,24 @@ def answer(url: str) -> str:
         return NOTHING
 
 
-def main() -> None:
+def waits(url: str) -> bool:
+    """Whether the login page is there in time."""
+    deadline = time.monotonic() + PATIENCE
+    while answer(url) != LOGIN:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.5)
+    return True
+
+
+def watch(url: str) -> None:
+    """Asks until SIGTERM, and prints for how long it got each answer."""
     ending = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ending.set())
     seen: list[tuple[float, str]] = []
     while not ending.wait(0.2):
         began = time.monotonic()
-        seen.append((began, answer(sys.argv[1])))
+        seen.append((began, answer(url)))
     seen.append((time.monotonic(), ""))
     seconds: dict[str, float] = {}
     for (began, what), (ended, _) in pairwise(seen):
@@ -44,4 +58,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1] == "--wait":
+        sys.exit(not waits(sys.argv[2]))
+    watch(sys.argv[1])
