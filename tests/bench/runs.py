@@ -12,9 +12,9 @@ from pathlib import Path
 import docker
 from docker.types import LogConfig
 
+from tests.bench.backlog import fill
 from tests.bench.harness import Bench
 from tests.bench.log_store import work_once
-from tests.bench.queue import fill
 from tests.bench.report import Figure, Mark
 from tests.bench.simulated import empty_the_queue
 from tests.support.docker import Plane

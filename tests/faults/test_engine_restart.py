@@ -121,7 +121,7 @@ async def between_create_and_start(scene: Scene) -> AsyncIterator[tuple[Job, Cal
 def gate(scene: Scene, job: Job) -> Path:
     """What a job waits for, by a path that needs no engine; it is there as long as the container's processes are."""
     pid = scene.plane.docker("inspect", "--format", "{{.State.Pid}}", job.container).strip()
-    return Path(f"/proc/{pid}/root/tmp/go")
+    return Path("/proc", pid, "root", "tmp", "go")
 
 
 async def warnings(scene: Scene, job: Job) -> list[str]:
