@@ -29,7 +29,7 @@ begin
     if v_changed then  -- the one that works under this id now asks the database, also if it was idle
         delete from ops_private.idle_workers as n where n.instance_id in (
             select w.instance_id from ops_private.workers as w where w.worker_id = p_worker_id);
-        perform pg_notify('ops_queue', ops_private.mark_of(w.instance_id))
+        perform pg_notify(ops_private.channel_of(w.instance_id), '')
         from ops_private.workers as w where w.worker_id = p_worker_id;
     end if;
     return jsonb_build_object(

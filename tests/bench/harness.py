@@ -116,19 +116,24 @@ class StatementLog:
 
 
 @asynccontextmanager
-async def queues(
-    plane: Plane, count: int = 1, labels: tuple[str, ...] = (), *, subscribed: bool = True
-) -> AsyncIterator[list[Queue]]:
-    """The connections of that many workers, registered, and subscribed as before a first claim; a daemon does both."""
+async def sessions(login: str, count: int, labels: tuple[str, ...] = ()) -> AsyncIterator[list[Queue]]:
+    """The connections of that many new workers."""
     async with AsyncExitStack() as stack:
         made = []
         for n in range(count):
             me = WorkerIdentity(f"bench-{uuid.uuid4().hex[:8]}-{n}", uuid.uuid4(), "bench", "bench", "0", labels)
-            made.append(await Queue.connected(plane.login(plane.url), me, lease_seconds=LEASE))
+            made.append(await Queue.connected(login, me, lease_seconds=LEASE))
             stack.push_async_callback(made[-1].close)
-            if subscribed:
-                await made[-1].register(takeover=False)  # which also makes the partition of this week's lines
-                assert await made[-1].listen(lambda: None, lambda _: None)
+        yield made
+
+
+@asynccontextmanager
+async def queues(plane: Plane, count: int = 1, labels: tuple[str, ...] = ()) -> AsyncIterator[list[Queue]]:
+    """The connections of that many workers, registered, and subscribed as before a first claim."""
+    async with sessions(plane.login(plane.url), count, labels) as made:
+        for queue in made:
+            await queue.register(takeover=False)  # which also makes the partition of this week's lines
+            assert await queue.listen(lambda: None, lambda _: None)
         yield made
 
 

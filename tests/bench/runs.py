@@ -16,8 +16,8 @@ from tests.bench.backlog import fill
 from tests.bench.harness import Bench
 from tests.bench.log_store import work_once
 from tests.bench.report import Figure, Mark
-from tests.bench.simulated import empty_the_queue
-from tests.support.docker import Plane
+from tests.bench.simulated import crowd
+from tests.support.docker import Plane, until
 from tests.support.docker import docker as docker_command
 from worker.cli.settings import Settings
 from worker.engine.networks import NETWORK, ensure_network
@@ -172,28 +172,33 @@ async def memory(bench: Bench) -> list[Figure]:
 
 
 async def crowds(bench: Bench) -> list[Figure]:
-    """Many workers with a simulated engine empty a queue, against a tenth of them."""
-    runs, many = bench.size(2000, 20), bench.size(100, 10)
+    """Many workers with a simulated engine empty a queue, against a tenth of them in as many processes."""
+    runs, processes, many = bench.size(10_000, 20), bench.size(10, 2), 10
     async with bench.plane() as plane:
         workflow = await plane.workflow({"command": ["true"], "artifacts": []})
 
-        async def emptied(workers: int) -> float:
-            bench.say(f"{workers} workers, {runs:,} runs")
-            await fill(plane.db, workflow, runs)
-            await empty_the_queue(plane, workers)
+        async def emptied(count: int) -> float:
+            await fill(plane.db, workflow, count)
+            await until(lambda: plane.db.fetchval("select not exists (select from ops_private.leases)"
+                " and not exists (select from ops_private.queued)"), 0.5)  # fmt: skip
             span = await plane.db.fetchval(
                 "select extract(epoch from max(finished_at) - min(claimed_at)) from ("
                 "select * from ops.runs order by run_number desc limit $1) as r",
-                runs,
+                count,
             )
-            return runs / float(span)
+            return count / float(span)
 
-        few = await emptied(max(many // 10, 1))
-        crowded = await emptied(many)
+        async def by(each: int) -> float:
+            bench.say(f"{processes * each} workers, {runs:,} runs")
+            async with crowd(plane.login(plane.url), processes, each):
+                await emptied(10 * processes * each)  # a session plans its functions when it first claims a run
+                return await emptied(runs)
+
+        few, crowded = await bench.alternate(lambda: by(1), lambda: by(many))
         twice = await plane.db.fetchval("select count(*) from ops.runs where claim_count <> 1 or status <> 'succeeded'")
     return [
-        Figure(f"{many} workers, simulated engine, {runs:,} runs", "runs/s", [crowded], f"{max(many // 10, 1)} workers",
-            [few], Mark("≥", 1.0)),
+        Figure(f"{processes * many} workers, simulated engine, {runs:,} runs", "runs/s", crowded,
+            f"{processes} workers", few, Mark("≥", 1.0)),
         Figure("runs that were claimed twice or did not succeed", "runs", [twice], mark=Mark("≤", 0, "value")),
     ]  # fmt: skip
 

@@ -1,22 +1,29 @@
-"""Workers with a real queue and a simulated engine, many in one process.
+"""Workers with a real queue and a simulated engine, many in one process, which also runs as a program.
+
+    python -m tests.bench.simulated LOGIN COUNT
 
 The engine is the scripted one of the unit tests: each container prints a few lines and ends at once. All else is the
-worker's own code: claims, leases, log lines and completions.
+worker's own code: claims, leases, log lines and completions. The program prints a line when its workers wait for runs,
+and ends when its input does.
 """
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import sys
 import uuid
 from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any, cast
 
 import anyio
+import structlog
 
-from tests.bench.harness import queues
-from tests.support.docker import Plane
+from tests.bench.harness import sessions
+from tests.support.docker import ROOT
 from tests.unit.fakes import NAME, DaemonWorld, ScriptedContainer, ScriptedEngine
 from worker.daemon import Daemon, Timings
 from worker.database.queue import Queue
@@ -56,38 +63,63 @@ class SimulatedEngine(ScriptedEngine):
         pass
 
 
-@asynccontextmanager
-async def daemons(plane: Plane, count: int, **options: Any) -> AsyncIterator[list[Daemon]]:
-    """That many registered workers, not yet at work."""
-    async with queues(plane, count, subscribed=False) as own:
-        yield [_daemon(queue, await queue.register(takeover=False), options) for queue in own]
-
-
-def _daemon(queue: Queue, database_id: uuid.UUID, options: dict[str, Any]) -> Daemon:
+def _daemon(queue: Queue, database_id: uuid.UUID) -> Daemon:
     world = DaemonWorld()
     world.queue, world.engine = cast("Any", queue), SimulatedEngine()
     world._context = replace(
         world._context, queue=queue, engine=cast("Any", world.engine), database_id=database_id,
         max_log_bytes=1 << 26, timings=RunTimings(),
     )  # fmt: skip
-    return world.daemon(**{"concurrency": 2, "lease": 300.0, "poll": POLL, "timings": Timings(), **options})
+    return world.daemon(concurrency=2, lease=300.0, poll=POLL, timings=Timings())
 
 
 @asynccontextmanager
-async def listening(plane: Plane, count: int) -> AsyncIterator[None]:
-    """That many workers, which wait for runs until the block ends."""
-    async with daemons(plane, count) as workers, anyio.create_task_group() as tasks:
-        for worker in workers:
-            tasks.start_soon(worker.run)
-        while not all(worker._queue.listening for worker in workers):
+async def listening(login: str, count: int) -> AsyncIterator[None]:
+    """That many workers in this process, which wait for runs until the block ends."""
+    async with sessions(login, count) as own, anyio.create_task_group() as tasks:
+        for queue in own:
+            tasks.start_soon(_daemon(queue, await queue.register(takeover=False)).run)
+        while not all(queue.listening for queue in own):
             await anyio.sleep(0.1)
         await anyio.sleep(2)  # for the probes, and the claims after them
         yield
         tasks.cancel_scope.cancel()
 
 
-async def empty_the_queue(plane: Plane, count: int) -> None:
-    """That many workers carry out all runs of the queue."""
-    async with daemons(plane, count, until_idle=True, poll=0.5) as workers, anyio.create_task_group() as tasks:
-        for worker in workers:
-            tasks.start_soon(worker.run)
+@asynccontextmanager
+async def crowd(login: str, processes: int, each: int) -> AsyncIterator[None]:
+    """That many processes with that many workers in each, which wait for runs until the block ends."""
+    async with AsyncExitStack() as stack:
+        started = [await stack.enter_async_context(_process(login, str(each))) for _ in range(processes)]
+        for process in started:
+            assert process.stdout is not None
+            assert await process.stdout.readline(), "a process of the crowd has ended"
+        yield
+
+
+@asynccontextmanager
+async def _process(*argv: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", __name__, *argv, cwd=ROOT, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        yield process
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()
+        await process.wait()
+
+
+async def _until_told(login: str, count: int) -> None:
+    async with listening(login, count):
+        sys.stdout.write("listening\n")
+        sys.stdout.flush()
+        await asyncio.to_thread(sys.stdin.read)
+
+
+if __name__ == "__main__":
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    asyncio.run(_until_told(sys.argv[1], int(sys.argv[2])))

@@ -579,7 +579,7 @@ begin
     if v_changed then  -- the one that works under this id now asks the database, also if it was idle
         delete from ops_private.idle_workers as n where n.instance_id in (
             select w.instance_id from ops_private.workers as w where w.worker_id = p_worker_id);
-        perform pg_notify('ops_queue', ops_private.mark_of(w.instance_id))
+        perform pg_notify(ops_private.channel_of(w.instance_id), '')
         from ops_private.workers as w where w.worker_id = p_worker_id;
     end if;
     return jsonb_build_object(
@@ -3075,6 +3075,15 @@ begin
 end
 $$;
 
+CREATE FUNCTION ops_private.channel_of(p_instance_id uuid) RETURNS text
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return 'ops_queue_' || left(encode(sha256(convert_to(p_instance_id::text, 'UTF8')), 'hex'), 16);
+end
+$$;
+
 CREATE FUNCTION ops_private.check_notifier() RETURNS void
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -4331,18 +4340,6 @@ begin
 end
 $$;
 
-CREATE FUNCTION ops_private.key_is_held(p_lane_id bigint) RETURNS boolean
-    LANGUAGE plpgsql STABLE
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$
-begin
-    return exists (
-        select from ops_private.lanes as l
-        join ops_private.leases as a on a.project_id = l.project_id and a.concurrency_key = l.concurrency_key
-        where l.lane_id = p_lane_id);
-end
-$$;
-
 CREATE FUNCTION ops_private.known_lines(p_run_id uuid, p_projects uuid[]) RETURNS SETOF text
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -4556,15 +4553,6 @@ begin
 end
 $$;
 
-CREATE FUNCTION ops_private.mark_of(p_instance_id uuid) RETURNS text
-    LANGUAGE plpgsql IMMUTABLE
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$
-begin
-    return left(encode(sha256(convert_to(p_instance_id::text, 'UTF8')), 'hex'), 16);
-end
-$$;
-
 CREATE FUNCTION ops_private.matches_one(p_text text, p_patterns text[]) RETURNS boolean
     LANGUAGE plpgsql IMMUTABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -4685,7 +4673,11 @@ begin
                         where q.group_id = g.lane_id and q.scheduled_at is null
                         order by q.scheduled_at nulls first, q.created_at, q.run_number limit 32
                     ) as q
-                    where q.lane_id = q.group_id or not ops_private.key_is_held(q.lane_id)
+                    where q.lane_id = q.group_id or not exists (
+                        select from ops_private.lanes as l
+                        join ops_private.leases as a
+                            on a.project_id = l.project_id and a.concurrency_key = l.concurrency_key
+                        where l.lane_id = q.lane_id)
                     limit 1
                 )
                 union all
@@ -4713,7 +4705,11 @@ begin
                     where q.group_id = grouped.group_id and q.scheduled_at is null
                     order by q.scheduled_at nulls first, q.created_at, q.run_number limit 32
                 ) as q
-                where q.lane_id = q.group_id or not ops_private.key_is_held(q.lane_id)
+                where q.lane_id = q.group_id or not exists (
+                    select from ops_private.lanes as l
+                    join ops_private.leases as a
+                        on a.project_id = l.project_id and a.concurrency_key = l.concurrency_key
+                    where l.lane_id = q.lane_id)
             )
             union all
             (
@@ -4868,16 +4864,20 @@ CREATE FUNCTION ops_private.notify_idle_workers(p_labels text[]) RETURNS void
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 declare
-    v_named text;
+    v_named uuid[];
 begin
     with named as (
         delete from ops_private.idle_workers as i where i.instance_id in (
             select k.instance_id from ops_private.idle_workers as k
             where p_labels <@ k.labels order by k.since limit 3 for update skip locked)
-        returning ops_private.mark_of(i.instance_id) as mark
+        returning i.instance_id
     )
-    select string_agg(n.mark, ' ') into v_named from named as n;
-    perform pg_notify('ops_queue', coalesce(v_named, ''));
+    select array_agg(n.instance_id) into v_named from named as n;
+    if v_named is null then
+        perform pg_notify('ops_queue', '');
+    else
+        perform pg_notify(ops_private.channel_of(n.instance_id), '') from unnest(v_named) as n (instance_id);
+    end if;
 end
 $$;
 
@@ -6791,6 +6791,8 @@ CREATE INDEX runs_workflow_idx ON ops.runs USING btree (workflow_id);
 
 CREATE INDEX lanes_group_idx ON ops_private.lanes USING btree (group_id);
 
+CREATE INDEX lanes_key_idx ON ops_private.lanes USING btree (project_id, concurrency_key) WHERE (concurrency_key IS NOT NULL);
+
 CREATE UNIQUE INDEX leases_concurrency_idx ON ops_private.leases USING btree (project_id, concurrency_key) WHERE (concurrency_key IS NOT NULL);
 
 CREATE INDEX log_blocks_words_idx ON ops_private.log_blocks USING gin (words);
@@ -7485,6 +7487,8 @@ REVOKE ALL ON FUNCTION ops_private.chain_of(p_run_id uuid) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.changed_keys(p_before jsonb, p_after jsonb) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION ops_private.channel_of(p_instance_id uuid) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION ops_private.check_notifier() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.check_push() FROM PUBLIC;
@@ -7599,8 +7603,6 @@ REVOKE ALL ON FUNCTION ops_private.keep_an_owner() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.keep_run_events() FROM PUBLIC;
 
-REVOKE ALL ON FUNCTION ops_private.key_is_held(p_lane_id bigint) FROM PUBLIC;
-
 REVOKE ALL ON FUNCTION ops_private.known_lines(p_run_id uuid, p_projects uuid[]) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.lane_digest(p_priority integer, p_labels text[], p_key text) FROM PUBLIC;
@@ -7628,8 +7630,6 @@ REVOKE ALL ON FUNCTION ops_private.log_is_old(p_run_id uuid, p_finished_at times
 REVOKE ALL ON FUNCTION ops_private.log_position(p_run_id uuid) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.loses_its_workers(p_lease ops_private.leases) FROM PUBLIC;
-
-REVOKE ALL ON FUNCTION ops_private.mark_of(p_instance_id uuid) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION ops_private.matches_one(p_text text, p_patterns text[]) FROM PUBLIC;
 

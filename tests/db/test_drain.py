@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from datetime import UTC, datetime
 
 import pytest
@@ -18,9 +17,9 @@ from tests.db.world import (
     blocked,
     call,
     freeze_clock,
-    heard,
     next_of,
     use,
+    woken,
 )
 
 DRAINED = {"run_id": None, "waiting": False, "draining": True, "message": "the worker is drained"}
@@ -68,15 +67,14 @@ async def test_shut_out_worker_id_is_not_drained_for_its_next_host(world: World)
 async def test_worker_is_notified_of_a_drain_and_of_its_undo(world: World, connect: Connect) -> None:
     await registered(world)
     assert (await world.claim())["run_id"] is None  # it is idle now
-    payloads = await heard(connect, "ops_queue")
-    mark = hashlib.sha256(str(INSTANCE).encode()).hexdigest()[:16]
+    told = await woken(connect, [INSTANCE])
     for drain in (True, False):
         await call(world.db, "drain_worker", WORKER, drain)
-        assert await next_of(payloads) == mark
+        assert await next_of(told) == INSTANCE
     await call(world.db, "drain_worker", WORKER)
     await world.claim()
     await world.queue()
-    assert [await next_of(payloads), await next_of(payloads)] == [mark, ""], "a run is not announced to it alone"
+    assert [await next_of(told), await next_of(told)] == [INSTANCE, None], "a run is not announced to it alone"
 
 
 async def test_drain_returns_after_the_claims_that_began_before_it(world: World, connect: Connect) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import uuid
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import asyncpg
@@ -21,6 +21,7 @@ from tests.db.world import (
     new_project,
     new_workflow,
     next_of,
+    woken,
 )  # fmt: skip
 
 # Fairness, and why a run waits ------------------------------------------------------------------------------
@@ -128,6 +129,22 @@ async def test_no_update_in_the_life_of_a_run_writes_an_index(world: World) -> N
     assert tuple(updates) == (3, 3)
 
 
+async def test_a_newer_run_reads_the_lane_of_its_key_and_no_other(world: World) -> None:
+    workflow = await new_workflow(world.db, world.project, "newest", {"on_newer": "newest", "concurrency_key": "ref"})
+    queue = """insert into ops.runs (project_id, workflow_id, concurrency_key)
+        select $1, $2, $3 || i from generate_series(1, $4::integer) as i"""
+    await world.db.execute(queue, world.project, workflow, "branch ", 1000)
+    await world.db.execute("analyze ops_private.lanes")
+    read = """select sum(pg_stat_get_xact_tuples_returned(c.oid)) from pg_class as c
+        where c.oid = 'ops_private.lanes'::regclass
+            or c.oid in (select i.indexrelid from pg_index as i where i.indrelid = 'ops_private.lanes'::regclass)"""
+    async with world.db.transaction():
+        before = await world.db.fetchval(read)
+        await world.db.execute(queue, world.project, workflow, "branch ", 1)
+        assert await world.db.fetchval(read) - before < 10
+    assert await world.db.fetchval("select count(*) from ops.runs where reason = 'superseded'") == 1
+
+
 async def test_a_function_that_forbids_sequential_scans_forbids_the_jit_compiler(world: World) -> None:
     """A forbidden scan that has no index costs 1e10, and the compiler would spend 700 ms on each such query."""
     rows = await world.db.fetch(
@@ -145,20 +162,21 @@ async def test_a_new_run_wakes_three_of_the_workers_that_wait_for_such_runs(worl
     waiting = [(f"w{n}", uuid.uuid4(), ["gpu"] if n else []) for n in range(6)]
     for name, instance, labels in waiting:
         assert (await world.claim(name, instance, p_labels=labels))["run_id"] is None
-    wakes = await heard(connect, "ops_queue")
+    instances = [instance for _, instance, _ in waiting]
+    told = await woken(connect, instances)
 
-    async def woken(**columns: object) -> list[int]:
+    async def told_of(how_many: int, **columns: object) -> Sequence[int | None]:
         run = await world.queue(**columns)
-        marks = (await next_of(wakes)).split()
+        names = [await next_of(told) for _ in range(how_many)]
         await world.set_status(run, "canceled")
-        digests = [hashlib.sha256(str(instance).encode()).hexdigest()[:16] for _, instance, _ in waiting]
-        return sorted(digests.index(mark) for mark in marks)
+        return sorted(instances.index(name) for name in names if name) or [None]
 
-    assert await woken(labels=["gpu"]) == [1, 2, 3]  # who waits longest; each once, until it waits again
-    assert await woken() == [0, 4, 5]
-    assert await woken() == [], "no worker is known to wait: all are woken"
+    assert await told_of(3, labels=["gpu"]) == [1, 2, 3]  # who waits longest; each once, until it waits again
+    assert await told_of(3) == [0, 4, 5]
+    assert await told_of(1) == [None], "no worker is known to wait: all are woken"
     assert (await world.claim("w2", waiting[2][1], p_labels=["gpu"]))["run_id"] is None
-    assert await woken() == [2]
+    assert await told_of(1) == [2]
+    assert told.empty()
 
 
 async def test_a_worker_that_got_a_run_or_is_gone_waits_no_more(world: World, connect: Connect) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import uuid
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import asyncpg
 
 from tests.conftest import Connect
+
+T = TypeVar("T")
 
 STATES = ("queued", "claimed", "running", "succeeded", "failed", "canceled")
 FINAL = ("succeeded", "failed", "canceled")
@@ -123,9 +126,20 @@ async def heard(connect: Connect, channel: str) -> asyncio.Queue[str]:
     return payloads
 
 
-async def next_of(payloads: asyncio.Queue[str]) -> str:
+async def woken(connect: Connect, instances: Sequence[uuid.UUID]) -> asyncio.Queue[uuid.UUID | None]:
+    """Which of these instances are told of a run from now on; None stands for all workers at once."""
+    told: asyncio.Queue[uuid.UUID | None] = asyncio.Queue()
+    listener = await connect()
+    await listener.add_listener("ops_queue", lambda *_: told.put_nowait(None))
+    for one in instances:
+        channel = f"ops_queue_{hashlib.sha256(str(one).encode()).hexdigest()[:16]}"
+        await listener.add_listener(channel, lambda *_, one=one: told.put_nowait(one))
+    return told
+
+
+async def next_of(queue: asyncio.Queue[T]) -> T:
     """The next of them."""
-    return await asyncio.wait_for(payloads.get(), 10)
+    return await asyncio.wait_for(queue.get(), 10)
 
 
 async def blocked(

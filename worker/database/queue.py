@@ -301,7 +301,8 @@ class Queue:
         heard = anyio.Event()
         probe = f"ops_probe_{self._me.instance_id.hex}"
         async with self._controlling() as connection:
-            await connection.add_listener("ops_queue", lambda *args: on_queue() if self._is_for_us(args[3]) else None)
+            for channel in ("ops_queue", _channel(self._me)):
+                await connection.add_listener(channel, lambda *_: on_queue())
             await connection.add_listener("ops_cancel", lambda *args: _with_id(on_cancel, args[3]))
             await connection.add_listener(probe, lambda *_: heard.set())
             self._subscribed = connection
@@ -312,14 +313,6 @@ class Queue:
             self._prepares = heard.is_set()
             await prepare_statements(self._pool, self._dsn, application_name=_name(self._me), prepare=self._prepares)
         return heard.is_set()
-
-    def _is_for_us(self, payload: str) -> bool:
-        """Whether a notification of the queue is for this worker: it names no worker, or this one.
-
-        The name is the beginning of a digest of the instance id (``ops_private.notify_idle_workers``).
-        """
-        mark = hashlib.sha256(str(self._me.instance_id).encode()).hexdigest()[:16]
-        return not payload or mark in payload.split()
 
     @property
     def listening(self) -> bool:
@@ -387,6 +380,11 @@ class Queue:
 def _name(identity: WorkerIdentity) -> str:
     """The name of the worker's connections, as operators see it in ``pg_stat_activity``."""
     return f"ops-worker {identity.worker_id}"
+
+
+def _channel(identity: WorkerIdentity) -> str:
+    """Where this instance alone is notified (``ops_private.channel_of``)."""
+    return f"ops_queue_{hashlib.sha256(str(identity.instance_id).encode()).hexdigest()[:16]}"
 
 
 async def _persist(once: Callable[[], Awaitable[T]], note: Callable[[Exception], object]) -> T:

@@ -365,8 +365,8 @@ async def test_listen_probes_itself_and_passes_notifications_on(control: list[Sc
     assert await queue.listen(lambda: heard.append("queue"), heard.append)
     assert queue.listening
     ours = hashlib.sha256(str(queue._me.instance_id).encode()).hexdigest()[:16]
-    for payload in ("", "0123456789abcdef", f"0123456789abcdef {ours}"):
-        connection.notify("ops_queue", payload)
+    for channel in ("ops_queue", f"ops_queue_{ours}"):
+        connection.notify(channel, "")
     for payload in (str(RUN_ID), "", "no id", str(RUN_ID)[:-1]):
         connection.notify("ops_cancel", payload)
     assert heard == ["queue", "queue", RUN_ID]
