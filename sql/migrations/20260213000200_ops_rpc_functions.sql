@@ -418,8 +418,9 @@ $$;
 -- p_messages has the lines, separated by newlines. p_marks has a letter for each: the first of its level, lower case for
 -- stdout and upper case for stderr. Such arguments cost client and server a third of what an array for each column does.
 --
--- p_words has the words of these lines for the search (ops_private.words), separated by spaces, if the client knows them:
--- to find them costs the server more than to store the lines. Without p_words, the server does it for 1,000 lines at a time.
+-- p_words has the words of these lines for the search (ops_private.words), if the client knows them: to find them costs
+-- the server more than to store the lines. It has a line for each 250 lines, which become a block, with their words
+-- separated by spaces. Without p_words, the server finds the words of 1,000 lines at a time.
 create function ops.append_run_logs(
     p_run_id uuid,
     p_worker_id text,
@@ -439,7 +440,7 @@ declare
     -- an empty text is one empty line or none
     v_messages constant text[] := case
         when p_messages = '' and v_count = 1 then '{""}' else string_to_array(p_messages, E'\n') end;
-    v_words constant text[] := array_remove(string_to_array(p_words, ' '), '');
+    v_words constant text[] := case p_words when '' then '{""}' else string_to_array(p_words, E'\n') end;
     v_wrong constant text := case
         when v_count is null then 'marks must be a text, a letter for each line'
         when (p_first_seq between 1 and 1099511627776 - v_count) is not true then
@@ -452,9 +453,11 @@ declare
         when octet_length(p_messages) > 65600
             and exists (select from unnest(v_messages) as m (message) where octet_length(m.message) > 65600) then
             'messages must be lines of at most 65600 bytes'
-        when octet_length(p_words) > 262144
-            or exists (select from unnest(v_words) as w (word) where octet_length(w.word) > 2046) then
-            'words must be at most 262144 bytes, each of at most 2046'
+        when cardinality(v_words) <> (v_count + 249) / 250 then 'words must have a line for each 250 lines'
+        when octet_length(p_words) > 262144 or exists (
+            select from unnest(string_to_array(translate(p_words, E'\n', ' '), ' ')) as w (word)
+            where octet_length(w.word) > 2046
+        ) then 'words must be at most 262144 bytes, each of at most 2046'
     end;
     v_project_id uuid;
     v_end bigint;
@@ -494,9 +497,14 @@ begin
     if p_words is not null then
         perform ops_private.add_log_blocks(p_run_id, v_project_id, v_tail, v_end - v_stored);
         insert into ops_private.log_blocks (run_id, first_seq, last_seq, first_at, last_at, lines, words)
-        select p_run_id, v_end - v_stored, v_end - 1, min(t.written), max(t.written), v_stored,
-            array_to_tsvector(v_words || v_project_id::text)
-        from unnest(p_timestamps) as t (written);
+        select p_run_id, p_first_seq + min(t.n) - 1, p_first_seq + max(t.n) - 1, min(t.written), max(t.written), count(*),
+            array_to_tsvector(array_remove(string_to_array(v_words[t.block], ' '), '') || v_project_id::text)
+        from (
+            select u.written, u.n, ((u.n - 1) / 250 + 1)::integer as block
+            from unnest(p_timestamps) with ordinality as u (written, n)
+            where u.n > v_count - v_stored
+        ) as t
+        group by t.block;
         v_tail := v_end;
     elsif v_end - v_tail >= 1000 then
         perform ops_private.add_log_blocks(p_run_id, v_project_id, v_tail, v_end);

@@ -11,7 +11,7 @@ from typing import Any
 import asyncpg
 
 from tests.db.world import INSTANCE, NOW, WORKER, call
-from worker.database.words import words
+from worker.database.words import words_of_blocks
 
 ODOO = (
     "i 12:00:01 odoo: Odoo version 19.0",
@@ -58,7 +58,7 @@ async def append(db: asyncpg.Connection, run: uuid.UUID, lines: Sequence[str], f
     texts = [line[2:] for line in lines]
     answer = await call(
         db, "append_run_logs", run, WORKER, INSTANCE, first, "\n".join(texts), "".join(line[0] for line in lines),
-        [NOW + timedelta(milliseconds=30 * n) for n in range(len(lines))], words(texts),
+        [NOW + timedelta(milliseconds=30 * n) for n in range(len(lines))], words_of_blocks(texts),
     )  # fmt: skip
     assert answer["success"], answer
 

@@ -175,7 +175,7 @@ declare
     -- an empty text is one empty line or none
     v_messages constant text[] := case
         when p_messages = '' and v_count = 1 then '{""}' else string_to_array(p_messages, E'\n') end;
-    v_words constant text[] := array_remove(string_to_array(p_words, ' '), '');
+    v_words constant text[] := case p_words when '' then '{""}' else string_to_array(p_words, E'\n') end;
     v_wrong constant text := case
         when v_count is null then 'marks must be a text, a letter for each line'
         when (p_first_seq between 1 and 1099511627776 - v_count) is not true then
@@ -188,9 +188,11 @@ declare
         when octet_length(p_messages) > 65600
             and exists (select from unnest(v_messages) as m (message) where octet_length(m.message) > 65600) then
             'messages must be lines of at most 65600 bytes'
-        when octet_length(p_words) > 262144
-            or exists (select from unnest(v_words) as w (word) where octet_length(w.word) > 2046) then
-            'words must be at most 262144 bytes, each of at most 2046'
+        when cardinality(v_words) <> (v_count + 249) / 250 then 'words must have a line for each 250 lines'
+        when octet_length(p_words) > 262144 or exists (
+            select from unnest(string_to_array(translate(p_words, E'\n', ' '), ' ')) as w (word)
+            where octet_length(w.word) > 2046
+        ) then 'words must be at most 262144 bytes, each of at most 2046'
     end;
     v_project_id uuid;
     v_end bigint;
@@ -230,9 +232,14 @@ begin
     if p_words is not null then
         perform ops_private.add_log_blocks(p_run_id, v_project_id, v_tail, v_end - v_stored);
         insert into ops_private.log_blocks (run_id, first_seq, last_seq, first_at, last_at, lines, words)
-        select p_run_id, v_end - v_stored, v_end - 1, min(t.written), max(t.written), v_stored,
-            array_to_tsvector(v_words || v_project_id::text)
-        from unnest(p_timestamps) as t (written);
+        select p_run_id, p_first_seq + min(t.n) - 1, p_first_seq + max(t.n) - 1, min(t.written), max(t.written), count(*),
+            array_to_tsvector(array_remove(string_to_array(v_words[t.block], ' '), '') || v_project_id::text)
+        from (
+            select u.written, u.n, ((u.n - 1) / 250 + 1)::integer as block
+            from unnest(p_timestamps) with ordinality as u (written, n)
+            where u.n > v_count - v_stored
+        ) as t
+        group by t.block;
         v_tail := v_end;
     elsif v_end - v_tail >= 1000 then
         perform ops_private.add_log_blocks(p_run_id, v_project_id, v_tail, v_end);
@@ -2194,13 +2201,13 @@ begin
             ops_private.words_of_lines(string_agg(g.message, E'\n' order by g.seq)) || p_project_id::text)
     from (
         select x.seq, x."timestamp", left(x.message, 1000) as message,
-            (row_number() over seqs - 1) / 1000 as thousand,
+            (row_number() over seqs - 1) / 250 as number,
             sum(octet_length(left(x.message, 1000)) + 1) over seqs / 262144 as size
         from ops.run_logs as x
         where x.run_id = p_run_id and x.seq >= p_from and x.seq < p_before
         window seqs as (order by x.seq)
     ) as g
-    group by g.thousand, g.size;
+    group by g.number, g.size;
 end
 $$;
 

@@ -10,11 +10,20 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+BLOCK_LINES = 250
+"""Lines of one block (``ops.append_run_logs``)."""
+
 LONGEST = 1000
 """Characters of a line that the search looks at."""
 
 _SPACES = str.maketrans({char: " " for char in map(chr, range(128)) if not char.isalnum()})
 _NUMBER = re.compile(r"(\d+)(?:(e\d+)(?=[a-z]))?")
+
+
+def words_of_blocks(messages: Sequence[str]) -> str | None:
+    """The words of each ``BLOCK_LINES`` lines, one line for each block; None if the words of one are not known."""
+    blocks = [words(messages[at : at + BLOCK_LINES]) for at in range(0, len(messages), BLOCK_LINES)]
+    return None if None in blocks else "\n".join(map(str, blocks))
 
 
 def words(messages: Sequence[str]) -> str | None:
