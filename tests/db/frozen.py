@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import Any
 
 import asyncpg
 
-from tests.db.model import Answer, Caller, Event, Lease, Line, Run
+from tests.db.model import Answer, Caller, Event, Lease, Line, Reason, Run
 from tests.db.world import freeze_clock, new_project, new_workflow
 from tests.support.postgres import Cluster
 
@@ -27,6 +28,15 @@ TRAITS = {
     "drain_worker": ("worker_id",),
     "reap": (),
     "cancel_run": (),
+}
+
+REASONS = {
+    r"time: due at ": "time",
+    r"key: run #(\d+) holds ": "held",
+    r"key: run #(\d+) goes before it for ": "after",
+    r"labels: no worker has ": "labels",
+    r"worker: each that has its labels is drained$": "drained",
+    r"worker: the next one that is free$": "free",
 }
 
 RUNS = """
@@ -125,6 +135,12 @@ def run_of(row: asyncpg.Record) -> Run:
     return Run(**columns)
 
 
+def reason_of(text: str) -> Reason:
+    """Why a run waits, as the model says it."""
+    [(name, found)] = [(name, found) for pattern, name in REASONS.items() if (found := re.match(pattern, text))]
+    return name, int(found[1]) if found.re.groups else None
+
+
 class Database:
     """A real one, whose clock stands still, with a connection for callers and one that looks at what they did."""
 
@@ -184,9 +200,9 @@ class Database:
             for row in rows
         }
 
-    def listed(self) -> list[uuid.UUID]:
-        rows = self._run(self.observer.fetch("select run_id from ops.list_queued_runs()"))
-        return [row["run_id"] for row in rows]
+    def listed(self) -> list[tuple[uuid.UUID, Reason | None]]:
+        rows = self._run(self.observer.fetch("select run_id, waits_for from ops.list_queued_runs()"))
+        return [(row["run_id"], row["waits_for"] and reason_of(row["waits_for"])) for row in rows]
 
     def new_events(self) -> list[Event]:
         """Events since this was asked last, oldest first."""

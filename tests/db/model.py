@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 Answer = dict[str, Any]
+Reason = tuple[str, int | None]
+"""Why a run waits, and the number of the run that it waits for."""
 
 ACTIVE = ("claimed", "running")
 FINAL = ("succeeded", "failed", "canceled")
@@ -63,6 +65,7 @@ class Lease:
 class Registration:
     holder: Caller
     expires_at: int
+    labels: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -197,8 +200,8 @@ class Contract:
             run.scheduled_at = None
         return len(due)
 
-    def list_queued_runs(self) -> list[uuid.UUID]:
-        """Claimed runs, then queued ones as if each were claimed in turn and none ended."""
+    def list_queued_runs(self) -> list[tuple[uuid.UUID, Reason | None]]:
+        """Claimed runs, then queued ones as if each were claimed in turn and none ended; and why these wait."""
         claimed = [run for run in self.runs.values() if run.status == "claimed"]
         claimed.sort(key=lambda run: (-run.priority, run.created_at, run.number))
         queued = [run for run in self.runs.values() if run.status == "queued"]
@@ -212,7 +215,36 @@ class Contract:
             run.scheduled_at or 0, places[run.id], self.turns.get(run.project, 0), -run.priority, run.created_at,
             run.number,
         ))  # fmt: skip
-        return [run.id for run in (*claimed, *queued)]
+        return [(run.id, None) for run in claimed] + [(run.id, self._why_waits(run)) for run in queued]
+
+    def _why_waits(self, run: Run) -> Reason:
+        """The first of: its time, the run that holds its key, that which goes before it for the key, its workers."""
+        if run.scheduled_at is not None:
+            return "time", None
+        lacking = self._lacking(run.labels)
+        if run.key is not None:
+            for other in self._active():
+                if (other.project, other.key) == (run.project, run.key):
+                    return "held", other.number
+            rivals = [
+                one for one in self.runs.values()
+                if one.status == "queued" and (one.project, one.key) == (run.project, run.key)
+            ]  # fmt: skip
+            first = min(rivals, key=lambda one: (
+                one.scheduled_at or 0, self._lacking(one.labels) is not None, -one.priority, one.created_at, one.number,
+            ))  # fmt: skip
+            if first is not run:
+                return "after", first.number
+        return lacking or "free", None
+
+    def _lacking(self, labels: frozenset[str]) -> str | None:
+        """Why no worker with these labels claims now."""
+        able = [
+            name for name, one in self.workers.items() if labels <= one.labels and one.expires_at > self.now
+        ]  # fmt: skip
+        if not able:
+            return "labels"
+        return "drained" if self.drained.issuperset(able) else None
 
     # One run's life ------------------------------------------------------------------------------------------
 
@@ -306,7 +338,7 @@ class Contract:
 
     # Workers and leases --------------------------------------------------------------------------------------
 
-    def register_worker(self, who: Caller, lease_seconds: int, *, takeover: bool) -> Answer:
+    def register_worker(self, who: Caller, lease_seconds: int, *, takeover: bool, labels: Sequence[str]) -> Answer:
         if not who.worker or who.instance is None:
             raise Refused("bad_argument")
         if self._is_anothers(who):
@@ -318,7 +350,7 @@ class Contract:
             successor = takeover and who.host is not None and who.host == old.holder.host
             if not allowed or not (same or successor):
                 raise Refused("worker_id_taken", expires_at=old.expires_at)
-        self.workers[who.worker] = Registration(who, self.now + lease_seconds)
+        self.workers[who.worker] = Registration(who, self.now + lease_seconds, frozenset(labels))
         self.owners.setdefault(who.worker, who.role)
         return {"success": True}
 
@@ -347,7 +379,7 @@ class Contract:
         registered = who.worker is not None and self._is_registered(who)
         drained = registered and who.worker in self.drained
         if who.worker is not None and registered:
-            self.workers[who.worker] = Registration(self.workers[who.worker].holder, expires_at)
+            self.workers[who.worker] = replace(self.workers[who.worker], expires_at=expires_at)
         return {"success": True, "registered": registered, "draining": drained, "runs": runs}
 
     def drain_worker(self, who: Caller, *, drain: bool) -> Answer:

@@ -58,6 +58,7 @@ workers = st.sampled_from([*PROCESSES * 3, *STRANGERS])
 choices = st.tuples(st.integers(0, 5), st.booleans() | st.just(True))  # the n-th run, of those in the right state
 lost = st.booleans()
 leases = st.sampled_from([60, 120, 300])
+offers = st.sampled_from([["gpu", "big"], ["gpu"], []])
 levels = st.sampled_from([*LEVELS, *LEVELS, "loud"])
 
 
@@ -86,7 +87,7 @@ class Queue(RuleBasedStateMachine):
         for project in PROJECTS:
             self.queue(project=project, count=2, priority=0, labels=frozenset(), key=key, delay=None, lost=False)
         if registered:
-            self.register(who=FIRST, lease_seconds=120, takeover=False, lost=False)
+            self.register(who=FIRST, lease_seconds=120, takeover=False, labels=["gpu"], lost=False)
         for who in (FIRST, PROCESSES[4], PROCESSES[5]):
             self.claim(who=who, labels=["gpu"], lease_seconds=120, lost=False)
         for place in (0, 1):
@@ -115,9 +116,9 @@ class Queue(RuleBasedStateMachine):
         self.model.now += seconds
         self.database.set_clock(self.model.now)
 
-    @rule(who=workers, lease_seconds=leases, takeover=st.booleans(), lost=lost)
-    def register(self, *, who: Caller, lease_seconds: int, takeover: bool, lost: bool) -> None:
-        self.do("register_worker", who, lost=lost, lease_seconds=lease_seconds, takeover=takeover)
+    @rule(who=workers, lease_seconds=leases, takeover=st.booleans(), labels=offers, lost=lost)
+    def register(self, *, who: Caller, lease_seconds: int, takeover: bool, labels: list[str], lost: bool) -> None:
+        self.do("register_worker", who, lost=lost, lease_seconds=lease_seconds, takeover=takeover, labels=labels)
 
     @precondition(lambda self: bool(self.model.workers))
     @rule(who=workers, lost=lost)
@@ -134,7 +135,7 @@ class Queue(RuleBasedStateMachine):
         holder = self.last.get(self.pick(which, ACTIVE), FIRST)
         self.do("heartbeat", who or holder, lost=lost, lease_seconds=lease_seconds)
 
-    @rule(who=workers, labels=st.sampled_from([["gpu", "big"], ["gpu"], []]), lease_seconds=leases, lost=lost)
+    @rule(who=workers, labels=offers, lease_seconds=leases, lost=lost)
     def claim(self, *, who: Caller, labels: list[str], lease_seconds: int, lost: bool) -> None:
         self.do("claim_next_run", who, lost=lost, labels=labels, lease_seconds=lease_seconds)
 
