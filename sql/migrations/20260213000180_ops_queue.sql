@@ -69,8 +69,8 @@ create table ops_private.turns (
 
 create sequence ops_private.turn_seq as bigint;
 
--- The instances whose last claim found nothing. The notification about a new run names a few of them, so that a hundred
--- idle workers do not all ask for one run.
+-- The instances whose last claim found nothing. A new run is announced to a few of them, so that a hundred idle workers do
+-- not all ask for one run.
 create table ops_private.idle_workers (
     instance_id uuid primary key,
     labels text[] not null,
@@ -295,9 +295,9 @@ $$;
 -- Locks the run that a worker with these labels claims next and returns its id; null if there is none. It skips runs
 -- that another transaction has locked. It is one statement, because two loops over cursors cost 60 µs more. PostgreSQL
 -- reads the groups in their order, for each group its runs in their order, and stops at the first run that it can lock.
--- Of a group it reads the first 32 runs; if their keys are all held, it reads the lanes of the group. The first runs
--- stand here twice, for the order of the groups and for the run, because a function would read all 32 each time; and
--- one that looks up whether a key is held would cost 9 µs for each of them, in place of 1.
+-- Of a group it reads the first 32 runs; if it can take none of them, it reads the lanes of the group. The first runs
+-- stand here twice, for the order of the groups and for the run, because a function would read all 32 each time. To ask a
+-- function whether a key is held would cost 9 µs for each run, in place of 1.
 -- `lateral` makes it read the queue before the runs, `offset 0` makes it sort the groups before it calls has_room, and
 -- the settings prevent a plan from the time when the queue was empty. It passes over the runs of p_blocked; of a lane
 -- it then reads only the first 1,000 runs, so that a claim ends soon.
@@ -460,26 +460,24 @@ end
 $$;
 
 -- Notifies workers of a run with these labels that can be claimed: up to three of those that have been idle for the
--- longest time, each on its own channel, so that the others are not disturbed. They count as idle again once a claim of
+-- longest time, each on its own channel, so that the others receive nothing. They count as idle again once a claim of
 -- theirs finds nothing. If none is idle, the channel ops_queue reaches all. If the three are dead, the run waits for the
 -- next poll of another worker.
 create function ops_private.notify_idle_workers(p_labels text[]) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp
 as $$
 declare
-    v_named uuid[];
+    v_notified bigint;
 begin
-    with named as (
+    with idle as (
         delete from ops_private.idle_workers as i where i.instance_id in (
             select k.instance_id from ops_private.idle_workers as k
             where p_labels <@ k.labels order by k.since limit 3 for update skip locked)
-        returning i.instance_id
+        returning pg_notify(ops_private.channel_of(i.instance_id), '')
     )
-    select array_agg(n.instance_id) into v_named from named as n;
-    if v_named is null then
+    select count(*) into v_notified from idle;
+    if v_notified = 0 then
         perform pg_notify('ops_queue', '');
-    else
-        perform pg_notify(ops_private.channel_of(n.instance_id), '') from unnest(v_named) as n (instance_id);
     end if;
 end
 $$;

@@ -440,7 +440,8 @@ declare
     -- an empty text is one empty line or none
     v_messages constant text[] := case
         when p_messages = '' and v_count = 1 then '{""}' else string_to_array(p_messages, E'\n') end;
-    v_words constant text[] := case p_words when '' then '{""}' else string_to_array(p_words, E'\n') end;
+    v_words constant text[] := case
+        when p_words = '' and v_count > 0 then '{""}' else string_to_array(p_words, E'\n') end;
     v_wrong constant text := case
         when v_count is null then 'marks must be a text, a letter for each line'
         when (p_first_seq between 1 and 1099511627776 - v_count) is not true then
@@ -454,10 +455,10 @@ declare
             and exists (select from unnest(v_messages) as m (message) where octet_length(m.message) > 65600) then
             'messages must be lines of at most 65600 bytes'
         when cardinality(v_words) <> (v_count + 249) / 250 then 'words must have a line for each 250 lines'
-        when octet_length(p_words) > 262144 or exists (
+        when exists (select from unnest(v_words) as b (words) where octet_length(b.words) > 262144) or exists (
             select from unnest(string_to_array(translate(p_words, E'\n', ' '), ' ')) as w (word)
             where octet_length(w.word) > 2046
-        ) then 'words must be at most 262144 bytes, each of at most 2046'
+        ) then 'words must be at most 262144 bytes for a block, each of at most 2046'
     end;
     v_project_id uuid;
     v_end bigint;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import re
 import tempfile
@@ -204,6 +205,15 @@ async def append(queue: Queue, run_id: uuid.UUID, lines: LogLines) -> None:
     """Stores the lines as the worker does, a batch at a time."""
     for at in range(0, len(lines), BATCH):
         await queue.append_logs(run_id, lines.part(at, at + BATCH))
+
+
+async def emptied(plane: Plane, runs: int) -> None:
+    """Waits until the workers have ended all runs; a minute and a tenth of a second for each run at most."""
+    async with asyncio.timeout(60 + runs / 10):
+        while await plane.db.fetchval(
+            "select exists (select from ops_private.queued) or exists (select from ops_private.leases)"
+        ):
+            await asyncio.sleep(0.2)
 
 
 async def settled(plane: Plane) -> None:

@@ -13,11 +13,11 @@ import docker
 from docker.types import LogConfig
 
 from tests.bench.backlog import fill
-from tests.bench.harness import Bench
+from tests.bench.harness import Bench, emptied
 from tests.bench.log_store import work_once
 from tests.bench.report import Figure, Mark
 from tests.bench.simulated import crowd
-from tests.support.docker import Plane, until
+from tests.support.docker import Plane
 from tests.support.docker import docker as docker_command
 from worker.cli.settings import Settings
 from worker.engine.networks import NETWORK, ensure_network
@@ -177,10 +177,9 @@ async def crowds(bench: Bench) -> list[Figure]:
     async with bench.plane() as plane:
         workflow = await plane.workflow({"command": ["true"], "artifacts": []})
 
-        async def emptied(count: int) -> float:
+        async def rate(count: int) -> float:
             await fill(plane.db, workflow, count)
-            await until(lambda: plane.db.fetchval("select not exists (select from ops_private.leases)"
-                " and not exists (select from ops_private.queued)"), 0.5)  # fmt: skip
+            await emptied(plane, count)
             span = await plane.db.fetchval(
                 "select extract(epoch from max(finished_at) - min(claimed_at)) from ("
                 "select * from ops.runs order by run_number desc limit $1) as r",
@@ -191,8 +190,8 @@ async def crowds(bench: Bench) -> list[Figure]:
         async def by(each: int) -> float:
             bench.say(f"{processes * each} workers, {runs:,} runs")
             async with crowd(plane.login(plane.url), processes, each):
-                await emptied(10 * processes * each)  # a session plans its functions when it first claims a run
-                return await emptied(runs)
+                await rate(10 * processes * each)  # a session plans its functions when it first claims a run
+                return await rate(runs)
 
         few, crowded = await bench.alternate(lambda: by(1), lambda: by(many))
         twice = await plane.db.fetchval("select count(*) from ops.runs where claim_count <> 1 or status <> 'succeeded'")

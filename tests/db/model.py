@@ -221,7 +221,6 @@ class Contract:
         """The first of: its time, the run that holds its key, that which goes before it for the key, its workers."""
         if run.scheduled_at is not None:
             return "time", None
-        lacking = self._lacking(run.labels)
         if run.key is not None:
             for other in self._active():
                 if (other.project, other.key) == (run.project, run.key):
@@ -235,7 +234,7 @@ class Contract:
             ))  # fmt: skip
             if first is not run:
                 return "after", first.number
-        return lacking or "free", None
+        return self._lacking(run.labels) or "free", None
 
     def _lacking(self, labels: frozenset[str]) -> str | None:
         """Why no worker with these labels claims now."""

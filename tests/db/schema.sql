@@ -175,7 +175,8 @@ declare
     -- an empty text is one empty line or none
     v_messages constant text[] := case
         when p_messages = '' and v_count = 1 then '{""}' else string_to_array(p_messages, E'\n') end;
-    v_words constant text[] := case p_words when '' then '{""}' else string_to_array(p_words, E'\n') end;
+    v_words constant text[] := case
+        when p_words = '' and v_count > 0 then '{""}' else string_to_array(p_words, E'\n') end;
     v_wrong constant text := case
         when v_count is null then 'marks must be a text, a letter for each line'
         when (p_first_seq between 1 and 1099511627776 - v_count) is not true then
@@ -189,10 +190,10 @@ declare
             and exists (select from unnest(v_messages) as m (message) where octet_length(m.message) > 65600) then
             'messages must be lines of at most 65600 bytes'
         when cardinality(v_words) <> (v_count + 249) / 250 then 'words must have a line for each 250 lines'
-        when octet_length(p_words) > 262144 or exists (
+        when exists (select from unnest(v_words) as b (words) where octet_length(b.words) > 262144) or exists (
             select from unnest(string_to_array(translate(p_words, E'\n', ' '), ' ')) as w (word)
             where octet_length(w.word) > 2046
-        ) then 'words must be at most 262144 bytes, each of at most 2046'
+        ) then 'words must be at most 262144 bytes for a block, each of at most 2046'
     end;
     v_project_id uuid;
     v_end bigint;
@@ -4871,19 +4872,17 @@ CREATE FUNCTION ops_private.notify_idle_workers(p_labels text[]) RETURNS void
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 declare
-    v_named uuid[];
+    v_notified bigint;
 begin
-    with named as (
+    with idle as (
         delete from ops_private.idle_workers as i where i.instance_id in (
             select k.instance_id from ops_private.idle_workers as k
             where p_labels <@ k.labels order by k.since limit 3 for update skip locked)
-        returning i.instance_id
+        returning pg_notify(ops_private.channel_of(i.instance_id), '')
     )
-    select array_agg(n.instance_id) into v_named from named as n;
-    if v_named is null then
+    select count(*) into v_notified from idle;
+    if v_notified = 0 then
         perform pg_notify('ops_queue', '');
-    else
-        perform pg_notify(ops_private.channel_of(n.instance_id), '') from unnest(v_named) as n (instance_id);
     end if;
 end
 $$;

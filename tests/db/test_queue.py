@@ -23,6 +23,8 @@ from tests.db.world import (
     next_of,
     woken,
 )  # fmt: skip
+from worker.database.queue import _channel
+from worker.model.claim import WorkerIdentity
 
 # Fairness, and why a run waits ------------------------------------------------------------------------------
 
@@ -177,6 +179,11 @@ async def test_a_new_run_wakes_three_of_the_workers_that_wait_for_such_runs(worl
     assert (await world.claim("w2", waiting[2][1], p_labels=["gpu"]))["run_id"] is None
     assert await told_of(1) == [2]
     assert told.empty()
+
+
+async def test_the_worker_listens_on_the_channel_that_the_database_names(world: World) -> None:
+    me = WorkerIdentity(WORKER, INSTANCE, "h1", "e1", "0", ())
+    assert _channel(me) == await world.db.fetchval("select ops_private.channel_of($1)", me.instance_id)
 
 
 async def test_a_worker_that_got_a_run_or_is_gone_waits_no_more(world: World, connect: Connect) -> None:

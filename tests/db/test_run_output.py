@@ -111,7 +111,7 @@ WRONG_BATCHES: dict[str, tuple[object, ...]] = {
     "first_seq": (0, None, FIRST - 2, 2**63 - 1),
     "messages": (None, "", "a\nb", "a\nb\nc\nd", f"a\n{'x' * 65_601}\nc"),
     "marks": (None, "ixi", "i i"),
-    "words": ("x" * 2047, "word " * 60_000, "a\nb"),
+    "words": ("x" * 2047, "word " * 60_000, "a\nb", "a\n"),
     "timestamps": (None, [], [NOW], [NOW] * 4, [NOW, None, NOW], [[NOW], [NOW], [NOW]]),
 }
 

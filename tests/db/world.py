@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import uuid
 from collections.abc import Coroutine, Sequence
@@ -132,7 +131,7 @@ async def woken(connect: Connect, instances: Sequence[uuid.UUID]) -> asyncio.Que
     listener = await connect()
     await listener.add_listener("ops_queue", lambda *_: told.put_nowait(None))
     for one in instances:
-        channel = f"ops_queue_{hashlib.sha256(str(one).encode()).hexdigest()[:16]}"
+        channel = await listener.fetchval("select ops_private.channel_of($1)", one)
         await listener.add_listener(channel, lambda *_, one=one: told.put_nowait(one))
     return told
 

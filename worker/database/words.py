@@ -11,7 +11,8 @@ import re
 from collections.abc import Sequence
 
 BLOCK_LINES = 250
-"""Lines of one block (``ops.append_run_logs``)."""
+BLOCK_BYTES = 1 << 18
+"""Lines of one block, and bytes of its words at most, of ``ops.append_run_logs``."""
 
 LONGEST = 1000
 """Characters of a line that the search looks at."""
@@ -21,9 +22,16 @@ _NUMBER = re.compile(r"(\d+)(?:(e\d+)(?=[a-z]))?")
 
 
 def words_of_blocks(messages: Sequence[str]) -> str | None:
-    """The words of each ``BLOCK_LINES`` lines, one line for each block; None if the words of one are not known."""
-    blocks = [words(messages[at : at + BLOCK_LINES]) for at in range(0, len(messages), BLOCK_LINES)]
-    return None if None in blocks else "\n".join(map(str, blocks))
+    """The words of each ``BLOCK_LINES`` lines, one line for each block; None if those of a block are not known, or too
+    many to send: then the server finds them, and makes its blocks smaller.
+    """
+    blocks = []
+    for at in range(0, len(messages), BLOCK_LINES):
+        block = words(messages[at : at + BLOCK_LINES])
+        if block is None or len(block) > BLOCK_BYTES:
+            return None
+        blocks.append(block)
+    return "\n".join(blocks)
 
 
 def words(messages: Sequence[str]) -> str | None:
