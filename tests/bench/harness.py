@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import re
 import tempfile
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import asyncpg
 
-from tests.support.docker import Plane, base_image, new_plane
+from tests.support.docker import Plane, base_image, new_plane, until
 from tests.support.postgres import Cluster
 from worker.database.queue import Queue
 from worker.model.claim import Claim, LogLines, WorkerIdentity
@@ -209,11 +208,12 @@ async def append(queue: Queue, run_id: uuid.UUID, lines: LogLines) -> None:
 
 async def emptied(plane: Plane, runs: int) -> None:
     """Waits until the workers have ended all runs; a minute and a tenth of a second for each run at most."""
-    async with asyncio.timeout(60 + runs / 10):
-        while await plane.db.fetchval(
-            "select exists (select from ops_private.queued) or exists (select from ops_private.leases)"
-        ):
-            await asyncio.sleep(0.2)
+    left = "select exists (select from ops_private.queued) or exists (select from ops_private.leases)"
+
+    async def ended() -> bool:
+        return not await plane.db.fetchval(left)
+
+    await until(ended, 0.2, 60 + runs / 10)
 
 
 async def settled(plane: Plane) -> None:

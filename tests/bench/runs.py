@@ -189,7 +189,7 @@ async def crowds(bench: Bench) -> list[Figure]:
 
         async def by(each: int) -> float:
             bench.say(f"{processes * each} workers, {runs:,} runs")
-            async with crowd(plane.login(plane.url), processes, each):
+            async with crowd(plane, processes, each):
                 await rate(10 * processes * each)  # a session plans its functions when it first claims a run
                 return await rate(runs)
 

@@ -1,8 +1,8 @@
 """Workers with a real queue and a simulated engine: many in one process, or in several.
 
 The engine is the scripted one of the unit tests: each container prints a few lines and ends at once. All else is the
-worker's own code: claims, leases, log lines and completions. As a program, with the login in DATABASE_URL and the
-number of workers as its argument, it prints a line when they wait for runs, and ends when its input does.
+worker's own code: claims, leases, log lines and completions. As a program it takes the login from DATABASE_URL and the
+number of workers as its argument, and logs when they wait for runs.
 """
 
 from __future__ import annotations
@@ -14,16 +14,15 @@ import sys
 import uuid
 from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any, cast
 
 import anyio
-import anyio.to_thread
 import structlog
 
 from tests.bench.harness import sessions
-from tests.support.docker import PATIENCE, ROOT
+from tests.support.docker import Plane, worker_process
 from tests.unit.fakes import NAME, DaemonWorld, ScriptedContainer, ScriptedEngine
 from worker.daemon import Daemon, Timings
 from worker.database.queue import Queue
@@ -87,49 +86,28 @@ async def listening(login: str, count: int) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def crowd(login: str, processes: int, each: int) -> AsyncIterator[None]:
+async def crowd(plane: Plane, processes: int, each: int) -> AsyncIterator[None]:
     """That many processes with that many workers in each, which wait for runs until the block ends."""
-    started = [
-        await asyncio.create_subprocess_exec(
-            sys.executable, "-m", __name__, str(each), cwd=ROOT, env=os.environ | {"DATABASE_URL": login},
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-        )
-        for _ in range(processes)
-    ]  # fmt: skip
-    try:
-        async with asyncio.timeout(PATIENCE):
-            for process in started:
-                assert await cast("asyncio.StreamReader", process.stdout).readline(), "a process of the crowd has ended"
+    env = os.environ | {"DATABASE_URL": plane.login(plane.url)}
+    async with AsyncExitStack() as stack:
+        started = [
+            await stack.enter_async_context(worker_process(plane.folder / f"{n}.log", __name__, str(each), env=env))
+            for n in range(processes)
+        ]
+        for process in started:
+            await process.until_said("listening")
         yield
-    finally:
-        for process in started:
-            cast("asyncio.StreamWriter", process.stdin).close()
-        with anyio.move_on_after(20):
-            await asyncio.gather(*(process.wait() for process in started))
-        for process in started:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
 
 
-async def _until_told(login: str, count: int) -> None:
-    async with anyio.create_task_group() as tasks:
-
-        async def wait() -> None:
-            # os.read, because a thread that waits in sys.stdin keeps the interpreter from ending
-            await anyio.to_thread.run_sync(os.read, sys.stdin.fileno(), 1, abandon_on_cancel=True)
-            tasks.cancel_scope.cancel()
-
-        tasks.start_soon(wait)
-        async with listening(login, count):
-            sys.stdout.write("listening\n")
-            sys.stdout.flush()
-            await anyio.sleep_forever()
+async def _listen_until_killed(login: str, count: int) -> None:
+    async with listening(login, count):
+        structlog.get_logger().warning("listening")
+        await anyio.sleep_forever()
 
 
 if __name__ == "__main__":
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        processors=[structlog.processors.JSONRenderer()],
     )
-    asyncio.run(_until_told(os.environ["DATABASE_URL"], int(sys.argv[1])))
+    asyncio.run(_listen_until_killed(os.environ["DATABASE_URL"], int(sys.argv[1])))

@@ -190,9 +190,9 @@ declare
             and exists (select from unnest(v_messages) as m (message) where octet_length(m.message) > 65600) then
             'messages must be lines of at most 65600 bytes'
         when cardinality(v_words) <> (v_count + 249) / 250 then 'words must have a line for each 250 lines'
-        when exists (select from unnest(v_words) as b (words) where octet_length(b.words) > 262144) or exists (
-            select from unnest(string_to_array(translate(p_words, E'\n', ' '), ' ')) as w (word)
-            where octet_length(w.word) > 2046
+        when exists (
+            select from unnest(v_words) as b (words) where octet_length(b.words) > 262144
+                or exists (select from unnest(string_to_array(b.words, ' ')) as w (word) where octet_length(w.word) > 2046)
         ) then 'words must be at most 262144 bytes for a block, each of at most 2046'
     end;
     v_project_id uuid;

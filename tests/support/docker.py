@@ -37,9 +37,9 @@ ENGINE_SOCKET = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").rem
 """Where the engine listens that the tests share."""
 
 
-async def until(condition: Callable[[], Any], pause: float = 0.05) -> Any:
+async def until(condition: Callable[[], Any], pause: float = 0.05, patience: float = PATIENCE) -> Any:
     """Waits until the condition, which may be a coroutine function, answers something true; returns that."""
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(patience):
         while True:
             answer = condition()
             if inspect.isawaitable(answer):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import re
 import uuid
@@ -19,7 +18,7 @@ from tests.unit.claims import make_claim
 from tests.unit.fakes import RUN_ID, SILENCE, Raw, ScriptedConnection, ScriptedPool
 from worker.database import queue as module
 from worker.database.connection import is_transient
-from worker.database.queue import Queue
+from worker.database.queue import Queue, _channel
 from worker.errors import LeaseLost, Refused, UnreadableRun
 from worker.model.claim import Adoption, Artifact, DiskSpace, LogLines, NextRun, NotAdopted, WorkerIdentity
 from worker.model.outcome import Outcome, Reason
@@ -364,8 +363,9 @@ async def test_listen_probes_itself_and_passes_notifications_on(control: list[Sc
     assert not queue.listening
     assert await queue.listen(lambda: heard.append("queue"), heard.append)
     assert queue.listening
-    ours = hashlib.sha256(str(queue._me.instance_id).encode()).hexdigest()[:16]
-    for channel in ("ops_queue", f"ops_queue_{ours}"):
+    channels = {name for name in connection.listeners if name.startswith("ops_queue")}
+    assert channels == {"ops_queue", _channel(queue._me)}, "not those of other workers"
+    for channel in channels:
         connection.notify(channel, "")
     for payload in (str(RUN_ID), "", "no id", str(RUN_ID)[:-1]):
         connection.notify("ops_cancel", payload)
